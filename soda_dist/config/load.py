@@ -1,0 +1,131 @@
+"""Preset or file, then overrides, then validation: the only way to a `RunConfig`."""
+
+import re
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from soda_dist.config.schema import RunConfig
+from soda_dist.errors import UserError
+
+PRESETS = resources.files("soda_dist.config") / "presets"
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write numbers: `1e-4` is a float here, as in Python and YAML 1.2."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with the package."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in PRESETS.iterdir() if entry.name.endswith(".yaml"))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """YAML text to plain values, lists as tuples; `where` names the text in errors."""
+    try:
+        return _frozen(yaml.load(text, Loader=_Loader))  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}" if mark else "text that is not YAML"
+        raise UserError(where, line, "YAML", "correct the syntax there") from None
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_frozen(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _frozen(item) for key, item in value.items()}
+    return value
+
+
+def load_config(preset: str, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """The configuration named by `preset` (a shipped preset or a YAML file) with `a.b=value` overrides applied.
+
+    Raises:
+        UserError: unknown preset, key or type, a value out of range, or fields that contradict each other.
+    """
+    tree = _read_preset(preset)
+    for override in overrides:
+        _apply(tree, override)
+    return validate(RunConfig, tree)
+
+
+def _read_preset(preset: str) -> dict[str, Any]:
+    if preset.endswith((".yaml", ".yml")):
+        path = Path(preset)
+        if not path.is_file():
+            raise UserError("--preset", preset, "an existing YAML file", "check the path")
+        text = path.read_text()
+    elif preset in preset_names():
+        text = (PRESETS / f"{preset}.yaml").read_text()
+    else:
+        raise UserError("--preset", preset, ", ".join(preset_names()) + ", or a .yaml file", "choose one of them")
+    tree = parse_yaml(text, preset)
+    if not isinstance(tree, dict | None):
+        raise UserError(preset, type(tree).__name__, "a mapping of sections", "start from a shipped preset")
+    return tree or {}
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise UserError("override", override, "section.field=value", "write for example train.steps=1000")
+    *parents, leaf = path.split(".")
+    for key in parents:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise UserError(path, override, "a field of a section", f"{key} is a value, not a section")
+    tree[leaf] = parse_yaml(text, path)
+
+
+def validate(model: type[Model], tree: dict[str, Any]) -> Model:
+    """`tree` as a `model`, or its first problem as a `UserError`."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise _user_error(model, error.errors()[0]) from None
+
+
+def _user_error(model: type[BaseModel], problem: Any) -> UserError:
+    path = [part for part in problem["loc"] if part != "function-after"]
+    field = ".".join(str(part) for part in path)
+    if problem["type"] == "value_error":
+        name, got, allowed, remedy = str(problem["ctx"]["error"]).split("|")
+        return UserError(f"{field}.{name}" if field else name, got, allowed, remedy)
+    if problem["type"] == "extra_forbidden":
+        valid = _fields_of(model, path[:-1])
+        close = get_close_matches(str(path[-1]), valid, n=1)
+        remedy = f"did you mean {close[0]}?" if close else "remove it"
+        return UserError(field, "an unknown key", ", ".join(valid), remedy)
+    allowed = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    return UserError(field, repr(problem["input"]), allowed, "see --print-config for the whole configuration")
+
+
+def _fields_of(model: type[BaseModel], path: list[Any]) -> list[str]:
+    node: Any = model
+    for part in path:
+        node = node.model_fields[part].annotation
+    return list(node.model_fields)
+
+
+def dump_config(config: BaseModel) -> str:
+    """Every field as YAML that `load_config` reads back to an equal configuration."""
+    return yaml.safe_dump(_plain(config.model_dump()), sort_keys=False, default_flow_style=None, width=100)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
