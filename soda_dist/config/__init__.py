@@ -1,6 +1,6 @@
 """Configuration: one strict tree, presets that state differences, overrides. Imports neither torch nor ray."""
 
-from soda_dist.config.load import dump_config, load_config
+from soda_dist.config.load import dump_config, load_config, parse_config
 from soda_dist.config.schema import RunConfig
 
-__all__ = ["RunConfig", "dump_config", "load_config"]
+__all__ = ["RunConfig", "dump_config", "load_config", "parse_config"]

@@ -20,9 +20,14 @@ class _Loader(yaml.SafeLoader):
     """YAML as people write numbers: `1e-4` is a float here, as in Python and YAML 1.2."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes the words that `_Loader` would read as numbers."""
+
+
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+    )
 
 
 def preset_names() -> list[str]:
@@ -33,8 +38,8 @@ def preset_names() -> list[str]:
 def parse_yaml(text: str, where: str) -> Any:
     """YAML text to plain values, lists as tuples; `where` names the text in errors."""
     try:
-        return _frozen(yaml.load(text, Loader=_Loader))  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
+        return _frozen(yaml.load(text, Loader=_Loader))
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}" if mark else "text that is not YAML"
         raise UserError(where, line, "YAML", "correct the syntax there") from None
@@ -60,12 +65,34 @@ def load_config(preset: str, overrides: list[str] | tuple[str, ...] = ()) -> Run
     return validate(RunConfig, tree)
 
 
+def with_fields(config: RunConfig, fields: dict[str, Any]) -> RunConfig:
+    """A copy of `config` with fields such as `encoder.lr_ratio` replaced; UserError as in `load_config`."""
+    tree = config.model_dump()
+    for path, value in fields.items():
+        *parents, leaf = path.split(".")
+        node = tree
+        for key in parents:
+            node = node.get(key)
+            if not isinstance(node, dict):
+                raise UserError(path, "an unknown field", "a field of the configuration", "see --print-config")
+        node[leaf] = value
+    return validate(RunConfig, tree)
+
+
+def parse_config(text: str, where: str) -> RunConfig:
+    """The configuration written as YAML (or JSON) in `text`; `where` names it in errors."""
+    return validate(RunConfig, parse_yaml(text, where))
+
+
 def _read_preset(preset: str) -> dict[str, Any]:
     if preset.endswith((".yaml", ".yml")):
         path = Path(preset)
         if not path.is_file():
             raise UserError("--preset", preset, "an existing YAML file", "check the path")
-        text = path.read_text()
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            raise UserError("--preset", preset, "a readable text file in UTF-8", "check the file") from None
     elif preset in preset_names():
         text = (PRESETS / f"{preset}.yaml").read_text()
     else:
@@ -120,7 +147,8 @@ def _fields_of(model: type[BaseModel], path: list[Any]) -> list[str]:
 
 def dump_config(config: BaseModel) -> str:
     """Every field as YAML that `load_config` reads back to an equal configuration."""
-    return yaml.safe_dump(_plain(config.model_dump()), sort_keys=False, default_flow_style=None, width=100)
+    plain = _plain(config.model_dump())
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100)
 
 
 def _plain(value: Any) -> Any:

@@ -4,6 +4,7 @@ Values are the paper's (table 12) unless a docstring says "our reading". Sizes a
 steps are optimizer updates, and batches count view pairs.
 """
 
+from math import isqrt
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -18,10 +19,18 @@ CountOrZero = Annotated[int, Field(ge=0)]
 ENCODER_STRIDE = 32
 
 
+def _divisors(number: int) -> str:
+    """All divisors of `number`, as an error shows them; quick for numbers of any size that a user may type."""
+    low = [n for n in range(1, isqrt(number) + 1) if number % n == 0]
+    return ", ".join(str(n) for n in sorted({*low, *(number // n for n in low)}))
+
+
 class Node(BaseModel):
     """A strict, frozen part of the tree: unknown keys and wrong types are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Augmentation(Node):
@@ -245,7 +254,13 @@ class RunConfig(Node):
 
     @model_validator(mode="after")
     def _consistent(self) -> "RunConfig":
-        for check in (self._check_levels, self._check_attention, self._check_latent, self._check_batch, self._check_steps):
+        for check in (
+            self._check_levels,
+            self._check_attention,
+            self._check_latent,
+            self._check_batch,
+            self._check_steps,
+        ):
             problem = check()
             if problem:
                 raise ValueError("|".join(problem))
@@ -268,26 +283,39 @@ class RunConfig(Node):
             resolution, channels = self.data.target_size >> level, d.base_channels * multiplier
             if resolution in d.attention_resolutions and channels % d.head_dim:
                 got = f"{d.head_dim} with {channels} channels at resolution {resolution}"
-                return "denoiser.head_dim", got, "divisors of the channels at attention resolutions", "change one of them"
+                return (
+                    "denoiser.head_dim",
+                    got,
+                    "divisors of the channels at attention resolutions",
+                    "change one of them",
+                )
         return None
 
     def _check_latent(self) -> tuple[str, ...] | None:
         if self.encoder.latent_dim < self.denoiser.sections:
-            got = f"{self.encoder.latent_dim} with {self.denoiser.sections} sections (one for each pair of modulated layers)"
-            return "encoder.latent_dim", got, f">= {self.denoiser.sections}", "widen the latent or use a shallower denoiser"
+            got = f"{self.encoder.latent_dim} with {self.denoiser.sections} sections (one a pair of modulated layers)"
+            return (
+                "encoder.latent_dim",
+                got,
+                f">= {self.denoiser.sections}",
+                "widen the latent or use a shallower denoiser",
+            )
         return None
 
     def _check_batch(self) -> tuple[str, ...] | None:
         batch, workers = self.train.global_batch, self.scale.workers
         if batch % workers:
-            legal = ", ".join(str(n) for n in range(1, min(batch, 64) + 1) if batch % n == 0)
-            return "scale.workers", f"{workers} with train.global_batch={batch}", legal, "choose a count that divides the batch"
+            got = f"{workers} with train.global_batch={batch}"
+            return "scale.workers", got, _divisors(batch), "choose a count that divides the batch"
         micro = self.train.micro_batch
         if micro is not None and batch % (micro * workers):
-            share = batch // workers
-            legal = ", ".join(str(n) for n in range(1, share + 1) if share % n == 0)
             got = f"{micro} with train.global_batch={batch} and scale.workers={workers}"
-            return "train.micro_batch", got, legal, "micro_batch times workers must divide the global batch"
+            return (
+                "train.micro_batch",
+                got,
+                _divisors(batch // workers),
+                "micro_batch times workers must divide the global batch",
+            )
         return None
 
     def _check_steps(self) -> tuple[str, ...] | None:

@@ -1,0 +1,36 @@
+# make install | demo | test | test-fast | lint
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO ?= runs/demo
+SEED ?= 0
+
+.PHONY: install demo test test-fast lint clean-demo
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python jobs/prepare_data.py synthetic --data $(DEMO)/data objects=6000 views=1 size=32
+	$(BIN)/python jobs/pretrain.py --preset demo --data $(DEMO)/data --run $(DEMO)/run-$(SEED) seed=$(SEED)
+	$(BIN)/python jobs/evaluate.py --data $(DEMO)/data --run $(DEMO)/run-$(SEED) --tasks probe,knn,samples
+
+clean-demo:
+	rm -rf $(DEMO)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy soda_dist
+
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -q -m "not ray"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q

@@ -1,0 +1,27 @@
+"""Pretrain a SODA encoder and denoiser on prepared shards.
+
+The same command again goes on from the last complete checkpoint.
+  python jobs/pretrain.py --preset cifar10 --data URI --run URI train.steps=2000
+"""
+
+from soda_dist.cli import add_config, add_uri, config_of, parse, parser, run, say
+
+
+def main(argv: list[str], preset: str | None = None, description: str | None = __doc__) -> str:
+    arguments = parser(description)
+    add_uri(arguments, "--data", "folder of prepared shards")
+    add_uri(arguments, "--run", "folder of the run, made if absent")
+    add_config(arguments, preset)
+    args = parse(arguments, argv)
+    config = config_of(args)
+
+    from soda_dist.distributed.session import ray_session, training_resources
+
+    with ray_session(training_resources(config)["CPU"]):
+        from soda_dist.distributed.pretrain import pretrain
+
+        return pretrain(config, args.data, args.run, say)
+
+
+if __name__ == "__main__":
+    run(main)

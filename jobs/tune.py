@@ -1,0 +1,30 @@
+"""Search the encoder's learning-rate ratio, masking rates and guidance: trials.json, best.yaml and a plot.
+
+The same command again goes on where it stopped.
+  python jobs/tune.py --preset demo --search jobs/searches/ratio_guidance_masking.yaml --data URI --run URI
+"""
+
+from soda_dist.cli import add_config, add_uri, config_of, parse, parser, run, say
+
+
+def main(argv: list[str]) -> str:
+    arguments = parser(__doc__)
+    arguments.add_argument("--search", required=True, metavar="FILE", help="what is varied, a YAML file")
+    add_uri(arguments, "--data", "folder of prepared shards")
+    add_uri(arguments, "--run", "folder of the sweep, made if absent")
+    add_config(arguments, None)
+    args = parse(arguments, argv)
+    config = config_of(args)
+
+    from soda_dist.config.search import load_search
+    from soda_dist.distributed.session import ray_session, training_resources
+
+    search = load_search(args.search)
+    with ray_session(training_resources(config)["CPU"] * search.concurrent):
+        from soda_dist.distributed.sweep import sweep
+
+        return sweep(config, search, args.data, args.run, say)
+
+
+if __name__ == "__main__":
+    run(main)

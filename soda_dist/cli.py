@@ -1,0 +1,81 @@
+"""What every job shares: arguments, progress lines, exit codes. Imports nothing heavy."""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from soda_dist.config.load import dump_config, load_config, preset_names
+from soda_dist.config.schema import RunConfig
+from soda_dist.errors import UserError
+
+URI_HELP = "local path, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong arguments are a user's mistake like any other: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError("arguments", message, f"see {self.prog} --help", "correct the command")
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """An argument parser whose mistakes are one line."""
+    return _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def add_uri(arguments: argparse.ArgumentParser, flag: str, meaning: str, required: bool = True) -> None:
+    """A flag that takes a local path or an object-store URI."""
+    arguments.add_argument(flag, required=required, metavar="URI", help=f"{meaning} ({URI_HELP})")
+
+
+def add_config(arguments: argparse.ArgumentParser, preset: str | None) -> None:
+    """`--preset`, `--print-config` and the overrides `a.b=value`; `preset` is the default, if there is one."""
+    names = ", ".join(preset_names())
+    arguments.add_argument(
+        "--preset", default=preset, required=preset is None, metavar="NAME|FILE", help=f"{names}, or a YAML file"
+    )
+    arguments.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
+    arguments.add_argument("overrides", nargs="*", metavar="a.b=value", help="overrides of single fields")
+
+
+def config_of(args: argparse.Namespace) -> RunConfig:
+    """The configuration that the arguments describe."""
+    return load_config(args.preset, args.overrides)
+
+
+def parse(arguments: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """The parsed arguments; `--print-config` is answered here, before required URIs are asked for."""
+    if "--print-config" in argv:
+        sketch = _Parser(add_help=False)
+        default = arguments.get_default("preset")
+        sketch.add_argument("--preset", default=default, required=default is None)
+        sketch.add_argument("--print-config", action="store_true")
+        known, rest = sketch.parse_known_args(argv)
+        print(dump_config(load_config(known.preset, [item for item in rest if "=" in item and not item.startswith("-")])))
+        raise SystemExit(0)
+    return arguments.parse_intermixed_args(argv)
+
+
+def say(line: str) -> None:
+    """Show a progress line now, whatever the output is connected to."""
+    print(line, flush=True)
+
+
+def run(main: Callable[[list[str]], str]) -> NoReturn:
+    """Run a job; its last line is the URI of what it made. Exit codes: 0 done, 2 user's mistake, 130 interrupted, 1 else."""
+    try:
+        made = main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+        sys.exit(130)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+    if made:
+        say(made)
+    sys.exit(0)

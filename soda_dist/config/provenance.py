@@ -1,0 +1,53 @@
+"""What produced a run: commit, command, versions, machine. No secret can be in it: no environment is recorded."""
+
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "soda_dist",
+    "torch",
+    "deepspeed",
+    "ray",
+    "timm",
+    "numpy",
+    "pyarrow",
+    "opencv-python-headless",
+    "simplejpeg",
+)
+
+
+def provenance() -> dict[str, Any]:
+    """The facts as plain JSON values."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "host": platform.node(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """HEAD of the repository the package is in, with `+changes` if the tree differs; none outside a repository."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        changes = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")

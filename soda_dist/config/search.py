@@ -1,0 +1,79 @@
+"""The search file of a sweep: what is varied, how many trials, when the weaker ones are stopped."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from soda_dist.config.load import parse_yaml, validate
+from soda_dist.config.schema import Count, Node, NotNegative
+from soda_dist.errors import UserError
+
+
+class Range(Node):
+    """One way of drawing a field's value; exactly one of the three is given."""
+
+    uniform: tuple[float, float] | None = None
+    log_uniform: tuple[float, float] | None = None
+    choice: tuple[float | int | str | bool, ...] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "Range":
+        given = [name for name in ("uniform", "log_uniform", "choice") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"range|{', '.join(given) or 'nothing'}|one of uniform, log_uniform, choice|give exactly one"
+            )
+        for name in ("uniform", "log_uniform"):
+            bounds = getattr(self, name)
+            if bounds is not None and not bounds[0] < bounds[1]:
+                raise ValueError(f"{name}|{bounds[0]}, {bounds[1]}|low < high|give the smaller bound first")
+        if self.log_uniform is not None and self.log_uniform[0] <= 0:
+            raise ValueError(f"log_uniform|{self.log_uniform[0]}|bounds above 0|use uniform for a range with 0")
+        if self.choice == ():
+            raise ValueError("choice|an empty list|at least one value|list the values to try")
+        return self
+
+
+class Search(Node):
+    """A sweep over pretraining runs, judged by the accuracy of the linear probe."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    trials: Count = 8
+    concurrent: Count = 1
+    steps: Count
+    """Length of a trial that is never stopped."""
+    first_rung: Count
+    """Steps after which a trial is first judged; the next rungs are `reduction` times as far each."""
+    reduction: Annotated[int, Field(ge=2)] = 2
+    """ASHA keeps one in `reduction` trials at each rung."""
+    space: Annotated[dict[str, Range], Field(min_length=1)]
+    """Field of the configuration -> how it is drawn."""
+    guidance: tuple[NotNegative, ...] = ()
+    """Guidance scales tried at sampling on the best trial; they need no training. None: not searched."""
+
+    @property
+    def rungs(self) -> list[int]:
+        """Steps at which a trial is judged, the last being `steps`."""
+        rungs, step = [], self.first_rung
+        while step < self.steps:
+            rungs.append(step)
+            step *= self.reduction
+        return [*rungs, self.steps]
+
+    @model_validator(mode="after")
+    def _rungs_within(self) -> "Search":
+        if self.first_rung > self.steps:
+            raise ValueError(
+                f"first_rung|{self.first_rung} with steps={self.steps}|<= steps|judge earlier or train longer"
+            )
+        return self
+
+
+def load_search(path: str) -> Search:
+    """The search in the YAML file at `path`; UserError as in `load_config`."""
+    file = Path(path)
+    if not file.is_file():
+        raise UserError("--search", path, "an existing YAML file", "start from jobs/searches/")
+    tree = parse_yaml(file.read_text(), path)
+    return validate(Search, tree if isinstance(tree, dict) else {})

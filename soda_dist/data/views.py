@@ -1,0 +1,92 @@
+"""Bytes -> the two views of each image: a pure function of (seed, epoch, key), whatever else is in the batch.
+
+The source goes to the encoder, the target to the denoiser (section 3.2); each view is drawn by itself (section D.3).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from soda_dist.config.schema import Augmentation, Data
+from soda_dist.data.augment import Crops, center_boxes, plan_crops, resize_into
+from soda_dist.data.decode import Header, Image, decode, read_header
+from soda_dist.data.draws import Ints
+from soda_dist.data.randaugment import Distortions, distort, plan_distortions
+
+
+class ViewPairs(NamedTuple):
+    """Views of n images."""
+
+    source: NDArray[np.uint8]
+    """uint8 [n, s, s, 3]; zeros where not ok."""
+    target: NDArray[np.uint8]
+    """uint8 [n, t, t, 3]; zeros where not ok."""
+    ok: NDArray[np.bool_]
+    """bool [n]: the image could be read."""
+
+
+def view_pairs(images: list[bytes], keys: Ints, epochs: Ints, *, seed: int, data: Data) -> ViewPairs:
+    """Two views of each image.
+
+    Args:
+        images: bytes as published.
+        keys: int64 [n], the row's ordinal in its split.
+        epochs: int64 [n], the epoch that the row is seen in.
+        seed: of the run.
+        data: sizes and augmentation.
+    """
+    headers = [read_header(image) for image in images]
+    sizes = _sizes(headers)
+    plans = [_plan(seed, view, epochs, keys, sizes, data.augmentation) for view in ("source", "target")]
+    outs = [np.zeros((len(images), side, side, 3), np.uint8) for side in (data.source_size, data.target_size)]
+    shrinks = np.minimum(*(_shrinks(crops.boxes, out.shape[1]) for (crops, _), out in zip(plans, outs, strict=True)))
+    ok = np.zeros(len(images), np.bool_)
+    for row, (bytes_, header, shrink) in enumerate(zip(images, headers, shrinks.tolist(), strict=True)):
+        image = None if header is None else decode(bytes_, header, shrink)
+        if image is None:
+            continue
+        ok[row] = True
+        for (crops, distortions), out in zip(plans, outs, strict=True):
+            _fill(out[row], image, shrink, row, crops, distortions)
+    return ViewPairs(outs[0], outs[1], ok)
+
+
+def center_views(images: list[bytes], *, size: int, resize: float) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """For evaluation: the short side to size * resize, then the central size x size (section D.2).
+
+    Returns:
+        uint8 [n, size, size, 3], zeros where the image cannot be read, and bool [n], whether it can.
+    """
+    headers = [read_header(image) for image in images]
+    boxes = center_boxes(_sizes(headers), resize)
+    shrinks = _shrinks(boxes, size).tolist()
+    out, ok = np.zeros((len(images), size, size, 3), np.uint8), np.zeros(len(images), np.bool_)
+    for row, header in enumerate(headers):
+        image = None if header is None else decode(images[row], header, shrinks[row])
+        if image is not None:
+            ok[row] = True
+            resize_into(_cut(image, (boxes[row] // shrinks[row]).tolist()), out[row], False)
+    return out, ok
+
+
+def _sizes(headers: list[Header | None]) -> Ints:
+    return np.array([(h.height, h.width) if h else (1, 1) for h in headers], np.int64).reshape(-1, 2)
+
+
+def _plan(seed: int, view: str, epochs: Ints, keys: Ints, sizes: Ints, how: Augmentation) -> tuple[Crops, Distortions]:
+    return (
+        plan_crops(seed, f"views/{view}/crop", epochs, keys, sizes, how),
+        plan_distortions(seed, f"views/{view}/randaugment", epochs, keys, how),
+    )
+
+
+def _shrinks(boxes: Ints, size: int) -> Ints:
+    """The largest of 1, 2, 4, 8 at which each box still has `size` pixels a side: decoding never costs detail."""
+    room = boxes[:, 2:].min(1) // size
+    return 1 + (room >= 2) + 2 * (room >= 4) + 4 * (room >= 8)
+
+
+def _cut(image: Image, box: list[int]) -> Image:
+    top, left, height, width = box
+    return image[top : top + height, left : left + width]

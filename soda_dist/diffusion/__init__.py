@@ -1,0 +1,27 @@
+"""Schedules, the forward process and samplers, over torch alone."""
+
+from soda_dist.diffusion.process import GaussianProcess
+from soda_dist.diffusion.sampling import (
+    Denoise,
+    Denoised,
+    Noise,
+    Predict,
+    denoise_loop,
+    guided,
+    reverse_steps,
+    sample,
+)
+from soda_dist.diffusion.schedules import alpha_bar
+
+__all__ = [
+    "Denoise",
+    "Denoised",
+    "GaussianProcess",
+    "Noise",
+    "Predict",
+    "alpha_bar",
+    "denoise_loop",
+    "guided",
+    "reverse_steps",
+    "sample",
+]

@@ -1,0 +1,64 @@
+"""The forward process: clean images to noised ones in one step (section 3.1, appendix B)."""
+
+from collections.abc import Callable
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from soda_dist.errors import UserError
+
+
+class GaussianProcess(nn.Module):
+    """q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I) (appendix B).
+
+    `abar` stays the float64 table on the CPU, for samplers to take strided steps from. Training reads float32 buffers,
+    which follow the module's device and never its dtype. Neither is in the state dict: the schedule belongs to the
+    configuration.
+
+    Args:
+        abar: float64 [T], in (0, 1), never rising; index i is t = i + 1.
+
+    Raises:
+        UserError: a table of another dtype, shape, range or order.
+    """
+
+    sqrt_abar: Tensor
+    sqrt_one_minus_abar: Tensor
+
+    def __init__(self, abar: Tensor) -> None:
+        super().__init__()
+        _check_table(abar)
+        self.abar = abar.detach().cpu().clone()
+        self.register_buffer("sqrt_abar", self.abar.sqrt().float(), persistent=False)
+        self.register_buffer("sqrt_one_minus_abar", (1 - self.abar).sqrt().float(), persistent=False)
+
+    @property
+    def steps(self) -> int:
+        """T, the number of noise levels."""
+        return len(self.abar)
+
+    def noised(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (appendix B, closed form).
+
+        Args:
+            x0: [B, ...] float in [-1, 1].
+            t: int64 [B] in 0..T-1, the table's index.
+            eps: standard normal noise of x0's shape.
+        """
+        shape = (-1,) + (1,) * (x0.ndim - 1)
+        return self.sqrt_abar[t].view(shape) * x0 + self.sqrt_one_minus_abar[t].view(shape) * eps
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # An engine that casts the whole model to bf16 must not round the noise levels.
+        return super()._apply(lambda buffer: buffer.to(fn(buffer).device), recurse)
+
+
+def _check_table(abar: Tensor) -> None:
+    remedy = "build it with alpha_bar(name, steps)"
+    if abar.dtype != torch.float64 or abar.ndim != 1 or len(abar) == 0:
+        raise UserError("abar", f"{abar.dtype} {list(abar.shape)}", "float64 [T], T >= 1", remedy)
+    if not bool(((abar > 0) & (abar < 1)).all()):
+        raise UserError("abar", f"{float(abar.min())}..{float(abar.max())}", "values in (0, 1)", remedy)
+    if bool((abar.diff() > 0).any()):
+        raise UserError("abar", "a rising table", "values that never rise with t", remedy)

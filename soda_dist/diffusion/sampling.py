@@ -1,0 +1,196 @@
+"""The reverse process: DDPM and DDIM over strided steps, and guidance (section 3.1, appendices B and C)."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from soda_dist.diffusion.process import GaussianProcess
+from soda_dist.errors import UserError
+
+Method = Literal["ddpm", "ddim"]
+Variance = Literal["small", "large"]
+Predict = Callable[[Tensor, Tensor], Tensor]
+"""(x [B, ...], t int64 [B] in 0..T-1) -> eps of x's shape."""
+Denoise = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""(x [B, ...], t int64 [B], z [B, D], keep bool [B, sections] or None) -> eps of x's shape."""
+Noise = Callable[[int], Tensor]
+"""i, the number of steps taken before (0 at x_T) -> standard normal noise of x's shape."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReverseStep:
+    """One kept step: x_prev = x0_weight * x0 + x_weight * x + noise_scale * n, with x0 as predicted at t."""
+
+    t: int
+    """Index into the process's table, 0..T-1."""
+    abar: float
+    x0_weight: float
+    x_weight: float
+    noise_scale: float
+
+
+class Denoised(NamedTuple):
+    """What one step leaves behind."""
+
+    t: int
+    """Index of the noise level that the step started from."""
+    x: Tensor
+    """State after the step."""
+    x0: Tensor
+    """The clean image as predicted at t, clipped if asked."""
+
+
+def sample(
+    predict: Predict,
+    process: GaussianProcess,
+    x_T: Tensor,
+    *,
+    method: Method,
+    steps: int,
+    variance: Variance,
+    eta: float,
+    clip: bool,
+    noise: Noise,
+) -> Tensor:
+    """x_0 from x_T (section 3.1, reverse step; appendix C, strided sampling): x_T's shape and dtype.
+
+    Args:
+        predict: eps of a batch; see `guided`.
+        x_T: [B, ...] float, standard normal for a fresh sample.
+        method, steps, variance, eta: as in `reverse_steps`.
+        clip: as in `denoise_loop`.
+        noise: called with i before each step that adds noise. The last step never does; DDIM with eta 0 never calls it.
+
+    Raises:
+        UserError: as `reverse_steps`.
+    """
+    plan = reverse_steps(process.abar, method=method, steps=steps, variance=variance, eta=eta)
+    x = x_T
+    for state in denoise_loop(predict, plan, x_T, clip=clip, noise=noise):
+        x = state.x
+    return x
+
+
+@torch.no_grad()
+def denoise_loop(
+    predict: Predict, plan: Sequence[ReverseStep], x_T: Tensor, *, clip: bool, noise: Noise
+) -> Iterator[Denoised]:
+    """The steps of `plan` one by one from x_T (appendix B), each with the clean image as predicted there.
+
+    Args:
+        clip: the predicted x0 is clipped to [-1, 1] before it is used. Our reading: the paper is silent; it is the
+            practice of Ho et al.'s and Nichol and Dhariwal's code. DDIM then takes its direction from the clipped x0,
+            as theirs does.
+    """
+    x = x_T
+    for i, step in enumerate(plan):
+        t = torch.full((x.shape[0],), step.t, dtype=torch.int64, device=x.device)
+        x0 = (x - math.sqrt(1 - step.abar) * predict(x, t)) / math.sqrt(step.abar)
+        if clip:
+            x0 = x0.clamp(-1, 1)
+        x = step.x0_weight * x0 + step.x_weight * x
+        if step.noise_scale > 0:
+            x = x + step.noise_scale * noise(i)
+        yield Denoised(step.t, x, x0)
+
+
+def guided(denoise: Denoise, z: Tensor, keep: Tensor | None, w: float) -> Predict:
+    """eps(0) + w (eps(z) - eps(0)) (section 3.2.1, guidance), with both branches in one batch of 2 B.
+
+    The branch without condition has z zeroed and, where `keep` is given, every section dropped. w = 1 and w = 0 need
+    one branch and run only that one.
+
+    Args:
+        z: [B, D] float.
+        keep: bool [B, sections], the sections of z that the branch with condition sees; None: all.
+        w: guidance scale; 1 is plain conditional sampling, 2 to 3 the paper's range.
+    """
+    no_z = torch.zeros_like(z)
+    no_keep = None if keep is None else torch.zeros_like(keep)
+    if w == 1:
+        return lambda x, t: denoise(x, t, z, keep)
+    if w == 0:
+        return lambda x, t: denoise(x, t, no_z, no_keep)
+    both_z = torch.cat([no_z, z])
+    both_keep = None if keep is None or no_keep is None else torch.cat([no_keep, keep])
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        without, conditional = denoise(torch.cat([x, x]), torch.cat([t, t]), both_z, both_keep).chunk(2)
+        return without + w * (conditional - without)
+
+    return predict
+
+
+def reverse_steps(abar: Tensor, *, method: Method, steps: int, variance: Variance, eta: float) -> list[ReverseStep]:
+    """The kept steps from the noisiest down, with betas recomputed from their abar (Nichol and Dhariwal 2021, sec. 4).
+
+    Args:
+        abar: float64 [T], as in `GaussianProcess.abar`.
+        steps: how many of the T steps are kept.
+        variance: DDPM's fixed variance: the posterior's (small) or beta (large); DDIM does not read it.
+        eta: DDIM's share of the small variance's standard deviation, 0..1; DDPM does not read it.
+
+    Raises:
+        UserError: steps outside 1..T, eta outside 0..1, or an unknown method or variance.
+    """
+    _check_options(method, variance, eta)
+    kept = kept_steps(len(abar), steps)
+    levels = [float(abar[t]) for t in kept]
+    plan = []
+    for t, now, before in zip(reversed(kept), reversed(levels), [*reversed(levels[:-1]), 1.0], strict=True):
+        ddpm = method == "ddpm"
+        x0, x, sigma = _ddpm_weights(now, before, variance) if ddpm else _ddim_weights(now, before, eta)
+        plan.append(ReverseStep(t=t, abar=now, x0_weight=x0, x_weight=x, noise_scale=sigma))
+    return plan
+
+
+def kept_steps(total: int, steps: int) -> list[int]:
+    """Indices of the kept steps, rising, spread evenly from the first to the last (Nichol and Dhariwal 2021, sec. 4).
+
+    A single step is the last one, where x_T lives.
+
+    Raises:
+        UserError: steps outside 1..total.
+    """
+    if not 1 <= steps <= total:
+        raise UserError("sampling.steps", steps, f"1..{total}", "stride to fewer steps")
+    if steps == 1:
+        return [total - 1]
+    return [round(i * (total - 1) / (steps - 1)) for i in range(steps)]
+
+
+def _ddpm_weights(now: float, before: float, variance: Variance) -> tuple[float, float, float]:
+    """Weights of x0 and x in the posterior's mean, and sigma (Ho et al. 2020, eq. 7 and section 3.2).
+
+    With x0 unclipped the mean is 1/sqrt(alpha) (x - beta/sqrt(1-abar) eps), the paper's reverse step. The last step
+    adds no noise, as in their algorithm 2.
+    """
+    alpha = now / before
+    beta = 1 - alpha
+    x0_weight = math.sqrt(before) * beta / (1 - now)
+    x_weight = math.sqrt(alpha) * (1 - before) / (1 - now)
+    if before == 1.0:
+        return x0_weight, x_weight, 0.0
+    sigma2 = beta if variance == "large" else (1 - before) / (1 - now) * beta
+    return x0_weight, x_weight, math.sqrt(sigma2)
+
+
+def _ddim_weights(now: float, before: float, eta: float) -> tuple[float, float, float]:
+    """Weights of x0 and x, and sigma (Song et al. 2021, eq. 12 and 16), with eps written out in x and x0."""
+    sigma2 = eta**2 * (1 - before) / (1 - now) * (1 - now / before)
+    # Rounding may leave a negative zero of variance at eta = 1.
+    x_weight = math.sqrt(max(0.0, 1 - before - sigma2) / (1 - now))
+    return math.sqrt(before) - x_weight * math.sqrt(now), x_weight, math.sqrt(sigma2)
+
+
+def _check_options(method: str, variance: str, eta: float) -> None:
+    if method not in ("ddpm", "ddim"):
+        raise UserError("sampling.method", method, "ddpm, ddim", "choose one of them")
+    if variance not in ("small", "large"):
+        raise UserError("sampling.variance", variance, "small, large", "choose one of them")
+    if not 0 <= eta <= 1:
+        raise UserError("sampling.eta", eta, "0..1", "0 adds no noise, 1 as much as DDPM")

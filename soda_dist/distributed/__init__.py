@@ -1,0 +1,1 @@
+"""Everything that runs on Ray: preparation, ingest, pretraining, evaluation, search."""

@@ -1,0 +1,148 @@
+"""Ray Data streams a worker's micro-batches in the order that `data.order` fixes.
+
+One dataset for each rank, built in the training worker from the step to go on with. Its read tasks each decode and
+augment several micro-batches; blocks arrive in order; a lost task is run again and gives the same bytes, since it is a
+pure function of its plan. So neither workers, nor failures, nor a resume change which pair is seen when.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache, partial
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+from ray.data import DataContext, ExecutionResources
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+from ray.data.extensions import ArrowTensorArray
+
+from soda_dist.config.schema import RunConfig
+from soda_dist.data.order import Order
+from soda_dist.data.pairs import Pairs, read_pairs
+from soda_dist.data.shards import ShardReader, read_manifest
+from soda_dist.data.storage import open_folder
+
+BYTES_PER_TASK = 48 << 20
+"""A task's block: large enough that the cost of a block (10 to 25 ms) vanishes, small enough that several fit."""
+ROWS_PER_TASK = 2048
+TASKS_PER_DATASET = 256
+"""Starting a dataset costs about a millisecond a task, so a run is a chain of datasets."""
+
+Slice = tuple[int, int]
+"""[start, stop) in positions of the run."""
+
+
+def slices(config: RunConfig, rank: int, step: int) -> list[Slice]:
+    """The positions that make up a rank's micro-batches of one step.
+
+    Micro-step j of all workers together is one contiguous piece of the global batch, so that statistics over a
+    micro-step (batch norm) see the same samples for any number of workers at the same `micro_batch * workers`.
+    """
+    micro, workers = config.micro_batch, config.scale.workers
+    base = step * config.train.global_batch + rank * micro
+    return [(base + j * micro * workers, base + j * micro * workers + micro) for j in range(config.accumulation)]
+
+
+@lru_cache(maxsize=2)
+def _opened(data_uri: str, split: str, batch: int, mix: int, seed: int) -> tuple[ShardReader, Order]:
+    """Reader and order, kept for the life of a data worker's process."""
+    folder = open_folder(data_uri)
+    manifest = read_manifest(folder)
+    groups = [rows for shard in manifest.splits[split].shards for rows in shard.groups]
+    return ShardReader(folder, manifest, split), Order(groups, seed, batch, mix)
+
+
+def _read(data_uri: str, config: RunConfig, plan: list[Slice]) -> Iterator[pa.Table]:
+    """A read task: one table (one Arrow chunk) for each micro-batch of its plan."""
+    import cv2
+
+    cv2.setNumThreads(1)  # a task has one CPU
+    reader, order = _opened(
+        data_uri, config.data.train_split, config.train.global_batch, config.data.shuffle_groups, config.seed
+    )
+    for start, stop in plan:
+        yield _table(read_pairs(reader, order, start, stop, seed=config.seed, data=config.data))
+
+
+def _table(pairs: Pairs) -> pa.Table:
+    return pa.table(
+        {
+            "source": ArrowTensorArray.from_numpy(pairs.source),
+            "target": ArrowTensorArray.from_numpy(pairs.target),
+            "key": pairs.key,
+            "ok": pairs.ok,
+            "index": pairs.index,
+            "name": pa.array(pairs.name, pa.string()),
+        }
+    )
+
+
+class PlannedPairs(Datasource):
+    """A datasource whose tasks are given: each a list of slices."""
+
+    def __init__(self, data_uri: str, config: RunConfig, plans: list[list[Slice]]) -> None:
+        super().__init__()
+        self._data_uri, self._config, self._plans = data_uri, config, plans
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        return [
+            ReadTask(
+                partial(_read, self._data_uri, self._config, plan),
+                BlockMetadata(
+                    num_rows=sum(stop - start for start, stop in plan),
+                    size_bytes=None,
+                    input_files=None,
+                    exec_stats=None,
+                ),
+            )
+            for plan in self._plans
+        ]
+
+
+def stream(data_uri: str, config: RunConfig, rank: int, first_step: int) -> Iterator[Pairs]:
+    """A rank's micro-batches from `first_step` to the end of the run."""
+    data = config.data
+    row_bytes = 3 * (data.source_size**2 + data.target_size**2)
+    rows = min(ROWS_PER_TASK, max(config.micro_batch, BYTES_PER_TASK // row_bytes))
+    per_task = max(1, rows // config.micro_batch)
+    todo = (piece for step in range(first_step, config.train.steps) for piece in slices(config, rank, step))
+    while plans := list(_plans(todo, per_task)):
+        yield from _dataset_batches(data_uri, config, plans)
+
+
+def _plans(todo: Iterator[Slice], per_task: int) -> Iterator[list[Slice]]:
+    for _ in range(TASKS_PER_DATASET):
+        plan = [piece for _, piece in zip(range(per_task), todo, strict=False)]
+        if not plan:
+            return
+        yield plan
+
+
+def _dataset_batches(data_uri: str, config: RunConfig, plans: list[list[Slice]]) -> Iterator[Pairs]:
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.target_max_block_size = None  # with override_num_blocks: one task, one block
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ExecutionResources.for_limits(
+        cpu=config.scale.data_cpus_per_worker, object_store_memory=config.scale.data_memory_mb << 20
+    )
+    dataset = ray.data.read_datasource(
+        PlannedPairs(data_uri, config, plans),
+        override_num_blocks=len(plans),
+        concurrency=config.scale.data_cpus_per_worker,
+        num_cpus=1,
+    )
+    expected = iter([piece for plan in plans for piece in plan])
+    for batch in dataset.iter_batches(batch_size=config.micro_batch, batch_format="numpy", prefetch_batches=2):
+        start, stop = next(expected)
+        if batch["index"][0] != start or len(batch["index"]) != stop - start:
+            got = f"{len(batch['index'])} rows from position {batch['index'][0]}"
+            raise RuntimeError(f"the pipeline delivered {got} where positions {start}..{stop} were due")
+        yield Pairs(**{name: np.asarray(batch[name]) for name in ("source", "target", "key", "ok", "index")}, name=list(batch["name"]))
+    if next(expected, None) is not None:
+        raise RuntimeError("the pipeline ended before its plan")

@@ -1,0 +1,197 @@
+"""Pretraining on Ray Train: workers, engine and ingest, from a configuration and two URIs."""
+
+import os
+import uuid
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+
+from soda_dist.config.load import dump_config, parse_config
+from soda_dist.config.provenance import provenance
+from soda_dist.config.schema import RunConfig
+from soda_dist.data.shards import check_shards, read_manifest
+from soda_dist.data.storage import Folder, open_folder
+from soda_dist.distributed.ingest import stream
+from soda_dist.distributed.progress import board
+from soda_dist.distributed.session import Say, check_resources, training_resources
+from soda_dist.errors import UserError
+from soda_dist.models.layers import synchronize_norms
+from soda_dist.training.build import build_objective, build_optimizer
+from soda_dist.training.checkpoint import complete_steps
+from soda_dist.training.collectives import ProcessGroupContext, sum_over_workers
+from soda_dist.training.engine import Engine, PlainEngine
+from soda_dist.training.loop import fit
+
+COLLECTIVE_TIMEOUT_S = 600.0
+FREE_TO_CHANGE = ("scale", "evaluation", "sampling")
+FREE_TRAIN_FIELDS = ("steps", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "micro_batch")
+
+
+def pretrain(config: RunConfig, data_uri: str, run_uri: str, say: Say, until: int | None = None) -> str:
+    """Train `config` on the shards at `data_uri` into the folder `run_uri`; go on where an earlier attempt stopped.
+
+    Ray must be connected. `until` stops at that step of the run (none: at its end). Returns the run's URI.
+
+    Raises:
+        UserError: the data or the run's folder does not fit, or the cluster cannot give what the run needs.
+    """
+    data, run = open_folder(data_uri), open_folder(run_uri)
+    manifest = read_manifest(data)
+    split = config.data.train_split
+    if split not in manifest.splits:
+        raise UserError("data.train_split", split, ", ".join(manifest.splits), "choose one of them")
+    check_shards(data, manifest, split)
+    claim(run, config)
+    steps, end = complete_steps(run), min(until or config.train.steps, config.train.steps)
+    if steps and steps[-1] >= end:
+        say(f"nothing left to do: step {steps[-1]} of {end} is there")
+        return run.uri
+    check_resources(training_resources(config), say)
+    rows = manifest.splits[split].rows
+    say(f"{rows} rows of {manifest.kind}; {config.train.steps} steps of {config.train.global_batch} pairs")
+    with board(say) as lines:
+        job = {"config": config, "data": data.uri, "run": run.uri, "rows": rows, "until": end, "board": lines}
+        _run_trainer(job, config, run)
+    return run.uri
+
+
+def claim(run: Folder, config: RunConfig) -> None:
+    """Write the run's configuration and provenance, or check that an earlier attempt's is the same.
+
+    Machines, length, cadence, evaluation and sampling may change between attempts; what the weights depend on may not.
+    """
+    if run.exists("config.yaml"):
+        before = load_run_config(run)
+        if (difference := _difference(before, config)) is not None:
+            field, old, new = difference
+            raise UserError(field, f"{new}, but the run at {run.uri} has {old}", "the run's own value", "use another --run")
+    run.write("config.yaml", dump_config(config).encode())
+    history = run.read_json("provenance.json") if run.exists("provenance.json") else []
+    run.write_json("provenance.json", [*history, provenance()])
+
+
+def load_run_config(run: Folder) -> RunConfig:
+    """The configuration that a run was last started with."""
+    return parse_config(run.read("config.yaml").decode(), f"{run.uri}/config.yaml")
+
+
+def _difference(before: RunConfig, now: RunConfig) -> tuple[str, Any, Any] | None:
+    old, new = _leaves(before.model_dump()), _leaves(now.model_dump())
+    for field, value in new.items():
+        section, _, name = field.partition(".")
+        free = section in FREE_TO_CHANGE or (section == "train" and name in FREE_TRAIN_FIELDS)
+        if not free and old.get(field) != value:
+            return field, old.get(field), value
+    return None
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves = {}
+    for key, value in tree.items():
+        leaves |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return leaves
+
+
+def _run_trainer(job: dict[str, Any], config: RunConfig, run: Folder) -> None:
+    from ray.train import FailureConfig, ScalingConfig
+    from ray.train import RunConfig as TrainRunConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    scale = config.scale
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(scale.start_timeout_s)
+    on_gpu = scale.gpus_per_worker > 0
+    resources = {"CPU": scale.cpus_per_worker} | ({"GPU": scale.gpus_per_worker} if on_gpu else {})
+    scratch = run.child("ray")
+    filesystem, path = scratch.arrow()
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config=job,
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=scale.workers, use_gpu=on_gpu, resources_per_worker=resources),
+        run_config=TrainRunConfig(
+            name=f"attempt-{uuid.uuid4().hex[:12]}",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=scale.max_failures, controller_failure_limit=3),
+        ),
+    )
+    try:
+        trainer.fit()
+    finally:
+        scratch.remove_tree("")
+    error = ray.get(job["board"].fatal.remote())
+    if error is not None:
+        raise error
+
+
+def _train_worker(job: dict[str, Any]) -> None:
+    """One training process. An error that a retry cannot mend goes to the board, and the next attempt ends at once."""
+    lines = job["board"]
+    if ray.get(lines.fatal.remote()) is not None:
+        return
+    try:
+        _train(job)
+    except Exception as error:
+        fatal = _cause(error)
+        if fatal is not None:
+            ray.get(lines.fail.remote(fatal))
+        raise
+
+
+def _cause(error: BaseException | None) -> Exception | None:
+    """The user's mistake, or the diverged loss, somewhere in a chain of wrapped errors."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, UserError):
+            return UserError(error.field, error.got, error.allowed, error.remedy)
+        if isinstance(error, FloatingPointError):
+            return FloatingPointError(str(error))
+        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+    return None
+
+
+def _train(job: dict[str, Any]) -> None:
+    from ray.train.torch import get_device
+
+    config: RunConfig = job["config"]
+    device = get_device()
+    context = ProcessGroupContext(device, lambda line: job["board"].put.remote(line))
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, int(config.scale.cpus_per_worker)))
+    engine = build_engine(config, context.device)
+    fit(
+        context,
+        engine,
+        config,
+        lambda step: stream(job["data"], config, context.rank, step),
+        open_folder(job["run"]),
+        job["rows"],
+        job["until"],
+    )
+
+
+def build_engine(config: RunConfig, device: torch.device) -> Engine:
+    """The configured engine in an initialised process group."""
+    objective = build_objective(config).to(device)
+    world = dist.get_world_size()
+    if world > 1:
+        synchronize_norms(objective, sum_over_workers)
+    optimizer = build_optimizer(config, objective)
+    if config.scale.engine == "deepspeed":
+        from soda_dist.distributed.deepspeed_engine import DeepSpeedEngine, set_collective_timeout
+
+        engine = DeepSpeedEngine(objective=objective, optimizer=optimizer, config=config, device=device)
+        set_collective_timeout(COLLECTIVE_TIMEOUT_S)
+        return engine
+    return PlainEngine(
+        objective=objective,
+        optimizer=optimizer,
+        clip_norm=config.optim.clip_norm,
+        ema_decay=config.optim.ema_decay,
+        accumulation=config.accumulation,
+        rank=dist.get_rank(),
+        world=world,
+    )

@@ -1,0 +1,89 @@
+"""Joining the cluster that is there, or starting a local one; and what it must be able to give."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from soda_dist.config.schema import RunConfig
+from soda_dist.errors import UserError
+
+Say = Callable[[str], None]
+
+
+@contextmanager
+def ray_session(cpus: float) -> Iterator[None]:
+    """A connection to Ray: the cluster of the job or of RAY_ADDRESS, else a local one with at least `cpus` logical CPUs.
+
+    Raises:
+        UserError: RAY_ADDRESS names a cluster that does not answer.
+    """
+    _quiet_environment()
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    try:
+        if address and address != "local":
+            ray.init(address=address, **common)
+        else:
+            ray.init(address="local", num_cpus=max(os.cpu_count() or 1, int(-(-cpus // 1))), **common)
+    except ConnectionError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError("RAY_ADDRESS", address, "a running Ray cluster", f"start it or unset the variable ({reason})") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _quiet_environment() -> None:
+    """Settings that Ray reads at import: they keep its own messages out of the user's output."""
+    for name, value in {
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }.items():
+        os.environ.setdefault(name, value)
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def training_resources(config: RunConfig) -> dict[str, float]:
+    """Logical resources of a run: workers and the data tasks beside them."""
+    scale = config.scale
+    return {
+        "CPU": scale.workers * (scale.cpus_per_worker + scale.data_cpus_per_worker),
+        "GPU": scale.workers * scale.gpus_per_worker,
+    }
+
+
+def check_resources(needed: dict[str, float], say: Say) -> None:
+    """Refuse what the cluster cannot give, unless an autoscaler may add nodes: then say what is waited for."""
+    import ray
+
+    have = ray.cluster_resources()
+    short = {name: count for name, count in needed.items() if count > have.get(name, 0.0)}
+    if not short:
+        return
+    asked = ", ".join(f"{count:g} {name}" for name, count in short.items())
+    there = ", ".join(f"{have.get(name, 0.0):g} {name}" for name in short)
+    if autoscaler_active():
+        say(f"waiting for the autoscaler: the run needs {asked}, the cluster has {there} now")
+        return
+    raise UserError("scale", f"a run that needs {asked}", f"at most {there}", "lower scale.workers or add nodes to the cluster")
+
+
+def autoscaler_active() -> bool:
+    """Whether the head runs an autoscaler that can add nodes."""
+    from ray.autoscaler._private.constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL  # noqa: F401 - the same package
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    status = _internal_kv_get(b"__autoscaling_status")
+    return bool(status)

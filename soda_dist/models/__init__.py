@@ -1,0 +1,1 @@
+"""The encoder, the denoiser and SODA over both: torch and timm alone, plain arguments, no configuration objects."""

@@ -1,0 +1,51 @@
+"""Pixels in and out of the networks (appendix C, our reading of the ranges)."""
+
+import torch
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def source_input(images: Tensor) -> Tensor:
+    """The encoder's input: ImageNet mean and variance.
+
+    Args:
+        images: uint8 [B, h, w, 3].
+
+    Returns:
+        float32 [B, 3, h, w], contiguous.
+    """
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1)
+    return (_planes(images) / 255 - mean) / std
+
+
+def target_input(images: Tensor) -> Tensor:
+    """The denoiser's x_0: linear to [-1, 1].
+
+    Args:
+        images: uint8 [B, h, w, 3].
+
+    Returns:
+        float32 [B, 3, h, w] in [-1, 1], contiguous.
+    """
+    return _planes(images) / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Inverse of `target_input`: rounded to the nearest level, clipped to what can be shown.
+
+    Args:
+        images: float [B, 3, h, w], nominally in [-1, 1].
+
+    Returns:
+        uint8 [B, h, w, 3], contiguous.
+    """
+    levels = ((images.float() + 1) * 127.5).round().clamp(0, 255)
+    return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def _planes(images: Tensor) -> Tensor:
+    """uint8 [B, h, w, 3] to float32 [B, 3, h, w], contiguous: the group norms work on planes."""
+    return images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)

@@ -1,0 +1,189 @@
+"""Checkpoints: complete or absent, free of pickle, and readable on any number of workers.
+
+`checkpoints/STEP/` holds one `state-RANK-of-WORLD.safetensors` a rank with the fragments it owns (tensors named
+KIND/PARAMETER/START), the running statistics, the EMA weights in plain names (`model.safetensors`, and the encoder alone
+in `encoder.safetensors`), the configuration, and `manifest.json`, written last: a folder without it does not count.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from soda_dist.config.load import parse_config
+from soda_dist.config.schema import RunConfig
+from soda_dist.data.storage import Folder
+from soda_dist.errors import UserError
+from soda_dist.models.encoder import load_plain_state_dict, plain_state_dict
+from soda_dist.models.soda import Soda
+from soda_dist.training.build import build_soda
+from soda_dist.training.context import WorkerContext
+from soda_dist.training.engine import KINDS, Engine, Fragment
+
+MANIFEST = "manifest.json"
+VERSION = 1
+
+
+def _name(step: int) -> str:
+    return f"checkpoints/{step:09d}"
+
+
+def complete_steps(run: Folder) -> list[int]:
+    """Steps of the complete checkpoints of a run, ascending."""
+    found = []
+    for entry in run.list("checkpoints"):
+        parts = entry.name.split("/")
+        if len(parts) == 3 and parts[2] == MANIFEST:
+            found.append(int(parts[1]))
+    return sorted(found)
+
+
+def save(run: Folder, step: int, engine: Engine, context: WorkerContext, config: RunConfig) -> None:
+    """Write the checkpoint of `step`, then remove those beyond `train.keep_checkpoints`. Called by every rank."""
+    folder = run.child(_name(step))
+    if context.rank == 0:
+        folder.remove_tree("")
+    context.barrier()
+    written = [_write(folder, f"state-{context.rank:05d}-of-{context.world:05d}.safetensors", save_tensors(_owned(engine)))]
+    with engine.ema_weights() as weights:
+        if weights is not None:
+            written += _write_exports(folder, engine, weights, config)
+    files = [entry for entries in context.gather(written) for entry in entries]
+    if context.rank == 0:
+        manifest = {"version": VERSION, "step": step, "world": context.world, "updates": engine.updates, "files": files}
+        folder.write(MANIFEST, json.dumps(manifest, indent=1).encode())
+        for old in complete_steps(run)[: -config.train.keep_checkpoints]:
+            _remove(run, old)
+    context.barrier()
+
+
+def _owned(engine: Engine) -> dict[str, Tensor]:
+    return {
+        f"{kind}/{piece.name}/{piece.start}": piece.tensors[kind].detach().cpu().clone()
+        for piece in engine.fragments()
+        if piece.owned
+        for kind in KINDS
+    }
+
+
+def _write(folder: Folder, name: str, content: bytes) -> dict[str, Any]:
+    folder.write(name, content)
+    return {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _write_exports(folder: Folder, engine: Engine, weights: dict[str, Tensor], config: RunConfig) -> list[dict[str, Any]]:
+    soda = build_soda(config)
+    buffers = {n: b.detach().cpu().contiguous() for n, b in engine.objective.soda.state_dict().items() if n in _buffers(soda)}
+    soda.load_state_dict({n.removeprefix("soda."): w for n, w in weights.items()} | buffers)
+    encoder = plain_state_dict(soda.encoder)
+    rest = {f"denoiser.{n}": t for n, t in soda.denoiser.state_dict().items()}
+    model = {f"encoder.{n}": t for n, t in encoder.items()} | rest
+    return [
+        _write(folder, "buffers.safetensors", save_tensors(buffers)),
+        _write(folder, "encoder.safetensors", save_tensors(_contiguous(encoder))),
+        _write(folder, "model.safetensors", save_tensors(_contiguous(model))),
+        _write(folder, "config.json", json.dumps(config.model_dump(), indent=1).encode()),
+    ]
+
+
+def _buffers(module: nn.Module) -> set[str]:
+    return {name for name, _ in module.named_buffers() if name in module.state_dict()}
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def _remove(run: Folder, step: int) -> None:
+    folder = run.child(_name(step))
+    folder.remove(MANIFEST)  # first: an interrupted removal leaves an incomplete checkpoint, never a damaged one
+    folder.remove_tree("")
+
+
+def read_manifest(run: Folder, step: int) -> dict[str, Any]:
+    """The manifest of a complete checkpoint; UserError when it is of another version."""
+    manifest = run.child(_name(step)).read_json(MANIFEST)
+    if manifest["version"] != VERSION:
+        where = f"{run.uri}/{_name(step)}"
+        raise UserError(where, f"checkpoint version {manifest['version']}", str(VERSION), "use the release that wrote it")
+    return manifest
+
+
+def _read(folder: Folder, manifest: dict[str, Any], name: str) -> bytes:
+    expected = next(entry for entry in manifest["files"] if entry["name"] == name)
+    where, remedy = f"{folder.uri}/{name}", "remove this checkpoint's folder to go on from the one before it"
+    try:
+        content = folder.read(name)
+    except FileNotFoundError:
+        raise UserError(where, "nothing", "the file that the manifest lists", remedy) from None
+    if hashlib.sha256(content).hexdigest() != expected["sha256"]:
+        raise UserError(where, f"{len(content)} bytes with another checksum", "the bytes that were written", remedy)
+    return content
+
+
+def restore(run: Folder, step: int, engine: Engine, context: WorkerContext) -> None:
+    """Read the checkpoint of `step` into `engine`, whatever engine and number of workers wrote it."""
+    folder, manifest = run.child(_name(step)), read_manifest(run, step)
+    pieces = list(engine.fragments())
+    missing = {(p.name, p.start, kind): p.length for p in pieces for kind in KINDS}
+    for name in _state_files(manifest, context):
+        if not any(missing.values()):
+            break
+        for key, values in load_tensors(_read(folder, manifest, name)).items():
+            _copy_overlaps(key, values, pieces, missing)
+    if any(missing.values()):
+        parameter = next(key for key, left in missing.items() if left)[0]
+        raise UserError(folder.uri, f"no state for {parameter}", "every parameter", "train with the run's own configuration")
+    buffers = load_tensors(_read(folder, manifest, "buffers.safetensors"))
+    live = dict(engine.objective.soda.named_buffers())
+    for name, values in buffers.items():
+        live[name].copy_(values)
+    engine.restored(manifest["updates"])
+
+
+def _state_files(manifest: dict[str, Any], context: WorkerContext) -> list[str]:
+    """This rank's own file first: at an unchanged number of workers it is all that is needed."""
+    names = sorted(entry["name"] for entry in manifest["files"] if entry["name"].startswith("state-"))
+    return sorted(names, key=lambda name: name != f"state-{context.rank:05d}-of-{context.world:05d}.safetensors")
+
+
+def _copy_overlaps(key: str, values: Tensor, pieces: list[Fragment], missing: dict[tuple[str, int, str], int]) -> None:
+    kind, rest = key.split("/", 1)
+    name, text = rest.rsplit("/", 1)
+    start = int(text)
+    for piece in pieces:
+        if piece.name != name:
+            continue
+        low, high = max(start, piece.start), min(start + values.numel(), piece.start + piece.length)
+        if low < high:
+            piece.tensors[kind][low - piece.start : high - piece.start].copy_(values[low - start : high - start])
+            missing[piece.name, piece.start, kind] -= high - low
+
+
+def load_soda(run: Folder, step: int | None = None) -> tuple[Soda, RunConfig, int]:
+    """The EMA model of a run in eval mode, its configuration and its step (none: the latest complete one)."""
+    steps = complete_steps(run)
+    if not steps:
+        raise UserError("--run", run.uri, "a run with a complete checkpoint", "pretrain first, or wait for its first checkpoint")
+    if step is not None and step not in steps:
+        raise UserError("--step", step, ", ".join(map(str, steps)), "choose a complete checkpoint, or latest")
+    step = steps[-1] if step is None else step
+    folder, manifest = run.child(_name(step)), read_manifest(run, step)
+    config = parse_config(_read(folder, manifest, "config.json").decode(), f"{folder.uri}/config.json")
+    soda = build_soda(config)
+    try:
+        tensors = load_tensors(_read(folder, manifest, "model.safetensors"))
+    except SafetensorError as error:
+        raise UserError(f"{folder.uri}/model.safetensors", str(error), "safetensors", "remove this checkpoint") from None
+    load_plain_state_dict(soda.encoder, _under(tensors, "encoder."))
+    soda.denoiser.load_state_dict(_under(tensors, "denoiser."))
+    return soda.eval().requires_grad_(False), config, step
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+

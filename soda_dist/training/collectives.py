@@ -1,0 +1,54 @@
+"""Sums over training processes: one differentiable, for batch norm, and those of the loop."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class _SumOverWorkers(torch.autograd.Function):
+    """Sum of a tensor over the ranks; its gradient is the sum of theirs, as each rank's loss depends on every input."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+def sum_over_workers(values: Tensor) -> Tensor:
+    """Differentiable sum over the ranks of the default process group; the same shape and dtype."""
+    return _SumOverWorkers.apply(values)
+
+
+class ProcessGroupContext:
+    """A `WorkerContext` over the default process group."""
+
+    def __init__(self, device: torch.device, say: Any) -> None:
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.device = device
+        self._say = say
+
+    def say(self, line: str) -> None:
+        if self.rank == 0:
+            self._say(line)
+
+    def barrier(self) -> None:
+        dist.barrier()
+
+    def gather(self, value: Any) -> list[Any]:
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def sum(self, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total

@@ -1,0 +1,141 @@
+"""The seam between the loop and who owns gradients, clipping, the update, and the sharding of their state.
+
+An engine takes an update's micro-batches and returns the loss and the gradient norm. Its state is seen as fragments:
+contiguous pieces of flattened float32 parameters, with the optimizer's moments and the EMA beside them. Every element
+is owned by exactly one rank, so a checkpoint is the union of what the ranks own and can be read back by any engine on
+any number of ranks.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from soda_dist.training.objective import Objective
+
+KINDS = ("param", "exp_avg", "exp_avg_sq", "ema")
+MicroBatch = tuple[Tensor, Tensor, Tensor, Tensor]
+"""source, target, ok, index: the arguments of `Objective.forward`, on the engine's device."""
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """Elements [start, start + length) of the flattened parameter `name`; tensors are views of the live state."""
+
+    name: str
+    start: int
+    length: int
+    tensors: dict[str, Tensor]
+    """One flat float32 view for each of KINDS."""
+    owned: bool = True
+    """Whether this rank is the one to write it; state that every rank holds whole has one owner."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What an update says: both scalars stay on the device until they are read."""
+
+    loss: Tensor
+    """Mean loss of this worker's micro-batches."""
+    grad_norm: Tensor
+    """Global gradient norm before clipping."""
+
+
+class Engine(Protocol):
+    """One update at a time over an `Objective`."""
+
+    objective: Objective
+
+    def step(self, micro_batches: Iterable[MicroBatch], lr: float) -> StepResult:
+        """Gradients of the mean over the micro-batches and workers, clipped; an Adam update at `lr`; the EMA."""
+
+    def fragments(self) -> Iterator[Fragment]:
+        """This rank's share of the state, as live views."""
+
+    @property
+    def updates(self) -> int:
+        """The optimizer's own count of updates (Adam's bias correction)."""
+
+    def restored(self, updates: int) -> None:
+        """To be called on every rank after the fragments were overwritten."""
+
+    def ema_weights(self) -> AbstractContextManager[dict[str, Tensor] | None]:
+        """On every rank: inside, rank 0 has the EMA weights whole by name (CPU); the others have None."""
+
+
+def adam_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """Adam's state of `parameter`, made as Adam makes it if no update has been done yet."""
+    state = optimizer.state[parameter]
+    if not state:
+        state["step"] = torch.tensor(0.0)
+        state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+    return state
+
+
+class PlainEngine:
+    """PyTorch alone; several ranks by DistributedDataParallel. State is whole on every rank."""
+
+    def __init__(
+        self,
+        *,
+        objective: Objective,
+        optimizer: torch.optim.AdamW,
+        clip_norm: float,
+        ema_decay: float,
+        accumulation: int,
+        rank: int,
+        world: int,
+    ) -> None:
+        self.objective = objective
+        self._optimizer = optimizer
+        self._clip_norm, self._ema_decay, self._accumulation = clip_norm, ema_decay, accumulation
+        self._rank, self._world = rank, world
+        self._names = [name for name, _ in objective.named_parameters()]
+        self._params = [parameter for _, parameter in objective.named_parameters()]
+        self._ema = [parameter.detach().clone() for parameter in self._params]
+        self._module: nn.Module = objective
+        if world > 1:
+            self._module = DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def step(self, micro_batches: Iterable[MicroBatch], lr: float) -> StepResult:
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        total = torch.zeros((), device=self._params[0].device)
+        for number, batch in enumerate(micro_batches, start=1):
+            last = number == self._accumulation
+            with nullcontext() if last or self._world == 1 else self._module.no_sync():  # type: ignore[operator]
+                loss = self._module(*batch) / self._accumulation
+                loss.backward()
+            total += loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self._params, self._clip_norm, foreach=True)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        torch._foreach_lerp_(self._ema, [p.detach() for p in self._params], 1 - self._ema_decay)
+        return StepResult(total, norm)
+
+    def fragments(self) -> Iterator[Fragment]:
+        for number, (name, parameter, ema) in enumerate(zip(self._names, self._params, self._ema, strict=True)):
+            state = adam_state(self._optimizer, parameter)
+            live = {"param": parameter.detach(), "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"], "ema": ema}
+            owned = number % self._world == self._rank
+            yield Fragment(name, 0, parameter.numel(), {k: v.view(-1) for k, v in live.items()}, owned)
+
+    @property
+    def updates(self) -> int:
+        return int(adam_state(self._optimizer, self._params[0])["step"])
+
+    def restored(self, updates: int) -> None:
+        for parameter in self._params:
+            adam_state(self._optimizer, parameter)["step"].fill_(updates)
+
+    @contextmanager
+    def ema_weights(self) -> Iterator[dict[str, Tensor] | None]:
+        weights = None
+        if self._rank == 0:
+            weights = {n: e.detach().cpu() for n, e in zip(self._names, self._ema, strict=True)}
+        yield weights

@@ -1,0 +1,163 @@
+"""The loop: from the last complete checkpoint to the last step."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from soda_dist.config.schema import RunConfig
+from soda_dist.data.pairs import Pairs
+from soda_dist.data.storage import Folder
+from soda_dist.training import checkpoint
+from soda_dist.training.context import WorkerContext
+from soda_dist.training.engine import Engine, MicroBatch, StepResult
+from soda_dist.training.metrics_log import METRICS, QUARANTINE, JsonLines
+from soda_dist.training.schedule import learning_rate
+
+Feed = Callable[[int], Iterable[Pairs]]
+"""From a step on: this worker's micro-batches, `config.accumulation` of them a step."""
+
+FLUSH_SECONDS = 20.0
+
+
+def fit(
+    context: WorkerContext, engine: Engine, config: RunConfig, feed: Feed, run: Folder, rows: int, until: int | None = None
+) -> None:
+    """Train from the run's latest complete checkpoint to step `until` (none: `train.steps`), which is checkpointed.
+
+    Args:
+        feed: called once with the first step to do.
+        run: the run's folder: checkpoints, metrics.jsonl and quarantine.jsonl.
+        rows: rows of the training split, for the epoch in the log.
+        until: where to stop; the learning-rate schedule stays that of the whole run.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+    """
+    step = resume(context, engine, run)
+    book = Book(context, config, run, rows, step)
+    batches = iter(feed(step))
+    end = config.train.steps if until is None else min(until, config.train.steps)
+    while step < end:
+        lr = learning_rate(step, config.optim, config.train.steps)
+        result = engine.step(book.timed(batches, config.accumulation), lr)
+        step += 1
+        book.add(result)
+        last = step == end
+        if last or step % config.train.log_every_steps == 0:
+            book.log(step, lr)
+        if last or step % config.train.checkpoint_every_steps == 0:
+            book.flush()
+            checkpoint.save(run, step, engine, context, config)
+
+
+def resume(context: WorkerContext, engine: Engine, run: Folder) -> int:
+    """Restore the latest complete checkpoint; the step to go on with (0: a new run)."""
+    steps = checkpoint.complete_steps(run)
+    if not steps:
+        return 0
+    checkpoint.restore(run, steps[-1], engine, context)
+    context.say(f"going on from step {steps[-1]} of {run.uri}")
+    return steps[-1]
+
+
+@dataclass
+class Book:
+    """The window between two log lines: sums on the device, waiting time, unreadable rows; read only at a log step."""
+
+    context: WorkerContext
+    config: RunConfig
+    run: Folder
+    rows: int
+    first_step: int
+    _losses: list[torch.Tensor] = field(default_factory=list)
+    _norms: list[torch.Tensor] = field(default_factory=list)
+    _bad: list[dict[str, Any]] = field(default_factory=list)
+    _waited: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._metrics, self._quarantine = JsonLines(self.run, METRICS), JsonLines(self.run, QUARANTINE)
+        if self.context.rank == 0:
+            self._metrics.resume(self.first_step)
+            self._quarantine.resume(self.first_step)
+        self._since = self._flushed = self._started = time.perf_counter()
+        self._step = self._logged = self.first_step
+
+    def timed(self, batches: Iterator[Pairs], count: int) -> Iterator[MicroBatch]:
+        """The next `count` micro-batches on the device; waiting for them is booked."""
+        for _ in range(count):
+            start = time.perf_counter()
+            pairs = next(batches)
+            self._waited += time.perf_counter() - start
+            for row, name in pairs.unreadable():
+                self._bad.append({"step": self._step + 1, "key": row, "name": name})
+            yield to_device(pairs, self.context.device)
+
+    def add(self, result: StepResult) -> None:
+        self._losses.append(result.loss)
+        self._norms.append(result.grad_norm)
+        self._step += 1
+
+    def log(self, step: int, lr: float) -> None:
+        """Write the window's line and show it."""
+        steps = step - self._logged
+        sums = torch.stack([torch.stack(self._losses).sum(), torch.tensor(self._waited, device=self.context.device)])
+        loss, waited = (self.context.sum(sums) / (self.context.world * steps)).tolist()
+        norm = torch.stack([torch.as_tensor(n, device=sums.device) for n in self._norms]).mean().item()
+        bad = [row for rows in self.context.gather(self._bad) for row in rows]
+        now = time.perf_counter()
+        seconds = now - self._since
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"loss is {loss} between steps {self._logged + 1} and {step}: lower optim.lr")
+        batch = self.config.train.global_batch
+        line = {
+            "step": step,
+            "images": step * batch,
+            "epoch": round(step * batch / self.rows, 4),
+            "loss": loss,
+            "grad_norm": norm,
+            "lr": lr,
+            "images_per_second": round(steps * batch / seconds, 2),
+            "wait_fraction": round(min(1.0, waited * steps / seconds), 4),
+            "time": round(time.time(), 1),
+        }
+        if self.context.rank == 0:
+            self._metrics.append(line)
+            for row in bad:
+                self._quarantine.append(row)
+            if now - self._flushed > FLUSH_SECONDS:
+                self.flush()
+            self.context.say(_shown(line, self.config.train.steps, len(bad), self._remaining(step, now)))
+        self._losses, self._norms, self._bad, self._waited = [], [], [], 0.0
+        self._since, self._logged = now, step
+
+    def _remaining(self, step: int, now: float) -> float:
+        return (now - self._started) / (step - self.first_step) * (self.config.train.steps - step)
+
+    def flush(self) -> None:
+        """Bring the files up to date on storage."""
+        if self.context.rank == 0:
+            self._metrics.flush()
+            self._quarantine.flush()
+            self._flushed = time.perf_counter()
+
+
+def to_device(pairs: Pairs, device: torch.device) -> MicroBatch:
+    """A micro-batch's arrays as tensors on `device`."""
+    source, target, ok, index = (
+        torch.from_numpy(array).to(device, non_blocking=True)
+        for array in (pairs.source, pairs.target, pairs.ok, pairs.index)
+    )
+    return source, target, ok, index
+
+
+def _shown(line: dict[str, Any], total: int, bad: int, remaining: float) -> str:
+    eta = f"{remaining / 60:.0f} min" if remaining >= 120 else f"{remaining:.0f} s"
+    text = (
+        f"step {line['step']}/{total}  epoch {line['epoch']:.2f}  loss {line['loss']:.4f}  lr {line['lr']:.2e}  "
+        f"{line['images_per_second']:.0f} pairs/s  waiting {line['wait_fraction']:.0%}  left {eta}"
+    )
+    return text + (f"  unreadable rows {bad}" if bad else "")

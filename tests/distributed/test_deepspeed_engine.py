@@ -1,0 +1,152 @@
+"""Every ZeRO stage against the plain engine, and restores across stages and numbers of workers."""
+
+import pytest
+import torch
+
+from soda_dist.data.storage import open_folder
+from soda_dist.distributed.pretrain import build_engine
+from soda_dist.training.checkpoint import load_soda, restore, save
+from soda_dist.training.collectives import ProcessGroupContext
+from soda_dist.training.loop import to_device
+from tests.distributed.spawned import run_processes
+from tests.tiny import feed, tiny_config
+
+CPU = torch.device("cpu")
+ENGINES = [("torch", 0), ("deepspeed", 0), ("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3)]
+STEPS, SAVED = 4, 2
+
+
+def config_of(engine: str, stage: int, world: int, norm: str):
+    scale = {"engine": engine, "zero_stage": stage, "workers": world, "data_memory_mb": 64}
+    # The rate is low, the clip at work: differences of summation order stay in proportion to the update.
+    return tiny_config(
+        encoder={"norm": norm},
+        scale=scale,
+        train={"global_batch": 8, "micro_batch": 4 // world, "steps": STEPS},
+        optim={"warmup_steps": 2, "clip_norm": 0.2, "ema_decay": 0.9, "lr": 1e-3},
+    )
+
+
+def advance(engine, config, rank, first, last):
+    batches = feed(config, rank)(first)
+    losses = []
+    for _ in range(first, last):
+        micro = (to_device(next(batches), CPU) for _ in range(config.accumulation))
+        losses.append(engine.step(micro, 1e-3))
+    return [(float(r.loss), float(r.grad_norm)) for r in losses]
+
+
+def pieces_of(engine):
+    return {f"{k}/{p.name}/{p.start}": p.tensors[k].clone() for p in engine.fragments() if p.owned for k in p.tensors}
+
+
+def _straight(rank, world, root, norm):
+    """STEPS steps on each engine, a checkpoint at SAVED; then each engine again from its own checkpoint."""
+    results = {}
+    for kind, stage in ENGINES:
+        config = config_of(kind, stage, world, norm)
+        context = ProcessGroupContext(CPU, print)
+        run = open_folder(f"{root}/{kind}-{stage}")
+        engine = build_engine(config, CPU)
+        first = advance(engine, config, rank, 0, SAVED)
+        save(run, SAVED, engine, context, config)
+        history = first + advance(engine, config, rank, SAVED, STEPS)
+        straight = pieces_of(engine)
+        fresh = build_engine(config, CPU)
+        restore(run, SAVED, fresh, context)
+        again = advance(fresh, config, rank, SAVED, STEPS)
+        resumed = pieces_of(fresh)
+        results[f"{kind}-{stage}"] = {
+            "history": history,
+            "bit": again == history[SAVED:] and all(torch.equal(straight[k], resumed[k]) for k in straight),
+            "pieces": straight,
+        }
+    return results
+
+
+def _crossed(rank, world, root, norm, source, kind, stage):
+    config = config_of(kind, stage, world, norm)
+    engine = build_engine(config, CPU)
+    restore(open_folder(f"{root}/{source}"), SAVED, engine, ProcessGroupContext(CPU, print))
+    advance(engine, config, rank, SAVED, STEPS)
+    return pieces_of(engine)
+
+
+def whole(results: list[dict], kinds=("param", "exp_avg", "exp_avg_sq", "ema")) -> dict[str, torch.Tensor]:
+    """The ranks' owned pieces put together, by KIND/PARAMETER."""
+    parts: dict[str, list] = {}
+    for pieces in results:
+        for key, values in pieces.items():
+            name, start = key.rsplit("/", 1)
+            parts.setdefault(name, []).append((int(start), values))
+    joined = {}
+    for name, found in parts.items():
+        found.sort(key=lambda part: part[0])
+        position = 0
+        for start, values in found:
+            assert start == position, f"{name} has a gap or an overlap at {position}"
+            position += values.numel()
+        joined[name] = torch.cat([values for _, values in found])
+    return joined
+
+
+def distance(one: dict, other: dict, kind: str) -> float:
+    """Relative l2 distance over all parameters."""
+    assert one.keys() == other.keys()
+    names = [n for n in one if n.startswith(f"{kind}/")]
+    difference = sum((one[n].double() - other[n].double()).square().sum() for n in names)
+    return float((difference / sum(other[n].double().square().sum() for n in names)).sqrt())
+
+
+@pytest.fixture(scope="module", params=["batch", "group"])
+def runs(request, tmp_path_factory):
+    root = tmp_path_factory.mktemp(request.param)
+    results = {w: run_processes(_straight, w, root / f"out{w}", str(root / f"w{w}"), request.param) for w in (1, 2)}
+    return root, request.param, results
+
+
+@pytest.mark.slow
+def test_all_engines_and_two_workers_equal_one_plain_process(runs):
+    _, _, results = runs
+    reference = whole([results[1][0]["torch-0"]["pieces"]])
+    for world in (1, 2):
+        for kind, stage in ENGINES:
+            name = f"{kind}-{stage}"
+            state = whole([rank[name]["pieces"] for rank in results[world]])
+            for what, limit in (("param", 2e-5), ("ema", 2e-5), ("exp_avg", 2e-4), ("exp_avg_sq", 4e-4)):
+                assert distance(state, reference, what) < limit, (world, name, what)
+            losses = [sum(r[name]["history"][s][0] for r in results[world]) / world for s in range(STEPS)]
+            expected = [loss for loss, _ in results[1][0]["torch-0"]["history"]]
+            assert losses == pytest.approx(expected, rel=1e-5), (world, name)
+            norms = [norm for _, norm in results[world][0][name]["history"]]
+            assert norms == pytest.approx([n for _, n in results[1][0]["torch-0"]["history"]], rel=1e-3), (world, name)
+
+
+@pytest.mark.slow
+def test_a_restore_at_the_same_number_of_workers_is_bit_identical(runs):
+    _, _, results = runs
+    for world in (1, 2):
+        for rank in results[world]:
+            assert {name: result["bit"] for name, result in rank.items()} == dict.fromkeys((f"{k}-{s}" for k, s in ENGINES), True)
+
+
+@pytest.mark.slow
+def test_the_exported_weights_of_all_engines_agree(runs):
+    root, _, _ = runs
+    models = [load_soda(open_folder(f"{root}/w{w}/{k}-{s}"))[0].state_dict() for w in (1, 2) for k, s in ENGINES]
+    for model in models[1:]:
+        for name, values in model.items():
+            torch.testing.assert_close(values, models[0][name], rtol=1e-3, atol=2e-5, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("wrote", "source", "world", "kind", "stage"),
+    [(2, "deepspeed-2", 1, "deepspeed", 3), (2, "deepspeed-3", 1, "torch", 0), (1, "torch-0", 2, "deepspeed", 1), (1, "deepspeed-3", 2, "deepspeed", 3)],
+)  # fmt: skip
+def test_a_checkpoint_goes_on_with_other_workers_and_stages(runs, tmp_path, wrote, source, world, kind, stage):
+    root, norm, results = runs
+    state = whole(run_processes(_crossed, world, tmp_path, f"{root}/w{wrote}", norm, source, kind, stage))
+    reference = whole([rank[source]["pieces"] for rank in results[wrote]])
+    for what, limit in (("param", 2e-5), ("ema", 2e-5), ("exp_avg", 2e-4), ("exp_avg_sq", 4e-4)):
+        assert distance(state, reference, what) < limit, what

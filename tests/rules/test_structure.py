@@ -1,0 +1,279 @@
+"""The house rules as tests: who may import what, how long things are, where printing is allowed.
+
+Each rule is a function of a tree's root that lists complaints, `path: what is wrong`. It must be silent on the
+repository and must speak on a small tree that breaks it, so that no rule can pass by looking at nothing.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from soda_dist.config import load_config
+from soda_dist.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = "soda_dist"
+
+LAYERS = [
+    {"errors"},
+    {"config"},
+    {"diffusion", "models", "metrics"},
+    {"data"},
+    {"training"},
+    {"distributed", "report"},
+    {"cli"},
+]
+REPORT_READS = ("soda_dist.data.storage", "soda_dist.metrics", "soda_dist.errors", "soda_dist.report")
+CORE = ("diffusion", "models", "metrics")
+VAGUE_NAMES = {"utils", "util", "misc", "helpers", "helper", "common"}
+
+FILE_LINES, FUNCTION_LINES, JOB_LINES = 400, 60, 59
+COMMAND = re.compile(r"^#\s+(?:make|python jobs/\w+\.py)\b", re.MULTILINE)
+
+
+def _python(root: Path, *folders: str) -> Iterator[tuple[str, Path]]:
+    for folder in folders:
+        for path in sorted((root / folder).rglob("*.py")):
+            yield str(path.relative_to(root)), path
+
+
+def _module(name: str) -> str:
+    return name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def _imports(name: str, path: Path) -> Iterator[tuple[str, bool]]:
+    """(module, whether the import runs when the file is imported), relative and dynamic imports resolved."""
+    tree = ast.parse(path.read_text())
+    on_use = {id(node) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for node in ast.walk(f)}
+    package = _module(name) if path.name == "__init__.py" else _module(name).rpartition(".")[0]
+    for node in ast.walk(tree):
+        found: list[str] = []
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            found = [f"{base}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "__import__"):
+            found = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+        for module in found:
+            yield module, id(node) not in on_use
+
+
+def _is(module: str, *packages: str) -> bool:
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+def ray_stays_in_distributed(root: Path) -> list[str]:
+    return [
+        f"{name}: imports {module}"
+        for name, path in _python(root, PACKAGE, "jobs")
+        for module, _ in _imports(name, path)
+        if _is(module, "ray") and not name.startswith("soda_dist/distributed/")
+    ]
+
+
+def deepspeed_stays_in_one_file(root: Path) -> list[str]:
+    return [
+        f"{name}: imports {module}"
+        for name, path in _python(root, PACKAGE, "jobs")
+        for module, _ in _imports(name, path)
+        if _is(module, "deepspeed") and name != "soda_dist/distributed/deepspeed_engine.py"
+    ]
+
+
+def boto3_stays_in_storage_on_use(root: Path) -> list[str]:
+    return [
+        f"{name}: imports {module}" + (" at import" if name == "soda_dist/data/storage.py" else "")
+        for name, path in _python(root, PACKAGE, "jobs")
+        for module, at_import in _imports(name, path)
+        if _is(module, "boto3", "botocore") and (at_import or name != "soda_dist/data/storage.py")
+    ]
+
+
+def _layer(module: str) -> int | None:
+    part = module.removeprefix(PACKAGE).lstrip(".").split(".")[0]
+    return next((level for level, parts in enumerate(LAYERS) if part in parts), None)
+
+
+def lower_layers_import_no_higher_ones(root: Path) -> list[str]:
+    complaints = []
+    for name, path in _python(root, PACKAGE):
+        here = _layer(_module(name))
+        if here is None and _module(name) != PACKAGE:
+            complaints.append(f"{name}: belongs to no layer")
+        for module, _ in _imports(name, path):
+            there = _layer(module) if _is(module, PACKAGE) else None
+            if there is not None and (here is None or there > here):
+                complaints.append(f"{name}: imports {module}, a higher layer")
+    return complaints
+
+
+def the_core_sees_no_configuration(root: Path) -> list[str]:
+    return [
+        f"{name}: imports {module}"
+        for name, path in _python(root, *(f"{PACKAGE}/{part}" for part in CORE))
+        for module, _ in _imports(name, path)
+        if _is(module, "soda_dist.config")
+    ]
+
+
+def the_report_reads_storage_and_metrics_only(root: Path) -> list[str]:
+    return [
+        f"{name}: imports {module}"
+        for name, path in _python(root, f"{PACKAGE}/report")
+        for module, _ in _imports(name, path)
+        if _is(module, PACKAGE) and not _is(module, *REPORT_READS)
+    ]
+
+
+def jobs_are_short(root: Path) -> list[str]:
+    lines = {name: len(path.read_text().splitlines()) for name, path in _python(root, "jobs")}
+    return [f"{name}: {count} lines" for name, count in lines.items() if count > JOB_LINES]
+
+
+def files_can_be_held_in_mind(root: Path) -> list[str]:
+    lines = {name: len(path.read_text().splitlines()) for name, path in _python(root, PACKAGE, "jobs", "tests")}
+    return [f"{name}: {count} lines" for name, count in lines.items() if count > FILE_LINES]
+
+
+def functions_can_be_held_in_mind(root: Path) -> list[str]:
+    return [
+        f"{name}: {node.name} has {count} lines"
+        for name, path in _python(root, PACKAGE, "jobs")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (count := (node.end_lineno or node.lineno) - node.lineno + 1) > FUNCTION_LINES
+    ]
+
+
+def the_library_does_not_print(root: Path) -> list[str]:
+    return [
+        f"{name}: prints in line {node.lineno}"
+        for name, path in _python(root, PACKAGE)
+        if name != "soda_dist/cli.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write")
+    ]
+
+
+def names_say_what_is_inside(root: Path) -> list[str]:
+    return [
+        f"{name}: a name that says nothing"
+        for name, _ in _python(root, PACKAGE, "jobs", "tests")
+        if VAGUE_NAMES & {part.strip("_") for part in name.removesuffix(".py").split("/")}
+    ]
+
+
+def presets_load_and_name_their_command(root: Path) -> list[str]:
+    complaints = []
+    for path in sorted((root / "soda_dist/config/presets").glob("*.yaml")):
+        name, text = str(path.relative_to(root)), path.read_text()
+        try:
+            load_config(str(path))
+        except UserError as error:
+            complaints.append(f"{name}: {error}")
+        heading = text[: re.search(r"^(?!#)", text, re.MULTILINE).start()]
+        if not COMMAND.search(heading):
+            complaints.append(f"{name}: the heading names no command")
+        for job, preset in re.findall(r"python (jobs/\w+\.py)(?:.*--preset (\w+))?", heading):
+            if not (root / job).is_file():
+                complaints.append(f"{name}: the heading names {job}, which is not there")
+            if preset and preset != path.stem:
+                complaints.append(f"{name}: the heading's command is for the preset {preset}")
+    return complaints
+
+
+def light_modules_stay_light(root: Path) -> list[str]:
+    """A job's `--help` and a wrong option are answered without torch and Ray: what they import must not import them."""
+    light = [
+        "soda_dist.errors",
+        "soda_dist.config",
+        *(["soda_dist.cli"] if (root / "soda_dist/cli.py").exists() else []),
+    ]
+    heavy = "[name for name in ('torch', 'ray', 'deepspeed', 'timm', 'pyarrow') if name in sys.modules]"
+    complaints = []
+    for module in light:
+        code = f"import sys; sys.path.insert(0, {str(root)!r}); import {module}; print(*{heavy})"
+        result = subprocess.run(
+            [sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=60, check=True
+        )
+        complaints += [f"{module}: imports {name}" for name in result.stdout.split()]
+    return complaints
+
+
+_PRESET = "soda_dist/config/presets/small.yaml"
+_LONG = "x = 1\n"
+BROKEN: list[tuple[Callable[[Path], list[str]], dict[str, str], str]] = [
+    # rule, a tree that breaks it, what the rule says of it
+    (ray_stays_in_distributed, {"soda_dist/training/loop.py": "import ray.train"}, "imports ray.train"),
+    (ray_stays_in_distributed, {"soda_dist/data/order.py": "def f():\n    from ray import data"}, "imports ray.data"),
+    (ray_stays_in_distributed, {"jobs/tune.py": "import importlib\nimportlib.import_module('ray')"}, "imports ray"),
+    (deepspeed_stays_in_one_file, {"soda_dist/distributed/pretrain.py": "import deepspeed"}, "imports deepspeed"),
+    (deepspeed_stays_in_one_file, {"soda_dist/training/engine.py": "from deepspeed import zero"}, "deepspeed.zero"),
+    (boto3_stays_in_storage_on_use, {"soda_dist/data/shards.py": "def f():\n    import boto3"}, "imports boto3"),
+    (boto3_stays_in_storage_on_use, {"soda_dist/data/storage.py": "import boto3"}, "imports boto3 at import"),
+    (lower_layers_import_no_higher_ones, {"soda_dist/data/a.py": "from soda_dist.training import b"}, "a higher layer"),
+    (lower_layers_import_no_higher_ones, {"soda_dist/models/a.py": "from ..data.views import b"}, "a higher layer"),
+    (lower_layers_import_no_higher_ones, {"soda_dist/config/__init__.py": "from .. import models"}, "a higher layer"),
+    (lower_layers_import_no_higher_ones, {"soda_dist/training/a.py": "import soda_dist.cli"}, "a higher layer"),
+    (
+        lower_layers_import_no_higher_ones,
+        {"soda_dist/__init__.py": "from soda_dist.errors import UserError"},
+        "a higher",
+    ),
+    (lower_layers_import_no_higher_ones, {"soda_dist/extra/a.py": ""}, "belongs to no layer"),
+    (the_core_sees_no_configuration, {"soda_dist/models/a.py": "from soda_dist.config import RunConfig"}, "RunConfig"),
+    (
+        the_report_reads_storage_and_metrics_only,
+        {"soda_dist/report/a.py": "from soda_dist.data import shards"},
+        "shards",
+    ),
+    (jobs_are_short, {"jobs/tune.py": _LONG * 60}, "60 lines"),
+    (files_can_be_held_in_mind, {"soda_dist/data/a.py": _LONG * 401}, "401 lines"),
+    (functions_can_be_held_in_mind, {"soda_dist/data/a.py": "def f():\n" + "    x = 1\n" * 60}, "f has 61 lines"),
+    (functions_can_be_held_in_mind, {"jobs/a.py": "class A:\n  def f(self):\n" + "    x = 1\n" * 60}, "f has 61 lines"),
+    (the_library_does_not_print, {"soda_dist/metrics/knn.py": "def f():\n    print('x')"}, "prints in line 2"),
+    (names_say_what_is_inside, {"soda_dist/data/utils.py": ""}, "says nothing"),
+    (names_say_what_is_inside, {"tests/helpers/a.py": ""}, "says nothing"),
+    (presets_load_and_name_their_command, {_PRESET: "#   make demo\nseeed: 1\n"}, "did you mean seed?"),
+    (presets_load_and_name_their_command, {_PRESET: "# A small one.\nseed: 1\n#   make demo\n"}, "names no command"),
+    (presets_load_and_name_their_command, {_PRESET: "#   python jobs/none.py\nseed: 1\n"}, "which is not there"),
+    (presets_load_and_name_their_command, {_PRESET: "#   python jobs/a.py --preset big\nseed: 1\n"}, "preset big"),
+    (light_modules_stay_light, {"soda_dist/config/__init__.py": "import torch", "torch.py": ""}, "imports torch"),
+    (light_modules_stay_light, {"soda_dist/cli.py": "import ray", "ray.py": ""}, "soda_dist.cli: imports ray"),
+]
+RULES = list(dict.fromkeys(rule for rule, _, _ in BROKEN))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_repository_keeps_the_rule(rule: Callable[[Path], list[str]]) -> None:
+    assert rule(ROOT) == []
+
+
+@pytest.mark.parametrize(("rule", "tree", "says"), BROKEN, ids=lambda value: getattr(value, "__name__", None))
+def test_the_rule_speaks_when_it_is_broken(
+    rule: Callable[[Path], list[str]], tree: dict[str, str], says: str, tmp_path: Path
+) -> None:
+    sound = {"soda_dist/__init__.py": "", "soda_dist/errors.py": "", "soda_dist/config/__init__.py": ""}
+    for name, text in {**sound, **tree}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    complaints = rule(tmp_path)
+    assert any(says in complaint for complaint in complaints), complaints
+    for name in tree:
+        (tmp_path / name).unlink()
+    for name, text in sound.items():
+        (tmp_path / name).write_text(text)
+    assert rule(tmp_path) == []
+
+
+def test_every_function_that_looks_like_a_rule_is_tried() -> None:
+    here = ast.parse(Path(__file__).read_text())
+    looks = {f.name for f in here.body if isinstance(f, ast.FunctionDef) and f.name[0] != "_" and "test_" not in f.name}
+    assert looks == {rule.__name__ for rule in RULES}

@@ -1,0 +1,53 @@
+"""A configuration small enough to train in a test, and pairs that are a function of their position."""
+
+import numpy as np
+
+from soda_dist.config import RunConfig
+from soda_dist.config.load import validate
+from soda_dist.data.pairs import Pairs
+
+TINY = {
+    "data": {"source_size": 16, "target_size": 16, "source_noise": 0.1, "shuffle_groups": 4},
+    "encoder": {
+        "arch": "resnet18", "width": 0.125, "stem": "small", "norm": "group",
+        "latent_dim": 12, "lr_ratio": 2.0, "dropout": 0.1, "drop_path": 0.1,
+    },
+    "denoiser": {
+        "base_channels": 8, "channel_multipliers": (1, 2), "blocks": 1, "attention_resolutions": (8,),
+        "head_dim": 8, "position_dim": 16, "dropout": 0.1,
+    },
+    "diffusion": {"steps": 50},
+    "sampling": {"steps": 5},
+    "optim": {"lr": 1e-3, "warmup_steps": 2, "ema_decay": 0.9},
+    "train": {"steps": 6, "global_batch": 8, "log_every_steps": 2, "checkpoint_every_steps": 3},
+    "scale": {"engine": "torch", "data_memory_mb": 64},
+    "evaluation": {"batch": 16, "images": 2, "probe": {"epochs": 2}},
+}  # fmt: skip
+
+
+def tiny_config(**sections: dict) -> RunConfig:
+    """TINY with some fields of some sections replaced."""
+    tree = {name: {**TINY.get(name, {}), **fields} if isinstance(fields, dict) else fields for name, fields in sections.items()}
+    return validate(RunConfig, {**TINY, **tree})
+
+
+def pairs_at(config: RunConfig, start: int, stop: int) -> Pairs:
+    """View pairs of noise for positions start..stop, each a function of its position."""
+    draw = [np.random.default_rng(position) for position in range(start, stop)]
+    source = np.stack([d.integers(0, 256, (config.data.source_size,) * 2 + (3,), np.uint8) for d in draw])
+    target = np.stack([d.integers(0, 256, (config.data.target_size,) * 2 + (3,), np.uint8) for d in draw])
+    index = np.arange(start, stop, dtype=np.int64)
+    return Pairs(source=source, target=target, key=index, ok=np.ones(stop - start, bool), index=index, name=[""] * (stop - start))
+
+
+def feed(config: RunConfig, rank: int = 0):
+    """A feed of `pairs_at` in the slices that training uses."""
+    micro, workers, batch = config.micro_batch, config.scale.workers, config.train.global_batch
+
+    def batches(first_step: int):
+        for step in range(first_step, config.train.steps):
+            for j in range(config.accumulation):
+                start = step * batch + j * micro * workers + rank * micro
+                yield pairs_at(config, start, start + micro)
+
+    return batches

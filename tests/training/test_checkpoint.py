@@ -1,0 +1,160 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from soda_dist.data.storage import open_folder
+from soda_dist.errors import UserError
+from soda_dist.training import checkpoint
+from soda_dist.training.context import LocalContext
+from soda_dist.training.loop import fit, to_device
+from tests.tiny import feed, pairs_at, tiny_config
+from tests.training.test_engine import engine_of
+
+CPU = torch.device("cpu")
+
+
+def state_of(engine):
+    return {f"{k}/{p.name}": p.tensors[k].clone() for p in engine.fragments() for k in p.tensors}
+
+
+def train(run, config, steps=None):
+    """Train in `run` as far as `steps` (the schedule stays that of the whole run)."""
+    engine = engine_of(config)
+
+    def batches(first):
+        for number, pairs in enumerate(feed(config)(first), start=first * config.accumulation):
+            if steps is not None and number >= steps * config.accumulation:
+                raise KeyboardInterrupt
+            yield pairs
+
+    try:
+        fit(LocalContext(), engine, config, batches, run, rows=100)
+    except KeyboardInterrupt:
+        pass
+    return engine
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_an_interrupted_run_ends_bit_for_bit_as_the_uninterrupted_one(tmp_path, norm):
+    config = tiny_config(encoder={"norm": norm}, train={"micro_batch": 4})
+    straight = train(open_folder(str(tmp_path / "a")), config)
+    run = open_folder(str(tmp_path / "b"))
+    train(run, config, steps=5)  # the checkpoint is at 3
+    resumed = train(run, config)
+    one, other = state_of(straight), state_of(resumed)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    buffers = dict(straight.objective.named_buffers())
+    assert all(torch.equal(buffers[n], b) for n, b in resumed.objective.named_buffers())
+    lines = [[json.loads(x) for x in (tmp_path / d / "metrics.jsonl").read_text().splitlines()] for d in "ab"]
+    exact = ("step", "images", "epoch", "loss", "grad_norm", "lr")
+    assert [[line[k] for k in exact] for line in lines[0]] == [[line[k] for k in exact] for line in lines[1]]
+
+
+def test_the_exported_model_is_the_ema(tmp_path):
+    config = tiny_config()
+    run = open_folder(str(tmp_path))
+    engine = train(run, config)
+    soda, loaded, step = checkpoint.load_soda(run)
+    assert (loaded, step) == (config, 6)
+    assert not soda.training
+    ema = {p.name.removeprefix("soda."): p.tensors["ema"] for p in engine.fragments()}
+    for name, value in soda.named_parameters():
+        torch.testing.assert_close(value.view(-1), ema[name], rtol=1e-6, atol=1e-7, msg=name)
+    assert not torch.allclose(next(soda.parameters()).view(-1), next(iter(engine.fragments())).tensors["param"])
+
+
+def test_the_exported_encoder_stands_alone_under_plain_names(tmp_path):
+    config = tiny_config()
+    run = open_folder(str(tmp_path))
+    train(run, config)
+    soda, *_ = checkpoint.load_soda(run)
+    plain = load_file(tmp_path / "checkpoints/000000006/encoder.safetensors")
+    assert not any("parametrizations" in name for name in plain)
+    from soda_dist.models.encoder import Encoder
+
+    e = config.encoder
+    encoder = Encoder(
+        arch=e.arch, width=e.width, stem=e.stem, norm=e.norm, latent_dim=e.latent_dim, lr_ratio=1.0, drop_path=0.0, dropout=0.0
+    )  # fmt: skip
+    encoder.load_state_dict(plain)
+    images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(encoder.eval()(images), soda.encode(images), rtol=1e-5, atol=1e-5)
+
+
+def test_a_checkpoint_without_manifest_does_not_count(tmp_path):
+    config = tiny_config()
+    run = open_folder(str(tmp_path))
+    train(run, config)
+    assert checkpoint.complete_steps(run) == [3, 6]
+    (tmp_path / "checkpoints/000000006/manifest.json").unlink()
+    assert checkpoint.complete_steps(run) == [3]
+    train(run, config)  # goes on from 3 and makes 6 again
+    assert checkpoint.complete_steps(run) == [3, 6]
+
+
+def test_only_the_last_checkpoints_are_kept(tmp_path):
+    config = tiny_config(train={"checkpoint_every_steps": 1, "keep_checkpoints": 2})
+    train(open_folder(str(tmp_path)), config)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["000000005", "000000006"]
+
+
+@pytest.mark.parametrize("name", ["state-00000-of-00001.safetensors", "model.safetensors"])
+def test_an_altered_file_is_said_in_one_line(tmp_path, name):
+    config = tiny_config()
+    run = open_folder(str(tmp_path))
+    engine = train(run, config)
+    path = tmp_path / "checkpoints/000000006" / name
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="checksum") as caught:
+        checkpoint.restore(run, 6, engine, LocalContext())
+        checkpoint.load_soda(run, 6)
+    assert "\n" not in str(caught.value)
+    assert name in str(caught.value)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    run = open_folder(str(tmp_path))
+    train(run, tiny_config())
+    wider = engine_of(tiny_config(denoiser={"base_channels": 16}))
+    with pytest.raises(UserError, match="no state for"):
+        checkpoint.restore(run, 6, wider, LocalContext())
+
+
+def test_a_run_without_checkpoints_says_so(tmp_path):
+    with pytest.raises(UserError, match="pretrain first"):
+        checkpoint.load_soda(open_folder(str(tmp_path)))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_interval(tmp_path):
+    config = tiny_config()
+    engine = engine_of(config)
+    with torch.no_grad():
+        next(engine.objective.soda.denoiser.parameters()).fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="between steps 1 and 2"):
+        fit(LocalContext(), engine, config, feed(config), open_folder(str(tmp_path)), rows=100)
+
+
+def test_unreadable_rows_are_listed(tmp_path):
+    config = tiny_config()
+
+    def batches(first):
+        for pairs in feed(config)(first):
+            if 17 in pairs.index:
+                at = pairs.index.tolist().index(17)
+                pairs.ok[at] = False
+                pairs.name[at] = "broken.jpg"
+            yield pairs
+
+    fit(LocalContext(), engine_of(config), config, batches, open_folder(str(tmp_path)), rows=100)
+    assert json.loads((tmp_path / "quarantine.jsonl").read_text()) == {"step": 3, "key": 17, "name": "broken.jpg"}
+
+
+def test_the_loop_reads_the_same_pairs_it_is_given():
+    config = tiny_config()
+    source, _, ok, index = to_device(pairs_at(config, 5, 9), CPU)
+    assert source.shape == (4, 16, 16, 3) and source.dtype == torch.uint8
+    assert ok.all() and index.tolist() == [5, 6, 7, 8]

@@ -1,0 +1,81 @@
+import copy
+
+import torch
+
+from soda_dist.training.build import build_objective, build_optimizer
+from soda_dist.training.engine import KINDS, PlainEngine
+from soda_dist.training.loop import to_device
+from tests.tiny import pairs_at, tiny_config
+
+CPU = torch.device("cpu")
+
+
+def engine_of(config):
+    objective = build_objective(config)
+    return PlainEngine(
+        objective=objective,
+        optimizer=build_optimizer(config, objective),
+        clip_norm=config.optim.clip_norm,
+        ema_decay=config.optim.ema_decay,
+        accumulation=config.accumulation,
+        rank=0,
+        world=1,
+    )
+
+
+def test_a_step_is_clipped_adam_with_decoupled_decay_and_an_ema():
+    config = tiny_config(optim={"lr": 1e-3, "clip_norm": 0.05, "warmup_steps": 0, "ema_decay": 0.9, "weight_decay": 0.05})
+    engine = engine_of(config)
+    reference = copy.deepcopy(engine.objective)
+    batch = to_device(pairs_at(config, 0, 8), CPU)
+    engine.step([batch], 1e-3)
+
+    reference(*batch).backward()
+    norm = torch.sqrt(sum(p.grad.double().square().sum() for p in reference.parameters()))
+    assert norm > 0.05, "the clip must be at work here"
+    for (name, now), before in zip(engine.objective.named_parameters(), reference.parameters(), strict=True):
+        gradient = before.grad.double() * 0.05 / norm
+        update = gradient / (gradient.abs() + 1e-8)  # Adam's first update, bias-corrected
+        expected = before.double() * (1 - 1e-3 * 0.05) - 1e-3 * update
+        moved = gradient.abs() > 1e-6  # elsewhere eps decides and float32 rounds
+        torch.testing.assert_close(now.double()[moved], expected[moved], rtol=0, atol=2e-6, msg=name)
+    for piece, before in zip(engine.fragments(), reference.parameters(), strict=True):
+        blend = 0.9 * before.detach().view(-1) + 0.1 * piece.tensors["param"]
+        torch.testing.assert_close(piece.tensors["ema"], blend)
+
+
+def test_micro_batches_add_up_to_the_batch():
+    whole = engine_of(tiny_config())
+    split = engine_of(tiny_config(train={"micro_batch": 2}))
+    config = tiny_config()
+    for step in range(3):
+        parts = [to_device(pairs_at(config, 8 * step + 2 * j, 8 * step + 2 * j + 2), CPU) for j in range(4)]
+        one = whole.step([to_device(pairs_at(config, 8 * step, 8 * step + 8), CPU)], 1e-3)
+        four = split.step(parts, 1e-3)
+        torch.testing.assert_close(one.loss, four.loss, rtol=1e-5, atol=0)
+        torch.testing.assert_close(one.grad_norm, four.grad_norm, rtol=1e-4, atol=0)
+
+
+def test_an_unreadable_row_neither_counts_nor_moves_the_others():
+    config = tiny_config()
+    objective = build_objective(config)
+    source, target, ok, index = to_device(pairs_at(config, 0, 8), CPU)
+    losses = torch.stack([objective(source[i : i + 1], target[i : i + 1], ok[:1], index[i : i + 1]) for i in range(8)])
+    ok = ok.clone()
+    ok[3] = False
+    source[3] = 0
+    masked = objective(source, target, ok, index)
+    torch.testing.assert_close(masked, (losses.sum() - losses[3]) / 8)
+
+
+def test_fragments_cover_every_element_and_are_live():
+    config = tiny_config()
+    engine = engine_of(config)
+    pieces = list(engine.fragments())
+    assert sum(piece.length for piece in pieces) == sum(p.numel() for p in engine.objective.parameters())
+    assert all(set(piece.tensors) == set(KINDS) for piece in pieces)
+    pieces[0].tensors["param"].fill_(7.0)
+    assert (next(engine.objective.parameters()) == 7.0).all()
+    assert engine.updates == 0
+    engine.step([to_device(pairs_at(config, 0, 8), CPU)], 1e-3)
+    assert engine.updates == 1

@@ -1,0 +1,49 @@
+import torch
+
+from soda_dist.training.randomness import draw, mix64
+
+SHAPES = {"timesteps": 1000, "source_size": 8, "target_size": 8, "sections": 6, "rates": (0.15, 0.12)}
+
+
+def test_a_sample_draws_the_same_in_any_batch():
+    whole = draw(3, torch.arange(100, 116), **SHAPES)
+    part = draw(3, torch.tensor([111, 104]), **SHAPES)
+    for name in ("t", "eps", "source_noise", "keep", "seeds"):
+        assert torch.equal(getattr(whole, name)[[11, 4]], getattr(part, name)), name
+
+
+def test_seed_and_position_both_matter():
+    one, other = draw(0, torch.arange(64), **SHAPES), draw(1, torch.arange(64), **SHAPES)
+    assert not torch.equal(one.t, other.t)
+    assert len(set(one.seeds.tolist()) | set(other.seeds.tolist())) == 128
+    assert not torch.equal(one.eps[0], one.eps[1])
+
+
+def test_the_rates_are_those_asked_for():
+    n, sections = 6000, 6
+    draws = draw(7, torch.arange(n), **SHAPES)
+    dropped = (~draws.keep).all(dim=1).float().mean().item()
+    all_six = 0.12 + 0.88 * 0.15**6
+    assert abs(dropped - all_six) < 4 * (all_six * (1 - all_six) / n) ** 0.5
+    zeroed = (~draws.keep).float().mean().item()
+    expected = 0.12 + 0.88 * 0.15
+    # Sections of a sample share the guidance mask, so the samples, not the sections, are the independent draws.
+    assert abs(zeroed - expected) < 4 * (0.12 * 0.88 / n + 0.13 / (n * sections)) ** 0.5
+
+
+def test_timesteps_are_uniform_and_noise_is_normal():
+    draws = draw(1, torch.arange(4000), **SHAPES)
+    counts = torch.histc(draws.t.float(), bins=10, min=0, max=1000)
+    assert ((counts - 400).abs() < 4 * (400 * 0.9) ** 0.5).all()
+    assert 0 <= draws.t.min() and draws.t.max() < 1000
+    eps = draws.eps.double()
+    assert abs(eps.mean()) < 4 / eps.numel() ** 0.5
+    assert abs(eps.var() - 1) < 4 * (2 / eps.numel()) ** 0.5
+    correlation = (draws.eps[:, 0] * draws.source_noise[:, 0]).double()
+    assert abs(correlation.mean()) < 4 / correlation.numel() ** 0.5
+
+
+def test_the_hash_spreads_single_bit_changes():
+    flips = [bin(mix64(5, 1 << bit) ^ mix64(5, 0)).count("1") for bit in range(63)]
+    assert 24 < min(flips) <= max(flips) < 41 + 8
+    assert abs(sum(flips) / len(flips) - 32) < 2
