@@ -1,6 +1,6 @@
 """Print what a configuration amounts to: parameters, arithmetic of a forward, modulated layers.
 
-  python jobs/plan.py --preset imagenet [--json] [a.b=value ...]
+python jobs/plan.py --preset imagenet [--json] [a.b=value ...]
 """
 
 import json

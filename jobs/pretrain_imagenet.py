@@ -1,6 +1,6 @@
 """Pretrain the paper's ImageNet model: `pretrain.py` with the preset `imagenet`.
 
-  python jobs/pretrain_imagenet.py --data s3://BUCKET/imagenet --run s3://BUCKET/runs/imagenet [a.b=value ...]
+python jobs/pretrain_imagenet.py --data s3://BUCKET/imagenet --run s3://BUCKET/runs/imagenet [a.b=value ...]
 """
 
 from pretrain import main  # the job beside this one

@@ -53,7 +53,9 @@ def parse(arguments: argparse.ArgumentParser, argv: list[str]) -> argparse.Names
         sketch.add_argument("--preset", default=default, required=default is None)
         sketch.add_argument("--print-config", action="store_true")
         known, rest = sketch.parse_known_args(argv)
-        print(dump_config(load_config(known.preset, [item for item in rest if "=" in item and not item.startswith("-")])))
+        print(
+            dump_config(load_config(known.preset, [item for item in rest if "=" in item and not item.startswith("-")]))
+        )
         raise SystemExit(0)
     return arguments.parse_intermixed_args(argv)
 

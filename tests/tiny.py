@@ -27,7 +27,10 @@ TINY = {
 
 def tiny_config(**sections: dict) -> RunConfig:
     """TINY with some fields of some sections replaced."""
-    tree = {name: {**TINY.get(name, {}), **fields} if isinstance(fields, dict) else fields for name, fields in sections.items()}
+    tree = {
+        name: {**TINY.get(name, {}), **fields} if isinstance(fields, dict) else fields
+        for name, fields in sections.items()
+    }
     return validate(RunConfig, {**TINY, **tree})
 
 
@@ -37,7 +40,9 @@ def pairs_at(config: RunConfig, start: int, stop: int) -> Pairs:
     source = np.stack([d.integers(0, 256, (config.data.source_size,) * 2 + (3,), np.uint8) for d in draw])
     target = np.stack([d.integers(0, 256, (config.data.target_size,) * 2 + (3,), np.uint8) for d in draw])
     index = np.arange(start, stop, dtype=np.int64)
-    return Pairs(source=source, target=target, key=index, ok=np.ones(stop - start, bool), index=index, name=[""] * (stop - start))
+    return Pairs(
+        source=source, target=target, key=index, ok=np.ones(stop - start, bool), index=index, name=[""] * (stop - start)
+    )
 
 
 def feed(config: RunConfig, rank: int = 0):

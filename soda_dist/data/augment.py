@@ -35,7 +35,9 @@ def plan_crops(seed: int, purpose: str, epochs: Ints, keys: Ints, sizes: Ints, h
     """
     u = uniforms(seed, purpose, epochs, keys, DRAWS)
     augmented = u[:, _PLAN] < how.crop_flip_rate
-    boxes = np.where(augmented[:, None], random_boxes(u, sizes, how.crop_area, how.crop_aspect), center_boxes(sizes, 1.0))
+    boxes = np.where(
+        augmented[:, None], random_boxes(u, sizes, how.crop_area, how.crop_aspect), center_boxes(sizes, 1.0)
+    )
     return Crops(boxes, augmented & (u[:, _FLIP] < 0.5) if how.flip else np.zeros(len(u), np.bool_))
 
 
@@ -47,7 +49,9 @@ def random_boxes(u: Floats, sizes: Ints, area: tuple[float, float], aspect: tupl
     """
     height, width = sizes[:, :1], sizes[:, 1:]
     # exp of a whole contiguous array: numpy may take another path, and another last bit, for other layouts.
-    ratio = np.exp(math.log(aspect[0]) + (math.log(aspect[1]) - math.log(aspect[0])) * np.ascontiguousarray(u[:, _ASPECT]))
+    ratio = np.exp(
+        math.log(aspect[0]) + (math.log(aspect[1]) - math.log(aspect[0])) * np.ascontiguousarray(u[:, _ASPECT])
+    )
     pixels = height * width * (area[0] + (area[1] - area[0]) * u[:, _AREA])
     w, h = np.rint(np.sqrt(pixels * ratio)).astype(np.int64), np.rint(np.sqrt(pixels / ratio)).astype(np.int64)
     fits = (w > 0) & (h > 0) & (w <= width) & (h <= height)
@@ -55,7 +59,7 @@ def random_boxes(u: Floats, sizes: Ints, area: tuple[float, float], aspect: tupl
     chosen = np.hstack([np.take_along_axis(h, first, 1), np.take_along_axis(w, first, 1)])
     place = (u[:, _PLACE] * (sizes - chosen + 1)).astype(np.int64)
     fallback = _central(sizes, _clipped(sizes, aspect))
-    return np.where(fits.any(1)[:, None], np.hstack([place, chosen]), fallback)
+    return np.where(fits.any(1, keepdims=True), np.hstack([place, chosen]), fallback)
 
 
 def center_boxes(sizes: Ints, resize: float) -> Ints:

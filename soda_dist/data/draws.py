@@ -42,7 +42,7 @@ def words(seed: int, purpose: str, epochs: Ints | int, keys: Ints, numbers: rang
 
 def uniforms(seed: int, purpose: str, epochs: Ints | int, keys: Ints, numbers: range) -> Floats:
     """float64 [n, len(numbers)], uniform on [0, 1), multiples of 2^-53; arguments as `words`."""
-    return (words(seed, purpose, epochs, keys, numbers) >> _S11) * 2.0**-53
+    return (words(seed, purpose, epochs, keys, numbers) >> _S11).astype(np.float64) * 2.0**-53
 
 
 def normals(seed: int, purpose: str, epochs: Ints | int, keys: Ints, numbers: range) -> Floats:

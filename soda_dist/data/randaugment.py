@@ -11,6 +11,7 @@ Operations take and give uint8 [h, w, 3] and copy Pillow's arithmetic. Those tha
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import cv2
@@ -19,36 +20,38 @@ from numpy.typing import NDArray
 
 from soda_dist.config.schema import Augmentation
 from soda_dist.data.decode import Image
-from soda_dist.data.draws import Floats, Ints, normals, uniforms
+from soda_dist.data.draws import Ints, normals, uniforms
 
 FILL = (128, 128, 128)
 MOST = 10.0
 """Magnitudes are clipped to 0..MOST."""
-_LEVELS = np.arange(256, dtype=np.int64)
-_GREY = np.array([19595, 38470, 7471]) / 65536
+_LEVELS = np.arange(256)
+_FLOATS = _LEVELS.astype(np.float32)
+_GREY = 19595 / 65536, 38470 / 65536, 7471 / 65536
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
 _DELTA = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]])
+_TO_GREY = np.tile(_GREY, (3, 1))
+# Tables of 256 levels for every argument: at 32 px building one costs as much as using it.
+_SOLARIZE = np.where(np.arange(257)[:, None] > _LEVELS, _LEVELS, 255 - _LEVELS).astype(np.uint8)
+_SOLARIZE_ADD = np.where(_LEVELS < 128, np.minimum(255, _LEVELS + np.arange(256)[:, None]), _LEVELS).astype(np.uint8)
 
 
 def auto_contrast(image: Image) -> Image:
     """Stretch each channel to 0..255."""
-    tables = []
-    for counts in _histograms(image):
-        used = np.flatnonzero(counts)
-        low, high = int(used[0]), int(used[-1])
-        scale = 255.0 / (high - low) if high > low else 1.0
-        tables.append((_LEVELS * scale - low * scale).clip(0, 255).astype(np.int64) if high > low else _LEVELS)
-    return _map_channels(image, tables)
+    tables = np.empty((1, 256, 3), np.uint8)
+    for number, channel in enumerate(cv2.split(image)):
+        low, high, _, _ = cv2.minMaxLoc(channel)
+        tables[0, :, number] = _stretch(int(low), int(high))
+    return cv2.LUT(image, tables)
 
 
 def equalize(image: Image) -> Image:
     """Flatten each channel's histogram, by Pillow's rule."""
-    tables = []
-    for counts in _histograms(image):
-        used = np.flatnonzero(counts)
-        step = int(counts.sum() - counts[used[-1]]) // 255
-        tables.append((step // 2 + np.cumsum(counts) - counts) // step if len(used) > 1 and step else _LEVELS)
-    return _map_channels(image, tables)
+    counts = np.array([cv2.calcHist([image], [c], None, [256], [0, 256]).ravel() for c in range(3)], np.int64)
+    below = counts.cumsum(1) - counts
+    step = np.where(counts > 0, below, 0).max(1, keepdims=True) // 255
+    tables = np.minimum((step // 2 + below) // np.maximum(1, step), 255)
+    return cv2.LUT(image, np.where(step > 0, tables, _LEVELS).T.astype(np.uint8, "C")[None])
 
 
 def invert(image: Image) -> Image:
@@ -61,37 +64,36 @@ def posterize(image: Image, bits: int) -> Image:
 
 
 def solarize(image: Image, threshold: int) -> Image:
-    """Invert the levels from `threshold` on."""
-    return _map(image, np.where(threshold > _LEVELS, _LEVELS, 255 - _LEVELS))
+    """Invert the levels from `threshold` (0..256) on."""
+    return cv2.LUT(image, _SOLARIZE[threshold])
 
 
 def solarize_add(image: Image, add: int) -> Image:
-    """Add to the levels below 128."""
-    return _map(image, np.where(_LEVELS < 128, _LEVELS + add, _LEVELS))
+    """Add `add` (0..255) to the levels below 128."""
+    return cv2.LUT(image, _SOLARIZE_ADD[add])
 
 
 def color(image: Image, factor: float) -> Image:
     """Away from (> 1) or towards the image's own grey; differs from Pillow by at most 2 levels (it rounds twice)."""
-    matrix = factor * np.eye(3) + (1 - factor) * np.tile(_GREY, (3, 1))
+    matrix = factor * np.eye(3) + (1 - factor) * _TO_GREY
     return cv2.transform(image, matrix.astype(np.float32))
 
 
 def contrast(image: Image, factor: float) -> Image:
     """Away from or towards the mean grey."""
-    mean = int(np.dot(_GREY, cv2.mean(image)[:3]) + 0.5)
-    return _map(image, _blend(mean, factor))
+    red, green, blue, _ = cv2.mean(image)
+    return cv2.LUT(image, _blend(int(_GREY[0] * red + _GREY[1] * green + _GREY[2] * blue + 0.5), factor))
 
 
 def brightness(image: Image, factor: float) -> Image:
     """Away from or towards black."""
-    return _map(image, _blend(0, factor))
+    return cv2.LUT(image, _blend(0, factor))
 
 
 def sharpness(image: Image, factor: float) -> Image:
     """Away from or towards the smoothed image; the border pixels stay. At most 2 levels from Pillow, as `color`."""
-    out = cv2.filter2D(image, -1, factor * _DELTA + (1 - factor) * _SMOOTH)
-    for edge in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
-        out[edge] = image[edge]
+    out = image.copy()
+    out[1:-1, 1:-1] = cv2.filter2D(image, -1, factor * _DELTA + (1 - factor) * _SMOOTH)[1:-1, 1:-1]
     return out
 
 
@@ -100,30 +102,34 @@ def rotate(image: Image, degrees: float) -> Image:
     height, width = image.shape[:2]
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     x, y = width / 2, height / 2
-    return _affine(image, np.array([[cos, -sin, x - cos * x + sin * y], [sin, cos, y - sin * x - cos * y]]))
+    return _affine(image, ((cos, -sin, x - cos * x + sin * y), (sin, cos, y - sin * x - cos * y)))
 
 
 def shear_x(image: Image, factor: float) -> Image:
     """Row y reads from x + factor * y."""
-    return _affine(image, np.array([[1, factor, 0], [0, 1, 0]]))
+    return _affine(image, ((1, factor, 0), (0, 1, 0)))
 
 
 def shear_y(image: Image, factor: float) -> Image:
     """Column x reads from y + factor * x."""
-    return _affine(image, np.array([[1, 0, 0], [factor, 1, 0]]))
+    return _affine(image, ((1, 0, 0), (factor, 1, 0)))
 
 
 def translate_x(image: Image, share: float) -> Image:
     """Read from x + share * width, rounded to whole pixels."""
-    return np.ascontiguousarray(translate_y(image.transpose(1, 0, 2), share).transpose(1, 0, 2))
+    by = round(share * image.shape[1])
+    into, source = _overlap(by, image.shape[1])
+    out = np.full_like(image, FILL[0])
+    out[:, into] = image[:, source]
+    return out
 
 
 def translate_y(image: Image, share: float) -> Image:
     """Read from y + share * height, rounded to whole pixels."""
-    side = image.shape[0]
-    by = max(-side, min(side, round(share * side)))
+    by = round(share * image.shape[0])
+    into, source = _overlap(by, image.shape[0])
     out = np.full_like(image, FILL[0])
-    out[max(0, -by) : side - max(0, by)] = image[max(0, by) : side - max(0, -by)]
+    out[into] = image[source]
     return out
 
 
@@ -155,60 +161,56 @@ OPERATIONS = (
 )
 
 
-class Distortions(NamedTuple):
-    """What RandAugment does to each view."""
-
-    active: NDArray[np.bool_]
-    """bool [n]: whether it does anything."""
-    operation: Ints
-    """int64 [n, layers], of OPERATIONS."""
-    magnitude: Floats
-    """float64 [n, layers] in 0..10."""
-    sign: Ints
-    """int64 [n, layers], -1 or 1."""
+Layer = tuple[int, float, int]
+"""Operation's place in OPERATIONS, magnitude in 0..MOST, sign -1 or 1."""
 
 
-def plan_distortions(seed: int, purpose: str, epochs: Ints, keys: Ints, how: Augmentation) -> Distortions:
-    """Algorithm of the paper: each layer an operation drawn evenly, at magnitude N(magnitude, std), for each view."""
-    layers = how.randaugment_layers
-    u = uniforms(seed, f"{purpose}/operations", epochs, keys, range(1 + 2 * layers))
-    noise = normals(seed, f"{purpose}/magnitudes", epochs, keys, range(layers))
-    magnitude = np.clip(how.randaugment_magnitude + how.randaugment_magnitude_std * noise, 0.0, MOST)
-    operation = (u[:, 1 : 1 + layers] * len(OPERATIONS)).astype(np.int64)
-    return Distortions(u[:, 0] < how.randaugment_rate, operation, magnitude, np.where(u[:, 1 + layers :] < 0.5, -1, 1))
+def plan_layers(seed: int, purpose: str, epochs: Ints, keys: Ints, how: Augmentation) -> list[list[Layer]]:
+    """What is done to each view: each layer an operation drawn evenly, at magnitude N(magnitude, std).
+
+    At 1 - `randaugment_rate` a view has no layers.
+    """
+    count = how.randaugment_layers
+    u = uniforms(seed, f"{purpose}/operations", epochs, keys, range(1 + 2 * count))
+    noise = normals(seed, f"{purpose}/magnitudes", epochs, keys, range(count))
+    magnitude = np.clip(how.randaugment_magnitude + how.randaugment_magnitude_std * noise, 0.0, MOST).tolist()
+    operation = (u[:, 1 : 1 + count] * len(OPERATIONS)).astype(np.int64).tolist()
+    sign = np.where(u[:, 1 + count :] < 0.5, -1, 1).tolist()
+    active = (u[:, 0] < how.randaugment_rate).tolist()
+    rows = zip(active, operation, magnitude, sign, strict=True)
+    return [list(zip(o, m, s, strict=True)) if on else [] for on, o, m, s in rows]
 
 
-def distort(image: Image, plan: Distortions, row: int) -> Image:
-    """The view of `row` after its layers."""
-    for number, magnitude, sign in zip(
-        plan.operation[row].tolist(), plan.magnitude[row].tolist(), plan.sign[row].tolist(), strict=True
-    ):
-        operation = OPERATIONS[number]
-        image = operation.apply(image, operation.amount(magnitude / MOST, sign)) if operation.amount else operation.apply(image)
+def distort(image: Image, layers: list[Layer]) -> Image:
+    """The image after its layers."""
+    for number, magnitude, sign in layers:
+        _, apply, amount = OPERATIONS[number]
+        image = apply(image, amount(magnitude / MOST, sign)) if amount else apply(image)
     return image
 
 
-def _map(image: Image, table: Ints) -> Image:
-    return cv2.LUT(image, table.clip(0, 255).astype(np.uint8))
+@lru_cache(maxsize=4096)
+def _stretch(low: int, high: int) -> NDArray[np.uint8]:
+    if low == high:
+        return _LEVELS.astype(np.uint8)
+    scale = 255.0 / (high - low)
+    return (_LEVELS * scale - low * scale).clip(0, 255).astype(np.uint8)
 
 
-def _map_channels(image: Image, tables: list[Ints]) -> Image:
-    return cv2.LUT(image, np.stack(tables, 1).clip(0, 255).astype(np.uint8)[None])
+def _overlap(by: int, side: int) -> tuple[slice, slice]:
+    """Where the pixels go and where they come from when place x reads from x + by."""
+    return slice(max(0, -by), max(0, side - max(0, by))), slice(max(0, by), max(0, side + min(0, by)))
 
 
-def _histograms(image: Image) -> list[Ints]:
-    """Counts of the 256 levels, for each channel."""
-    return [cv2.calcHist([image], [c], None, [256], [0, 256])[:, 0].astype(np.int64) for c in range(3)]
-
-
-def _blend(base: int, factor: float) -> Ints:
+def _blend(base: int, factor: float) -> NDArray[np.uint8]:
     """base + factor * (level - base), cut off as Pillow does it, in float32."""
-    return (np.float32(base) + np.float32(factor) * (_LEVELS - base).astype(np.float32)).clip(0, 255).astype(np.int64)
+    blended = np.float32(base) + np.float32(factor) * (_FLOATS - np.float32(base))
+    return np.minimum(np.maximum(blended, 0), 255).astype(np.uint8)
 
 
-def _affine(image: Image, matrix: NDArray[np.float64]) -> Image:
+def _affine(image: Image, matrix: tuple[tuple[float, float, float], tuple[float, float, float]]) -> Image:
     """Output pixel (x, y) reads from matrix @ (x, y, 1), where a pixel's centre lies at its index + 1/2."""
-    moved = matrix.copy()
-    moved[:, 2] += matrix[:, :2].sum(1) / 2 - 0.5
+    (a, b, c), (d, e, f) = matrix
+    indexed = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])
     size = image.shape[1], image.shape[0]
-    return cv2.warpAffine(image, moved, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderValue=FILL)
+    return cv2.warpAffine(image, indexed, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderValue=FILL)

@@ -124,6 +124,12 @@ class Folder:
         with self.explained(name), contextlib.suppress(FileNotFoundError):
             self._filesystem().delete_dir(self._path(_checked(name)))
 
+    def discard_temporary(self) -> None:
+        """Removes what killed writers left; only while nothing else writes here."""
+        if self.is_local:
+            for path in Path(self.uri).rglob(f"{TEMPORARY}*"):
+                path.unlink(missing_ok=True)
+
     def read_json(self, name: str) -> Any:
         """The file's JSON value; a `UserError` if it is not JSON."""
         try:
@@ -295,7 +301,8 @@ def _s3(bucket: str, _settings: tuple[str | None, ...]) -> fs.FileSystem:
         raise UserError("AWS_ENDPOINT_URL", "no scheme", "http://HOST[:PORT] or https://", "write the scheme")
     place: dict[str, str] = {}
     if endpoint:
-        place = {"endpoint_override": urlsplit(endpoint).netloc, "scheme": urlsplit(endpoint).scheme}
+        scheme, _, host = _shown(endpoint).partition("://")
+        place = {"endpoint_override": host, "scheme": scheme}
     return fs.S3FileSystem(
         region=_checked_region(bucket, endpoint),
         connect_timeout=CONNECT_SECONDS,

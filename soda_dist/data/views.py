@@ -8,11 +8,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from soda_dist.config.schema import Augmentation, Data
-from soda_dist.data.augment import Crops, center_boxes, plan_crops, resize_into
+from soda_dist.config.schema import Data
+from soda_dist.data.augment import center_boxes, plan_crops, resize_into
 from soda_dist.data.decode import Header, Image, decode, read_header
 from soda_dist.data.draws import Ints
-from soda_dist.data.randaugment import Distortions, distort, plan_distortions
+from soda_dist.data.randaugment import distort, plan_layers
+
+VIEWS = ("source", "target")
 
 
 class ViewPairs(NamedTuple):
@@ -37,18 +39,25 @@ def view_pairs(images: list[bytes], keys: Ints, epochs: Ints, *, seed: int, data
         data: sizes and augmentation.
     """
     headers = [read_header(image) for image in images]
-    sizes = _sizes(headers)
-    plans = [_plan(seed, view, epochs, keys, sizes, data.augmentation) for view in ("source", "target")]
-    outs = [np.zeros((len(images), side, side, 3), np.uint8) for side in (data.source_size, data.target_size)]
-    shrinks = np.minimum(*(_shrinks(crops.boxes, out.shape[1]) for (crops, _), out in zip(plans, outs, strict=True)))
+    sizes, how = _sizes(headers), data.augmentation
+    sides = data.source_size, data.target_size
+    crops = [plan_crops(seed, f"views/{view}/crop", epochs, keys, sizes, how) for view in VIEWS]
+    layers = [plan_layers(seed, f"views/{view}/randaugment", epochs, keys, how) for view in VIEWS]
+    shrinks = np.minimum(*(_shrinks(crop.boxes, side) for crop, side in zip(crops, sides, strict=True)))
+    boxes = [(crop.boxes // shrinks[:, None]).tolist() for crop in crops]
+    flipped = [crop.flipped.tolist() for crop in crops]
+    outs = [np.zeros((len(images), side, side, 3), np.uint8) for side in sides]
     ok = np.zeros(len(images), np.bool_)
-    for row, (bytes_, header, shrink) in enumerate(zip(images, headers, shrinks.tolist(), strict=True)):
-        image = None if header is None else decode(bytes_, header, shrink)
+    for row, shrink in enumerate(shrinks.tolist()):
+        header = headers[row]
+        image = None if header is None else decode(images[row], header, shrink)
         if image is None:
             continue
         ok[row] = True
-        for (crops, distortions), out in zip(plans, outs, strict=True):
-            _fill(out[row], image, shrink, row, crops, distortions)
+        for view, out in enumerate(outs):
+            resize_into(_cut(image, boxes[view][row]), out[row], flipped[view][row])
+            if layers[view][row]:
+                out[row] = distort(out[row], layers[view][row])
     return ViewPairs(outs[0], outs[1], ok)
 
 
@@ -60,25 +69,20 @@ def center_views(images: list[bytes], *, size: int, resize: float) -> tuple[NDAr
     """
     headers = [read_header(image) for image in images]
     boxes = center_boxes(_sizes(headers), resize)
-    shrinks = _shrinks(boxes, size).tolist()
+    shrinks = _shrinks(boxes, size)
+    boxes = (boxes // shrinks[:, None]).tolist()
     out, ok = np.zeros((len(images), size, size, 3), np.uint8), np.zeros(len(images), np.bool_)
-    for row, header in enumerate(headers):
-        image = None if header is None else decode(images[row], header, shrinks[row])
+    for row, shrink in enumerate(shrinks.tolist()):
+        header = headers[row]
+        image = None if header is None else decode(images[row], header, shrink)
         if image is not None:
             ok[row] = True
-            resize_into(_cut(image, (boxes[row] // shrinks[row]).tolist()), out[row], False)
+            resize_into(_cut(image, boxes[row]), out[row], False)
     return out, ok
 
 
 def _sizes(headers: list[Header | None]) -> Ints:
     return np.array([(h.height, h.width) if h else (1, 1) for h in headers], np.int64).reshape(-1, 2)
-
-
-def _plan(seed: int, view: str, epochs: Ints, keys: Ints, sizes: Ints, how: Augmentation) -> tuple[Crops, Distortions]:
-    return (
-        plan_crops(seed, f"views/{view}/crop", epochs, keys, sizes, how),
-        plan_distortions(seed, f"views/{view}/randaugment", epochs, keys, how),
-    )
 
 
 def _shrinks(boxes: Ints, size: int) -> Ints:

@@ -116,7 +116,7 @@ def guided(denoise: Denoise, z: Tensor, keep: Tensor | None, w: float) -> Predic
     if w == 0:
         return lambda x, t: denoise(x, t, no_z, no_keep)
     both_z = torch.cat([no_z, z])
-    both_keep = None if keep is None or no_keep is None else torch.cat([no_keep, keep])
+    both_keep = None if keep is None else torch.cat([torch.zeros_like(keep), keep])
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
         without, conditional = denoise(torch.cat([x, x]), torch.cat([t, t]), both_z, both_keep).chunk(2)
@@ -181,10 +181,10 @@ def _ddpm_weights(now: float, before: float, variance: Variance) -> tuple[float,
 
 def _ddim_weights(now: float, before: float, eta: float) -> tuple[float, float, float]:
     """Weights of x0 and x, and sigma (Song et al. 2021, eq. 12 and 16), with eps written out in x and x0."""
-    sigma2 = eta**2 * (1 - before) / (1 - now) * (1 - now / before)
-    # Rounding may leave a negative zero of variance at eta = 1.
-    x_weight = math.sqrt(max(0.0, 1 - before - sigma2) / (1 - now))
-    return math.sqrt(before) - x_weight * math.sqrt(now), x_weight, math.sqrt(sigma2)
+    # The share of 1 - before that is fresh noise; at most 1 under rounding too, since now / before >= now.
+    fresh = eta**2 * (1 - now / before) / (1 - now)
+    x_weight = math.sqrt((1 - before) * (1 - fresh) / (1 - now))
+    return math.sqrt(before) - x_weight * math.sqrt(now), x_weight, math.sqrt((1 - before) * fresh)
 
 
 def _check_options(method: str, variance: str, eta: float) -> None:

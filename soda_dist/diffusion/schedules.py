@@ -81,6 +81,6 @@ def _linear_betas(steps: int) -> Tensor:
 
 
 def _betas(curve: Tensor) -> Tensor:
-    """Betas [steps] of a curve [steps + 1] that starts at u = 0; the curve is divided by its first value."""
-    abar = (curve / curve[0]).clamp(min=ABAR_FLOOR)
+    """Betas [steps] of a curve [steps + 1] that starts at u = 0; being ratios, they divide it by its first value."""
+    abar = curve.clamp(min=ABAR_FLOOR)
     return 1 - abar[1:] / abar[:-1]

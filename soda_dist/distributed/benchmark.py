@@ -14,9 +14,8 @@ import ray
 import torch
 from torch.utils.data import DataLoader
 
-from soda_dist.config.load import load_config, with_fields
+from soda_dist.config.load import load_config
 from soda_dist.config.schema import RunConfig
-
 from soda_dist.data.shards import ShardReader, read_manifest
 from soda_dist.data.storage import open_folder
 from soda_dist.distributed.ingest import stream
@@ -148,5 +147,3 @@ def conclude(results: list[Result], out_uri: str | None, say: Callable[[str], No
     folder = open_folder(out_uri)
     folder.write_json("benchmark.json", results)
     return folder.file_uri("benchmark.json")
-
-

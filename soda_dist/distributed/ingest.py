@@ -143,6 +143,9 @@ def _dataset_batches(data_uri: str, config: RunConfig, plans: list[list[Slice]])
         if batch["index"][0] != start or len(batch["index"]) != stop - start:
             got = f"{len(batch['index'])} rows from position {batch['index'][0]}"
             raise RuntimeError(f"the pipeline delivered {got} where positions {start}..{stop} were due")
-        yield Pairs(**{name: np.asarray(batch[name]) for name in ("source", "target", "key", "ok", "index")}, name=list(batch["name"]))
+        yield Pairs(
+            **{name: np.asarray(batch[name]) for name in ("source", "target", "key", "ok", "index")},
+            name=list(batch["name"]),
+        )
     if next(expected, None) is not None:
         raise RuntimeError("the pipeline ended before its plan")

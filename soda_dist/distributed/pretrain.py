@@ -66,7 +66,9 @@ def claim(run: Folder, config: RunConfig) -> None:
         before = load_run_config(run)
         if (difference := _difference(before, config)) is not None:
             field, old, new = difference
-            raise UserError(field, f"{new}, but the run at {run.uri} has {old}", "the run's own value", "use another --run")
+            raise UserError(
+                field, f"{new}, but the run at {run.uri} has {old}", "the run's own value", "use another --run"
+            )
     run.write("config.yaml", dump_config(config).encode())
     history = run.read_json("provenance.json") if run.exists("provenance.json") else []
     run.write_json("provenance.json", [*history, provenance()])

@@ -34,7 +34,9 @@ def ray_session(cpus: float) -> Iterator[None]:
             ray.init(address="local", num_cpus=max(os.cpu_count() or 1, int(-(-cpus // 1))), **common)
     except ConnectionError as error:
         reason = str(error).splitlines()[0]
-        raise UserError("RAY_ADDRESS", address, "a running Ray cluster", f"start it or unset the variable ({reason})") from None
+        raise UserError(
+            "RAY_ADDRESS", address, "a running Ray cluster", f"start it or unset the variable ({reason})"
+        ) from None
     try:
         yield
     finally:
@@ -77,7 +79,9 @@ def check_resources(needed: dict[str, float], say: Say) -> None:
     if autoscaler_active():
         say(f"waiting for the autoscaler: the run needs {asked}, the cluster has {there} now")
         return
-    raise UserError("scale", f"a run that needs {asked}", f"at most {there}", "lower scale.workers or add nodes to the cluster")
+    raise UserError(
+        "scale", f"a run that needs {asked}", f"at most {there}", "lower scale.workers or add nodes to the cluster"
+    )
 
 
 def autoscaler_active() -> bool:

@@ -38,7 +38,9 @@ def sweep(config: RunConfig, search: Search, data_uri: str, run_uri: str, say: S
     needed = {name: count * search.concurrent for name, count in training_resources(config).items()}
     check_resources(needed, say)
     with board(say) as lines:
-        trial = partial(_trial, configs=[c for _, c in candidates], search=search, data=data_uri, run=run.uri, board=lines)
+        trial = partial(
+            _trial, configs=[c for _, c in candidates], search=search, data=data_uri, run=run.uri, board=lines
+        )
         _run_tuner(trial, search, run)
     trials = [_outcome(run, number, fields, search) for number, (fields, _) in enumerate(candidates)]
     _conclude(run, data_uri, search, candidates, trials, say)
@@ -78,7 +80,9 @@ def _trial_folder(run: Folder, number: int) -> Folder:
     return run.child(f"trials/{number:03d}")
 
 
-def _trial(params: dict[str, int], *, configs: list[RunConfig], search: Search, data: str, run: str, board: Any) -> None:
+def _trial(
+    params: dict[str, int], *, configs: list[RunConfig], search: Search, data: str, run: str, board: Any
+) -> None:
     """One trial: train to each rung, probe there, report; ASHA may end it at a report."""
     number = params["trial"]
     folder = _trial_folder(open_folder(run), number)
@@ -149,8 +153,10 @@ def _conclude(
     run.write("best.yaml", dump_config(chosen).encode())
     run.write("trials.png", sweep_plot(trials, OBJECTIVE))
     for trial in sorted(finished, key=lambda t: (-t["step"], -t[OBJECTIVE][t["step"]])):
-        values = "  ".join(f"{k.split('.')[-1]} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial["fields"].items())
-        say(f"trial {trial['trial']:3}  {trial['status']:8}  step {trial['step']:6}  accuracy {trial[OBJECTIVE][trial['step']]:.4f}  {values}")
+        values = "  ".join(
+            f"{k.split('.')[-1]} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial["fields"].items()
+        )
+        say(
+            f"trial {trial['trial']:3}  {trial['status']:8}  step {trial['step']:6}  accuracy {trial[OBJECTIVE][trial['step']]:.4f}  {values}"
+        )
     say(f"best trial {best['trial']}; its configuration is {run.uri}/best.yaml")
-
-

@@ -29,7 +29,10 @@ class TorchvisionPairs(Dataset):
 def _view(data: Data, size: int) -> v2.Compose:
     a = data.augmentation
     crop = v2.Compose(
-        [v2.RandomResizedCrop(size, scale=a.crop_area, ratio=a.crop_aspect, antialias=True), v2.RandomHorizontalFlip(0.5)]
+        [
+            v2.RandomResizedCrop(size, scale=a.crop_area, ratio=a.crop_aspect, antialias=True),
+            v2.RandomHorizontalFlip(0.5),
+        ]
     )
     plain = v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
     magnitude = round(a.randaugment_magnitude * 3)  # torchvision counts 31 bins for the paper's 0..10

@@ -1,6 +1,7 @@
 """The image encoder E (section 3.2, appendix C): ResNet v2, mean pooling, bottleneck."""
 
 import math
+from collections import OrderedDict
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -30,9 +31,9 @@ _STEM_CHANNELS = 64
 class Encoder(nn.Module):
     """z = E(image) (section 3.2): ResNet v2 with ReLU, drop path and mean pooling (appendix C).
 
-    Our reading: a linear layer leads from the pooled features to z, so that z's size is free; drop path grows linearly from
-    zero at the first block to `drop_path` at the last; Xavier initialisation is the uniform one. `backbone` is everything
-    but that linear layer.
+    Our reading: a linear layer leads from the pooled features to z, so that z's size is free; drop path grows linearly
+    from zero at the first block to `drop_path` at the last; Xavier initialisation is the uniform one. `backbone` is
+    everything but that linear layer.
 
     Args:
         arch: resnet18 (basic blocks), resnet50 or resnet50x2 (twice the channels).
@@ -61,9 +62,8 @@ class Encoder(nn.Module):
         self.latent_dim = latent_dim
         self.backbone = _backbone(arch, width, norm, drop_path)
         if stem == "small":
-            channels = self.backbone.stem.conv.out_channels
-            self.backbone.stem = nn.Sequential()
-            self.backbone.stem.add_module("conv", create_conv2d(3, channels, 3, stride=1))
+            channels = self.backbone.feature_info[0]["num_chs"]
+            self.backbone.stem = nn.Sequential(OrderedDict(conv=create_conv2d(3, channels, 3, stride=1)))
         _readdress_drop_paths(self.backbone)
         self.projection = nn.Linear(self.backbone.num_features, latent_dim)
         self.dropout = AddressedDropout(dropout)
@@ -89,7 +89,7 @@ def _backbone(arch: str, width: float, norm: str, drop_path: float) -> ResNetV2:
         layers=list(a.layers),
         channels=a.channels,
         num_classes=0,
-        width_factor=a.width * width,
+        width_factor=a.width * width,  # type: ignore[arg-type]  # it multiplies and rounds: any positive number will do
         stem_chs=_STEM_CHANNELS,
         basic=a.basic,
         bottle_ratio=1.0 if a.basic else 0.25,
@@ -133,8 +133,8 @@ def equalize(module: nn.Module, ratio: float) -> None:
     """Learning-rate equalization (appendix C): parameters are stored divided by `ratio` and used multiplied by it.
 
     The function is unchanged; gradients are scaled by `ratio`, and an optimizer of Adam's kind moves the weights in use
-    `ratio` times as fast. Our reading: this holds for every parameter, biases and norms included. At a ratio of 1 nothing
-    is changed.
+    `ratio` times as fast. Our reading: this holds for every parameter, biases and norms included. At a ratio of 1
+    nothing is changed.
     """
     if ratio == 1:
         return
@@ -163,15 +163,16 @@ def load_plain_state_dict(module: nn.Module, tensors: dict[str, Tensor]) -> None
         missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
         raise ValueError(f"state dict: missing {missing[:5]}, unknown {unknown[:5]}")
     for name, (owner, leaf) in own.items():
-        if _used(owner, leaf).shape != tensors[name].shape:
-            raise ValueError(f"{name}: got shape {list(tensors[name].shape)}; allowed: {list(_used(owner, leaf).shape)}")
+        expected, got = _used(owner, leaf).shape, tensors[name].shape
+        if expected != got:
+            raise ValueError(f"{name}: got shape {list(got)}; allowed: {list(expected)}")
     for name, (owner, leaf) in own.items():
-        value = tensors[name]
         if parametrize.is_parametrized(owner, leaf):
-            entry = owner.parametrizations[leaf]
-            entry.original.copy_(entry[0].right_inverse(value.to(entry.original)))
+            parametrizations: Any = owner.parametrizations
+            entry = parametrizations[leaf]
+            entry.original.copy_(entry[0].right_inverse(tensors[name].to(entry.original)))
         else:
-            getattr(owner, leaf).copy_(value)
+            _used(owner, leaf).copy_(tensors[name])
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, nn.Module, str]]:

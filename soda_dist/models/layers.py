@@ -47,7 +47,7 @@ class AddressedDropout(nn.Module):
     """Dropout whose mask is a pure function of (sample's seed, this module's number, element's index in the sample).
 
     So it depends neither on the device nor on how a batch is split. Without `addressed` it is torch's own dropout. The
-    rate is realised to 2**-16. On a CPU it takes a quarter of the time of `F.dropout`.
+    rate is realised to 2**-16. On a CPU it takes a third of `F.dropout`'s time or less, up to four million elements.
 
     Args:
         rate: probability that an element is zeroed, in [0, 1).
@@ -62,9 +62,10 @@ class AddressedDropout(nn.Module):
         """[B, ...] float to the same; kept elements are divided by the probability of keeping."""
         if not self.training or self.rate == 0:
             return x
-        if _STREAMS.get() is None:
+        streams = _STREAMS.get()
+        if streams is None:
             return F.dropout(x, self.rate)
-        return _dropped(x, self.rate, self.number, x[0].numel())
+        return _dropped(x, streams, self.rate, self.number, x[0].numel())
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}, number={self.number}"
@@ -86,21 +87,21 @@ class AddressedDropPath(nn.Module):
         """[B, ...] float to the same; kept branches are divided by the probability of keeping."""
         if not self.training or self.rate == 0:
             return x
-        if _STREAMS.get() is None:
+        streams = _STREAMS.get()
+        if streams is None:
             return x * F.dropout(x.new_ones((len(x),) + (1,) * (x.ndim - 1)), self.rate)
-        return _dropped(x, self.rate, self.number, 1)
+        return _dropped(x, streams, self.rate, self.number, 1)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}, number={self.number}"
 
 
-def _dropped(x: Tensor, rate: float, number: int | None, draws: int) -> Tensor:
+def _dropped(x: Tensor, streams: Tensor, rate: float, number: int | None, draws: int) -> Tensor:
     """`x` [B, ...] times an addressed mask of `draws` draws a sample (all of its elements, or one for all)."""
-    streams = _STREAMS.get()
     if number is None:
         raise RuntimeError("an addressed module has no number: call number_modules(model) once it is built")
-    if streams is None or len(streams) != len(x):
-        raise ValueError(f"addressed: got seeds for {0 if streams is None else len(streams)} samples, a batch of {len(x)}")
+    if len(streams) != len(x):
+        raise ValueError(f"addressed: got {len(streams)} seeds with a batch of {len(x)}; allowed: one a sample")
     dropped = min(round(rate * _LEVELS), _LEVELS - 1)
     keep = _lanes(streams.to(x.device), number, draws).ge_(dropped - _LEVELS // 2)
     shape = x.shape if draws > 1 else (len(x),) + (1,) * (x.ndim - 1)
@@ -138,7 +139,7 @@ def _signed(word: int) -> int:
 
 
 Reduce = Callable[[Tensor], Tensor]
-"""Differentiable sum of a tensor over the workers."""
+"""Differentiable sum of a tensor over the workers; batch norm gives it float64 [2 C + 1]."""
 
 
 class SyncedBatchNormAct2d(nn.BatchNorm2d):
@@ -166,7 +167,7 @@ class SyncedBatchNormAct2d(nn.BatchNorm2d):
         mean, square = (total[:-1] / count).view(2, -1)
         variance = (square - mean.square()).clamp_min(0)
         self._track(mean.detach(), variance.detach(), count)
-        deviation = torch.rsqrt(variance + self.eps)
+        deviation, mean, variance = torch.rsqrt(variance + self.eps).float(), mean.float(), variance.float()
         # The kernel takes the statistics as constants. These factors do not change its result; they carry the
         # gradients of the statistics, and spare the passes of an elementwise formula.
         weight = self.weight * (deviation / deviation.detach())
@@ -183,18 +184,25 @@ class SyncedBatchNormAct2d(nn.BatchNorm2d):
 
 
 class _ChannelSums(torch.autograd.Function):
-    """[B, C, h, w] to float32 [2, C]: sums and sums of squares; keeps `x` alone, not its float32 copy."""
+    """[B, C, h, w] to float64 [2, C]: sums and sums of squares; keeps `x` alone, not its float32 copy.
+
+    Squares are summed around the mean, in float32, and moved to zero in float64: a variance that is small beside the
+    squared mean survives the subtraction that follows.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        wide = x.float()
-        return torch.stack([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))])
+        wide, count = x.float(), x.numel() // x.shape[1]
+        mean = wide.mean((0, 2, 3), keepdim=True)
+        squares = (wide - mean).square().sum((0, 2, 3)).double()
+        mean = mean.flatten().double()
+        return torch.stack([count * mean, squares + count * mean.square()])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        first, second = gradient[:, None, :, None, None]
+        first, second = gradient[:, None, :, None, None].float()
         return torch.addcmul(first, x.float(), second, value=2).to(x.dtype)
 
 
@@ -218,8 +226,8 @@ def group_count(channels: int) -> int:
 def group_norm(x: Tensor, groups: int, scale: Tensor, shift: Tensor) -> Tensor:
     """scale * GroupNorm(x) + shift, a scale and a shift for each sample and channel.
 
-    Samples are taken as further groups, so that the kernel's own affine does it all in one pass. The result has the dtype
-    of `x`, under autocast too; statistics are float32 in the kernel.
+    Samples are taken as further groups, so that the kernel's own affine does it all in one pass. The result has the
+    dtype of `x`, under autocast too; statistics are float32 in the kernel.
 
     Args:
         x: [B, C, h, w] float.
@@ -229,8 +237,8 @@ def group_norm(x: Tensor, groups: int, scale: Tensor, shift: Tensor) -> Tensor:
     """
     b, c, h, w = x.shape
     with torch.autocast(x.device.type, enabled=False):
-        planes = x.reshape(1, b * c, h, w)
-        return F.group_norm(planes, b * groups, scale.reshape(-1).to(x.dtype), shift.reshape(-1).to(x.dtype)).view(x.shape)
+        weight, bias = scale.reshape(-1).to(x.dtype), shift.reshape(-1).to(x.dtype)
+        return F.group_norm(x.reshape(1, b * c, h, w), b * groups, weight, bias).view(x.shape)
 
 
 class GroupNorm(nn.GroupNorm):

@@ -1,4 +1,4 @@
-"""How timestep and latent reach the denoiser's features. A variant is a module with `TwoStageAdaGN`'s call and start."""
+"""How t and z reach the denoiser's features. A variant is a module with the call and the start of `TwoStageAdaGN`."""
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +9,9 @@ from soda_dist.models.layers import group_count, group_norm, lecun_normal_
 class TwoStageAdaGN(nn.Module):
     """Adaptive group norm (sections 3.1, G.1, appendix B): z_s * (t_s * GroupNorm(h) + t_b) + z_b.
 
-    Each of the four is a linear projection to one number a channel. Our reading: scales are 1 + s; the projection of z has
-    no bias, so that a masked section leaves h' = t_s * GroupNorm(h) + t_b, and starts at zero; the norm has no affine
-    of its own, since the biases of t's projection are one.
+    Each of the four is a linear projection to one number a channel. Our reading: scales are 1 + s; z's projection has
+    no bias, so that a masked section leaves t_s * GroupNorm(h) + t_b, and starts at zero; the norm has no affine of its
+    own, since the biases of t's projection are one.
 
     Args:
         channels: C.

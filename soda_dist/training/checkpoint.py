@@ -48,7 +48,9 @@ def save(run: Folder, step: int, engine: Engine, context: WorkerContext, config:
     if context.rank == 0:
         folder.remove_tree("")
     context.barrier()
-    written = [_write(folder, f"state-{context.rank:05d}-of-{context.world:05d}.safetensors", save_tensors(_owned(engine)))]
+    written = [
+        _write(folder, f"state-{context.rank:05d}-of-{context.world:05d}.safetensors", save_tensors(_owned(engine)))
+    ]
     with engine.ema_weights() as weights:
         if weights is not None:
             written += _write_exports(folder, engine, weights, config)
@@ -75,9 +77,13 @@ def _write(folder: Folder, name: str, content: bytes) -> dict[str, Any]:
     return {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _write_exports(folder: Folder, engine: Engine, weights: dict[str, Tensor], config: RunConfig) -> list[dict[str, Any]]:
+def _write_exports(
+    folder: Folder, engine: Engine, weights: dict[str, Tensor], config: RunConfig
+) -> list[dict[str, Any]]:
     soda = build_soda(config)
-    buffers = {n: b.detach().cpu().contiguous() for n, b in engine.objective.soda.state_dict().items() if n in _buffers(soda)}
+    buffers = {
+        n: b.detach().cpu().contiguous() for n, b in engine.objective.soda.state_dict().items() if n in _buffers(soda)
+    }
     soda.load_state_dict({n.removeprefix("soda."): w for n, w in weights.items()} | buffers)
     encoder = plain_state_dict(soda.encoder)
     rest = {f"denoiser.{n}": t for n, t in soda.denoiser.state_dict().items()}
@@ -109,7 +115,9 @@ def read_manifest(run: Folder, step: int) -> dict[str, Any]:
     manifest = run.child(_name(step)).read_json(MANIFEST)
     if manifest["version"] != VERSION:
         where = f"{run.uri}/{_name(step)}"
-        raise UserError(where, f"checkpoint version {manifest['version']}", str(VERSION), "use the release that wrote it")
+        raise UserError(
+            where, f"checkpoint version {manifest['version']}", str(VERSION), "use the release that wrote it"
+        )
     return manifest
 
 
@@ -137,7 +145,9 @@ def restore(run: Folder, step: int, engine: Engine, context: WorkerContext) -> N
             _copy_overlaps(key, values, pieces, missing)
     if any(missing.values()):
         parameter = next(key for key, left in missing.items() if left)[0]
-        raise UserError(folder.uri, f"no state for {parameter}", "every parameter", "train with the run's own configuration")
+        raise UserError(
+            folder.uri, f"no state for {parameter}", "every parameter", "train with the run's own configuration"
+        )
     buffers = load_tensors(_read(folder, manifest, "buffers.safetensors"))
     live = dict(engine.objective.soda.named_buffers())
     for name, values in buffers.items():
@@ -168,7 +178,9 @@ def load_soda(run: Folder, step: int | None = None) -> tuple[Soda, RunConfig, in
     """The EMA model of a run in eval mode, its configuration and its step (none: the latest complete one)."""
     steps = complete_steps(run)
     if not steps:
-        raise UserError("--run", run.uri, "a run with a complete checkpoint", "pretrain first, or wait for its first checkpoint")
+        raise UserError(
+            "--run", run.uri, "a run with a complete checkpoint", "pretrain first, or wait for its first checkpoint"
+        )
     if step is not None and step not in steps:
         raise UserError("--step", step, ", ".join(map(str, steps)), "choose a complete checkpoint, or latest")
     step = steps[-1] if step is None else step
@@ -178,7 +190,9 @@ def load_soda(run: Folder, step: int | None = None) -> tuple[Soda, RunConfig, in
     try:
         tensors = load_tensors(_read(folder, manifest, "model.safetensors"))
     except SafetensorError as error:
-        raise UserError(f"{folder.uri}/model.safetensors", str(error), "safetensors", "remove this checkpoint") from None
+        raise UserError(
+            f"{folder.uri}/model.safetensors", str(error), "safetensors", "remove this checkpoint"
+        ) from None
     load_plain_state_dict(soda.encoder, _under(tensors, "encoder."))
     soda.denoiser.load_state_dict(_under(tensors, "denoiser."))
     return soda.eval().requires_grad_(False), config, step
@@ -186,4 +200,3 @@ def load_soda(run: Folder, step: int | None = None) -> tuple[Soda, RunConfig, in
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-

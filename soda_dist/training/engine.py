@@ -121,7 +121,12 @@ class PlainEngine:
     def fragments(self) -> Iterator[Fragment]:
         for number, (name, parameter, ema) in enumerate(zip(self._names, self._params, self._ema, strict=True)):
             state = adam_state(self._optimizer, parameter)
-            live = {"param": parameter.detach(), "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"], "ema": ema}
+            live = {
+                "param": parameter.detach(),
+                "exp_avg": state["exp_avg"],
+                "exp_avg_sq": state["exp_avg_sq"],
+                "ema": ema,
+            }
             owned = number % self._world == self._rank
             yield Fragment(name, 0, parameter.numel(), {k: v.view(-1) for k, v in live.items()}, owned)
 

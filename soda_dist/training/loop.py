@@ -24,7 +24,13 @@ FLUSH_SECONDS = 20.0
 
 
 def fit(
-    context: WorkerContext, engine: Engine, config: RunConfig, feed: Feed, run: Folder, rows: int, until: int | None = None
+    context: WorkerContext,
+    engine: Engine,
+    config: RunConfig,
+    feed: Feed,
+    run: Folder,
+    rows: int,
+    until: int | None = None,
 ) -> None:
     """Train from the run's latest complete checkpoint to step `until` (none: `train.steps`), which is checkpointed.
 
@@ -47,9 +53,10 @@ def fit(
         step += 1
         book.add(result)
         last = step == end
-        if last or step % config.train.log_every_steps == 0:
+        save = last or step % config.train.checkpoint_every_steps == 0
+        if save or step % config.train.log_every_steps == 0:  # a log window never spans a checkpoint: resumes are exact
             book.log(step, lr)
-        if last or step % config.train.checkpoint_every_steps == 0:
+        if save:
             book.flush()
             checkpoint.save(run, step, engine, context, config)
 

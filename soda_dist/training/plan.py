@@ -1,6 +1,5 @@
 """What a configuration amounts to before anything is trained: parameters, arithmetic, modulated layers."""
 
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -8,6 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from soda_dist.config.schema import RunConfig
+from soda_dist.models.soda import Soda
 from soda_dist.training.build import build_soda
 
 
@@ -26,7 +26,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
             "total": _count(soda),
         },
         "flops_per_pair": _flops(soda, config),
-        "modulated_layers": [asdict(layer) for layer in soda.denoiser.modulated_layers()],
+        "modulated_layers": [layer._asdict() for layer in soda.denoiser.modulated_layers()],
     }
 
 
@@ -34,14 +34,11 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _flops(soda: nn.Module, config: RunConfig) -> dict[str, int]:
-    meta = soda.to("meta")
-    source = torch.zeros(1, 3, config.data.source_size, config.data.source_size, device="meta")
-    noised = torch.zeros(1, 3, config.data.target_size, config.data.target_size, device="meta")
-    latent = torch.zeros(1, config.encoder.latent_dim, device="meta")
-    t = torch.zeros(1, dtype=torch.int64, device="meta")
+def _flops(soda: Soda, config: RunConfig) -> dict[str, int]:
+    source = torch.zeros(1, 3, config.data.source_size, config.data.source_size)
+    noised = torch.zeros(1, 3, config.data.target_size, config.data.target_size)
     with torch.no_grad(), FlopCounterMode(display=False) as encoder:
-        meta.encoder(source)
+        latent = soda.encoder(source)
     with torch.no_grad(), FlopCounterMode(display=False) as denoiser:
-        meta.denoiser(noised, t, latent, None)
+        soda.denoiser(noised, torch.zeros(1, dtype=torch.int64), latent, None)
     return {"encoder": encoder.get_total_flops(), "denoiser": denoiser.get_total_flops()}

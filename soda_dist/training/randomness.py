@@ -40,7 +40,14 @@ class Draws:
 
 
 def draw(
-    seed: int, index: Tensor, *, timesteps: int, source_size: int, target_size: int, sections: int, rates: tuple[float, float]
+    seed: int,
+    index: Tensor,
+    *,
+    timesteps: int,
+    source_size: int,
+    target_size: int,
+    sections: int,
+    rates: tuple[float, float],
 ) -> Draws:
     """Random numbers for the samples at positions `index` ([B] int64) of the run with `seed`.
 

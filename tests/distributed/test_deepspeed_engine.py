@@ -127,7 +127,9 @@ def test_a_restore_at_the_same_number_of_workers_is_bit_identical(runs):
     _, _, results = runs
     for world in (1, 2):
         for rank in results[world]:
-            assert {name: result["bit"] for name, result in rank.items()} == dict.fromkeys((f"{k}-{s}" for k, s in ENGINES), True)
+            assert {name: result["bit"] for name, result in rank.items()} == dict.fromkeys(
+                (f"{k}-{s}" for k, s in ENGINES), True
+            )
 
 
 @pytest.mark.slow

@@ -24,7 +24,9 @@ def engine_of(config):
 
 
 def test_a_step_is_clipped_adam_with_decoupled_decay_and_an_ema():
-    config = tiny_config(optim={"lr": 1e-3, "clip_norm": 0.05, "warmup_steps": 0, "ema_decay": 0.9, "weight_decay": 0.05})
+    config = tiny_config(
+        optim={"lr": 1e-3, "clip_norm": 0.05, "warmup_steps": 0, "ema_decay": 0.9, "weight_decay": 0.05}
+    )
     engine = engine_of(config)
     reference = copy.deepcopy(engine.objective)
     batch = to_device(pairs_at(config, 0, 8), CPU)

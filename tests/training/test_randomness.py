@@ -35,7 +35,7 @@ def test_timesteps_are_uniform_and_noise_is_normal():
     draws = draw(1, torch.arange(4000), **SHAPES)
     counts = torch.histc(draws.t.float(), bins=10, min=0, max=1000)
     assert ((counts - 400).abs() < 4 * (400 * 0.9) ** 0.5).all()
-    assert 0 <= draws.t.min() and draws.t.max() < 1000
+    assert draws.t.min() >= 0 and draws.t.max() < 1000
     eps = draws.eps.double()
     assert abs(eps.mean()) < 4 / eps.numel() ** 0.5
     assert abs(eps.var() - 1) < 4 * (2 / eps.numel()) ** 0.5
@@ -45,5 +45,5 @@ def test_timesteps_are_uniform_and_noise_is_normal():
 
 def test_the_hash_spreads_single_bit_changes():
     flips = [bin(mix64(5, 1 << bit) ^ mix64(5, 0)).count("1") for bit in range(63)]
-    assert 24 < min(flips) <= max(flips) < 41 + 8
+    assert 16 <= min(flips) <= max(flips) <= 48  # four standard deviations around 32
     assert abs(sum(flips) / len(flips) - 32) < 2

@@ -13,7 +13,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating]
+"""float32 throughout."""
 
 CUBE, CYLINDER, SPHERE, CONE = range(4)
 WALL, FLOOR, SOLID, STRIPE = range(4)
@@ -100,7 +101,9 @@ def _rays(scenes: Scenes, size: int, x: float, y: float) -> tuple[Floats, Floats
     """Origin float32 [3, n, 1] and direction [3, n, size^2] through the point (x, y) of each pixel."""
     row, column = np.mgrid[:size, :size].reshape(2, -1).astype(np.float32)
     pixels = np.stack([column + np.float32(x), row + np.float32(y), np.ones_like(row)])
-    to_world = scenes.camera_to_world[:, :3, :3].astype(np.float64) @ np.linalg.inv(scenes.intrinsics.astype(np.float64))
+    to_world = scenes.camera_to_world[:, :3, :3].astype(np.float64) @ np.linalg.inv(
+        scenes.intrinsics.astype(np.float64)
+    )
     direction = to_world.transpose(1, 0, 2).reshape(-1, 3).astype(np.float32) @ pixels
     return scenes.camera_to_world[:, :3, 3].T[..., None], direction.reshape(3, len(scenes), -1)
 
@@ -117,26 +120,26 @@ def _trace(scenes: Scenes, origin: Floats, direction: Floats) -> tuple[NDArray[n
     """Surface uint8 [n, p] and shade float32 [n, p] of what each ray meets first; the scenes are of one shape."""
     surface, shade, point = _room(origin, direction)
     sun = np.broadcast_to(LIGHT.astype(np.float32)[:, None, None], (3, len(scenes), 1))
-    under = _candidates(scenes, point, sun) & (surface == FLOOR)
-    for_shadow = np.flatnonzero(under)
-    scene, o, d = _local(scenes, for_shadow, point, sun)
-    shade.reshape(-1)[for_shadow[np.isfinite(_depth(int(scenes.shape[0]), o, d))]] *= SHADOW
+    shape = int(scenes.shape[0])
+
+    below = np.flatnonzero(_candidates(scenes, point, sun) & (surface == FLOOR))
+    _, o, d = _local(scenes, below, point, sun)
+    shade.reshape(-1)[below[np.isfinite(_depth(shape, o, d))]] *= SHADOW
 
     near = np.flatnonzero(_candidates(scenes, origin, direction))
     scene, o, d = _local(scenes, near, origin, direction)
-    depth = _depth(int(scenes.shape[0]), o, d)
+    depth = _depth(shape, o, d)
     hit = np.isfinite(depth)
-    point = o[:, hit] + depth[hit] * d[:, hit]
-    light = _turn(sun, -scenes.yaw[:, None])[:, scene[hit], 0]
-    cosine = np.einsum("im,im->m", _normal(int(scenes.shape[0]), point), light)
-    shade.reshape(-1)[near[hit]] = _lambert(cosine)
-    striped = np.abs(point[0]) < -STRIPE_SLOPE * point[1]
-    surface.reshape(-1)[near[hit]] = np.where(striped, STRIPE, SOLID)
+    place = o[:, hit] + depth[hit] * d[:, hit]
+    light = _turn(sun[..., 0], scenes.yaw)[:, scene[hit]]
+    shade.reshape(-1)[near[hit]] = _lambert(np.einsum("im,im->m", _normal(shape, place), light))
+    surface.reshape(-1)[near[hit]] = np.where(np.abs(place[0]) < -STRIPE_SLOPE * place[1], STRIPE, SOLID)
     return surface, shade
 
 
 def _lambert(cosine: Floats) -> Floats:
-    return AMBIENT + (1 - AMBIENT) * np.maximum(cosine, 0)
+    shade: Floats = AMBIENT + (1 - AMBIENT) * np.maximum(cosine, 0)
+    return shade
 
 
 def _room(origin: Floats, direction: Floats) -> tuple[NDArray[np.uint8], Floats, Floats]:
@@ -149,8 +152,8 @@ def _room(origin: Floats, direction: Floats) -> tuple[NDArray[np.uint8], Floats,
     wall = np.minimum(side, back)
     on_floor = floor < wall
     point = origin + np.minimum(floor, wall) * direction
-    flat, behind, left, right = (float(_lambert(np.float32(n @ LIGHT))) for n in
-                                 np.array([[0, 0, 1], [0, -1, 0], [1, 0, 0], [-1, 0, 0]]))
+    normals = np.array([[0, 0, 1], [0, -1, 0], [1, 0, 0], [-1, 0, 0]])
+    flat, behind, left, right = _lambert(normals @ LIGHT).tolist()
     walls = np.where(side < back, np.where(dx > 0, right, left), behind)
     # Corners darken: a cheap stand-in for the light that walls and floor take from each other.
     fade = 1.1 - 0.01 * (point[0] ** 2 + point[1] ** 2)
@@ -166,21 +169,25 @@ def _candidates(scenes: Scenes, origin: Floats, direction: Floats) -> NDArray[np
     return along * along > (dx * dx + dy * dy + dz * dz) * beyond
 
 
-def _local(scenes: Scenes, rays: NDArray[np.integer], origin: Floats, direction: Floats) -> tuple[NDArray[np.integer], Floats, Floats]:
-    """The scene of each chosen ray, and its origin and direction [3, m] where the solid is upright and of half height 1."""
+def _local(
+    scenes: Scenes, rays: NDArray[np.integer], origin: Floats, direction: Floats
+) -> tuple[NDArray[np.integer], Floats, Floats]:
+    """Scene, origin and direction [3, m] of the chosen rays, in the frame where the solid is a unit one."""
     shape = np.broadcast_shapes(origin.shape, direction.shape)
     scene = rays // shape[2]
     centre = np.stack([0 * scenes.scale, 0 * scenes.scale, scenes.scale])[..., None]
     o, d = (
-        a[:, scene, 0] if a.shape[2] == 1 else a.reshape(3, -1)[:, rays] for a in (origin - centre, direction)
+        a[..., 0].take(scene, axis=1) if a.shape[2] == 1 else a.reshape(3, -1).take(rays, axis=1)
+        for a in (origin - centre, direction)
     )
-    yaw, scale = -scenes.yaw[scene], scenes.scale[scene]
+    yaw, scale = scenes.yaw[scene], scenes.scale[scene]
     return scene, _turn(o, yaw) / scale, _turn(d, yaw) / scale
 
 
 def _turn(vector: Floats, yaw: Floats) -> Floats:
+    """World to solid: a turn by -yaw about z; vector [3, m], yaw [m]."""
     cosine, sine = np.cos(yaw), np.sin(yaw)
-    return np.stack([cosine * vector[0] - sine * vector[1], sine * vector[0] + cosine * vector[1], vector[2]])
+    return np.stack([cosine * vector[0] + sine * vector[1], cosine * vector[1] - sine * vector[0], vector[2]])
 
 
 def _depth(shape: int, origin: Floats, direction: Floats) -> Floats:

@@ -1,0 +1,250 @@
+"""Parquet shards and their manifest: how a prepared data set lies in a folder, and how it is read back.
+
+    manifest.json            written last: a folder without it is not a data set
+    SPLIT/NNNNN.parquet      shards; row groups are the unit of reading
+    rejected.jsonl           source rows that could not be read, if any
+
+Columns: `key` int64, the row's ordinal in its split, 0..N-1 in the order of shards; `image` binary, the encoded image
+as published; `name` string, where it comes from; then the data set's own typed columns.
+"""
+
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+from typing import Annotated, Any, Final, Generic, Literal, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field, ValidationError
+
+from soda_dist.config.schema import Node
+from soda_dist.data.storage import Folder
+from soda_dist.errors import UserError
+
+VERSION: Final = 1
+MANIFEST = "manifest.json"
+REMEDY = "run prepare_data.py again: it makes what is missing"
+CACHED_BYTES = 256 * 2**20
+OPEN_SHARDS = 64
+COMMON_COLUMNS = (("key", pa.int64()), ("image", pa.binary()), ("name", pa.string()))
+
+Rows = Annotated[int, Field(ge=0)]
+Value = TypeVar("Value")
+
+
+class Label(Node):
+    """A column to predict, and the names of its values 0..n-1."""
+
+    kind: Literal["class", "factor", "attribute"]
+    names: tuple[str, ...]
+
+
+class Shard(Node):
+    """One Parquet file; `groups` are the rows of each of its row groups."""
+
+    path: str
+    rows: Rows
+    bytes: Rows
+    sha256: str
+    groups: tuple[Rows, ...]
+
+
+class Split(Node):
+    """Shards in the order of keys. Every row group is full but the last of a shard with rejected rows, or of all."""
+
+    rows: Rows
+    shards: tuple[Shard, ...]
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Rows of every row group of the split."""
+        return tuple(rows for shard in self.shards for rows in shard.groups)
+
+
+class Manifest(Node):
+    """What a prepared data set holds."""
+
+    version: Literal[1]
+    kind: str
+    source: str
+    fingerprint: str
+    """Of kind, source and options: equal fingerprints mean the same import."""
+    splits: dict[str, Split]
+    labels: dict[str, Label]
+    main_label: str | None
+    rejected: Rows
+
+    def split(self, name: str) -> Split:
+        """The split called `name`; a `UserError` if there is none."""
+        if name not in self.splits:
+            raise UserError("split", name, ", ".join(sorted(self.splits)), "choose one that the data set has")
+        return self.splits[name]
+
+
+def read_manifest(folder: Folder) -> Manifest:
+    """The manifest of a prepared data set.
+
+    Raises:
+        UserError: no manifest, not JSON, another version, or fields that are missing or wrong.
+    """
+    uri = folder.file_uri(MANIFEST)
+    try:
+        tree = folder.read_json(MANIFEST)
+    except FileNotFoundError:
+        raise UserError(
+            folder.uri, "a folder without manifest.json", "a prepared data set", "run prepare_data.py, to its end"
+        ) from None
+    version = tree.get("version") if isinstance(tree, dict) else None
+    if version != VERSION:
+        raise UserError(uri, f"version {version}", f"version {VERSION}", "prepare the data into an empty folder")
+    try:
+        return Manifest.model_validate_json(folder.read(MANIFEST))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"])
+        raise UserError(uri, f"a wrong field {place}", "a manifest as written", "prepare the data again") from None
+
+
+def write_manifest(folder: Folder, manifest: Manifest) -> None:
+    """Makes the folder a data set; the shards must be complete."""
+    folder.write(MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
+
+
+def check_shards(folder: Folder, manifest: Manifest, split: str) -> None:
+    """A `UserError` if a shard of the split is missing or not as long as it was written."""
+    sizes = {entry.name: entry.size for entry in folder.list(f"{split}/")}
+    for shard in manifest.split(split).shards:
+        if shard.path not in sizes:
+            raise UserError(folder.file_uri(shard.path), "a missing shard", "all shards of the manifest", REMEDY)
+        if sizes[shard.path] != shard.bytes:
+            got = f"a shard of {sizes[shard.path]} bytes"
+            raise UserError(folder.file_uri(shard.path), got, f"{shard.bytes} bytes, as in the manifest", REMEDY)
+
+
+def shard_schema(columns: Iterable[pa.Field]) -> pa.Schema:
+    """The schema of shards with these columns of the data set's own."""
+    return pa.schema([*COMMON_COLUMNS, *columns])
+
+
+def encode_shard(groups: Iterable[pa.Table], schema: pa.Schema) -> pa.Buffer:
+    """A Parquet file of one row group for each table, with page checksums.
+
+    Images are compressed already: they get no codec, no dictionary and no statistics.
+    """
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(
+        sink,
+        schema,
+        use_dictionary=False,
+        compression={"name": "zstd"},
+        write_statistics=["key"],
+        write_page_checksum=True,
+    ) as writer:
+        for group in groups:
+            writer.write_table(group, row_group_size=max(1, len(group)))
+    return sink.getvalue()
+
+
+@dataclass(frozen=True)
+class ShardReader:
+    """Row groups of one split by their number. Picklable; what it caches belongs to the process."""
+
+    folder: Folder
+    manifest: Manifest
+    split: str
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Rows of every row group, in order."""
+        return self.manifest.split(self.split).groups
+
+    def group(self, number: int, columns: Sequence[str]) -> pa.Table:
+        """Row group `number` of the split, with these columns. Safe to call from several threads.
+
+        Raises:
+            UserError: the shard is missing, truncated or altered, or has no such column.
+            IndexError: no such row group.
+        """
+        if not 0 <= number < self._ends[-1]:
+            raise IndexError(f"row group {number} of {self._ends[-1]}")
+        at = bisect_right(self._ends, number)
+        shard = self._shards[at]
+        inner = number - (self._ends[at] - len(shard.groups))
+        key = (self.folder.uri, shard.path, shard.sha256, inner, tuple(columns))
+        return _GROUPS.get(key, lambda: self._read(shard, inner, columns))
+
+    @cached_property
+    def _shards(self) -> tuple[Shard, ...]:
+        return self.manifest.split(self.split).shards
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return [*accumulate(len(shard.groups) for shard in self._shards)] or [0]
+
+    def _read(self, shard: Shard, group: int, columns: Sequence[str]) -> pa.Table:
+        uri = self.folder.file_uri(shard.path)
+        try:
+            with self.folder.explained(shard.path):
+                opened = _SHARDS.get((self.folder.uri, shard.path, shard.sha256), lambda: self._open(shard))
+                unknown = [name for name in columns if name not in opened.file.schema_arrow.names]
+                if unknown:
+                    have = ", ".join(opened.file.schema_arrow.names)
+                    raise UserError("column", ", ".join(unknown), have, "choose from the data set's columns")
+                with opened.lock:
+                    return opened.file.read_row_group(group, columns=list(columns), use_threads=False)
+        except FileNotFoundError:
+            raise UserError(uri, "a missing shard", "all shards of the manifest", REMEDY) from None
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(
+                uri, f"an altered shard ({_first_line(error)})", "the shard as written", f"remove it, then {REMEDY}"
+            ) from None
+
+    def _open(self, shard: Shard) -> "_OpenShard":
+        file = pq.ParquetFile(self.folder.open(shard.path), page_checksum_verification=True, pre_buffer=True)
+        have = tuple(file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups))
+        if have != shard.groups:
+            raise pa.ArrowInvalid("other row groups than the manifest's")
+        return _OpenShard(file)
+
+
+@dataclass(frozen=True)
+class _OpenShard:
+    """A Parquet file whose footer is read; one thread at a time reads from it."""
+
+    file: pq.ParquetFile
+    lock: Any = field(default_factory=threading.Lock)
+
+
+class _Recent(Generic[Value]):
+    """The values used last, up to a limit; a value that two threads want at once may be made twice."""
+
+    def __init__(self, limit: int, size: Callable[[Value], int]) -> None:
+        self._limit, self._size, self._held = limit, size, 0
+        self._values: OrderedDict[tuple, Value] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple, make: Callable[[], Value]) -> Value:
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        value = make()
+        with self._lock:
+            if key not in self._values:
+                self._values[key] = value
+                self._held += self._size(value)
+            while self._held > self._limit and len(self._values) > 1:
+                self._held -= self._size(self._values.popitem(last=False)[1])
+        return value
+
+
+_GROUPS: _Recent[pa.Table] = _Recent(CACHED_BYTES, lambda table: table.nbytes)
+_SHARDS: _Recent[_OpenShard] = _Recent(OPEN_SHARDS, lambda shard: 1)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__

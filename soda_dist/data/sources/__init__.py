@@ -1,0 +1,42 @@
+"""The published data sets that can be imported: a row in `SOURCES` and a file each."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from soda_dist.config.load import parse_yaml, validate
+from soda_dist.data.sources import cifar10, contract, imagenet, synthetic
+from soda_dist.data.sources.contract import Options, Source
+from soda_dist.errors import UserError
+
+__all__ = ["SOURCES", "Kind", "parse_options"]
+
+
+class Kind(NamedTuple):
+    """How a data set is opened: `open_source(uri, options)`, with options of this type."""
+
+    options: type[Options]
+    open_source: Callable[[str, Any], Source]
+
+
+SOURCES = {
+    "cifar10": Kind(contract.Options, cifar10.open_source),
+    "imagenet": Kind(contract.Options, imagenet.open_source),
+    "synthetic": Kind(synthetic.Options, synthetic.open_source),
+}
+
+
+def parse_options(kind: str, options: Sequence[str]) -> Options:
+    """`option=value` texts as the options of a kind of source.
+
+    Raises:
+        UserError: an unknown kind or option, or a wrong value.
+    """
+    if kind not in SOURCES:
+        raise UserError("kind", kind, ", ".join(SOURCES), "choose one of them")
+    tree = {}
+    for option in options:
+        name, equals, text = option.partition("=")
+        if not equals or not name:
+            raise UserError("option", option, "option=value", "write for example seed=1")
+        tree[name] = parse_yaml(text, name)
+    return validate(SOURCES[kind].options, tree)

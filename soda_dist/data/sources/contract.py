@@ -1,0 +1,110 @@
+"""What a published data set must offer to be imported."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Annotated, Any, NamedTuple, Protocol
+
+import pyarrow as pa
+from PIL import Image, UnidentifiedImageError
+from pydantic import Field
+
+from soda_dist.config.schema import Node
+from soda_dist.data.shards import Label
+
+FORMATS = ("JPEG", "MPO", "PNG")
+READERS = 8
+"""Files read at a time by one task: a request to an object store is mostly waiting."""
+
+
+class Options(Node):
+    """Options of every kind of source."""
+
+    rows_per_group: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Rows in a row group, the unit of reading; none: the source's own hint."""
+    groups_per_shard: Annotated[int, Field(ge=1, le=4096)] = 16
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of everything that is drawn: the order of ImageNet's rows, the synthetic objects and cameras."""
+
+
+class Part(NamedTuple):
+    """What is listed at a time: a class, an archive, a file."""
+
+    split: str
+    name: str
+
+
+class Row(NamedTuple):
+    """One image, or why there is none."""
+
+    name: str
+    image: bytes
+    columns: Mapping[str, Any]
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What is known of a data set before its rows are listed."""
+
+    columns: tuple[pa.Field, ...]
+    """Of its own, beside key, image and name."""
+    labels: dict[str, Label] = field(default_factory=dict)
+    main_label: str | None = None
+    rows_per_group: int = 64
+    shuffled: bool = False
+    """Whether the import puts the rows in a random order, since the published one is sorted by class."""
+
+
+class Source(Protocol):
+    """A published data set. Picklable: its methods run in tasks on any machine."""
+
+    @property
+    def contents(self) -> Contents:
+        """Columns and labels."""
+
+    def parts(self) -> Sequence[Part]:
+        """All parts, in the order of their rows."""
+
+    def index(self, part: Part) -> pa.Table:
+        """One row for each row of the part: `name`, and whatever `rows` needs to find it."""
+
+    def rows(self, index: pa.Table) -> Iterator[Row]:
+        """The rows of any selection of index rows, in the order given."""
+
+
+def check_image(data: bytes) -> str | None:
+    """Why `data` is not a whole JPEG or PNG, or None.
+
+    Reads the header and looks for the end marker, so that truncated files are found without decoding.
+    """
+    if not data:
+        return "an empty file"
+    try:
+        with Image.open(BytesIO(data)) as image:
+            kind, (width, height) = image.format, image.size
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+        return "not an image" if isinstance(error, UnidentifiedImageError) else f"a broken header ({error})"
+    if kind not in FORMATS:
+        return f"format {kind}, not JPEG or PNG"
+    if width < 1 or height < 1:
+        return f"a size of {width}x{height}"
+    # A thumbnail has its own end marker, but before the last scan begins.
+    whole = b"IEND" in data[-64:] if kind == "PNG" else data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
+    return None if whole else "a truncated image"
+
+
+def read_rows(index: pa.Table, read: Callable[[Mapping[str, Any]], bytes], columns: Sequence[str]) -> Iterator[Row]:
+    """Rows whose images are files of their own, several read at a time; `columns` are taken from the index."""
+
+    def row(entry: Mapping[str, Any]) -> Row:
+        labels = {name: entry[name] for name in columns}
+        try:
+            return Row(entry["name"], read(entry), labels)
+        except FileNotFoundError:
+            return Row(entry["name"], b"", labels, "a missing file")
+
+    with ThreadPoolExecutor(READERS) as pool:
+        for batch in index.to_batches(max_chunksize=8 * READERS):
+            yield from pool.map(row, batch.to_pylist())

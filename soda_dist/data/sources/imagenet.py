@@ -1,0 +1,212 @@
+"""ImageNet: `{train,val}/<wnid>/*.JPEG`, `<wnid>/*.JPEG` (one split, train), or the published tars.
+
+The class index is the rank of the wnid among the sorted wnids; it is not the devkit's ILSVRC2012_ID. Rows are sorted
+by class as published, so the import puts them in a random order.
+"""
+
+import io
+import re
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from soda_dist.data.shards import Label
+from soda_dist.data.sources.archive import Member, members
+from soda_dist.data.sources.contract import Contents, Options, Part, Row, Source, read_rows
+from soda_dist.data.storage import Folder, locate, open_folder
+from soda_dist.errors import UserError
+
+WNID = re.compile(r"n\d{8}")
+SPLITS = ("train", "val")
+TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+DEVKIT = "ILSVRC2012_devkit_t12"
+TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
+LAYOUTS = f"{{train,val}}/<wnid>/*.JPEG, <wnid>/*.JPEG, {TRAIN_TAR}, or a folder of the tars"
+
+
+def open_source(uri: str, options: Options) -> Source:
+    """ImageNet at `uri`, whichever of its layouts lies there.
+
+    Raises:
+        UserError: none of them, or a validation tar without its devkit.
+    """
+    if uri.endswith(".tar"):
+        folder, name = locate(uri)
+        return _open_tars(folder, name if folder.exists(name) else "", "", uri)
+    folder = open_folder(uri)
+    classes = _classes(folder, "")
+    if classes:
+        return ImageFolders(folder, classes, (("train", "", classes),))
+    splits = tuple((split, f"{split}/", _classes(folder, split)) for split in SPLITS if split in folder.folders())
+    if any(names for _, _, names in splits):
+        return _open_splits(folder, splits)
+    train, val = (name if folder.exists(name) else "" for name in (TRAIN_TAR, VAL_TAR))
+    return _open_tars(folder, train, val, uri)
+
+
+def _classes(folder: Folder, name: str) -> tuple[str, ...]:
+    return tuple(found for found in folder.folders(name) if WNID.fullmatch(found))
+
+
+def _open_splits(folder: Folder, splits: tuple[tuple[str, str, tuple[str, ...]], ...]) -> Source:
+    for split, prefix, names in splits:
+        if not names:
+            raise UserError(folder.file_uri(prefix), "no folder <wnid>/", LAYOUTS, f"sort the {split} images by class")
+    classes = splits[0][2]
+    for split, prefix, names in splits[1:]:
+        unknown = sorted(set(names) - set(classes))
+        if unknown:
+            got = f"class {unknown[0]} in {split}"
+            raise UserError(
+                folder.file_uri(prefix), got, f"classes of {splits[0][0]}", "remove it, or complete the other"
+            )
+    return ImageFolders(folder, classes, splits)
+
+
+def _contents(classes: tuple[str, ...]) -> Contents:
+    return Contents(
+        columns=(pa.field("label", pa.int32()),),
+        labels={"label": Label(kind="class", names=classes)},
+        main_label="label",
+        rows_per_group=64,
+        shuffled=True,
+    )
+
+
+@dataclass(frozen=True)
+class ImageFolders:
+    """One folder a class. `splits` holds (name, prefix, its classes)."""
+
+    folder: Folder
+    classes: tuple[str, ...]
+    splits: tuple[tuple[str, str, tuple[str, ...]], ...]
+
+    @property
+    def contents(self) -> Contents:
+        return _contents(self.classes)
+
+    def parts(self) -> Sequence[Part]:
+        return [Part(split, prefix + wnid) for split, prefix, names in self.splits for wnid in names]
+
+    def index(self, part: Part) -> pa.Table:
+        names = [entry.name for entry in self.folder.list(part.name + "/")]
+        label = self.classes.index(part.name.rpartition("/")[2])
+        return pa.table({"name": pa.array(names, pa.string()), "label": pa.array([label] * len(names), pa.int32())})
+
+    def rows(self, index: pa.Table) -> Iterator[Row]:
+        return read_rows(index, lambda entry: self.folder.read(entry["name"]), ["label"])
+
+
+@dataclass(frozen=True)
+class ImageTars:
+    """The published archives: a tar of one tar a class, and a flat one whose classes the devkit tells.
+
+    `inner` are the tars inside `train`; `truth` are the labels of the members of `val`, sorted by name.
+    """
+
+    folder: Folder
+    train: str
+    val: str
+    classes: tuple[str, ...]
+    inner: tuple[Member, ...]
+    truth: tuple[int, ...]
+
+    @property
+    def contents(self) -> Contents:
+        return _contents(self.classes)
+
+    def parts(self) -> Sequence[Part]:
+        train = [Part("train", member.name) for member in self.inner]
+        return [*train, Part("val", self.val)] if self.val else train
+
+    def index(self, part: Part) -> pa.Table:
+        if part.split == "val":
+            found = sorted(members(self.folder, self.val, small=True))
+            if len(found) != len(self.truth):
+                got = f"{len(found)} images for {len(self.truth)} labels"
+                raise UserError(self.folder.file_uri(self.val), got, "as many as the devkit", "download both again")
+            return _index(self.val, found, self.truth)
+        tar = next(member for member in self.inner if member.name == part.name)
+        wnid = _wnid(tar)
+        found = list(members(self.folder, self.train, start=tar.offset, size=tar.size, small=True))
+        found = [member._replace(name=f"{wnid}/{member.name}") for member in found]
+        return _index(self.train, found, [self.classes.index(wnid)] * len(found))
+
+    def rows(self, index: pa.Table) -> Iterator[Row]:
+        files = {name: self.folder.open(name) for name in index["archive"].unique().to_pylist()}
+
+        def read(entry: Mapping[str, Any]) -> bytes:
+            with self.folder.explained(entry["archive"]):
+                return files[entry["archive"]].read_at(entry["size"], entry["offset"])
+
+        yield from read_rows(index, read, ["label"])
+
+
+def _index(archive: str, found: Sequence[Member], labels: Sequence[int]) -> pa.Table:
+    names, offsets, sizes = zip(*found, strict=True) if found else ((), (), ())
+    return pa.table(
+        {
+            "name": pa.array(names, pa.string()),
+            "archive": pa.array([archive] * len(found), pa.string()),
+            "offset": pa.array(offsets, pa.int64()),
+            "size": pa.array(sizes, pa.int64()),
+            "label": pa.array(labels, pa.int32()),
+        }
+    )
+
+
+def _wnid(member: Member) -> str:
+    return member.name.rpartition("/")[2].removesuffix(".tar")
+
+
+def _open_tars(folder: Folder, train: str, val: str, uri: str) -> Source:
+    if not train and not val:
+        raise UserError(uri, "none of ImageNet's layouts", LAYOUTS, "correct the path")
+    inner: tuple[Member, ...] = ()
+    if train:
+        inner = tuple(sorted(m for m in members(folder, train, small=False) if WNID.fullmatch(_wnid(m))))
+        if not inner:
+            raise UserError(
+                folder.file_uri(train), "a tar without <wnid>.tar", "the published tar of tars", "correct the path"
+            )
+    classes = tuple(_wnid(member) for member in inner)
+    if not val:
+        return ImageTars(folder, train, val, classes, inner, ())
+    wnid_of = _wnids(folder)
+    classes = tuple(sorted({*wnid_of.values(), *classes}))
+    truth = [wnid_of.get(int(line)) for line in _devkit_file(folder, TRUTH).decode().split()]
+    if None in truth:
+        raise UserError(
+            folder.file_uri(DEVKIT), f"an id in {TRUTH} that {META} lacks", "one devkit", "download it again"
+        )
+    return ImageTars(folder, train, val, classes, inner, tuple(classes.index(str(wnid)) for wnid in truth))
+
+
+def _wnids(folder: Folder) -> dict[int, str]:
+    """wnid of each ILSVRC2012_ID that is a class of its own (a synset without children)."""
+    from scipy.io import loadmat
+
+    synsets = loadmat(io.BytesIO(_devkit_file(folder, META)), squeeze_me=True)["synsets"]
+    rows = (tuple(row)[:5] for row in synsets.reshape(-1))
+    return {int(number): str(wnid) for number, wnid, _, _, children in rows if int(children) == 0}
+
+
+def _devkit_file(folder: Folder, name: str) -> bytes:
+    path = f"{DEVKIT}/data/{name}"
+    if folder.exists(path):
+        return folder.read(path)
+    try:
+        with tarfile.open(fileobj=io.BytesIO(folder.read(f"{DEVKIT}.tar.gz")), mode="r:gz") as tar:
+            found = tar.extractfile(path)
+            if found is not None:
+                return found.read()
+    except FileNotFoundError:
+        pass
+    except (tarfile.TarError, KeyError, EOFError, OSError) as error:
+        raise UserError(
+            folder.file_uri(f"{DEVKIT}.tar.gz"), f"no {path} ({error})", "the devkit", "download it again"
+        ) from None
+    raise UserError(folder.uri, f"{VAL_TAR} without {path}", f"{DEVKIT}.tar.gz beside it", "download the devkit")

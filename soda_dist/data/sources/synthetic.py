@@ -1,0 +1,179 @@
+"""Rendered solids with known factors, object identities and exact cameras. No download.
+
+An object is one combination of factors (shape, hues, size, orientation), and no two objects share one, so splits by
+object share none either. Each object is seen by several cameras. The combination and the cameras are functions of
+(seed, object, view) alone.
+"""
+
+import colorsys
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Self
+
+import cv2
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from soda_dist.data import draws
+from soda_dist.data.shards import Label
+from soda_dist.data.sources import contract
+from soda_dist.data.sources.contract import Contents, Part, Row, Source
+from soda_dist.data.sources.render import Scenes, render
+from soda_dist.errors import UserError
+
+SIZES = np.linspace(0.55, 1.1, 8)
+ORIENTATIONS = np.linspace(-42, 42, 15)
+"""Degrees; within a right angle, so that a cube's orientation is unique."""
+HUES = ("red", "orange", "lime", "green", "mint", "cyan", "azure", "blue", "purple", "pink")
+FACTORS = {
+    "shape": ("cube", "cylinder", "sphere", "cone"),
+    "object_hue": HUES,
+    "floor_hue": HUES,
+    "wall_hue": HUES,
+    "size": tuple(f"{size:.2f}" for size in SIZES),
+    "orientation": tuple(f"{angle:+.0f} degrees" for angle in ORIENTATIONS),
+}
+COMBINATIONS = math.prod(len(names) for names in FACTORS.values())
+"""480,000."""
+SATURATION_VALUE = {"wall_hue": (0.45, 0.95), "floor_hue": (0.55, 0.9), "object_hue": (0.85, 1.0)}
+FOCAL = 1.15
+"""Focal length over the image's width."""
+AZIMUTH, ELEVATION, DISTANCE = (-35.0, 35.0), (15.0, 40.0), (5.0, 6.0)
+"""Ranges of the camera's place, around the point that it looks at: degrees from the front (-y), degrees, units."""
+TARGET, TARGET_RANGE = np.array([0.0, 0.0, 0.75]), np.array([0.3, 0.3, 0.15])
+SUPERSAMPLE = 2
+BATCH = 256
+"""Images rendered at a time."""
+
+
+class Options(contract.Options):
+    """Counts of objects and views, and the images' side in pixels."""
+
+    objects: Annotated[int, Field(ge=1, le=COMBINATIONS)] = 4096
+    """Of the training split."""
+    test_objects: Annotated[int, Field(ge=0, le=COMBINATIONS)] | None = None
+    """Of the test split; none: a quarter of `objects`."""
+    views: Annotated[int, Field(ge=1, le=1000)] = 2
+    """Images of each object."""
+    size: Annotated[int, Field(ge=8, le=512)] = 64
+    groups_per_shard: Annotated[int, Field(ge=1, le=4096)] = 4
+    """Small shards: rendering is slow, and each is one task."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Objects of each split."""
+        tests = self.objects // 4 if self.test_objects is None else self.test_objects
+        return {"train": self.objects, "test": tests}
+
+    @model_validator(mode="after")
+    def _enough(self) -> Self:
+        total = sum(self.counts.values())
+        if total > COMBINATIONS:
+            raise ValueError(f"objects|{total} in all splits|up to {COMBINATIONS}|ask for fewer, or for more views")
+        return self
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """The training split has the first objects, the test split those after them."""
+
+    options: Options
+
+    @property
+    def contents(self) -> Contents:
+        return Contents(
+            columns=(
+                *(pa.field(name, pa.int32()) for name in FACTORS),
+                pa.field("object", pa.int64()),
+                pa.field("camera_to_world", pa.list_(pa.float32(), 16)),
+                pa.field("intrinsics", pa.list_(pa.float32(), 9)),
+            ),
+            labels={name: Label(kind="factor", names=names) for name, names in FACTORS.items()},
+            main_label="shape",
+            rows_per_group=256 if self.options.size <= 64 else 64,
+        )
+
+    def parts(self) -> Sequence[Part]:
+        return [Part(split, "objects") for split, count in self.options.counts.items() if count]
+
+    def index(self, part: Part) -> pa.Table:
+        first = 0 if part.split == "train" else self.options.objects
+        count = self.options.counts[part.split]
+        objects = np.repeat(np.arange(first, first + count), self.options.views)
+        views = np.tile(np.arange(self.options.views), count)
+        names = [f"object {o} view {v}" for o, v in zip(objects, views, strict=True)]
+        return pa.table({"name": names, "object": objects, "view": views})
+
+    def rows(self, index: pa.Table) -> Iterator[Row]:
+        for batch in index.to_batches(max_chunksize=BATCH):
+            objects, views = (batch[name].to_numpy().astype(np.int64) for name in ("object", "view"))
+            values = factors(self.options.seed, objects)
+            seen = scenes(self.options, objects, views)
+            images = render(seen, self.options.size, supersample=SUPERSAMPLE)
+            for row, name in enumerate(batch["name"].to_pylist()):
+                columns = {factor: int(value[row]) for factor, value in values.items()}
+                columns["object"] = int(objects[row])
+                columns["camera_to_world"] = seen.camera_to_world[row].reshape(-1)
+                columns["intrinsics"] = seen.intrinsics[row].reshape(-1)
+                yield Row(name, cv2.imencode(".png", images[row, :, :, ::-1])[1].tobytes(), columns)
+
+
+def open_source(uri: str, options: Options) -> Source:
+    """The synthetic data set; a `UserError` if a source is named, since it has none."""
+    if uri:
+        raise UserError("--source", uri, "nothing for synthetic", "leave it out")
+    return Synthetic(options)
+
+
+def factors(seed: int, objects: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """Index of each factor of these objects, int64 [n]: a random draw of combinations without repetition."""
+    values = np.unravel_index(_combinations(seed)[objects], [len(names) for names in FACTORS.values()])
+    return dict(zip(FACTORS, values, strict=True))
+
+
+@lru_cache(maxsize=2)
+def _combinations(seed: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, COMBINATIONS]).permutation(COMBINATIONS)
+
+
+def scenes(options: Options, objects: NDArray[np.int64], views: NDArray[np.int64]) -> Scenes:
+    """What the camera of each view sees of each object, int64 [n] each."""
+    values = factors(options.seed, objects)
+    palette = np.stack([_colours(name, values[name]) for name in ("wall_hue", "floor_hue", "object_hue")], axis=1)
+    focal = FOCAL * options.size
+    intrinsics = np.array([[focal, 0, options.size / 2], [0, focal, options.size / 2], [0, 0, 1]], np.float32)
+    return Scenes(
+        shape=values["shape"],
+        scale=SIZES[values["size"]].astype(np.float32),
+        yaw=np.radians(ORIENTATIONS[values["orientation"]]).astype(np.float32),
+        palette=palette,
+        camera_to_world=_cameras(options.seed, objects * options.views + views),
+        intrinsics=np.broadcast_to(intrinsics, (len(objects), 3, 3)),
+    )
+
+
+def _colours(factor: str, hues: NDArray[np.int64]) -> NDArray[np.float32]:
+    table = [colorsys.hsv_to_rgb(hue / len(HUES), *SATURATION_VALUE[factor]) for hue in range(len(HUES))]
+    return np.array(table, np.float32)[hues]
+
+
+def _cameras(seed: int, keys: NDArray[np.int64]) -> NDArray[np.float32]:
+    """float32 [n, 4, 4], camera to world: x right, y down, z towards a point near the solid."""
+    u = draws.uniforms(seed, "synthetic cameras", 0, keys, range(6))
+    azimuth, elevation, distance = (
+        low + (high - low) * u[:, i] for i, (low, high) in enumerate((AZIMUTH, ELEVATION, DISTANCE))
+    )
+    azimuth, elevation = np.radians(azimuth), np.radians(elevation)
+    away = np.stack(
+        [np.sin(azimuth) * np.cos(elevation), -np.cos(azimuth) * np.cos(elevation), np.sin(elevation)], axis=1
+    )
+    position = TARGET + (2 * u[:, 3:] - 1) * TARGET_RANGE + distance[:, None] * away
+    right = np.stack([np.cos(azimuth), np.sin(azimuth), np.zeros_like(azimuth)], axis=1)
+    pose = np.zeros((len(keys), 4, 4))
+    pose[:, :3, 0], pose[:, :3, 1], pose[:, :3, 2] = right, np.cross(-away, right), -away
+    pose[:, :3, 3], pose[:, 3, 3] = position, 1
+    return pose.astype(np.float32)

@@ -1,0 +1,345 @@
+"""Evaluation of a run by actors: linear probe, nearest neighbours, samples; results in `eval/STEP/`."""
+
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from soda_dist.config.load import parse_config, parse_yaml, with_fields
+from soda_dist.config.provenance import provenance
+from soda_dist.config.schema import RunConfig
+from soda_dist.data.shards import Manifest, check_shards, read_manifest
+from soda_dist.data.storage import Folder, open_folder
+from soda_dist.distributed.crew import Crew
+from soda_dist.distributed.farm import Progress
+from soda_dist.distributed.features import UNTRAINED, Features, check_splits, collect, load_models, plan_pieces
+from soda_dist.distributed.samples import Drawing, choose, draw_all, likeness, show
+from soda_dist.distributed.session import Say, autoscaler_active, check_resources
+from soda_dist.errors import UserError
+from soda_dist.metrics import METRICS, Labelled
+from soda_dist.report.report import ENCODERS, MEASURES, TASKS
+from soda_dist.training.checkpoint import complete_steps
+
+ALL_TASKS = (*METRICS, "samples")
+FREE_SECTIONS = ("evaluation", "sampling", "scale")
+ATTRIBUTES = "attributes"
+"""The label that stands for all attribute columns of a data set together."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is predicted: a class or a factor from one column, or binary attributes from one or more."""
+
+    name: str
+    kind: str
+    columns: tuple[str, ...]
+    classes: int
+
+    def of(self, features: Features) -> NDArray[np.int64]:
+        """Labels as the metrics take them: [N] of a class or factor, [N, A] of attributes."""
+        return features.labels if self.kind == "attribute" else features.labels[:, 0]
+
+
+def evaluate(
+    run_uri: str, data_uri: str, tasks: str, step: str, overrides: Sequence[str], say: Say
+) -> dict[str, dict[str, Any]]:
+    """Do `tasks` (comma-separated: probe, knn, samples) on a checkpoint; results of the same step are replaced.
+
+    Ray must be connected. Writes `eval/STEP/probe.json`, `knn.json`, `reconstruction.json`, `samples.png` and
+    `denoising.png` into the run's folder.
+
+    Args:
+        step: a step with a complete checkpoint, or `latest`.
+        overrides: `a.b=value` of the sections evaluation, sampling and scale.
+        say: where progress and tables are shown.
+
+    Returns:
+        What the JSON files hold, by file name without its ending.
+
+    Raises:
+        UserError: the run, the data or a setting does not fit, or the cluster cannot start an actor.
+    """
+    names = _tasks(tasks)
+    metrics = [name for name in names if name in METRICS]
+    run, data = open_folder(run_uri), open_folder(data_uri)
+    config, at = _configuration(run, overrides), _step(run, step)
+    manifest = _checked_manifest(data, config)
+    target = _target(manifest, config) if metrics else None
+    if "knn" in metrics:
+        _check_neighbours(config, min(config.evaluation.max_train_images or sys.maxsize, _train_rows(manifest, config)))
+    folder = run.child(f"eval/{at}")
+    results: dict[str, dict[str, Any]] = {}
+    features: list[Features] = []
+    start = time.monotonic()
+    with _crew(run.uri, data.uri, at, config, say) as crew:
+        if target is not None:
+            features = [_features(crew, manifest, config, which, target, say) for which in ("train", "test")]
+        latents_seconds = time.monotonic() - start
+        if "samples" in names:
+            results["reconstruction"] = _draw_samples(crew, config, folder, at, say)
+    if target is not None:
+        facts = {"step": at, **_facts(config, target, features), "latents_seconds": latents_seconds}
+        for name in metrics:
+            results[name] = {"task": name} | facts | _measure_all(name, config, features, target, say)
+            folder.write_json(f"{name}.json", results[name])
+            _show(results[name], say)
+    return results
+
+
+def guidance_scores(run_uri: str, data_uri: str, guidance: Sequence[float]) -> list[dict[str, float]]:
+    """PSNR and SSIM of the latest checkpoint's reconstructions at each guidance scale, from the same noise."""
+    run, data = open_folder(run_uri), open_folder(data_uri)
+    config, step = _configuration(run, ()), _step(run, "latest")
+    _checked_manifest(data, config)
+    with _crew(run.uri, data.uri, step, config, _silent) as crew:
+        subjects = choose(crew, config.evaluation.images)
+        drawn = draw_all(crew, [Drawing(subjects, w, 0, 0) for w in guidance], _silent)
+    scores = [likeness(each.images, subjects.target) for each in drawn]
+    return [
+        {"guidance": w, "psnr": score["psnr"]["value"], "ssim": score["ssim"]["value"]}
+        for w, score in zip(guidance, scores, strict=True)
+    ]
+
+
+def _silent(line: str) -> None:
+    """A `Say` for work that is told of by its caller."""
+
+
+def _tasks(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in ALL_TASKS]
+    if unknown or not names:
+        raise UserError("--tasks", ", ".join(unknown) or "nothing", ", ".join(ALL_TASKS), "choose some of them")
+    return [name for name in ALL_TASKS if name in names]
+
+
+def _configuration(run: Folder, overrides: Sequence[str]) -> RunConfig:
+    """The run's configuration with the overrides, which may not touch what the weights depend on."""
+    try:
+        text = run.read("config.yaml").decode()
+    except FileNotFoundError:
+        raise UserError(
+            "--run", f"{run.uri}, which has no config.yaml", "the folder of a run", "check the URI"
+        ) from None
+    fields = {}
+    for override in overrides:
+        path, equals, value = override.partition("=")
+        if not equals or path.split(".")[0] not in FREE_SECTIONS:
+            allowed = ", ".join(f"{section}.field=value" for section in FREE_SECTIONS)
+            raise UserError("override", override, allowed, "pretrain anew to change anything else")
+        fields[path] = parse_yaml(value, path)
+    return with_fields(parse_config(text, run.file_uri("config.yaml")), fields)
+
+
+def _step(run: Folder, wanted: str) -> int:
+    steps = complete_steps(run)
+    if not steps:
+        raise UserError("--run", f"{run.uri}, which has no complete checkpoint", "a trained run", "pretrain first")
+    if wanted == "latest":
+        return steps[-1]
+    if not wanted.isdigit() or int(wanted) not in steps:
+        raise UserError("--step", wanted, ", ".join([*map(str, steps), "latest"]), "choose a complete checkpoint")
+    return int(wanted)
+
+
+def _checked_manifest(data: Folder, config: RunConfig) -> Manifest:
+    manifest = read_manifest(data)
+    check_splits(manifest, config)
+    for split in (config.evaluation.train_split, config.evaluation.test_split):
+        check_shards(data, manifest, split)
+    return manifest
+
+
+def _target(manifest: Manifest, config: RunConfig) -> Target:
+    name = config.evaluation.label or manifest.main_label
+    attributes = tuple(column for column, label in manifest.labels.items() if label.kind == "attribute")
+    if name == ATTRIBUTES and attributes and name not in manifest.labels:
+        return Target(name, "attribute", attributes, 2)
+    if name is None or name not in manifest.labels:
+        allowed = ", ".join([*manifest.labels, *([ATTRIBUTES] if attributes else [])]) or "none: the data has no labels"
+        raise UserError("evaluation.label", name, allowed, "name a label column, or leave out probe and knn")
+    label = manifest.labels[name]
+    return Target(name, label.kind, (name,), len(label.names))
+
+
+def _train_rows(manifest: Manifest, config: RunConfig) -> int:
+    return manifest.split(config.evaluation.train_split).rows
+
+
+def _check_neighbours(config: RunConfig, rows: int) -> None:
+    k = config.evaluation.knn.k
+    if k > rows:
+        raise UserError("evaluation.knn.k", k, f"1..{rows}, the training images", "ask for fewer neighbours")
+
+
+def _crew(run_uri: str, data_uri: str, step: int, config: RunConfig, say: Say) -> Crew[Any, Any]:
+    resources = _resources(config)
+    check_resources({"GPU" if name == "num_gpus" else "CPU": count for name, count in resources.items()}, say)
+    device = "cuda" if "num_gpus" in resources else "cpu"
+    return Crew(
+        setup=partial(load_models, run_uri, data_uri, step, config, device),
+        actors=config.evaluation.actors,
+        resources=resources,
+        start_timeout_s=config.scale.start_timeout_s,
+        say=say,
+    )
+
+
+def _resources(config: RunConfig) -> dict[str, float]:
+    """What one actor asks for: a training worker's share of a GPU where the cluster has or may get any, else a CPU."""
+    gpus = config.scale.gpus_per_worker
+    if gpus > 0 and (ray.cluster_resources().get("GPU", 0) > 0 or autoscaler_active()):
+        return {"num_gpus": gpus}
+    return {"num_cpus": 1}
+
+
+def _features(
+    crew: Crew[Any, Any], manifest: Manifest, config: RunConfig, which: str, target: Target, say: Say
+) -> Features:
+    """Features of the train or test split of evaluation."""
+    split, limit = getattr(config.evaluation, f"{which}_split"), getattr(config.evaluation, f"max_{which}_images")
+    pieces = plan_pieces(split, manifest.split(split).groups, limit, config.evaluation.batch, target.columns)
+    features = collect(crew, pieces, say)
+    if len(features) < 2:
+        got = f"{split} with {len(features)} readable images"
+        raise UserError(f"evaluation.{which}_split", got, "two or more", "choose another split or a larger part of it")
+    low, high = int(features.labels.min()), int(features.labels.max())
+    if low < 0 or high >= target.classes:
+        got = f"{target.name} with values {low}..{high} in {split}"
+        raise UserError("evaluation.label", got, f"0..{target.classes - 1}, as named in the manifest", "choose another")
+    return features
+
+
+def _facts(config: RunConfig, target: Target, features: list[Features]) -> dict[str, Any]:
+    """What a result says about its data."""
+    train, test = features
+    e = config.evaluation
+    return {
+        "label": target.name,
+        "kind": target.kind,
+        "classes": target.classes,
+        "splits": {"train": e.train_split, "test": e.test_split},
+        "counts": {
+            "train": len(train),
+            "test": len(test),
+            "unreadable_train": len(train.unreadable),
+            "unreadable_test": len(test.unreadable),
+        },
+        "unreadable": {"train": train.unreadable[:100], "test": test.unreadable[:100]},
+        "majority": _majority(train.labels, test.labels),
+        "untrained": UNTRAINED,
+        "provenance": provenance(),
+    }
+
+
+def _majority(train: NDArray[np.int64], test: NDArray[np.int64]) -> float:
+    """Accuracy on the test labels of always saying the most frequent training label, mean over columns."""
+    most = [np.bincount(column).argmax() for column in train.T]
+    return float((test == np.array(most)).mean())
+
+
+def _measure_all(name: str, config: RunConfig, features: list[Features], target: Target, say: Say) -> dict[str, Any]:
+    """One metric on every encoder's features, each in a task of its own."""
+    settings = getattr(config.evaluation, name).model_dump()
+    if name == "knn":
+        _check_neighbours(config, len(features[0]))
+    options: dict[str, Any] = {**_resources(config)}
+    device = "cuda" if "num_gpus" in options else "cpu"
+    labels = [ray.put(target.of(part)) for part in features]
+    measure: Any = ray.remote(**options)(_measure)
+    calls = {}
+    for encoder in ENCODERS:
+        arrays = [ray.put(part.arrays[encoder]) for part in features]
+        calls[measure.remote(name, *arrays, *labels, target.classes, config.seed, settings, device)] = encoder
+    done = _wait(calls, Progress(say, TASKS[name], "encoders", len(calls)))
+    encoders = {encoder: done[encoder] for encoder in ENCODERS}
+    metric, best = next(iter(encoders["trained"]["estimates"].items()))
+    return {"metric": metric, **best, "encoders": encoders, "settings": settings, "seed": config.seed}
+
+
+def _wait(calls: dict[Any, str], progress: Progress) -> dict[str, Any]:
+    """Results of the calls by encoder."""
+    done: dict[str, Any] = {}
+    while len(done) < len(calls):
+        finished, _ = ray.wait([call for call, name in calls.items() if name not in done], timeout=1.0)
+        for call in finished:
+            done[calls[call]] = ray.get(call)
+        progress.add(len(finished))
+        progress.tick()
+    progress.close()
+    return done
+
+
+def _measure(
+    name: str,
+    train: NDArray[Any],
+    test: NDArray[Any],
+    train_labels: NDArray[np.int64],
+    test_labels: NDArray[np.int64],
+    classes: int,
+    seed: int,
+    settings: dict[str, Any],
+    device: str,
+) -> dict[str, Any]:
+    """A task: one metric on one encoder's features."""
+    start = time.monotonic()
+    sides = [
+        Labelled(_tensor(latents, device), _tensor(labels, device))
+        for latents, labels in ((train, train_labels), (test, test_labels))
+    ]
+    scores = METRICS[name](*sides, classes=classes, seed=seed, **settings)
+    estimates = {measure: vars(estimate) for measure, estimate in scores.estimates.items()}
+    seconds = time.monotonic() - start
+    return {"estimates": estimates, "details": dict(scores.details), "dimension": train.shape[1], "seconds": seconds}
+
+
+def _tensor(array: NDArray[Any], device: str) -> Tensor:
+    """A tensor over the shared, read-only array (on the CPU), or a copy of it on the device."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of a read-only array; nothing writes to it
+        return torch.from_numpy(array).to(device)
+
+
+def _draw_samples(crew: Crew[Any, Any], config: RunConfig, folder: Folder, step: int, say: Say) -> dict[str, Any]:
+    start = time.monotonic()
+    facts, pictures = show(crew, config, say)
+    result = {"task": "samples", "step": step, **facts, "seed": config.seed, "provenance": provenance()}
+    result["seconds"] = time.monotonic() - start
+    for name, picture in pictures.items():
+        folder.write(name, picture)
+    folder.write_json("reconstruction.json", result)
+    say(f"reconstruction at step {step}, {facts['images']} images of {facts['split']}")
+    for guidance, scores in facts["guidance"].items():
+        psnr, ssim = scores["psnr"], scores["ssim"]
+        say(
+            f"  guidance {guidance:4}  PSNR {psnr['value']:5.2f} ± {psnr['standard_error']:.2f} dB"
+            f"  SSIM {ssim['value']:.3f} ± {ssim['standard_error']:.3f}"
+        )
+    return result
+
+
+def _show(result: dict[str, Any], say: Say) -> None:
+    """A result as a table: encoders down, measures across."""
+    counts, measures = result["counts"], list(result["encoders"]["trained"]["estimates"])
+    say(
+        f"{TASKS[result['task']]} at step {result['step']}: {result['label']}, {result['classes']} classes, "
+        f"{counts['train']:,} training and {counts['test']:,} test images"
+    )
+    say(f"  {'':12}" + "".join(f"{MEASURES[measure]:>18}" for measure in measures))
+    for encoder, scores in result["encoders"].items():
+        cells = [scores["estimates"][measure] for measure in measures]
+        shown = "".join(f"{100 * c['value']:10.1f}% ± {100 * c['standard_error']:4.1f}" for c in cells)
+        say(f"  {ENCODERS[encoder]:12}" + shown)
+    say(f"  {'most frequent':12}{100 * result['majority']:9.1f}%")
+    unreadable = counts["unreadable_train"] + counts["unreadable_test"]
+    if unreadable:
+        say(f"  {unreadable:,} images could not be read and were left out")

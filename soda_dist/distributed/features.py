@@ -1,0 +1,265 @@
+"""Latents of a split, extracted by actors, beside those of an untrained encoder and raw pixels."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from soda_dist.config.schema import RunConfig
+from soda_dist.data.shards import Manifest, ShardReader, read_manifest
+from soda_dist.data.storage import open_folder
+from soda_dist.data.views import center_views
+from soda_dist.distributed.crew import Crew
+from soda_dist.distributed.farm import Progress
+from soda_dist.distributed.session import Say
+from soda_dist.errors import UserError
+from soda_dist.models.pixels import source_input
+from soda_dist.models.soda import Soda
+from soda_dist.training.build import build_soda
+from soda_dist.training.checkpoint import load_soda
+
+PIXELS = 32
+"""Longest side of the raw-pixel baseline."""
+NORM_ROWS = 256
+"""Training images that give an untrained encoder's batch norms their statistics."""
+UNTRAINED = (
+    "the same architecture with the initial weights of the run's seed; batch norms, if any, have the statistics of "
+    f"the first {NORM_ROWS} training images"
+)
+
+
+@dataclass
+class Models:
+    """What an actor holds. `config` gives sizes and evaluation; the networks are as their checkpoint says."""
+
+    soda: Soda
+    config: RunConfig
+    reader: dict[str, ShardReader]
+    device: torch.device
+
+    @cached_property
+    def untrained(self) -> Soda:
+        """The run's model at its first step, fit for eval mode; made on first use."""
+        fresh = build_soda(self.config).to(self.device).eval().requires_grad_(False)
+        views, ok = self._first_training_views()
+        settle_norms(
+            fresh.encoder, source_input(torch.from_numpy(views[ok]).to(self.device)), self.config.evaluation.batch
+        )
+        return fresh
+
+    def _first_training_views(self) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        reader = self.reader[self.config.evaluation.train_split]
+        piece = plan_pieces(self.config.evaluation.train_split, reader.groups, NORM_ROWS, NORM_ROWS)[0]
+        images = _rows(reader, piece, ["image"]).column("image").to_pylist()
+        return center_views(images, size=self.config.data.source_size, resize=self.config.data.eval_resize)
+
+
+def load_models(run_uri: str, data_uri: str, step: int, config: RunConfig, device: str) -> Models:
+    """What an actor sets itself up with: the EMA model of `step`, and readers of the splits of evaluation."""
+    import cv2
+
+    cv2.setNumThreads(1)  # an actor has one CPU
+    soda, _, _ = load_soda(open_folder(run_uri), step)
+    return Models(soda.to(device).eval(), config, readers(data_uri, config), torch.device(device))
+
+
+def readers(data_uri: str, config: RunConfig) -> dict[str, ShardReader]:
+    """A reader of each split of evaluation, by name."""
+    folder = open_folder(data_uri)
+    manifest = read_manifest(folder)
+    splits = (config.evaluation.train_split, config.evaluation.test_split)
+    return {split: ShardReader(folder, manifest, split) for split in splits}
+
+
+@torch.no_grad()
+def settle_norms(module: nn.Module, images: Tensor, batch: int) -> None:
+    """Batch norms of a module in eval mode get the mean statistics of `images` ([N, 3, h, w]), taken `batch` at a time.
+
+    Everything else stays in eval mode. Without batch norms nothing happens.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    if not norms or not len(images):
+        return
+    momenta = [norm.momentum for norm in norms]
+    for number, part in enumerate(images[: len(images) // batch * batch or len(images)].split(batch)):
+        for norm in norms:
+            norm.train()
+            norm.momentum = 1.0 / (number + 1)  # a running mean over the batches
+        module(part)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.eval()
+        norm.momentum = momentum
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive row groups of a split, of whose rows the first `rows` are used."""
+
+    split: str
+    groups: tuple[int, ...]
+    first_row: int
+    """Ordinal of the first row in the split: its key."""
+    rows: int
+    labels: tuple[str, ...] = ()
+    """Columns to read beside the image."""
+
+
+def plan_pieces(
+    split: str, groups: Sequence[int], limit: int | None, batch: int, labels: tuple[str, ...] = ()
+) -> list[Piece]:
+    """The first `limit` rows (none: all) as pieces of whole row groups, each of at least `batch` rows but the last.
+
+    The plan does not know of actors, so their number decides no latent.
+    """
+    total = sum(groups) if limit is None else min(limit, sum(groups))
+    pieces: list[Piece] = []
+    start = first = 0
+    row = 0
+    for number, rows in enumerate(groups):
+        row += rows
+        if row - first >= batch or row >= total:
+            pieces.append(Piece(split, tuple(range(start, number + 1)), first, min(row, total) - first, labels))
+            start, first = number + 1, row
+        if row >= total:
+            break
+    return pieces
+
+
+@dataclass(frozen=True)
+class Extract:
+    """What one piece became; arrays are rows in the order of keys."""
+
+    first_row: int
+    ok: NDArray[np.bool_]
+    labels: NDArray[np.int64]
+    """int64 [n, columns]."""
+    arrays: dict[str, NDArray[Any]]
+    """`trained` and `untrained` float32 [n, D], `pixels` uint8 [n, P]; of no meaning where not ok."""
+    unreadable: tuple[str, ...]
+    """Names of the rows that are not ok."""
+
+
+@torch.no_grad()
+def extract(models: Models, piece: Piece) -> Extract:
+    """The work of an actor: read, decode, encode.
+
+    Raises:
+        UserError: a shard is damaged, or a label is missing in a row.
+    """
+    data, device = models.config.data, models.device
+    table = _rows(models.reader[piece.split], piece, ["key", "image", "name", *piece.labels])
+    if table.column("key").to_pylist() != list(range(piece.first_row, piece.first_row + piece.rows)):
+        raise RuntimeError(f"rows {piece.first_row} and on of {piece.split} have other keys than their ordinals")
+    views, ok = center_views(table.column("image").to_pylist(), size=data.source_size, resize=data.eval_resize)
+    parts: dict[str, list[Tensor]] = {"trained": [], "untrained": [], "pixels": []}
+    for batch in torch.from_numpy(views).split(models.config.evaluation.batch):
+        images = source_input(batch.to(device))
+        parts["trained"].append(models.soda.encode(images).float().cpu())
+        parts["untrained"].append(models.untrained.encode(images).float().cpu())
+        parts["pixels"].append(raw_pixels(batch))
+    names = table.column("name").to_pylist()
+    return Extract(
+        first_row=piece.first_row,
+        ok=ok,
+        labels=_labels(table, piece),
+        arrays={name: torch.cat(rows).numpy() for name, rows in parts.items()},
+        unreadable=tuple(names[row] for row in np.flatnonzero(~ok)),
+    )
+
+
+def raw_pixels(images: Tensor) -> Tensor:
+    """uint8 [B, h, w, 3] to uint8 [B, P]: the image, averaged down to at most 32 px a side, as one vector."""
+    side = max(images.shape[1:3])
+    if side <= PIXELS:
+        return images.flatten(1)
+    size = [max(1, round(length * PIXELS / side)) for length in images.shape[1:3]]
+    small = F.interpolate(images.permute(0, 3, 1, 2).float(), size, mode="bilinear", antialias=True)
+    return small.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).flatten(1)
+
+
+def _rows(reader: ShardReader, piece: Piece, columns: list[str]) -> pa.Table:
+    return pa.concat_tables([reader.group(number, columns) for number in piece.groups]).slice(0, piece.rows)
+
+
+def _labels(table: pa.Table, piece: Piece) -> NDArray[np.int64]:
+    columns = [table.column(name) for name in piece.labels]
+    for name, column in zip(piece.labels, columns, strict=True):
+        if column.null_count:
+            got = f"{column.null_count} rows of split {piece.split} without a value"
+            raise UserError(name, got, "a value in every row", "evaluate another label or split")
+    arrays = [column.cast(pa.int64()).to_numpy() for column in columns]
+    return np.stack(arrays, axis=1) if arrays else np.zeros((len(table), 0), np.int64)
+
+
+@dataclass(frozen=True)
+class Features:
+    """The readable rows of a split in the order of keys."""
+
+    labels: NDArray[np.int64]
+    """int64 [n, columns]."""
+    arrays: dict[str, NDArray[Any]]
+    """By encoder, [n, D]: float32, pixels uint8."""
+    unreadable: list[str]
+    """Names of the rows that are left out."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def collect(crew: Crew[Piece, Extract], pieces: list[Piece], say: Say) -> Features:
+    """The features of all pieces, each row once.
+
+    Raises:
+        UserError: the trained encoder gives values that are not finite.
+    """
+    split, total = pieces[0].split, sum(piece.rows for piece in pieces)
+    progress = Progress(say, f"latents of {split}", "images", total)
+    seen = np.zeros(total, np.bool_)
+    ok = np.zeros(total, np.bool_)
+    labels = np.zeros((total, len(pieces[0].labels)), np.int64)
+    arrays: dict[str, NDArray[Any]] = {}
+    unreadable: dict[int, tuple[str, ...]] = {}
+    for number, part in crew.share_out(extract, pieces, progress.tick):
+        rows = slice(part.first_row, part.first_row + len(part.ok))
+        if len(part.ok) != pieces[number].rows or seen[rows].any():
+            raise RuntimeError(f"rows {rows} of {split} came twice or not whole")
+        seen[rows], ok[rows], labels[rows] = True, part.ok, part.labels
+        for name, array in part.arrays.items():
+            arrays.setdefault(name, np.empty((total, array.shape[1]), array.dtype))[rows] = array
+        unreadable[number] = part.unreadable
+        progress.add(len(part.ok))
+    progress.close()
+    if not seen.all():
+        raise RuntimeError(f"{int((~seen).sum())} rows of {split} were lost")
+    if not ok.all():
+        labels, arrays = labels[ok], {name: array[ok] for name, array in arrays.items()}
+    _check_finite(arrays["trained"], split)
+    return Features(labels, arrays, [name for number in sorted(unreadable) for name in unreadable[number]])
+
+
+def _check_finite(latents: NDArray[Any], split: str) -> None:
+    bad = sum(int((~np.isfinite(part)).any(axis=1).sum()) for part in _blocks(latents))
+    if bad:
+        got = f"an encoder with {bad} latents of {split} that are not finite"
+        raise UserError("--run", got, "a run that did not diverge", "evaluate an earlier step or lower optim.lr")
+
+
+def _blocks(array: NDArray[Any], rows: int = 65536) -> Iterator[NDArray[Any]]:
+    for start in range(0, len(array), rows):
+        yield array[start : start + rows]
+
+
+def check_splits(manifest: Manifest, config: RunConfig) -> None:
+    """A `UserError` for a split that the data set does not have, or has without rows."""
+    for field in ("train_split", "test_split"):
+        name = getattr(config.evaluation, field)
+        filled = [split for split, found in manifest.splits.items() if found.rows]
+        if name not in filled:
+            raise UserError(f"evaluation.{field}", name, ", ".join(filled), "choose a split with rows")

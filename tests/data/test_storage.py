@@ -1,0 +1,263 @@
+"""Folders on the disk and on a real S3 server; what the user can mend is one line, soon, and without secrets."""
+
+import json
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from soda_dist.data import storage
+from soda_dist.data.storage import Entry, Folder, locate, open_folder
+from soda_dist.errors import UserError
+
+SECRET = "do-not-show-this-secret"
+
+
+def names_in(path: Path) -> list[str]:
+    return sorted(found.name for found in path.iterdir())
+
+
+def test_what_is_written_is_read_back(any_uri: str) -> None:
+    folder = open_folder(f"{any_uri}/a//b/")
+    assert folder.list() == []
+    assert not folder.exists("x.bin")
+    folder.write("x.bin", b"first")
+    folder.write("x.bin", bytes(range(256)))
+    assert folder.read("x.bin") == bytes(range(256))
+    assert folder.exists("x.bin")
+    with folder.open("x.bin") as file:
+        assert file.size() == 256
+        assert file.read_at(3, 100) == bytes([100, 101, 102])
+    assert open_folder(any_uri).child("a").child("b").read("x.bin") == bytes(range(256))
+    assert pickle.loads(pickle.dumps(folder)).read("x.bin") == bytes(range(256))
+
+
+def test_large_files_survive(any_uri: str) -> None:
+    data = os.urandom(23 * 2**20)
+    folder = open_folder(any_uri)
+    folder.write("large", data)
+    assert folder.read("large") == data
+    assert folder.list() == [Entry("large", len(data))]
+
+
+def test_json(any_uri: str) -> None:
+    folder = open_folder(any_uri)
+    folder.write_json("a.json", {"x": [1, None, "ü"]})
+    assert folder.read_json("a.json") == {"x": [1, None, "ü"]} == json.loads(folder.read("a.json"))
+    folder.write("b.json", b"{broken")
+    with pytest.raises(UserError, match=r"b\.json: got a file that is not JSON"):
+        folder.read_json("b.json")
+
+
+def test_listing_is_recursive_sorted_and_by_prefix(any_uri: str) -> None:
+    folder = open_folder(any_uri).child("root")
+    for name in ("b", "a/z", "a/b/c", "a-b", "ab/x"):
+        folder.write(name, name.encode())
+    assert [entry.name for entry in folder.list()] == ["a-b", "a/b/c", "a/z", "ab/x", "b"]
+    assert folder.list("a/") == [Entry("a/b/c", 5), Entry("a/z", 3)]
+    assert [entry.name for entry in folder.list("a")] == ["a-b", "a/b/c", "a/z", "ab/x"]
+    assert folder.list("nothing/") == []
+    assert folder.folders() == ["a", "ab"]
+    assert folder.folders("a") == ["b"]
+    assert folder.folders("nothing") == []
+
+
+def test_removing(any_uri: str) -> None:
+    folder = open_folder(any_uri)
+    for name in ("a/x", "a/b/y", "c"):
+        folder.write(name, b"1")
+    folder.remove("c")
+    assert [entry.name for entry in folder.list()] == ["a/b/y", "a/x"]
+    folder.remove_tree("a")
+    folder.remove_tree("a")
+    assert folder.list() == []
+
+
+def test_a_missing_file_is_named(any_uri: str) -> None:
+    folder = open_folder(any_uri)
+    for read in (folder.read, folder.open, folder.read_json, folder.remove):
+        with pytest.raises(FileNotFoundError, match=f"{any_uri}/no/such"):
+            read("no/such")
+
+
+def test_a_file_is_not_a_folder(any_uri: str) -> None:
+    open_folder(any_uri).write("file", b"1")
+    with pytest.raises(UserError, match=r"file: got a path through a file; allowed: a folder"):
+        open_folder(any_uri).child("file").list()
+
+
+def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("1")
+    with pytest.raises(UserError, match="folder: got a folder; allowed: a file"):
+        open_folder(str(tmp_path)).read("folder")
+    with pytest.raises(UserError, match="got a folder"):
+        open_folder(str(tmp_path)).write("folder", b"1")
+    with pytest.raises(UserError, match="got a path through a file"):
+        open_folder(str(tmp_path)).write("file/inside", b"1")
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = open_folder(str(tmp_path))
+    folder.write("x", b"old")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk fault")))
+    with pytest.raises(OSError, match="disk fault"):
+        folder.write("x", b"new")
+    assert folder.read("x") == b"old"
+    assert names_in(tmp_path) == ["x"]
+
+
+def test_a_killed_write_is_absent_and_hidden(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    folder.write("a/x", b"old")
+    code = (
+        "import os, signal, sys; from soda_dist.data.storage import open_folder\n"
+        "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "open_folder(sys.argv[1]).write('a/x', b'new')"
+    )
+    result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, timeout=60)
+    assert result.returncode == -signal.SIGKILL
+    assert len(names_in(tmp_path / "a")) == 2, "the temporary file should still be there"
+    assert folder.list() == [Entry("a/x", 3)]
+    assert folder.read("a/x") == b"old"
+    folder.discard_temporary()
+    assert names_in(tmp_path / "a") == ["x"]
+
+
+def test_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert open_folder("data").uri == open_folder("./x/../data/").uri == str(tmp_path / "data")
+    assert open_folder(f"file://{tmp_path}/a%20b").uri == f"{tmp_path}/a b"
+    assert open_folder(" s3://bucket//a/b/ ") == Folder("s3://bucket/a/b")
+    assert open_folder("gs://bucket").uri == "gs://bucket"
+    assert locate("s3://bucket/a/x.tar") == (Folder("s3://bucket/a"), "x.tar")
+    assert locate("x.tar") == (Folder(str(tmp_path)), "x.tar")
+
+
+@pytest.mark.parametrize("uri", ["", "  ", "http://host/x", "s3://", "s3:///key", "hdfs://a/b"])
+def test_a_wrong_uri_is_refused(uri: str) -> None:
+    with pytest.raises(UserError, match="allowed: "):
+        open_folder(uri)
+    with pytest.raises(UserError, match="a file in a folder"):
+        locate("s3://bucket")
+
+
+def test_secrets_in_a_uri_are_not_repeated() -> None:
+    for uri in (f"s3://key:{SECRET}@bucket/x", f"s3://bucket/x?secret_key={SECRET}"):
+        with pytest.raises(UserError) as caught:
+            open_folder(uri)
+        assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/../../x"])
+def test_names_stay_below_the_folder(name: str, tmp_path: Path) -> None:
+    for call in (open_folder(str(tmp_path)).read, open_folder(str(tmp_path)).child):
+        with pytest.raises(ValueError, match="not a relative name"):
+            call(name)
+
+
+def test_a_missing_bucket(s3_server: str) -> None:
+    folder = open_folder("s3://no-such-bucket/data")
+    for call in (folder.list, lambda: folder.read("x"), lambda: folder.write("x", b"1"), lambda: folder.exists("x")):
+        with pytest.raises(UserError, match="s3://no-such-bucket: got a bucket that does not exist"):
+            call()
+
+
+def test_no_credentials(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(UserError, match="AWS credentials: got none"):
+        open_folder(s3_uri).list()
+
+
+def test_half_the_credentials(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", SECRET)
+    with pytest.raises(UserError, match="AWS credentials") as caught:
+        open_folder(s3_uri).list()
+    assert SECRET not in str(caught.value)
+
+
+def test_a_profile_that_is_not_there(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(UserError, match="AWS_PROFILE: got nobody"):
+        open_folder(s3_uri).list()
+
+
+@pytest.fixture
+def bad_server(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, str], None]]:
+    """Makes S3 a server that answers everything with one status and error code."""
+    answer = [500, ""]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = f"<?xml version='1.0'?><Error><Code>{answer[1]}</Code><Message>{SECRET}</Message></Error>".encode()
+            self.send_response(answer[0])
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_HEAD = do_PUT = do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:{SECRET}@127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    yield lambda status, code: answer.__setitem__(slice(None), [status, code])
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("code", ["InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"])
+def test_credentials_that_the_store_refuses(bad_server: Callable[[int, str], None], code: str) -> None:
+    bad_server(403, code)
+    with pytest.raises(UserError, match=f"AWS credentials: got {code}") as caught:
+        open_folder("s3://some-bucket").list()
+    assert SECRET not in str(caught.value)
+
+
+def test_a_bucket_that_is_not_ours(bad_server: Callable[[int, str], None]) -> None:
+    bad_server(403, "AccessDenied")
+    with pytest.raises(UserError, match="got no permission") as caught:
+        open_folder("s3://other-bucket").read("x")
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("answers", [False, True], ids=["refused", "silent"])
+def test_an_endpoint_that_does_not_answer(s3_server: str, answers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "READ_SECONDS", 1)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        if answers:
+            listener.listen(8)
+        port = listener.getsockname()[1]
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:{SECRET}@127.0.0.1:{port}")
+        began = time.monotonic()
+        with pytest.raises(UserError, match=f"AWS_ENDPOINT_URL: got http://127.0.0.1:{port}, which does not") as caught:
+            open_folder("s3://some-bucket").read("x")
+    assert time.monotonic() - began < 10
+    assert SECRET not in str(caught.value)
+
+
+def test_the_wait_for_an_endpoint_is_bounded() -> None:
+    assert 2 * max(storage.CONNECT_SECONDS, storage.READ_SECONDS) < 18
+
+
+def test_an_endpoint_without_a_scheme(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
+    with pytest.raises(UserError, match="AWS_ENDPOINT_URL"):
+        open_folder("s3://some-bucket").list()
