@@ -89,7 +89,7 @@ def _fast(data: bytes, header: Header, size: tuple[int, int], shrink: int) -> Im
         try:
             if shrink == 1:
                 return simplejpeg.decode_jpeg(data)
-            return simplejpeg.decode_jpeg(data, min_height=size[0], min_width=size[1], min_factor=shrink)
+            return simplejpeg.decode_jpeg(data, min_height=size[0], min_width=size[1])
         except ValueError:
             return None
     if header.codec == "png" and shrink == 1 and _sound_png(data):

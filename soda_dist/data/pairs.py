@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from soda_dist.config.schema import Data
 from soda_dist.data.draws import Ints
-from soda_dist.data.order import Order
+from soda_dist.data.order import Located, Order
 from soda_dist.data.shards import ShardReader
 from soda_dist.data.views import view_pairs
 
@@ -39,21 +39,23 @@ class Pairs:
         return [(int(self.key[i]), self.name[i]) for i in np.flatnonzero(~self.ok)]
 
 
-@dataclass(frozen=True)
-class _Rows:
-    images: list[bytes]
-    names: list[str]
-    key: Ints
-    epoch: Ints
-
-
 def read_pairs(reader: ShardReader, order: Order, start: int, stop: int, *, seed: int, data: Data) -> Pairs:
     """The pairs at positions start..stop-1; each row group is fetched once.
 
     Raises:
         UserError: of the reader: a shard is missing, truncated or altered. Images that cannot be read raise nothing.
     """
-    return _views(_rows(reader, order, start, stop), start, seed, data)
+    located = order.locate(start, stop)
+    key, images, names = _fetch(reader, located)
+    views = view_pairs(images, key, located.epoch, seed=seed, data=data)
+    return Pairs(
+        source=views.source,
+        target=views.target,
+        key=key,
+        ok=views.ok,
+        index=np.arange(start, stop),
+        name=["" if ok else name for ok, name in zip(views.ok.tolist(), names, strict=True)],
+    )
 
 
 def local_pairs(
@@ -74,9 +76,7 @@ def local_pairs(
         try:
             while True:
                 while len(ahead) <= threads:
-                    # The reader and its cache belong to this thread; only decoding and augmenting run in the others.
-                    rows = _rows(reader, order, start, start + batch)
-                    ahead.append(pool.submit(_views, rows, start, seed, data))
+                    ahead.append(pool.submit(read_pairs, reader, order, start, start + batch, seed=seed, data=data))
                     start += batch
                 yield ahead.popleft().result()
         finally:
@@ -84,28 +84,15 @@ def local_pairs(
                 future.cancel()
 
 
-def _rows(reader: ShardReader, order: Order, start: int, stop: int) -> _Rows:
-    located = order.locate(start, stop)
-    count = stop - start
-    images, names, key = [b""] * count, [""] * count, np.empty(count, np.int64)
-    by_group = np.argsort(located.group, kind="stable")
-    firsts = np.flatnonzero(np.diff(located.group[by_group], prepend=-1))
-    for places in np.split(by_group, firsts[1:]):
-        table = reader.group(int(located.group[places[0]]), COLUMNS).take(located.row[places])
+def _fetch(reader: ShardReader, located: Located) -> tuple[Ints, list[bytes], list[str]]:
+    """Keys, bytes and source paths of the rows."""
+    count = len(located.group)
+    key, images, names = np.empty(count, np.int64), [b""] * count, [""] * count
+    for group in np.unique(located.group):
+        places = np.flatnonzero(located.group == group)
+        table = reader.group(int(group), COLUMNS).take(located.row[places])
         key[places] = table.column("key").to_numpy()
         found = zip(places.tolist(), table.column("image").to_pylist(), table.column("name").to_pylist(), strict=True)
         for place, image, name in found:
             images[place], names[place] = image, name
-    return _Rows(images, names, key, located.epoch)
-
-
-def _views(rows: _Rows, start: int, seed: int, data: Data) -> Pairs:
-    views = view_pairs(rows.images, rows.key, rows.epoch, seed=seed, data=data)
-    return Pairs(
-        source=views.source,
-        target=views.target,
-        key=rows.key,
-        ok=views.ok,
-        index=np.arange(start, start + len(rows.key)),
-        name=["" if ok else name for ok, name in zip(views.ok.tolist(), rows.names, strict=True)],
-    )
+    return key, images, names

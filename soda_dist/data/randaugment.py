@@ -80,7 +80,7 @@ def color(image: Image, factor: float) -> Image:
 
 
 def contrast(image: Image, factor: float) -> Image:
-    """Away from or towards the mean grey."""
+    """Away from or towards the mean grey; Pillow rounds each pixel's grey first, so a level may differ by one."""
     red, green, blue, _ = cv2.mean(image)
     return cv2.LUT(image, _blend(int(_GREY[0] * red + _GREY[1] * green + _GREY[2] * blue + 0.5), factor))
 
@@ -205,7 +205,7 @@ def _overlap(by: int, side: int) -> tuple[slice, slice]:
 def _blend(base: int, factor: float) -> NDArray[np.uint8]:
     """base + factor * (level - base), cut off as Pillow does it, in float32."""
     blended = np.float32(base) + np.float32(factor) * (_FLOATS - np.float32(base))
-    return np.minimum(np.maximum(blended, 0), 255).astype(np.uint8)
+    return blended.astype(np.uint8)
 
 
 def _affine(image: Image, matrix: tuple[tuple[float, float, float], tuple[float, float, float]]) -> Image:

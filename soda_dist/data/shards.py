@@ -12,10 +12,10 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Annotated, Any, Final, Generic, Literal, TypeVar
+from typing import Annotated, Final, Generic, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -190,12 +190,12 @@ class ShardReader:
         try:
             with self.folder.explained(shard.path):
                 opened = _SHARDS.get((self.folder.uri, shard.path, shard.sha256), lambda: self._open(shard))
-                unknown = [name for name in columns if name not in opened.file.schema_arrow.names]
+                have = opened.metadata.schema.to_arrow_schema().names
+                unknown = [name for name in columns if name not in have]
                 if unknown:
-                    have = ", ".join(opened.file.schema_arrow.names)
-                    raise UserError("column", ", ".join(unknown), have, "choose from the data set's columns")
-                with opened.lock:
-                    return opened.file.read_row_group(group, columns=list(columns), use_threads=False)
+                    names = ", ".join(have)
+                    raise UserError("column", ", ".join(unknown), names, "choose from the data set's columns")
+                return opened.read(group, columns)
         except FileNotFoundError:
             raise UserError(uri, "a missing shard", "all shards of the manifest", REMEDY) from None
         except (pa.ArrowException, OSError) as error:
@@ -204,19 +204,25 @@ class ShardReader:
             ) from None
 
     def _open(self, shard: Shard) -> "_OpenShard":
-        file = pq.ParquetFile(self.folder.open(shard.path), page_checksum_verification=True, pre_buffer=True)
-        have = tuple(file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups))
+        file = self.folder.open(shard.path)
+        metadata = pq.ParquetFile(file).metadata
+        have = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
         if have != shard.groups:
             raise pa.ArrowInvalid("other row groups than the manifest's")
-        return _OpenShard(file)
+        return _OpenShard(file, metadata)
 
 
 @dataclass(frozen=True)
 class _OpenShard:
-    """A Parquet file whose footer is read; one thread at a time reads from it."""
+    """An open file whose footer is read."""
 
-    file: pq.ParquetFile
-    lock: Any = field(default_factory=threading.Lock)
+    file: pa.NativeFile
+    metadata: pq.FileMetaData
+
+    def read(self, group: int, columns: Sequence[str]) -> pa.Table:
+        # One request for all columns. A reader keeps what it fetched so, hence a reader for each group.
+        reader = pq.ParquetFile(self.file, metadata=self.metadata, pre_buffer=True, page_checksum_verification=True)
+        return reader.read_row_group(group, columns=list(columns), use_threads=False)
 
 
 class _Recent(Generic[Value]):

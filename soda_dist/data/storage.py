@@ -94,7 +94,8 @@ class Folder:
             if self.is_local:
                 _write_local(Path(self._path(name)), data)
                 return
-            with self._filesystem().open_output_stream(self._path(name)) as stream:
+            # By default pyarrow would compress once more what is called .gz.
+            with self._filesystem().open_output_stream(self._path(name), compression=None) as stream:
                 stream.write(data)
 
     def exists(self, name: str) -> bool:
@@ -252,6 +253,12 @@ def _explanation(uri: str, error: OSError) -> Exception:
         "ACCESS_DENIED": _forbidden(uri),
         "NO_SUCH_BUCKET": _no_bucket(uri.partition("://")[2].partition("/")[0]),
         "NETWORK_CONNECTION": _unreachable(_endpoint()),
+        "AWS Error ": UserError(
+            uri,
+            f"{text.partition('AWS Error ')[2].partition(' during')[0]} from the store",
+            "a store that works",
+            "run again later, or check bucket and region",
+        ),
         "google::cloud::Status": UserError(
             uri,
             f"{text.partition('google::cloud::Status(')[2].partition(':')[0]} from Google Cloud Storage",

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soda_dist.config.schema import Data
-from soda_dist.data.augment import center_boxes, plan_crops, resize_into
+from soda_dist.data.augment import plan_crops, resize_into
 from soda_dist.data.decode import Header, Image, decode, read_header
 from soda_dist.data.draws import Ints
 from soda_dist.data.randaugment import distort, plan_layers
@@ -43,8 +43,8 @@ def view_pairs(images: list[bytes], keys: Ints, epochs: Ints, *, seed: int, data
     sides = data.source_size, data.target_size
     crops = [plan_crops(seed, f"views/{view}/crop", epochs, keys, sizes, how) for view in VIEWS]
     layers = [plan_layers(seed, f"views/{view}/randaugment", epochs, keys, how) for view in VIEWS]
-    shrinks = np.minimum(*(_shrinks(crop.boxes, side) for crop, side in zip(crops, sides, strict=True)))
-    boxes = [(crop.boxes // shrinks[:, None]).tolist() for crop in crops]
+    shrinks = _shrinks(headers, [crop.boxes for crop in crops], sides)
+    boxes = [_shrunk(crop.boxes, shrinks) for crop in crops]
     flipped = [crop.flipped.tolist() for crop in crops]
     outs = [np.zeros((len(images), side, side, 3), np.uint8) for side in sides]
     ok = np.zeros(len(images), np.bool_)
@@ -67,28 +67,48 @@ def center_views(images: list[bytes], *, size: int, resize: float) -> tuple[NDAr
     Returns:
         uint8 [n, size, size, 3], zeros where the image cannot be read, and bool [n], whether it can.
     """
-    headers = [read_header(image) for image in images]
-    boxes = center_boxes(_sizes(headers), resize)
-    shrinks = _shrinks(boxes, size)
-    boxes = (boxes // shrinks[:, None]).tolist()
     out, ok = np.zeros((len(images), size, size, 3), np.uint8), np.zeros(len(images), np.bool_)
-    for row, shrink in enumerate(shrinks.tolist()):
-        header = headers[row]
-        image = None if header is None else decode(images[row], header, shrink)
+    for row, bytes_ in enumerate(images):
+        header = read_header(bytes_)
+        image = None if header is None else decode(bytes_, header, 1)
         if image is not None:
-            ok[row] = True
-            resize_into(_cut(image, boxes[row]), out[row], False)
+            ok[row], out[row] = True, _center(image, size, round(size * resize))
     return out, ok
+
+
+def _center(image: Image, size: int, short: int) -> Image:
+    """torchvision's Resize(short) and CenterCrop(size): [size, size, 3]."""
+    if max(image.shape[:2]) > 4 * min(image.shape[:2]):  # keeps a strip of a few pixels from growing without bound
+        image = _cut(image, _middle(image, 4 * min(image.shape[:2])))
+    least = min(image.shape[:2])
+    scaled = np.empty((*(short * side // least for side in image.shape[:2]), 3), np.uint8)
+    resize_into(image, scaled, False)
+    return _cut(scaled, _middle(scaled, size))
+
+
+def _middle(image: Image, most: int) -> list[int]:
+    """The central box of at most `most` pixels a side."""
+    height, width = min(most, image.shape[0]), min(most, image.shape[1])
+    return [round((image.shape[0] - height) / 2), round((image.shape[1] - width) / 2), height, width]
 
 
 def _sizes(headers: list[Header | None]) -> Ints:
     return np.array([(h.height, h.width) if h else (1, 1) for h in headers], np.int64).reshape(-1, 2)
 
 
-def _shrinks(boxes: Ints, size: int) -> Ints:
-    """The largest of 1, 2, 4, 8 at which each box still has `size` pixels a side: decoding never costs detail."""
-    room = boxes[:, 2:].min(1) // size
+def _shrinks(headers: list[Header | None], boxes: list[Ints], sides: tuple[int, int]) -> Ints:
+    """For each JPEG the largest of 1, 2, 4, 8 at which every box keeps its view's side: decoding never costs detail."""
+    # One pixel to spare for the rounding of both edges.
+    room = np.minimum(*(box[:, 2:].min(1) // (side + 1) for box, side in zip(boxes, sides, strict=True)))
+    room[[header is None or header.codec != "jpeg" for header in headers]] = 1
     return 1 + (room >= 2) + 2 * (room >= 4) + 4 * (room >= 8)
+
+
+def _shrunk(boxes: Ints, shrinks: Ints) -> list[list[int]]:
+    """Boxes in the image that was decoded at 1 / shrink, edges rounded."""
+    start = np.rint(boxes[:, :2] / shrinks[:, None]).astype(np.int64)
+    stop = np.rint((boxes[:, :2] + boxes[:, 2:]) / shrinks[:, None]).astype(np.int64)
+    return np.hstack([start, stop - start]).tolist()
 
 
 def _cut(image: Image, box: list[int]) -> Image:

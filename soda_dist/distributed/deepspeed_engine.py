@@ -2,8 +2,8 @@
 
 State is read and written as fragments of the float32 partitions, not through DeepSpeed's own checkpoints: those are
 pickles and bound to a number of workers. The attribute names used for it are private to DeepSpeed 0.19, so the version is
-pinned and `tests/distributed/test_deepspeed_engine.py` compares every stage with the plain engine, bit for bit after a
-restore. `precision: bf16` is autocast inside the model, so parameters are float32 at every stage.
+pinned, and `tests/distributed/test_deepspeed_engine.py` compares every stage with the plain engine, and a restored run
+with an uninterrupted one bit for bit. `precision: bf16` is autocast inside the model, so parameters are float32 at every stage.
 """
 
 import logging
@@ -54,11 +54,13 @@ class DeepSpeedEngine:
         for batch in micro_batches:
             loss = self._engine(*batch)
             self._engine.backward(loss)
+            if self._stage == 0 and self._engine.is_gradient_accumulation_boundary():
+                norm = torch.nn.utils.get_total_norm([p.grad for p in self.objective.parameters()], foreach=True)
             self._engine.step()
             total = total + loss.detach() / accumulation
         flats = self._flats()
         torch._foreach_lerp_([self._ema[id(f)] for f in flats], [f.detach() for f in flats], 1 - self._ema_decay)
-        return StepResult(total, torch.as_tensor(self._engine.get_global_grad_norm()))
+        return StepResult(total, norm if self._stage == 0 else torch.as_tensor(self._engine.get_global_grad_norm()))
 
     def _flats(self) -> list[Tensor]:
         return list({id(flat): flat for _, _, _, flat, _ in self._pieces()}.values())
@@ -183,5 +185,6 @@ def set_collective_timeout(seconds: float) -> None:
 
     `init_distributed(timeout=...)` does not reach the groups that DeepSpeed clones (measured).
     """
+    set_timeout = getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)  # its name before torch 2.14
     for group in list(dist.distributed_c10d._world.pg_map):
-        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+        set_timeout(timedelta(seconds=seconds), group)

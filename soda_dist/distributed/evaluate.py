@@ -1,18 +1,11 @@
 """Evaluation of a run by actors: linear probe, nearest neighbours, samples; results in `eval/STEP/`."""
 
-import sys
 import time
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import ray
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from soda_dist.config.load import parse_config, parse_yaml, with_fields
 from soda_dist.config.provenance import provenance
@@ -20,33 +13,17 @@ from soda_dist.config.schema import RunConfig
 from soda_dist.data.shards import Manifest, check_shards, read_manifest
 from soda_dist.data.storage import Folder, open_folder
 from soda_dist.distributed.crew import Crew
-from soda_dist.distributed.farm import Progress
 from soda_dist.distributed.features import UNTRAINED, Features, check_splits, collect, load_models, plan_pieces
+from soda_dist.distributed.measure import Target, check_neighbours, choose_target, majority, measure_all
 from soda_dist.distributed.samples import Drawing, choose, draw_all, likeness, show
 from soda_dist.distributed.session import Say, autoscaler_active, check_resources
 from soda_dist.errors import UserError
-from soda_dist.metrics import METRICS, Labelled
+from soda_dist.metrics import METRICS
 from soda_dist.report.report import ENCODERS, MEASURES, TASKS
 from soda_dist.training.checkpoint import complete_steps
 
 ALL_TASKS = (*METRICS, "samples")
 FREE_SECTIONS = ("evaluation", "sampling", "scale")
-ATTRIBUTES = "attributes"
-"""The label that stands for all attribute columns of a data set together."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is predicted: a class or a factor from one column, or binary attributes from one or more."""
-
-    name: str
-    kind: str
-    columns: tuple[str, ...]
-    classes: int
-
-    def of(self, features: Features) -> NDArray[np.int64]:
-        """Labels as the metrics take them: [N] of a class or factor, [N, A] of attributes."""
-        return features.labels if self.kind == "attribute" else features.labels[:, 0]
 
 
 def evaluate(
@@ -73,25 +50,23 @@ def evaluate(
     run, data = open_folder(run_uri), open_folder(data_uri)
     config, at = _configuration(run, overrides), _step(run, step)
     manifest = _checked_manifest(data, config)
-    target = _target(manifest, config) if metrics else None
+    target = choose_target(manifest, config.evaluation.label) if metrics else None
     if "knn" in metrics:
-        _check_neighbours(config, min(config.evaluation.max_train_images or sys.maxsize, _train_rows(manifest, config)))
+        rows = manifest.split(config.evaluation.train_split).rows
+        check_neighbours(config, min(config.evaluation.max_train_images or rows, rows))
     folder = run.child(f"eval/{at}")
     results: dict[str, dict[str, Any]] = {}
-    features: list[Features] = []
-    start = time.monotonic()
     with _crew(run.uri, data.uri, at, config, say) as crew:
         if target is not None:
+            start = time.monotonic()
             features = [_features(crew, manifest, config, which, target, say) for which in ("train", "test")]
-        latents_seconds = time.monotonic() - start
+            facts = {"step": at, **_facts(config, target, features), "latents_seconds": time.monotonic() - start}
+            for name, scores in measure_all(crew, metrics, config, features, target, say).items():
+                results[name] = {"task": name, **facts, **scores}
+                folder.write_json(f"{name}.json", results[name])
+                _show(results[name], say)
         if "samples" in names:
             results["reconstruction"] = _draw_samples(crew, config, folder, at, say)
-    if target is not None:
-        facts = {"step": at, **_facts(config, target, features), "latents_seconds": latents_seconds}
-        for name in metrics:
-            results[name] = {"task": name} | facts | _measure_all(name, config, features, target, say)
-            folder.write_json(f"{name}.json", results[name])
-            _show(results[name], say)
     return results
 
 
@@ -159,28 +134,6 @@ def _checked_manifest(data: Folder, config: RunConfig) -> Manifest:
     return manifest
 
 
-def _target(manifest: Manifest, config: RunConfig) -> Target:
-    name = config.evaluation.label or manifest.main_label
-    attributes = tuple(column for column, label in manifest.labels.items() if label.kind == "attribute")
-    if name == ATTRIBUTES and attributes and name not in manifest.labels:
-        return Target(name, "attribute", attributes, 2)
-    if name is None or name not in manifest.labels:
-        allowed = ", ".join([*manifest.labels, *([ATTRIBUTES] if attributes else [])]) or "none: the data has no labels"
-        raise UserError("evaluation.label", name, allowed, "name a label column, or leave out probe and knn")
-    label = manifest.labels[name]
-    return Target(name, label.kind, (name,), len(label.names))
-
-
-def _train_rows(manifest: Manifest, config: RunConfig) -> int:
-    return manifest.split(config.evaluation.train_split).rows
-
-
-def _check_neighbours(config: RunConfig, rows: int) -> None:
-    k = config.evaluation.knn.k
-    if k > rows:
-        raise UserError("evaluation.knn.k", k, f"1..{rows}, the training images", "ask for fewer neighbours")
-
-
 def _crew(run_uri: str, data_uri: str, step: int, config: RunConfig, say: Say) -> Crew[Any, Any]:
     resources = _resources(config)
     check_resources({"GPU" if name == "num_gpus" else "CPU": count for name, count in resources.items()}, say)
@@ -212,10 +165,7 @@ def _features(
     if len(features) < 2:
         got = f"{split} with {len(features)} readable images"
         raise UserError(f"evaluation.{which}_split", got, "two or more", "choose another split or a larger part of it")
-    low, high = int(features.labels.min()), int(features.labels.max())
-    if low < 0 or high >= target.classes:
-        got = f"{target.name} with values {low}..{high} in {split}"
-        raise UserError("evaluation.label", got, f"0..{target.classes - 1}, as named in the manifest", "choose another")
+    target.check(features, split)
     return features
 
 
@@ -235,78 +185,11 @@ def _facts(config: RunConfig, target: Target, features: list[Features]) -> dict[
             "unreadable_test": len(test.unreadable),
         },
         "unreadable": {"train": train.unreadable[:100], "test": test.unreadable[:100]},
-        "majority": _majority(train.labels, test.labels),
+        "majority": majority(train.labels, test.labels),
         "untrained": UNTRAINED,
+        "seed": config.seed,
         "provenance": provenance(),
     }
-
-
-def _majority(train: NDArray[np.int64], test: NDArray[np.int64]) -> float:
-    """Accuracy on the test labels of always saying the most frequent training label, mean over columns."""
-    most = [np.bincount(column).argmax() for column in train.T]
-    return float((test == np.array(most)).mean())
-
-
-def _measure_all(name: str, config: RunConfig, features: list[Features], target: Target, say: Say) -> dict[str, Any]:
-    """One metric on every encoder's features, each in a task of its own."""
-    settings = getattr(config.evaluation, name).model_dump()
-    if name == "knn":
-        _check_neighbours(config, len(features[0]))
-    options: dict[str, Any] = {**_resources(config)}
-    device = "cuda" if "num_gpus" in options else "cpu"
-    labels = [ray.put(target.of(part)) for part in features]
-    measure: Any = ray.remote(**options)(_measure)
-    calls = {}
-    for encoder in ENCODERS:
-        arrays = [ray.put(part.arrays[encoder]) for part in features]
-        calls[measure.remote(name, *arrays, *labels, target.classes, config.seed, settings, device)] = encoder
-    done = _wait(calls, Progress(say, TASKS[name], "encoders", len(calls)))
-    encoders = {encoder: done[encoder] for encoder in ENCODERS}
-    metric, best = next(iter(encoders["trained"]["estimates"].items()))
-    return {"metric": metric, **best, "encoders": encoders, "settings": settings, "seed": config.seed}
-
-
-def _wait(calls: dict[Any, str], progress: Progress) -> dict[str, Any]:
-    """Results of the calls by encoder."""
-    done: dict[str, Any] = {}
-    while len(done) < len(calls):
-        finished, _ = ray.wait([call for call, name in calls.items() if name not in done], timeout=1.0)
-        for call in finished:
-            done[calls[call]] = ray.get(call)
-        progress.add(len(finished))
-        progress.tick()
-    progress.close()
-    return done
-
-
-def _measure(
-    name: str,
-    train: NDArray[Any],
-    test: NDArray[Any],
-    train_labels: NDArray[np.int64],
-    test_labels: NDArray[np.int64],
-    classes: int,
-    seed: int,
-    settings: dict[str, Any],
-    device: str,
-) -> dict[str, Any]:
-    """A task: one metric on one encoder's features."""
-    start = time.monotonic()
-    sides = [
-        Labelled(_tensor(latents, device), _tensor(labels, device))
-        for latents, labels in ((train, train_labels), (test, test_labels))
-    ]
-    scores = METRICS[name](*sides, classes=classes, seed=seed, **settings)
-    estimates = {measure: vars(estimate) for measure, estimate in scores.estimates.items()}
-    seconds = time.monotonic() - start
-    return {"estimates": estimates, "details": dict(scores.details), "dimension": train.shape[1], "seconds": seconds}
-
-
-def _tensor(array: NDArray[Any], device: str) -> Tensor:
-    """A tensor over the shared, read-only array (on the CPU), or a copy of it on the device."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of a read-only array; nothing writes to it
-        return torch.from_numpy(array).to(device)
 
 
 def _draw_samples(crew: Crew[Any, Any], config: RunConfig, folder: Folder, step: int, say: Say) -> dict[str, Any]:

@@ -180,7 +180,7 @@ def _part(drawing: Drawing, rows: slice) -> Drawing:
 
 def likeness(images: Images, target: Images) -> dict[str, dict[str, float]]:
     """PSNR and SSIM of 8-bit reconstructions, mean and standard error over the images."""
-    one, other = (torch.from_numpy(each).permute(0, 3, 1, 2).double() / 255 for each in (images, target))
+    one, other = (torch.tensor(each).permute(0, 3, 1, 2).double() / 255 for each in (images, target))
     scores = {"psnr": psnr(one, other), "ssim": ssim(one, other)}
     spread = math.sqrt(max(len(images) - 1, 1) * len(images))
     return {

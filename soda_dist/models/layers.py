@@ -110,10 +110,10 @@ def _dropped(x: Tensor, streams: Tensor, rate: float, number: int | None, draws:
 
 
 def _lanes(streams: Tensor, number: int, count: int) -> Tensor:
-    """int16 [B, count], uniform: 32-bit words, two lanes each, on a grid of rows and columns of 64.
+    """int16 [B, count], uniform: the halves of 32-bit words in rows of 64.
 
-    Rows and columns have words of a strong 64-bit hash. A cell is their sum, mixed once more: three passes over the
-    cells, where a hash of each would take ten. In-place steps, since passes over memory are the cost.
+    Each row and each column has a word of a strong 64-bit hash. A cell is the sum of the two, mixed once more: four
+    passes over the cells, where a hash of each would take ten. In place, since passes over memory are the cost.
     """
     rows = -(-count // (2 * _WIDTH))
     rows += rows % 2

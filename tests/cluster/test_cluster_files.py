@@ -126,6 +126,8 @@ def test_aws_head_is_on_demand_and_workers_are_spot_from_zero(account: Account) 
     assert {name: node["min_workers"] for name, node in types.items()} == {"head": 0, "gpu": 0, "cpu": 0}
     market = {name: machine.get("InstanceLifecycle", "on-demand") for name, machine in account.machines.items()}
     assert market == {"head": "on-demand", "gpu": "spot", "cpu": "spot"}
+    options = [node["node_config"].get("InstanceMarketOptions") for node in types.values()]
+    assert options == [None, {"MarketType": "spot"}, {"MarketType": "spot"}]
     assert {name: node["resources"].get("GPU", 0) for name, node in types.items()} == {"head": 0, "gpu": 8, "cpu": 0}
 
 
@@ -233,15 +235,25 @@ def test_the_image_is_made_of_files_that_exist(aws: dict[str, Any]) -> None:
     assert {image.rpartition("/")[2] for image in images} == {f"soda_dist:{version}"}
 
 
+SECRET_SHAPE = re.compile(r"AKIA[0-9A-Z]{16}|-----BEGIN|\b[0-9a-f]{40,}\b|\b[0-9A-Za-z+/]{40}\b")
+SECRET_NAME = r"[\w.-]*(?:secret|token|password|access_key)\w*"
+SECRET_VALUE = re.compile(rf"(?i)\b({SECRET_NAME}[\"']?\s*[:=]|name: {SECRET_NAME}, *value:)\s*[\"']?([^\s\"'#,{{}}]+)")
+NO_SECRET = re.compile(r"~/\.ray/auth_token$|\$\(|token$")
+
+
+def _secrets(text: str) -> list[str]:
+    named = [value for _, value in SECRET_VALUE.findall(text) if not NO_SECRET.match(value)]
+    return [*named, *SECRET_SHAPE.findall(text)]
+
+
 def test_no_secret_is_written_down() -> None:
-    shaped = re.compile(r"AKIA[0-9A-Z]{16}|-----BEGIN|\b[0-9a-f]{40,}\b|\b[0-9A-Za-z+/]{40}\b")
-    named = re.compile(r"(?i)(secret|token|password|access_key\w*)[\"']?\s*[:=]\s*[\"']?([^\s\"'#,{}]+)")
-    harmless = re.compile(r"\{|~/\.ray/auth_token|\$\(|token$")
-    for path in (ROOT / "cluster").iterdir():
-        text = path.read_text()
-        assert not shaped.search(text), path
-        values = [value for _, value in named.findall(text) if not harmless.match(value)]
-        assert values == [], path
-    for text in ("AWS_SECRET_ACCESS_KEY=abcdef", "RAY_AUTH_TOKEN: 5ecret", 'password = "hunter2"'):
-        assert named.search(text)
-    assert shaped.search("key AKIAIOSFODNN7EXAMPLE")
+    found = {path.name: _secrets(path.read_text()) for path in (ROOT / "cluster").iterdir()}
+    assert not any(found.values()), found
+    for text in (
+        "AWS_SECRET_ACCESS_KEY=abcdef",
+        "RAY_AUTH_TOKEN: 5ecret",
+        'password = "hunter2"',
+        "- {name: AWS_SECRET_ACCESS_KEY, value: abc}",
+        "key AKIAIOSFODNN7EXAMPLE",
+    ):
+        assert _secrets(text), text

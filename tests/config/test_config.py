@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from soda_dist import cli
 from soda_dist.config import RunConfig, dump_config, load_config, parse_config
-from soda_dist.config.load import PRESETS, preset_names
+from soda_dist.config.load import PRESETS, preset_names, with_fields
 from soda_dist.errors import UserError
 
 WRONG = {
@@ -176,6 +176,19 @@ def test_overrides_change_one_leaf_and_the_later_one_wins() -> None:
     restored = changed.model_copy(update={"seed": plain.seed, "train": plain.train})
     assert restored == plain
     assert load_config("demo", ("train.micro_batch=null",)).train.micro_batch is None
+
+
+def test_fields_of_a_trial_are_replaced_and_checked() -> None:
+    plain = load_config("demo")
+    changed = with_fields(plain, {"encoder.lr_ratio": 3.0, "seed": 5})
+    assert changed == load_config("demo", ("encoder.lr_ratio=3.0", "seed=5"))
+    assert plain == load_config("demo")
+    wrong = {"encoder.zzz": 1, "zzz.steps": 1, "seed.x": 1, "encoder.lr_ratio": 0.0, "scale.workers": 3}
+    for field, value in wrong.items():
+        with pytest.raises(UserError) as caught:
+            with_fields(plain, {field: value})
+        assert caught.value.field == field
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("preset", preset_names())

@@ -1,5 +1,6 @@
 import math
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -8,14 +9,16 @@ from scipy import stats
 from torchvision.transforms import RandomResizedCrop
 
 from soda_dist.config.schema import Augmentation
-from soda_dist.data.augment import DRAWS, TRIES, center_boxes, plan_crops, random_boxes, resize_into
+from soda_dist.data.augment import DRAWS, TRIES, plan_crops, random_boxes, resize_into, square_boxes
 from soda_dist.data.draws import uniforms
 from tests.data.test_decode import Pixels, scene
 
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 
 
-def slow_box(u: list[float], height: int, width: int, area: tuple[float, float], aspect: tuple[float, float]) -> list[int]:
+def slow_box(
+    u: list[float], height: int, width: int, area: tuple[float, float], aspect: tuple[float, float]
+) -> list[int]:
     """RandomResizedCrop, one image, in plain Python."""
     for k in range(TRIES):
         ratio = math.exp(math.log(aspect[0]) + (math.log(aspect[1]) - math.log(aspect[0])) * u[4 + TRIES + k])
@@ -28,6 +31,7 @@ def slow_box(u: list[float], height: int, width: int, area: tuple[float, float],
         h = round(width / aspect[0])
     elif width / height > aspect[1]:
         w = round(height * aspect[1])
+    h, w = max(1, h), max(1, w)
     return [(height - h) // 2, (width - w) // 2, h, w]
 
 
@@ -37,7 +41,9 @@ def test_boxes_follow_the_algorithm(aspect: tuple[float, float]) -> None:
     sizes = np.concatenate([rng.integers(1, 600, (500, 2)), [[1, 1], [1, 300], [300, 1], [2, 2]]])
     u = uniforms(0, "x", 0, np.arange(len(sizes)), DRAWS)
     got = random_boxes(u, sizes, AREA, aspect)
-    assert got.tolist() == [slow_box(row, h, w, AREA, aspect) for row, (h, w) in zip(u.tolist(), sizes.tolist(), strict=True)]
+    assert got.tolist() == [
+        slow_box(row, h, w, AREA, aspect) for row, (h, w) in zip(u.tolist(), sizes.tolist(), strict=True)
+    ]
     assert (got[:, 2:] > 0).all()
     assert (got[:, :2] >= 0).all()
     assert (got[:, :2] + got[:, 2:] <= sizes).all()
@@ -82,10 +88,9 @@ def test_rates_of_crop_and_flip() -> None:
     assert (never.boxes == plain).all()
 
 
-def test_the_central_square_is_as_large_as_the_resize_leaves_it() -> None:
+def test_the_central_square() -> None:
     sizes = np.array([[375, 500], [500, 375], [32, 32], [1, 9]])
-    assert center_boxes(sizes, 1.0).tolist() == [[0, 62, 375, 375], [62, 0, 375, 375], [0, 0, 32, 32], [0, 4, 1, 1]]
-    assert center_boxes(sizes[:1], 256 / 224).tolist() == [[23, 86, 328, 328]]
+    assert square_boxes(sizes).tolist() == [[0, 62, 375, 375], [62, 0, 375, 375], [0, 0, 32, 32], [0, 4, 1, 1]]
 
 
 def pillow(crop: Pixels, size: int) -> Pixels:
@@ -96,10 +101,17 @@ def pillow(crop: Pixels, size: int) -> Pixels:
 def test_resizing_is_close_to_pillows_antialiased_bilinear(shape: tuple[int, int]) -> None:
     crop, out = scene(*shape, seed=1), np.empty((32, 32, 3), np.uint8)
     resize_into(crop, out, False)
-    assert np.abs(out.astype(int) - pillow(np.ascontiguousarray(crop), 32)).mean() < 1.0
+    assert np.abs(out.astype(int) - pillow(crop, 32)).mean() < 2.0
     mirrored = np.empty_like(out)
     resize_into(crop, mirrored, True)
     assert np.array_equal(mirrored, out[:, ::-1])
+
+
+def test_sides_may_differ() -> None:
+    crop, out = scene(90, 30), np.empty((20, 50, 3), np.uint8)
+    resize_into(crop, out, False)
+    expected = np.asarray(Image.fromarray(crop).resize((50, 20), Image.Resampling.BILINEAR))
+    assert np.abs(out.astype(int) - expected).mean() < 2.0
 
 
 def test_growing_is_plain_bilinear() -> None:
@@ -113,7 +125,7 @@ def test_shrinking_does_not_alias(shape: tuple[int, int]) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     out = np.empty((32, 32, 3), np.uint8)
     resize_into(noise, out, False)
-    assert out.std() < 1.15 * pillow(noise, 32).std()
+    assert out.std() < 1.1 * cv2.resize(noise, (32, 32), interpolation=cv2.INTER_AREA).std()
 
 
 def test_a_view_of_a_larger_image_is_left_alone() -> None:

@@ -1,5 +1,6 @@
 import pickle
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,7 +10,15 @@ from soda_dist.data.order import Order
 from soda_dist.errors import UserError
 
 GROUPS = [32] * 9 + [7, 32, 5]
-CASES = [(GROUPS, 40, 4), (GROUPS, 64, 16), (GROUPS, 5, 3), (GROUPS, 700, 2), ([1], 3, 2), ([3, 8, 8], 1, 1), ([64] * 8, 64, 4)]
+CASES = [
+    (GROUPS, 40, 4),
+    (GROUPS, 64, 16),
+    (GROUPS, 5, 3),
+    (GROUPS, 700, 2),
+    ([1], 3, 2),
+    ([3, 8, 8], 1, 1),
+    ([64] * 8, 64, 4),
+]
 
 
 def rank(seed: int, purpose: str, epoch: int, number: int) -> int:
@@ -102,7 +111,7 @@ def test_windows_cut_a_stretch_where_the_groups_change() -> None:
     pieces = order.windows(33, 1000)
     assert pieces[0].start == 33
     assert pieces[-1].stop == 1000
-    assert all(a.stop == b.start for a, b in zip(pieces, pieces[1:], strict=False))
+    assert all(a.stop == b.start for a, b in pairwise(pieces))
 
 
 def test_a_split_without_rows_is_the_users_mistake() -> None:

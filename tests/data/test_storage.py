@@ -41,6 +41,14 @@ def test_what_is_written_is_read_back(any_uri: str) -> None:
     assert pickle.loads(pickle.dumps(folder)).read("x.bin") == bytes(range(256))
 
 
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.zst", "a b+ü#?.bin"])
+def test_no_name_changes_the_bytes(any_uri: str, name: str) -> None:
+    folder = open_folder(any_uri)
+    folder.write(name, b"x" * 100)
+    assert folder.list() == [Entry(name, 100)]
+    assert folder.read(name) == b"x" * 100
+
+
 def test_large_files_survive(any_uri: str) -> None:
     data = os.urandom(23 * 2**20)
     folder = open_folder(any_uri)
@@ -227,6 +235,14 @@ def test_credentials_that_the_store_refuses(bad_server: Callable[[int, str], Non
     bad_server(403, code)
     with pytest.raises(UserError, match=f"AWS credentials: got {code}") as caught:
         open_folder("s3://some-bucket").list()
+    assert SECRET not in str(caught.value)
+
+
+def test_a_store_that_is_ill(bad_server: Callable[[int, str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "ATTEMPTS", 1)
+    bad_server(400, "SomethingElse")
+    with pytest.raises(UserError, match="from the store") as caught:
+        open_folder("s3://some-bucket").read("x")
     assert SECRET not in str(caught.value)
 
 

@@ -104,7 +104,7 @@ def test_a_view_is_the_planned_crop_flip_and_layers_of_the_image(side: int) -> N
             expected = np.asarray(crop.resize((size, size), Image.Resampling.BILINEAR))
             expected = distort(expected[:, ::-1].copy() if crops.flipped[i] else expected, layers[i])
             # Equalize, solarize and posterize turn one level into many, so such rows are judged more loosely.
-            assert np.abs(out[i].astype(int) - expected).mean() < (12 if layers[i] else 1.5)
+            assert np.abs(out[i].astype(int) - expected).mean() < (12 if layers[i] else 4)
 
 
 def test_without_augmentation_a_view_is_the_central_square() -> None:
@@ -113,7 +113,7 @@ def test_without_augmentation_a_view_is_the_central_square() -> None:
     for out, size in ((got.source, 48), (got.target, 32)):
         expected, ok = center_views(IMAGES, size=size, resize=1.0)
         assert np.array_equal(ok, got.ok)
-        assert np.abs(out.astype(int) - expected).mean() < 0.5
+        assert np.abs(out.astype(int) - expected).mean() < 3.5
 
 
 @pytest.mark.parametrize(("size", "resize"), [(32, 1.0), (28, 8 / 7)])
@@ -124,7 +124,7 @@ def test_center_views_are_torchvisions_resize_and_center_crop(size: int, resize:
         assert ok[i] == (i not in BROKEN)
         if ok[i]:
             expected = np.asarray(theirs(Image.open(io.BytesIO(image)).convert("RGB")))
-            assert np.abs(got[i].astype(int) - expected).mean() < 5.0
+            assert np.abs(got[i].astype(int) - expected).mean() < 4.0
     again, _ = center_views(IMAGES[11:13], size=size, resize=resize)
     assert np.array_equal(again, got[11:13])
 

@@ -115,7 +115,14 @@ def test_workers_equal_the_whole_batch(sizes):
     def encoder() -> Encoder:
         torch.manual_seed(0)
         return Encoder(
-            arch="resnet18", width=0.125, stem="small", norm="batch", latent_dim=7, lr_ratio=2.0, drop_path=0.0, dropout=0.0
+            arch="resnet18",
+            width=0.125,
+            stem="small",
+            norm="batch",
+            latent_dim=7,
+            lr_ratio=2.0,
+            drop_path=0.0,
+            dropout=0.0,
         )
 
     generator = torch.Generator().manual_seed(3)

@@ -25,7 +25,7 @@ from soda_dist.data.sources.contract import Contents, Part, Row, Source
 from soda_dist.data.sources.render import Scenes, render
 from soda_dist.errors import UserError
 
-SIZES = np.linspace(0.55, 1.1, 8)
+SIZES = np.linspace(0.64, 1.06, 8)
 ORIENTATIONS = np.linspace(-42, 42, 15)
 """Degrees; within a right angle, so that a cube's orientation is unique."""
 HUES = ("red", "orange", "lime", "green", "mint", "cyan", "azure", "blue", "purple", "pink")
@@ -42,9 +42,9 @@ COMBINATIONS = math.prod(len(names) for names in FACTORS.values())
 SATURATION_VALUE = {"wall_hue": (0.45, 0.95), "floor_hue": (0.55, 0.9), "object_hue": (0.85, 1.0)}
 FOCAL = 1.15
 """Focal length over the image's width."""
-AZIMUTH, ELEVATION, DISTANCE = (-35.0, 35.0), (15.0, 40.0), (5.0, 6.0)
+AZIMUTH, ELEVATION, DISTANCE = (-30.0, 30.0), (22.0, 42.0), (5.2, 6.2)
 """Ranges of the camera's place, around the point that it looks at: degrees from the front (-y), degrees, units."""
-TARGET, TARGET_RANGE = np.array([0.0, 0.0, 0.75]), np.array([0.3, 0.3, 0.15])
+TARGET, TARGET_RANGE = np.array([0.0, 0.0, 0.8]), np.array([0.25, 0.25, 0.15])
 SUPERSAMPLE = 2
 BATCH = 256
 """Images rendered at a time."""

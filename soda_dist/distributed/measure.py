@@ -1,0 +1,147 @@
+"""Metrics on extracted features, each encoder's by an actor."""
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from soda_dist.config.schema import RunConfig
+from soda_dist.data.shards import Manifest
+from soda_dist.distributed.crew import Crew
+from soda_dist.distributed.farm import Progress
+from soda_dist.distributed.features import Features, Models
+from soda_dist.distributed.session import Say
+from soda_dist.errors import UserError
+from soda_dist.metrics import METRICS, Labelled
+from soda_dist.report.report import ENCODERS
+
+ATTRIBUTES = "attributes"
+"""The label that stands for all attribute columns of a data set together."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is predicted: a class or a factor from one column, or binary attributes from one or more."""
+
+    name: str
+    kind: str
+    columns: tuple[str, ...]
+    classes: int
+
+    def of(self, features: Features) -> NDArray[np.int64]:
+        """Labels as the metrics take them: [N] of a class or factor, [N, A] of attributes."""
+        return features.labels if self.kind == "attribute" else features.labels[:, 0]
+
+    def check(self, features: Features, split: str) -> None:
+        """A `UserError` for values that the manifest does not name."""
+        low, high = int(features.labels.min()), int(features.labels.max())
+        if low < 0 or high >= self.classes:
+            got = f"{self.name} with values {low}..{high} in {split}"
+            raise UserError(
+                "evaluation.label", got, f"0..{self.classes - 1}, as named in the manifest", "choose another"
+            )
+
+
+def choose_target(manifest: Manifest, label: str | None) -> Target:
+    """The target called `label`, or the data set's main one; a `UserError` if there is none."""
+    name = label or manifest.main_label
+    attributes = tuple(column for column, found in manifest.labels.items() if found.kind == "attribute")
+    if name == ATTRIBUTES and attributes and name not in manifest.labels:
+        return Target(name, "attribute", attributes, 2)
+    if name is None or name not in manifest.labels:
+        allowed = ", ".join([*manifest.labels, *([ATTRIBUTES] if attributes else [])]) or "none: the data has no labels"
+        raise UserError("evaluation.label", name, allowed, "name a label column, or leave out probe and knn")
+    return Target(name, manifest.labels[name].kind, (name,), len(manifest.labels[name].names))
+
+
+def check_neighbours(config: RunConfig, rows: int) -> None:
+    """A `UserError` if there are fewer training rows than neighbours asked for."""
+    k = config.evaluation.knn.k
+    if k > rows:
+        raise UserError("evaluation.knn.k", k, f"1..{rows}, the training images", "ask for fewer neighbours")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A piece of work: one metric on one encoder's features, which lie in Ray's object store."""
+
+    metric: str
+    encoder: str
+    arrays: tuple[Any, Any]
+    """References to train and test, [N, D]."""
+    labels: tuple[Any, Any]
+    """References to train and test, as of `Target.of`."""
+    classes: int
+    seed: int
+    settings: dict[str, Any]
+
+
+def measure(models: Models, task: Task) -> dict[str, Any]:
+    """The work of an actor: plain values for the result's JSON."""
+    start = time.monotonic()
+    arrays, labels = (
+        [_tensor(ray.get(reference), models.device) for reference in references]
+        for references in (task.arrays, task.labels)
+    )
+    train, test = (Labelled(array, label) for array, label in zip(arrays, labels, strict=True))
+    scores = METRICS[task.metric](train, test, classes=task.classes, seed=task.seed, **task.settings)
+    return {
+        "estimates": {name: vars(estimate) for name, estimate in scores.estimates.items()},
+        "details": dict(scores.details),
+        "dimension": train.latents.shape[1],
+        "seconds": time.monotonic() - start,
+    }
+
+
+def _tensor(array: NDArray[Any], device: torch.device) -> Tensor:
+    """A tensor over the shared, read-only array (on the CPU), or a copy of it on the device."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of a read-only array; nothing writes to it
+        return torch.from_numpy(array).to(device)
+
+
+def measure_all(
+    crew: Crew[Task, dict[str, Any]],
+    metrics: Sequence[str],
+    config: RunConfig,
+    features: Sequence[Features],
+    target: Target,
+    say: Say,
+) -> dict[str, dict[str, Any]]:
+    """Each metric's part of its result: the headline of the trained encoder, and every encoder's scores."""
+    if "knn" in metrics:
+        check_neighbours(config, len(features[0]))
+    labels = (ray.put(target.of(features[0])), ray.put(target.of(features[1])))
+    tasks = []
+    for encoder in ENCODERS:
+        arrays = (ray.put(features[0].arrays[encoder]), ray.put(features[1].arrays[encoder]))
+        for metric in metrics:
+            settings = getattr(config.evaluation, metric).model_dump(mode="json")
+            tasks.append(Task(metric, encoder, arrays, labels, target.classes, config.seed, settings))
+    progress = Progress(say, f"{' and '.join(metrics)} of {len(features[0]):,} images", "fits", len(tasks))
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for number, scores in crew.share_out(measure, tasks, progress.tick):
+        found[tasks[number].metric, tasks[number].encoder] = scores
+        progress.add(1)
+    progress.close()
+    return {metric: _result(metric, found, tasks) for metric in metrics}
+
+
+def _result(metric: str, found: dict[tuple[str, str], dict[str, Any]], tasks: Sequence[Task]) -> dict[str, Any]:
+    encoders = {encoder: found[metric, encoder] for encoder in ENCODERS}
+    name, headline = next(iter(encoders["trained"]["estimates"].items()))
+    settings = next(task.settings for task in tasks if task.metric == metric)
+    return {"metric": name, **headline, "encoders": encoders, "settings": settings}
+
+
+def majority(train: NDArray[np.int64], test: NDArray[np.int64]) -> float:
+    """Accuracy on test labels [M, A] of always saying the most frequent training label, mean over columns."""
+    most = [np.bincount(column).argmax() for column in train.T]
+    return float((test == np.array(most)).mean())

@@ -1,0 +1,189 @@
+"""CIFAR-10's layouts, made small: binary batches, the tar.gz of them, Parquet with both forms of an image column."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from soda_dist.data.sources import SOURCES, parse_options
+from soda_dist.data.sources.contract import Row, Source
+from soda_dist.data.storage import Folder, open_folder
+from soda_dist.errors import UserError
+
+BATCHES = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
+
+
+def pixels(batch: int, row: int) -> np.ndarray:
+    return np.random.default_rng([batch, row]).integers(0, 256, (32, 32, 3), np.uint8)
+
+
+def label(batch: int, row: int) -> int:
+    return (3 * batch + row) % 10
+
+
+def batch_bytes(batch: int, rows: int = 4) -> bytes:
+    """A label, then all red, all green, all blue values in row order, as the format says."""
+    records = b""
+    for row in range(rows):
+        image = pixels(batch, row)
+        planes = [bytes([int(image[y, x, c]) for y in range(32) for x in range(32)]) for c in range(3)]
+        records += bytes([label(batch, row)]) + b"".join(planes)
+    return records
+
+
+def opened(uri: str) -> Source:
+    return SOURCES["cifar10"].open_source(uri, parse_options("cifar10", []))
+
+
+def rows_of(source: Source, split: str) -> list[Row]:
+    tables = [source.index(part) for part in source.parts() if part.split == split]
+    return list(source.rows(pa.concat_tables(tables)))
+
+
+def decoded(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def write_batches(folder: Folder) -> None:
+    for i, name in enumerate(BATCHES):
+        folder.write(name, batch_bytes(i))
+    folder.write("batches.meta.txt", b"airplane\n")
+
+
+def check_batches(source: Source) -> None:
+    assert source.contents.labels["label"].names[:2] == ("airplane", "automobile")
+    assert not source.contents.shuffled
+    for split, batches in (("train", range(5)), ("test", [5])):
+        rows = rows_of(source, split)
+        places = [(batch, row) for batch in batches for row in range(4)]
+        assert [row.columns["label"] for row in rows] == [label(*place) for place in places]
+        assert [row.name for row in rows] == [f"{BATCHES[batch]}#{row}" for batch, row in places]
+        for row, place in zip(rows, places, strict=True):
+            assert row.image.startswith(b"\x89PNG")
+            assert np.array_equal(decoded(row.image), pixels(*place))
+
+
+def test_binary_batches_become_png_without_loss(any_uri: str) -> None:
+    folder = open_folder(any_uri).child("cifar-10-batches-bin")
+    write_batches(folder)
+    check_batches(opened(folder.uri))
+    check_batches(opened(any_uri))
+
+
+def archive_of(names: list[str]) -> bytes:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w:gz") as tar:
+        for name in names:
+            data = batch_bytes(BATCHES.index(name))
+            info = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return sink.getvalue()
+
+
+def test_the_published_archive(any_uri: str) -> None:
+    open_folder(any_uri).write("cifar-10-binary.tar.gz", archive_of(list(reversed(BATCHES))))
+    check_batches(opened(f"{any_uri}/cifar-10-binary.tar.gz"))
+    check_batches(opened(any_uri))
+
+
+def test_a_record_cut_short_and_a_label_out_of_range_are_rows_with_a_problem(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    write_batches(folder)
+    folder.write(BATCHES[5], b"\x0b" + batch_bytes(5)[1:-100])
+    rows = rows_of(opened(str(tmp_path)), "test")
+    assert [row.problem for row in rows] == ["label 11, not 0..9", None, None, "a truncated record"]
+
+
+def jpeg(row: int) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(pixels(7, row)).save(sink, "JPEG")
+    return sink.getvalue()
+
+
+def write_parquet(folder: Folder, name: str, rows: range, image: str = "image", struct: bool = False) -> None:
+    images = [jpeg(row) for row in rows]
+    cells = [{"bytes": data, "path": f"{row}.jpg"} for row, data in zip(rows, images, strict=True)]
+    labels = pa.array([row % 10 for row in rows], pa.int64())
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({image: cells if struct else images, "label": labels}), sink, row_group_size=3)
+    folder.write(name, sink.getvalue())
+
+
+@pytest.mark.parametrize(("column", "struct"), [("image", False), ("img", True)])
+def test_parquet_images_keep_their_bytes(column: str, struct: bool, any_uri: str) -> None:
+    folder = open_folder(any_uri)
+    write_parquet(folder, "train/b.parquet", range(7, 10), column, struct)
+    write_parquet(folder, "train/a.parquet", range(7), column, struct)
+    write_parquet(folder, "test/a.parquet", range(20, 24), column, struct)
+    source = opened(any_uri)
+    for split, count in (("train", range(10)), ("test", range(20, 24))):
+        rows = rows_of(source, split)
+        assert [row.image for row in rows] == [jpeg(row) for row in count]
+        assert [row.columns["label"] for row in rows] == [row % 10 for row in count]
+    names = [row.name for row in rows_of(source, "test")]
+    assert names == [f"{row}.jpg" if struct else f"test/a.parquet#{row - 20}" for row in range(20, 24)]
+
+
+def test_parquet_rows_come_in_the_order_of_any_index(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    write_parquet(folder, "train/a.parquet", range(10))
+    source = opened(str(tmp_path))
+    index = source.index(source.parts()[0])
+    order = [9, 0, 5, 4, 3, 3]
+    assert [row.image for row in source.rows(index.take(order))] == [jpeg(row) for row in order]
+
+
+def test_bad_cells_are_rows_with_a_problem(tmp_path: Path) -> None:
+    table = pa.table({"image": [b"1", None, b"", b"4"], "label": [0, 1, 2, 10]})
+    (tmp_path / "train").mkdir()
+    pq.write_table(table, tmp_path / "train/a.parquet")
+    problems = [row.problem for row in rows_of(opened(str(tmp_path)), "train")]
+    assert problems == [None, "no image bytes", "no image bytes", "label 10, not 0..9"]
+
+
+def test_wrong_parquet(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    folder.write("train/a.parquet", b"PAR1 but not really")
+    source = opened(str(tmp_path))
+    with pytest.raises(UserError, match=r"train/a\.parquet: got not whole Parquet"):
+        source.index(source.parts()[0])
+    pq.write_table(pa.table({"picture": [b"1"], "label": [1]}), tmp_path / "train/a.parquet")
+    with pytest.raises(UserError, match="got columns picture, label; allowed: one of image/img"):
+        source.index(source.parts()[0])
+
+
+def test_what_is_not_cifar10(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    with pytest.raises(UserError, match="none of CIFAR-10's layouts"):
+        opened(str(tmp_path))
+    with pytest.raises(UserError, match="got a missing file"):
+        opened(f"{tmp_path}/cifar-10-binary.tar.gz")
+    folder.write("cut.tar.gz", archive_of(BATCHES)[:-2000])
+    with pytest.raises(UserError, match=r"cut\.tar\.gz: got not a whole tar\.gz"):
+        opened(f"{tmp_path}/cut.tar.gz")
+    folder.write("few.tar.gz", archive_of(BATCHES[:3]))
+    with pytest.raises(UserError, match=r"few\.tar\.gz: got no data_batch_4\.bin"):
+        opened(f"{tmp_path}/few.tar.gz")
+    folder.write("data_batch_1.bin", batch_bytes(0))
+    with pytest.raises(UserError, match=r"got no data_batch_2\.bin"):
+        opened(str(tmp_path))
+
+
+def test_options() -> None:
+    assert parse_options("cifar10", ["seed=3", "rows_per_group=64"]).rows_per_group == 64
+    for options, says in (
+        (["sede=3"], "sede: got an unknown key; allowed: rows_per_group, groups_per_shard, seed; did you mean seed"),
+        (["seed"], "option: got seed; allowed: option=value"),
+        (["seed=x"], "seed: got 'x'"),
+        (["rows_per_group=0"], "rows_per_group: got 0"),
+    ):
+        with pytest.raises(UserError, match=says):
+            parse_options("cifar10", options)
+    with pytest.raises(UserError, match="kind: got cifar; allowed: cifar10, imagenet, synthetic"):
+        parse_options("cifar", [])

@@ -1,0 +1,63 @@
+"""The cheap check of image bytes: whole files pass, every cut is found, without decoding."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from soda_dist.data.sources.contract import check_image
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
+
+
+def encoded(kind: str, **options: object) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(PIXELS).save(sink, kind, **options)
+    return sink.getvalue()
+
+
+def with_thumbnail() -> bytes:
+    """A JPEG with another whole JPEG, end marker included, in an EXIF segment before its own scan."""
+    thumbnail, photograph = encoded("JPEG", quality=10), encoded("JPEG")
+    payload = b"Exif\0\0" + thumbnail
+    return photograph[:2] + b"\xff\xe1" + (len(payload) + 2).to_bytes(2, "big") + payload + photograph[2:]
+
+
+WHOLE = {
+    "baseline": encoded("JPEG"),
+    "progressive": encoded("JPEG", progressive=True),
+    "thumbnail": with_thumbnail(),
+    "png": encoded("PNG"),
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_whole_images_pass_and_every_cut_is_found(kind: str) -> None:
+    data = WHOLE[kind]
+    assert check_image(data) is None
+    assert check_image(data + b"\0\0 trailing") is None
+    for stop in range(0, len(data) - 4, 7):
+        assert check_image(data[:stop]), f"cut at {stop} of {len(data)}"
+    assert check_image(data[: len(data) * 3 // 4]) in ("a truncated image", "not an image")
+
+
+def test_grey_and_other_modes_pass() -> None:
+    for mode, kind in (("L", "JPEG"), ("CMYK", "JPEG"), ("L", "PNG"), ("RGBA", "PNG"), ("P", "PNG")):
+        sink = io.BytesIO()
+        Image.fromarray(PIXELS).convert(mode).save(sink, kind)
+        assert check_image(sink.getvalue()) is None, (mode, kind)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "an empty file"),
+        (b"hello, I am text", "not an image"),
+        (b"\0" * 1000, "not an image"),
+        (encoded("GIF"), "format GIF, not JPEG or PNG"),
+        (encoded("BMP"), "format BMP, not JPEG or PNG"),
+    ],
+)
+def test_what_is_not_an_image_says_why(data: bytes, reason: str) -> None:
+    assert check_image(data) == reason

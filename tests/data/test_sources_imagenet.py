@@ -1,0 +1,211 @@
+"""ImageNet's layouts, made small: folders, the tar of tars, the flat tar with its devkit; from the disk and from S3."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from soda_dist.data.sources import SOURCES, archive, parse_options
+from soda_dist.data.sources.contract import Row, Source, check_image
+from soda_dist.data.storage import Folder, open_folder
+from soda_dist.errors import UserError
+
+WNIDS = ("n01440764", "n01443537", "n02105855")
+IDS = {1: "n02105855", 2: "n01440764", 3: "n01443537", 4: "n00001740"}
+"""ILSVRC2012_ID to wnid: not in the order of wnids; the last has children and is no class."""
+DEVKIT = "ILSVRC2012_devkit_t12"
+
+
+def jpeg(number: int) -> bytes:
+    pixels = np.random.default_rng(number).integers(0, 256, (20 + number, 30, 3), np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "JPEG")
+    return sink.getvalue()
+
+
+def tar_of(files: dict[str, bytes], mode: str = "w") -> bytes:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode=mode) as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return sink.getvalue()
+
+
+def images(wnid: str, count: int) -> dict[str, bytes]:
+    return {f"{wnid}_{i}.JPEG": jpeg(10 * WNIDS.index(wnid) + i) for i in range(count)}
+
+
+def train_tar() -> bytes:
+    inner = {f"{wnid}.tar": tar_of(images(wnid, 2 + i)) for i, wnid in enumerate(WNIDS)}
+    return tar_of(dict(reversed(inner.items())))
+
+
+def val_images() -> dict[str, bytes]:
+    return {f"ILSVRC2012_val_{i:08d}.JPEG": jpeg(100 + i) for i in (3, 1, 4, 2)}
+
+
+def devkit() -> dict[str, bytes]:
+    kinds = [("ILSVRC2012_ID", float), ("WNID", object), ("words", object), ("gloss", object), ("num_children", float)]
+    synsets = np.array([(i, wnid, "words", "gloss", float(i == 4)) for i, wnid in IDS.items()], dtype=kinds)
+    sink = io.BytesIO()
+    savemat(sink, {"synsets": synsets.reshape(-1, 1)})
+    truth = b"3\n1\n2\n1\n"
+    return {f"{DEVKIT}/data/meta.mat": sink.getvalue(), f"{DEVKIT}/data/ILSVRC2012_validation_ground_truth.txt": truth}
+
+
+def opened(uri: str) -> Source:
+    return SOURCES["imagenet"].open_source(uri, parse_options("imagenet", []))
+
+
+def rows_of(source: Source, split: str) -> list[Row]:
+    tables = [source.index(part) for part in source.parts() if part.split == split]
+    return list(source.rows(pa.concat_tables(tables)))
+
+
+def write_all(folder: Folder, files: dict[str, bytes]) -> None:
+    for name, data in files.items():
+        folder.write(name, data)
+
+
+def test_folders_of_classes_alone_are_a_training_split(any_uri: str) -> None:
+    folder = open_folder(any_uri).child("data")
+    for wnid in reversed(WNIDS):
+        write_all(folder, {f"{wnid}/{name}": data for name, data in images(wnid, 3).items()})
+    folder.write("README.md", b"not a row")
+    source = opened(folder.uri)
+    rows = rows_of(source, "train")
+    assert {part.split for part in source.parts()} == {"train"}
+    assert source.contents.labels["label"].names == WNIDS
+    assert source.contents.shuffled
+    assert [row.name for row in rows] == [f"{wnid}/{wnid}_{i}.JPEG" for wnid in WNIDS for i in range(3)]
+    assert all(row.image == folder.read(row.name) for row in rows)
+    assert [row.columns["label"] for row in rows] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_folders_of_splits(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    write_all(folder, {f"train/{wnid}/{name}": data for wnid in WNIDS for name, data in images(wnid, 2).items()})
+    write_all(folder, {f"val/{WNIDS[2]}/{name}": data for name, data in images(WNIDS[2], 1).items()})
+    folder.write(f"train/{WNIDS[0]}/notes.txt", b"a row that is no image")
+    source = opened(str(tmp_path))
+    assert [(row.name, row.columns["label"]) for row in rows_of(source, "val")] == [
+        (f"val/{WNIDS[2]}/{WNIDS[2]}_0.JPEG", 2)
+    ]
+    train = rows_of(source, "train")
+    assert len(train) == 7
+    assert [row.name for row in train if check_image(row.image)] == [f"train/{WNIDS[0]}/notes.txt"]
+
+
+def test_the_published_tars(any_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "STREAM_BYTES", 4096)
+    folder = open_folder(any_uri)
+    val = val_images()
+    files = {"ILSVRC2012_img_train.tar": train_tar(), "ILSVRC2012_img_val.tar": tar_of(val)}
+    write_all(folder, {**files, f"{DEVKIT}.tar.gz": tar_of(devkit(), "w:gz")})
+    source = opened(any_uri)
+    assert source.contents.labels["label"].names == WNIDS
+    train = rows_of(source, "train")
+    assert [(row.name, row.columns["label"]) for row in train] == [
+        (f"{wnid}/{wnid}_{i}.JPEG", label) for label, wnid in enumerate(WNIDS) for i in range(2 + label)
+    ]
+    assert all(row.image == images(row.name.split("/")[0], 4)[row.name.split("/")[1]] for row in train)
+    # The truth goes by sorted file name, 3 1 2 1 as ids: n01443537 n02105855 n01440764 n02105855.
+    rows = rows_of(source, "val")
+    assert [row.name for row in rows] == sorted(val)
+    assert [row.columns["label"] for row in rows] == [1, 2, 0, 2]
+    assert all(row.image == val[row.name] for row in rows)
+
+
+def test_rows_come_in_the_order_of_any_index(any_uri: str) -> None:
+    open_folder(any_uri).write("ILSVRC2012_img_train.tar", train_tar())
+    source = opened(any_uri)
+    index = pa.concat_tables([source.index(part) for part in source.parts()])
+    order = np.random.default_rng(0).permutation(len(index))
+    expected = [row.name for row in rows_of(source, "train")]
+    rows = list(source.rows(index.take(order)))
+    assert [row.name for row in rows] == [expected[i] for i in order]
+    assert all(row.image == images(row.name.split("/")[0], 4)[row.name.split("/")[1]] for row in rows)
+
+
+def test_the_training_tar_alone_and_an_unpacked_devkit(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    folder.write("ILSVRC2012_img_train.tar", train_tar())
+    source = opened(f"{tmp_path}/ILSVRC2012_img_train.tar")
+    assert {part.split for part in source.parts()} == {"train"}
+    assert len(rows_of(source, "train")) == 9
+    write_all(folder, {"ILSVRC2012_img_val.tar": tar_of(val_images()), **devkit()})
+    assert [row.columns["label"] for row in rows_of(opened(str(tmp_path)), "val")] == [1, 2, 0, 2]
+
+
+def test_a_file_that_has_gone_is_a_row_with_a_problem(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    write_all(folder, {f"{WNIDS[0]}/{name}": data for name, data in images(WNIDS[0], 3).items()})
+    source = opened(str(tmp_path))
+    index = source.index(source.parts()[0])
+    folder.remove(f"{WNIDS[0]}/{WNIDS[0]}_1.JPEG")
+    assert [row.problem for row in source.rows(index)] == [None, "a missing file", None]
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({}, "none of ImageNet's layouts"),
+        ({"cats/1.JPEG": b""}, "none of ImageNet's layouts"),
+        ({f"train/{WNIDS[0]}/1.JPEG": b"", "val/1.JPEG": b""}, r"val/: got no folder <wnid>/"),
+        ({f"train/{WNIDS[0]}/1.JPEG": b"", f"val/{WNIDS[1]}/1.JPEG": b""}, f"got class {WNIDS[1]} in val"),
+        ({"ILSVRC2012_img_train.tar": b"x" * 2000}, "not a whole tar"),
+        ({"ILSVRC2012_img_train.tar": tar_of({"a.txt": b"1"})}, "got a tar without <wnid>.tar"),
+        ({"ILSVRC2012_img_val.tar": tar_of(val_images())}, "allowed: ILSVRC2012_devkit_t12.tar.gz beside it"),
+        (
+            {"ILSVRC2012_img_val.tar": tar_of(val_images()), f"{DEVKIT}.tar.gz": b"\x1f\x8bno"},
+            "no ILSVRC2012_devkit_t12/data/meta.mat",
+        ),
+    ],
+)
+def test_what_is_not_imagenet(files: dict[str, bytes], says: str, tmp_path: Path) -> None:
+    write_all(open_folder(str(tmp_path)), files)
+    with pytest.raises(UserError, match=says):
+        opened(str(tmp_path))
+
+
+def test_a_path_that_is_not_there(tmp_path: Path) -> None:
+    for name in ("nothing", "nothing.tar"):
+        with pytest.raises(UserError, match="none of ImageNet's layouts"):
+            opened(f"{tmp_path}/{name}")
+    (tmp_path / "file").write_bytes(b"1")
+    with pytest.raises(UserError, match="got a path through a file"):
+        opened(f"{tmp_path}/file")
+
+
+def test_labels_without_images(tmp_path: Path) -> None:
+    few = dict(list(val_images().items())[:3])
+    write_all(open_folder(str(tmp_path)), {"ILSVRC2012_img_val.tar": tar_of(few), **devkit()})
+    source = opened(str(tmp_path))
+    with pytest.raises(UserError, match="3 images for 4 labels"):
+        source.index(source.parts()[0])
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_tar_that_ends_too_early(share: float, tmp_path: Path) -> None:
+    data = train_tar()
+    data = data[: len(data.rstrip(b"\0"))]
+    open_folder(str(tmp_path)).write("ILSVRC2012_img_train.tar", data[: int(share * len(data))])
+    with pytest.raises(UserError, match=r"ILSVRC2012_img_train\.tar: got not a whole tar"):
+        opened(str(tmp_path))
+
+
+def test_a_damaged_header_does_not_pass_for_the_end(tmp_path: Path) -> None:
+    inner = tar_of(images(WNIDS[0], 3))
+    second = inner.index(f"{WNIDS[0]}_1.JPEG".encode())
+    damaged = inner[:second] + b"\xff" * 200 + inner[second + 200 :]
+    open_folder(str(tmp_path)).write("ILSVRC2012_img_train.tar", tar_of({f"{WNIDS[0]}.tar": damaged}))
+    source = opened(str(tmp_path))
+    with pytest.raises(UserError, match="a damaged header at byte"):
+        source.index(source.parts()[0])

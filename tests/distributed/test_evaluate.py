@@ -1,0 +1,216 @@
+"""The whole evaluation on real actors: what is written, that the actors' number decides nothing, and wrong input."""
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from soda_dist.data.shards import Label
+from soda_dist.data.storage import open_folder
+from soda_dist.distributed.evaluate import evaluate, guidance_scores
+from soda_dist.distributed.features import Features
+from soda_dist.distributed.measure import Target, choose_target
+from soda_dist.distributed.session import ray_session
+from soda_dist.errors import UserError
+from soda_dist.metrics import METRICS
+from soda_dist.report.report import write_report
+from tests.distributed.small_run import small_data, train
+from tests.tiny import tiny_config
+
+EVALUATION = {
+    "batch": 8,
+    "images": 3,
+    "knn": {"k": 5},
+    "probe": {"epochs": 60, "batch": 16, "learning_rates": (1e-2, 3e-2)},
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """data/ with the label in the images' colour, and run/ with checkpoints at 3 and 6."""
+    path = tmp_path_factory.mktemp("evaluate")
+    small_data(path / "data")
+    train(str(path / "run"), tiny_config(evaluation=EVALUATION))
+    return path
+
+
+def _silent(line: str) -> None:
+    return None
+
+
+def _fails(
+    place: Path, message: str, tasks: str = "probe", step: str = "latest", overrides: tuple[str, ...] = ()
+) -> None:
+    with pytest.raises(UserError, match=message):
+        evaluate(str(place / "run"), str(place / "data"), tasks, step, overrides, _silent)
+
+
+@pytest.fixture(scope="module")
+def session():
+    with ray_session(cpus=4):
+        yield
+
+
+@pytest.fixture(scope="module")
+def results(place: Path, session) -> tuple[dict, list[str]]:
+    said: list[str] = []
+    return evaluate(str(place / "run"), str(place / "data"), "samples,knn,probe", "latest", [], said.append), said
+
+
+@pytest.mark.ray
+def test_results_are_written_and_say_what_they_are(place: Path, results) -> None:
+    run, found = open_folder(str(place / "run")), results[0]
+    assert list(found) == ["probe", "knn", "reconstruction"]
+    for name, result in found.items():
+        assert run.read_json(f"eval/6/{name}.json") == result
+    probe = found["probe"]
+    counts = {"train": 44, "test": 29, "unreadable_train": 1, "unreadable_test": 1}
+    assert probe["counts"] == counts and probe["unreadable"] == {"train": ["train/13.png"], "test": ["test/0.png"]}
+    assert (probe["label"], probe["kind"], probe["classes"], probe["step"]) == ("colour", "class", 3, 6)
+    assert probe["majority"] == pytest.approx(9 / 29)
+    assert probe["settings"]["epochs"] == 60 and probe["provenance"]["packages"]["torch"]
+    assert (probe["metric"], probe["value"]) == ("top1", probe["encoders"]["trained"]["estimates"]["top1"]["value"])
+    assert [e["dimension"] for e in probe["encoders"].values()] == [12, 12, 768]
+    assert probe["encoders"]["pixels"]["estimates"]["top1"]["value"] > 0.9, "the colour is in the pixels"
+    assert set(probe["encoders"]["trained"]["details"]["held_out"]) == {"0.01", "0.03"}
+
+
+@pytest.mark.ray
+def test_tables_and_progress_are_shown(results) -> None:
+    text = "\n".join(results[1])
+    probe = results[0]["probe"]["encoders"]
+    assert "latents of train: 45 of 45 images" in text and "samples: 15 of 15 images" in text
+    assert "probe and knn of 44 images: 6 of 6 fits" in text
+    assert "linear probe at step 6: colour, 3 classes, 44 training and 29 test images" in text
+    for name, shown in (("trained", "trained"), ("untrained", "untrained"), ("pixels", "raw pixels")):
+        estimate = probe[name]["estimates"]["top1"]
+        line = next(line for line in results[1] if line.startswith(f"  {shown} "))
+        assert f"{100 * estimate['value']:.1f}% ± {100 * estimate['standard_error']:4.1f}" in line
+    assert "2 images could not be read and were left out" in text
+
+
+@pytest.mark.ray
+def test_the_number_of_actors_decides_nothing(place: Path, results) -> None:
+    run = open_folder(str(place / "run"))
+    pictures = [run.read(f"eval/6/{name}") for name in ("samples.png", "denoising.png")]
+    overrides = ["evaluation.actors=2"]
+    again = evaluate(str(place / "run"), str(place / "data"), "probe,knn,samples", "6", overrides, _silent)
+    for task in ("probe", "knn"):
+        for name, scores in again[task]["encoders"].items():
+            before = results[0][task]["encoders"][name]
+            assert (scores["estimates"], scores["details"]) == (before["estimates"], before["details"])
+    assert again["reconstruction"]["guidance"] == results[0]["reconstruction"]["guidance"]
+    assert [run.read(f"eval/6/{name}") for name in ("samples.png", "denoising.png")] == pictures
+    assert Image.open(BytesIO(pictures[0])).format == "PNG"
+
+
+@pytest.mark.ray
+def test_an_earlier_step_other_settings_and_all_attributes(place: Path, session) -> None:
+    overrides = ["evaluation.label=attributes", "evaluation.max_train_images=20", "evaluation.max_test_images=10"]
+    found = evaluate(str(place / "run"), str(place / "data"), "probe", "3", overrides, _silent)["probe"]
+    assert open_folder(str(place / "run")).read_json("eval/3/probe.json") == found
+    assert (found["label"], found["kind"], found["metric"]) == ("attributes", "attribute", "macro_f1")
+    assert found["counts"]["train"] == 19 and found["counts"]["test"] == 9
+    assert list(found["encoders"]["trained"]["estimates"]) == ["macro_f1", "accuracy"]
+
+
+@pytest.mark.ray
+def test_guidance_scores_are_the_reconstructions(place: Path, results) -> None:
+    scores = guidance_scores(str(place / "run"), str(place / "data"), (1.0, 3.0))
+    measured = results[0]["reconstruction"]["guidance"]
+    assert scores == [
+        {"guidance": w, "psnr": measured[name]["psnr"]["value"], "ssim": measured[name]["ssim"]["value"]}
+        for w, name in ((1.0, "1"), (3.0, "3"))
+    ]
+
+
+@pytest.mark.ray
+def test_the_report_shows_these_results(place: Path, results) -> None:
+    uri = write_report(str(place / "run"))
+    text = Path(uri).read_text()
+    for task in ("probe", "knn"):
+        for scores in results[0][task]["encoders"].values():
+            assert f'data-value="{scores["estimates"]["top1"]["value"]}"' in text
+    assert text.count("data:image/png;base64") == 2
+
+
+@pytest.mark.ray
+def test_a_damaged_shard_is_told_in_one_line(place: Path, tmp_path, session) -> None:
+    small_data(tmp_path / "data")
+    shard = tmp_path / "data" / "test" / "00001.parquet"
+    content = bytearray(shard.read_bytes())
+    content[200:400] = bytes(200)
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match="altered shard") as caught:
+        evaluate(str(place / "run"), str(tmp_path / "data"), "probe", "latest", [], _silent)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.ray
+def test_more_neighbours_than_images_are_refused_before_any_work(place: Path, session) -> None:
+    _fails(place, r"evaluation.knn.k: got 46; allowed: 1..45", "knn", overrides=("evaluation.knn.k=46",))
+    _fails(place, r"got 5; allowed: 1..4", "knn", overrides=("evaluation.max_train_images=4",))
+
+
+@pytest.mark.parametrize(
+    ("message", "changed"),
+    [
+        (r"--tasks: got fid; allowed: probe, knn, samples", {"tasks": "probe,fid"}),
+        (r"--tasks: got nothing", {"tasks": ""}),
+        (r"--step: got 4; allowed: 3, 6, latest", {"step": "4"}),
+        (r"--step: got last; allowed: 3, 6, latest", {"step": "last"}),
+        (r"override: got encoder.norm=batch; allowed: evaluation", {"overrides": ("encoder.norm=batch",)}),
+        (r"override: got evaluation.batch; allowed: evaluation", {"overrides": ("evaluation.batch",)}),
+        (r"evaluation.actors: got '?0'?; allowed", {"overrides": ("evaluation.actors=0",)}),
+        (
+            r"evaluation.label: got shape; allowed: colour, bright, late, attributes",
+            {"overrides": ("evaluation.label=shape",)},
+        ),
+        (r"evaluation.test_split: got val; allowed: train, test", {"overrides": ("evaluation.test_split=val",)}),
+    ],
+)
+def test_wrong_input_is_refused_without_a_cluster(place: Path, message: str, changed: dict) -> None:
+    _fails(place, message, **changed)
+
+
+def test_a_folder_that_is_no_run_or_has_no_checkpoint_is_refused(place: Path, tmp_path) -> None:
+    with pytest.raises(UserError, match=r"has no config\.yaml"):
+        evaluate(str(tmp_path), str(place / "data"), "probe", "latest", [], _silent)
+    open_folder(str(tmp_path)).write("config.yaml", b"seed: 1\n")
+    with pytest.raises(UserError, match="has no complete checkpoint"):
+        evaluate(str(tmp_path), str(place / "data"), "probe", "latest", [], _silent)
+
+
+def test_a_missing_shard_is_refused_without_a_cluster(place: Path, tmp_path) -> None:
+    small_data(tmp_path)
+    (tmp_path / "train" / "00001.parquet").unlink()
+    with pytest.raises(UserError, match="a missing shard"):
+        evaluate(str(place / "run"), str(tmp_path), "probe", "latest", [], _silent)
+
+
+def test_a_label_beyond_the_named_classes_is_refused() -> None:
+    features = Features(np.array([[0], [3]]), {"trained": np.zeros((2, 4), np.float32)}, [])
+    with pytest.raises(UserError, match=r"colour with values 0..3 in test; allowed: 0..2"):
+        Target("colour", "class", ("colour",), 3).check(features, "test")
+
+
+def test_a_binary_class_is_a_class_and_an_attribute_an_attribute() -> None:
+    features = Features(np.array([[0], [1], [1]]), {}, [])
+    assert Target("sex", "class", ("sex",), 2).of(features).shape == (3,)
+    assert Target("smiling", "attribute", ("smiling",), 2).of(features).shape == (3, 1)
+
+
+def test_the_settings_of_every_metric_are_its_section_of_the_configuration() -> None:
+    config = tiny_config()
+    for name in METRICS:
+        assert getattr(config.evaluation, name).model_dump()
+
+
+def test_a_data_set_without_labels_says_so(place: Path) -> None:
+    manifest = small_data(place / "unlabelled").model_copy(update={"labels": {}, "main_label": None})
+    with pytest.raises(UserError, match="none: the data has no labels"):
+        choose_target(manifest, None)
+    one = manifest.model_copy(update={"labels": {"a": Label(kind="factor", names=("x", "y"))}, "main_label": "a"})
+    assert choose_target(one, None) == Target("a", "factor", ("a",), 2)

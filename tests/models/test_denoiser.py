@@ -1,0 +1,355 @@
+"""Structure of the UNet: sizes, pairing of layers and sections, skips, resampling, masks."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from soda_dist.models.denoiser import Denoiser, ResidualBlock, TimestepEmbedding
+from soda_dist.models.layers import SelfAttention, addressed, number_modules
+from soda_dist.models.modulation import TwoStageAdaGN
+
+SMALL: dict[str, Any] = {
+    "latent_dim": 19, "resolution": 16, "base_channels": 8, "channel_multipliers": (1, 2, 2), "blocks": 2,
+    "attention_resolutions": (4, 8), "head_dim": 8, "dropout": 0.0, "position_dim": 12,
+}  # fmt: skip
+SECTIONS = 8
+IMAGENET: dict[str, Any] = {
+    "latent_dim": 2048, "resolution": 128, "base_channels": 64, "channel_multipliers": (1, 1, 2, 3, 4), "blocks": 2,
+    "attention_resolutions": (8, 16, 32), "head_dim": 64, "dropout": 0.1, "position_dim": 512,
+}  # fmt: skip
+
+
+def fresh(**changes: Any) -> Denoiser:
+    torch.manual_seed(0)
+    return Denoiser(**{**SMALL, **changes})
+
+
+def moved(**changes: Any) -> Denoiser:
+    """As after some training: the projections of z are not zero."""
+    denoiser = fresh(**changes)
+    for module in denoiser.modules():
+        if isinstance(module, TwoStageAdaGN):
+            nn.init.normal_(module.latent.weight, std=0.5)
+    return denoiser
+
+
+def inputs(count: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(count, 3, 16, 16, generator=generator)
+    return x, torch.arange(count) * 37, torch.randn(count, SMALL["latent_dim"], generator=generator)
+
+
+def all_but(*sections: int, count: int = 2) -> Tensor:
+    keep = torch.ones(count, SECTIONS, dtype=torch.bool)
+    keep[:, list(sections)] = False
+    return keep
+
+
+def recorded(denoiser: Denoiser, keep: Tensor | None) -> dict[str, Tensor]:
+    """Each layer's output in the order of running, under the names of `modulated_layers`, and the result."""
+    outputs: dict[str, Tensor] = {}
+    handles = [
+        denoiser.get_submodule(layer.name).register_forward_hook(
+            lambda module, args, output, name=layer.name: outputs.__setitem__(name, output)
+        )
+        for layer in denoiser.modulated_layers()
+    ]
+    with torch.no_grad():
+        outputs["eps"] = denoiser(*inputs(), keep)
+    for handle in handles:
+        handle.remove()
+    return outputs
+
+
+def modulations(denoiser: Denoiser) -> dict[str, list[TwoStageAdaGN]]:
+    return {
+        layer.name: [m for m in denoiser.get_submodule(layer.name).modules() if isinstance(m, TwoStageAdaGN)]
+        for layer in denoiser.modulated_layers()
+    }
+
+
+def test_at_the_start_the_output_does_not_depend_on_z():
+    denoiser = fresh()
+    x, t, z = inputs()
+    eps = denoiser(x, t, z, None)
+    assert float(eps.detach().std()) > 0.1
+    assert torch.equal(denoiser(x, t, -3 * z, None), eps) and torch.equal(denoiser(x, t, z, all_but(2)), eps)
+    trained = moved()
+    assert not torch.allclose(trained(x, t, z, None), trained(x, t, -3 * z, None), atol=1e-2)
+
+
+def test_layers_and_sections_pair_from_the_outside_inwards():
+    denoiser = fresh()
+    layers = denoiser.modulated_layers()
+    down, middle, up = ([layer for layer in layers if layer.name.startswith(part)] for part in ("down", "middle", "up"))
+    assert layers == down + middle + up and denoiser.sections == len(down) == len(up) == SECTIONS
+    m = len(down) + len(up)
+    for i in range(1, SECTIONS + 1):  # the paper counts layers from one, and i pairs with m - i + 1
+        first, last = (down + up)[i - 1], (down + up)[m - i]
+        assert first.section == last.section == i - 1 and first.resolution == last.resolution
+    assert [layer.resolution for layer in down] == [16, 16, 16, 8, 8, 8, 4, 4]
+    assert [(layer.section, layer.resolution) for layer in middle] == [(SECTIONS - 1, 4)] * 2
+
+
+@pytest.mark.parametrize(
+    ("latent_dim", "sizes"), [(19, [3, 3, 3, 2, 2, 2, 2, 2]), (16, [2] * 8), (8, [1] * 8), (23, [3] * 7 + [2])]
+)
+def test_section_sizes_differ_by_at_most_one_and_cover_z(latent_dim, sizes):
+    denoiser = fresh(latent_dim=latent_dim)
+    assert denoiser.section_sizes == sizes
+    assert denoiser.section_of.tolist() == [i for i, size in enumerate(sizes) for _ in range(size)]
+
+
+def test_section_i_reaches_exactly_the_projections_of_its_pair():
+    """The gradient of each layer's projection of z with respect to z."""
+    denoiser = moved()
+    x, t, z = inputs()
+    projected: dict[str, list[Tensor]] = {}
+    for name, found in modulations(denoiser).items():
+        assert len(found) == 2
+        for modulation in found:
+            modulation.latent.register_forward_hook(
+                lambda module, args, output, name=name: projected.setdefault(name, []).append(output)
+            )
+    z.requires_grad_()
+    denoiser(x, t, z, None)
+    begins = [sum(denoiser.section_sizes[:i]) for i in range(SECTIONS + 1)]
+    for layer in denoiser.modulated_layers():
+        for output in projected[layer.name]:
+            (gradient,) = torch.autograd.grad(output.sum(), z, retain_graph=True)
+            reached = (gradient != 0).all(0).nonzero().flatten().tolist()
+            assert reached == list(range(begins[layer.section], begins[layer.section + 1])), layer
+            assert int((gradient != 0).sum()) == 2 * len(reached)
+
+
+def test_a_masked_section_is_a_section_of_zeros():
+    denoiser = moved()
+    x, t, z = inputs()
+    for section in range(SECTIONS):
+        zeroed = torch.where(denoiser.section_of == section, 0.0, z)
+        other = torch.where(denoiser.section_of == section, torch.nan, z)
+        masked = denoiser(x, t, z, all_but(section))
+        assert torch.equal(masked, denoiser(x, t, zeroed, None))
+        assert torch.equal(masked, denoiser(x, t, other, all_but(section)))
+    assert torch.equal(denoiser(x, t, z, all_but(*range(SECTIONS))), denoiser(x, t, 0 * z, None))
+    assert torch.equal(denoiser(x, t, z, all_but()), denoiser(x, t, z, None))
+
+
+def test_masks_belong_to_their_samples():
+    denoiser = moved()
+    x, t, z = inputs()
+    keep = all_but(1)
+    keep[1] = torch.arange(SECTIONS) == 4
+    both = denoiser(x, t, z, keep)
+    for b in range(2):
+        alone = denoiser(x[b : b + 1], t[b : b + 1], z[b : b + 1], keep[b : b + 1])
+        torch.testing.assert_close(both[b : b + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_masked_section_changes_nothing_outside_its_layers_influence():
+    """Layers that ran before its down layer give the same bits; its own modulations change and no others do."""
+    denoiser = moved()
+    order = [layer.name for layer in denoiser.modulated_layers()]
+    whole = recorded(denoiser, None)
+    for section in range(SECTIONS):
+        changed = recorded(denoiser, all_but(section))
+        for name in order[:section]:
+            assert torch.equal(whole[name], changed[name]), (section, name)
+        for name in (*order[section:], "eps"):
+            assert not torch.equal(whole[name], changed[name]), (section, name)
+
+
+def test_only_the_layers_of_a_section_see_it():
+    """Given its inputs of the unmasked run, a layer's result changes with its own section's mask and with no other's."""
+    denoiser = moved()
+    x, t, z = inputs()
+    arguments: dict[str, Any] = {}
+    for layer in denoiser.modulated_layers():
+        denoiser.get_submodule(layer.name).register_forward_pre_hook(
+            lambda module, args, name=layer.name: arguments.__setitem__(name, args)
+        )
+    with torch.no_grad():
+        denoiser(x, t, z, None)
+        whole = dict(arguments)
+        for section in range(SECTIONS):
+            denoiser(x, t, z, all_but(section))
+            masked = {name: args[2] for name, args in arguments.items()}
+            for layer in denoiser.modulated_layers():
+                h, time, latent = whole[layer.name]
+                run = denoiser.get_submodule(layer.name).forward
+                same = torch.equal(run(h, time, masked[layer.name]), run(h, time, latent))
+                assert same == (layer.section != section), (section, layer)
+
+
+def test_an_up_block_takes_the_output_of_the_down_block_that_it_mirrors():
+    denoiser = moved()
+    taken: dict[int, Tensor] = {}
+    for j, module in enumerate(denoiser.up):
+        module.register_forward_pre_hook(lambda module, args, j=j: taken.__setitem__(j, args[0]))
+    outputs = recorded(denoiser, None)
+    for j in range(SECTIONS):
+        i, before = SECTIONS - 1 - j, outputs["middle.1" if j == 0 else f"up.{j - 1}"]
+        if i in (2, 5):
+            assert denoiser.up[j].resample == "up" and denoiser.down[i].resample == "down"
+            assert torch.equal(taken[j], before)
+        else:
+            assert torch.equal(taken[j], torch.cat([before, outputs[f"down.{i}"]], 1))
+
+
+def test_a_change_in_a_down_block_enters_the_up_path_at_its_mirror_first():
+    """Interventions: the skip of one down block is replaced, everything that ran before stays."""
+    for i in (0, 1, 3, 4, 6, 7):
+        denoiser = moved()
+        order = [layer.name for layer in denoiser.modulated_layers()]
+        whole = recorded(denoiser, None)
+        mirror = SECTIONS - 1 - i
+        channels = whole[f"down.{i}"].shape[1]
+
+        def replaced(module: nn.Module, args: tuple[Tensor, ...], channels: int = channels) -> tuple[Tensor, ...]:
+            own, skip = args[0].split([args[0].shape[1] - channels, channels], 1)
+            return torch.cat([own, torch.zeros_like(skip)], 1), *args[1:]
+
+        denoiser.up[mirror].register_forward_pre_hook(replaced)
+        changed = recorded(denoiser, None)
+        at = order.index(f"up.{mirror}")
+        assert all(torch.equal(whole[name], changed[name]) for name in order[:at])
+        assert not any(torch.equal(whole[name], changed[name]) for name in order[at:])
+
+
+@pytest.mark.parametrize(("resample", "side"), [("down", 4), ("up", 16), ("none", 8)])
+def test_resampling_lies_between_activation_and_convolution_on_both_paths(resample, side):
+    torch.manual_seed(0)
+    block = ResidualBlock(
+        in_channels=8, out_channels=8, time_dim=6, latent_dim=3, dropout=0.0, resample=resample, head_dim=None
+    )
+    h, time, latent = torch.randn(2, 8, 8, 8), torch.randn(2, 6), torch.randn(2, 3)
+
+    def slow(y: Tensor) -> Tensor:
+        if resample == "down":
+            return (y[..., ::2, ::2] + y[..., 1::2, ::2] + y[..., ::2, 1::2] + y[..., 1::2, 1::2]) / 4
+        return y.repeat_interleave(2, 2).repeat_interleave(2, 3) if resample == "up" else y
+
+    convolved = []
+    block.conv_in.register_forward_pre_hook(lambda module, args: convolved.append(args[0]))
+    y = block(h, time, latent)
+    assert y.shape == (2, 8, side, side)
+    torch.testing.assert_close(convolved[0], slow(F.gelu(block.modulation_in(h, time, latent))))
+    branch = block.conv_in(convolved[0])
+    branch = block.conv_out(F.gelu(block.modulation_out(branch, time, latent)))
+    torch.testing.assert_close(y, (slow(h) + branch) / math.sqrt(2))
+
+
+def test_attention_is_where_the_configuration_says():
+    denoiser = fresh()
+    having = [name for name, module in denoiser.named_modules() if isinstance(module, SelfAttention)]
+    expected = ["down.3", "down.4", "down.6", "down.7", "middle.0", "up.0", "up.1", "up.3", "up.4"]
+    assert having == [f"{name}.attention" for name in expected]
+    none = fresh(attention_resolutions=())
+    assert not any(isinstance(module, SelfAttention) for module in none.modules())
+
+
+def test_parameters_worked_out_by_hand():
+    """Two levels of one block: sections of 2, 2, 1; 8 and 16 channels; t's embedding of 10."""
+    denoiser = fresh(latent_dim=5, channel_multipliers=(1, 2), blocks=1, attention_resolutions=(8,), position_dim=10)
+    embedding = 2 * (10 * 10 + 10)
+    ends = (3 * 8 * 9 + 8) + (2 * 8 + 8 * 3 * 9 + 3)
+
+    def block(i: int, o: int, section: int) -> int:
+        modulation = (i + o) * 2 * (10 + 1 + section)
+        convolutions = (i * o * 9 + o) + (o * o * 9 + o)
+        return modulation + convolutions + (i * o + o if i != o else 0)
+
+    attention = 2 * 16 + (16 * 48 + 48) + (16 * 16 + 16)
+    down = block(8, 8, 2) + block(8, 8, 2) + block(8, 16, 1) + attention
+    middle = 2 * block(16, 16, 1) + attention
+    up = block(32, 16, 1) + attention + block(16, 16, 2) + block(24, 8, 2)
+    total = embedding + ends + down + middle + up
+    assert sum(parameter.numel() for parameter in denoiser.parameters()) == total
+
+
+def test_imagenet_denoiser_has_the_size_of_table_1():
+    with torch.device("meta"):
+        denoiser = Denoiser(**IMAGENET)
+    total = sum(parameter.numel() for parameter in denoiser.parameters())
+    of_z = sum(m.latent.weight.numel() for m in denoiser.modules() if isinstance(m, TwoStageAdaGN))
+    assert total / 1e6 == pytest.approx(36, rel=0.1) and (total - of_z) / 1e6 == pytest.approx(32, rel=0.1)
+    assert denoiser.sections == 14 and set(denoiser.section_sizes) == {146, 147}
+
+
+def test_weights_start_as_jax_does_and_projections_of_z_at_zero():
+    for name, module in fresh(base_channels=32, position_dim=64).named_modules():
+        if name.endswith(".latent"):
+            assert not bool(module.weight.any())
+        elif isinstance(module, nn.Conv2d | nn.Linear):
+            weight = module.weight.detach()
+            fan_in = weight[0].numel()
+            assert float(weight.var()) * fan_in == pytest.approx(1, abs=6 * math.sqrt(2 / weight.numel()))
+            assert float(weight.abs().max()) <= 2.2737 / math.sqrt(fan_in) and not bool(module.bias.any())
+
+
+@pytest.mark.parametrize("dim", [12, 7])
+def test_timesteps_are_encoded_by_sines_of_falling_frequency(dim):
+    embedding, encoded = TimestepEmbedding(dim=dim), []
+    embedding.layers.register_forward_pre_hook(lambda module, args: encoded.append(args[0]))
+    t = torch.tensor([0, 1, 7, 999])
+    assert embedding(t).shape == (4, dim)
+    half = -(-dim // 2)
+    for row, step in enumerate(t.tolist()):
+        angles = [step / 10_000 ** (i / half) for i in range(half)]
+        expected = ([math.sin(a) for a in angles] + [math.cos(a) for a in angles])[:dim]
+        assert encoded[0][row].tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_timestep_matters_at_the_start():
+    denoiser = fresh()
+    x, _, z = inputs()
+    first, second = (denoiser(x, torch.tensor([step, step]), z, None) for step in (10, 11))
+    assert float((first - second).detach().abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_bf16_and_memory_order_change_little(memory):
+    # Wide enough for groups of many values: small ones amplify the rounding.
+    denoiser = moved(base_channels=32, head_dim=16, position_dim=64)
+    x, t, z = inputs()
+    expected = denoiser(x, t, z, None)
+    ordered = denoiser(x.to(memory_format=memory), t, z, None)
+    torch.testing.assert_close(ordered, expected, rtol=1e-4, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = denoiser(x.to(memory_format=memory), t, z, all_but())
+    assert low.dtype == torch.bfloat16
+    error = (low.float() - expected).square().mean().sqrt() / expected.std()
+    assert float(error.detach()) < 0.04
+
+
+def test_dropout_of_a_sample_does_not_depend_on_its_batch():
+    denoiser = moved(dropout=0.3)
+    assert number_modules(denoiser) == 2 * SECTIONS + 2
+    x, t, z = inputs(5)
+    seeds = torch.arange(5) + 1000
+    with addressed(seeds):
+        whole = denoiser(x, t, z, None)
+    for part in (slice(0, 2), slice(2, 5)):
+        with addressed(seeds[part]):
+            alone = denoiser(x[part], t[part], z[part], None)
+        torch.testing.assert_close(alone, whole[part], rtol=1e-3, atol=1e-4)
+    with addressed(seeds + 1):
+        assert not torch.allclose(denoiser(x, t, z, None), whole, atol=0.1)
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    for changes, words in (
+        ({"latent_dim": 7}, "latent_dim: got 7"),
+        ({"resolution": 18}, "resolution: got 18"),
+        ({"head_dim": 5}, "head_dim: got 5"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            fresh(**changes)
+    x, t, z = inputs()
+    for shape in ((2, SECTIONS + 1), (2, 1), (1, SECTIONS)):
+        with pytest.raises(ValueError, match="keep: got"):
+            fresh()(x, t, z, torch.ones(shape, dtype=torch.bool))
