@@ -21,7 +21,6 @@ def main(argv: list[str]) -> str:
 
     with ray_session(cpus=2):
         from soda_dist.distributed.evaluate import evaluate
-
         from soda_dist.report.report import write_report
 
         evaluate(args.run, args.data, args.tasks, args.step, args.overrides, say)

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from soda_dist.config.load import dump_config, load_config, preset_names
+from soda_dist.config.load import dump_config, load_config, parse_config, preset_names
 from soda_dist.config.schema import RunConfig
 from soda_dist.errors import UserError
 
@@ -41,7 +41,15 @@ def add_config(arguments: argparse.ArgumentParser, preset: str | None) -> None:
 
 
 def config_of(args: argparse.Namespace) -> RunConfig:
-    """The configuration that the arguments describe."""
+    """The configuration that the arguments describe; the preset may lie in an object store, where sweeps write it."""
+    if "://" in args.preset:
+        from soda_dist.data.storage import locate
+
+        folder, name = locate(args.preset)
+        try:
+            return parse_config(folder.read(name).decode(), args.preset, args.overrides)
+        except FileNotFoundError:
+            raise UserError("--preset", args.preset, "an existing YAML file", "check the URI") from None
     return load_config(args.preset, args.overrides)
 
 
@@ -66,7 +74,10 @@ def say(line: str) -> None:
 
 
 def run(main: Callable[[list[str]], str]) -> NoReturn:
-    """Run a job; its last line is the URI of what it made. Exit codes: 0 done, 2 user's mistake, 130 interrupted, 1 else."""
+    """Run a job; its last line is the URI of what it made.
+
+    Exit codes: 0 done, 2 the user's mistake, 130 interrupted, 1 everything else.
+    """
     try:
         made = main(sys.argv[1:])
     except UserError as error:

@@ -1,6 +1,7 @@
 """Preset or file, then overrides, then validation: the only way to a `RunConfig`."""
 
 import re
+from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
@@ -17,7 +18,15 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write numbers: `1e-4` is a float here, as in Python and YAML 1.2."""
+    """YAML as people write numbers (`1e-4` is a float, as in Python and YAML 1.2), where a key may stand once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -40,9 +49,9 @@ def parse_yaml(text: str, where: str) -> Any:
     try:
         return _frozen(yaml.load(text, Loader=_Loader))
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}" if mark else "text that is not YAML"
-        raise UserError(where, line, "YAML", "correct the syntax there") from None
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        got = f"line {mark.line + 1}: {problem}" if mark else "text that is not YAML"
+        raise UserError(where, got, "YAML", "correct it there") from None
 
 
 def _frozen(value: Any) -> Any:
@@ -53,13 +62,21 @@ def _frozen(value: Any) -> Any:
     return value
 
 
-def load_config(preset: str, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+def load_config(preset: str, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration named by `preset` (a shipped preset or a YAML file) with `a.b=value` overrides applied.
 
     Raises:
         UserError: unknown preset, key or type, a value out of range, or fields that contradict each other.
     """
-    tree = _read_preset(preset)
+    return parse_config(_preset_text(preset), preset, overrides)
+
+
+def parse_config(text: str, where: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration written as YAML (or JSON) in `text`, as `load_config`; `where` names it in errors."""
+    tree = parse_yaml(text, where)
+    if not isinstance(tree, dict | None):
+        raise UserError(where, type(tree).__name__, "a mapping of sections", "start from a shipped preset")
+    tree = tree or {}
     for override in overrides:
         _apply(tree, override)
     return validate(RunConfig, tree)
@@ -70,37 +87,27 @@ def with_fields(config: RunConfig, fields: dict[str, Any]) -> RunConfig:
     tree = config.model_dump()
     for path, value in fields.items():
         *parents, leaf = path.split(".")
-        node = tree
+        node: Any = tree
         for key in parents:
-            node = node.get(key)
-            if not isinstance(node, dict):
-                raise UserError(path, "an unknown field", "a field of the configuration", "see --print-config")
-        node[leaf] = value
+            node = node.get(key) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            raise UserError(path, "an unknown field", "a field of the configuration", "see --print-config")
+        node[leaf] = _frozen(value)
     return validate(RunConfig, tree)
 
 
-def parse_config(text: str, where: str) -> RunConfig:
-    """The configuration written as YAML (or JSON) in `text`; `where` names it in errors."""
-    return validate(RunConfig, parse_yaml(text, where))
-
-
-def _read_preset(preset: str) -> dict[str, Any]:
+def _preset_text(preset: str) -> str:
     if preset.endswith((".yaml", ".yml")):
         path = Path(preset)
         if not path.is_file():
             raise UserError("--preset", preset, "an existing YAML file", "check the path")
         try:
-            text = path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             raise UserError("--preset", preset, "a readable text file in UTF-8", "check the file") from None
-    elif preset in preset_names():
-        text = (PRESETS / f"{preset}.yaml").read_text()
-    else:
+    if preset not in preset_names():
         raise UserError("--preset", preset, ", ".join(preset_names()) + ", or a .yaml file", "choose one of them")
-    tree = parse_yaml(text, preset)
-    if not isinstance(tree, dict | None):
-        raise UserError(preset, type(tree).__name__, "a mapping of sections", "start from a shipped preset")
-    return tree or {}
+    return (PRESETS / f"{preset}.yaml").read_text()
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -112,7 +119,10 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         tree = tree.setdefault(key, {})
         if not isinstance(tree, dict):
             raise UserError(path, override, "a field of a section", f"{key} is a value, not a section")
-    tree[leaf] = parse_yaml(text, path)
+    value = parse_yaml(text, path)
+    if isinstance(value, dict) or isinstance(tree.get(leaf), dict):
+        raise UserError(path, override, "a single field", f"write {path}.FIELD=value for each")
+    tree[leaf] = value
 
 
 def validate(model: type[Model], tree: dict[str, Any]) -> Model:

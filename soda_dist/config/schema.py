@@ -103,7 +103,7 @@ class Denoiser(Node):
     attention_resolutions: tuple[Count, ...] = (8, 16, 32)
     head_dim: Count = 64
     dropout: Rate = 0.1
-    position_dim: Annotated[int, Field(ge=4)] = 512
+    position_dim: Annotated[int, Field(ge=4, multiple_of=2)] = 512
     """Width of the sinusoidal timestep encoding."""
     layer_mask_rate: Fraction = 0.15
     """Probability that a section of z is zeroed, each section by itself (layer masking, section 3.2.1)."""
@@ -279,6 +279,12 @@ class RunConfig(Node):
 
     def _check_attention(self) -> tuple[str, ...] | None:
         d = self.denoiser
+        there = [self.data.target_size >> level for level in range(len(d.channel_multipliers))]
+        for resolution in d.attention_resolutions:
+            if resolution not in there:
+                got = f"{resolution} with data.target_size={self.data.target_size} and {len(there)} levels"
+                allowed = "resolutions of the UNet: " + ", ".join(map(str, there))
+                return "denoiser.attention_resolutions", got, allowed, "name only those"
         for level, multiplier in enumerate(d.channel_multipliers):
             resolution, channels = self.data.target_size >> level, d.base_channels * multiplier
             if resolution in d.attention_resolutions and channels % d.head_dim:

@@ -80,8 +80,7 @@ def local_pairs(
                     start += batch
                 yield ahead.popleft().result()
         finally:
-            for future in ahead:
-                future.cancel()
+            pool.shutdown(cancel_futures=True)
 
 
 def _fetch(reader: ShardReader, located: Located) -> tuple[Ints, list[bytes], list[str]]:

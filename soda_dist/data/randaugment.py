@@ -205,7 +205,7 @@ def _overlap(by: int, side: int) -> tuple[slice, slice]:
 def _blend(base: int, factor: float) -> NDArray[np.uint8]:
     """base + factor * (level - base), cut off as Pillow does it, in float32."""
     blended = np.float32(base) + np.float32(factor) * (_FLOATS - np.float32(base))
-    return blended.astype(np.uint8)
+    return np.minimum(np.maximum(blended, 0), 255).astype(np.uint8)
 
 
 def _affine(image: Image, matrix: tuple[tuple[float, float, float], tuple[float, float, float]]) -> Image:

@@ -1,6 +1,7 @@
 """The benchmarks of `jobs/benchmark.py`: ratios of one run, with the rates they are made of.
 
-The sides of a ratio alternate in rounds, since machines are shared and drift; a side's rate is the median of its rounds.
+The sides of a ratio alternate in rounds, since machines are shared and drift; a side's rate is the median of its
+rounds.
 """
 
 import statistics
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from soda_dist.config.load import load_config
 from soda_dist.config.schema import RunConfig
+from soda_dist.data.jsonlines import METRICS, read_lines
 from soda_dist.data.shards import ShardReader, read_manifest
 from soda_dist.data.storage import open_folder
 from soda_dist.distributed.ingest import stream
@@ -24,7 +26,6 @@ from soda_dist.distributed.pretrain import pretrain
 from soda_dist.distributed.session import Say
 from soda_dist.training.build import build_objective, build_optimizer
 from soda_dist.training.loop import to_device
-from soda_dist.training.metrics_log import METRICS, read_lines
 
 ROUNDS = 3
 Result = dict[str, Any]
@@ -84,8 +85,8 @@ def measure_data(small_uri: str | None, photographs_uri: str | None, say: Say) -
         config = load_config("cifar10", ["train.steps=1000", "train.global_batch=512"])
         results.append(_against_loader("32 px", config, small_uri, 20, 0.85, say))
     if photographs_uri:
-        config = load_config("imagenet", ["train.steps=1000", "train.global_batch=32", "scale.workers=1", "scale.data_cpus_per_worker=1",
-                                          "optim.warmup_steps=10"])  # fmt: skip
+        one = ["scale.workers=1", "scale.data_cpus_per_worker=1", "optim.warmup_steps=10"]
+        config = load_config("imagenet", ["train.steps=1000", "train.global_batch=32", *one])
         results.append(_against_loader("photographs", config, photographs_uri, 12, 1.0, say))
     return results
 

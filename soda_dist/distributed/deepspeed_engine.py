@@ -1,9 +1,10 @@
 """The DeepSpeed engine: ZeRO stages 0 to 3 behind `training.engine.Engine`.
 
 State is read and written as fragments of the float32 partitions, not through DeepSpeed's own checkpoints: those are
-pickles and bound to a number of workers. The attribute names used for it are private to DeepSpeed 0.19, so the version is
-pinned, and `tests/distributed/test_deepspeed_engine.py` compares every stage with the plain engine, and a restored run
-with an uninterrupted one bit for bit. `precision: bf16` is autocast inside the model, so parameters are float32 at every stage.
+pickles and bound to a number of workers. The attribute names used for it are private to DeepSpeed 0.19, so the version
+is pinned, and `tests/distributed/test_deepspeed_engine.py` compares every stage with the plain engine, and a restored
+run with an uninterrupted one bit for bit. `precision: bf16` is autocast inside the model, so parameters are float32 at
+every stage.
 """
 
 import logging
@@ -55,7 +56,8 @@ class DeepSpeedEngine:
             loss = self._engine(*batch)
             self._engine.backward(loss)
             if self._stage == 0 and self._engine.is_gradient_accumulation_boundary():
-                norm = torch.nn.utils.get_total_norm([p.grad for p in self.objective.parameters()], foreach=True)
+                gradients = [p.grad for p in self.objective.parameters() if p.grad is not None]
+                norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
             self._engine.step()
             total = total + loss.detach() / accumulation
         flats = self._flats()
@@ -66,7 +68,7 @@ class DeepSpeedEngine:
         return list({id(flat): flat for _, _, _, flat, _ in self._pieces()}.values())
 
     def _pieces(self) -> Iterator[tuple[str, int, int, Tensor, int]]:
-        """(parameter, start in its flattened form, length, flat float32 tensor, offset there) of what this rank holds."""
+        """What this rank holds: (parameter, start when flattened, length, flat float32 tensor, offset in it)."""
         optimizer, names = self._engine.optimizer, {p: n for n, p in self.objective.named_parameters()}
         if self._stage_of(optimizer) == 3:
             for parameters, flat in zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True):

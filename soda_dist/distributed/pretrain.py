@@ -90,7 +90,7 @@ def _difference(before: RunConfig, now: RunConfig) -> tuple[str, Any, Any] | Non
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves = {}
+    leaves: dict[str, Any] = {}
     for key, value in tree.items():
         leaves |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return leaves
@@ -116,7 +116,7 @@ def _run_trainer(job: dict[str, Any], config: RunConfig, run: Folder) -> None:
             name=f"attempt-{uuid.uuid4().hex[:12]}",
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=scale.max_failures, controller_failure_limit=3),
+            failure_config=FailureConfig(max_failures=scale.max_failures, controller_failure_limit=3),  # type: ignore[call-arg]
         ),
     )
     try:
@@ -160,7 +160,7 @@ def _train(job: dict[str, Any]) -> None:
 
     config: RunConfig = job["config"]
     device = get_device()
-    context = ProcessGroupContext(device, lambda line: job["board"].put.remote(line))
+    context = ProcessGroupContext(device, job["board"].put.remote)
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(config.scale.cpus_per_worker)))
     engine = build_engine(config, context.device)

@@ -34,7 +34,7 @@ class _Board:
 @contextmanager
 def board(say: Say) -> Iterator[Any]:
     """A board actor whose lines are shown through `say` twice a second until the block ends."""
-    actor = ray.remote(num_cpus=0)(_Board).remote()
+    actor: Any = ray.remote(num_cpus=0)(_Board).remote()
     done = threading.Event()
 
     def show() -> None:

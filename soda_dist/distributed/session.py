@@ -1,5 +1,6 @@
 """Joining the cluster that is there, or starting a local one; and what it must be able to give."""
 
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ Say = Callable[[str], None]
 
 @contextmanager
 def ray_session(cpus: float) -> Iterator[None]:
-    """A connection to Ray: the cluster of the job or of RAY_ADDRESS, else a local one with at least `cpus` logical CPUs.
+    """A connection to Ray: the job's cluster or that of RAY_ADDRESS, else a local one of at least `cpus` logical CPUs.
 
     Raises:
         UserError: RAY_ADDRESS names a cluster that does not answer.
@@ -85,9 +86,18 @@ def check_resources(needed: dict[str, float], say: Say) -> None:
 
 
 def autoscaler_active() -> bool:
-    """Whether the head runs an autoscaler that can add nodes."""
-    from ray.autoscaler._private.constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL  # noqa: F401 - the same package
+    """Whether the head runs an autoscaler that can add nodes.
+
+    Version 2 (KubeRay) publishes its cluster configuration. Version 1 publishes a report whose nodes are counted by
+    node type; without an autoscaler the report is there too, but counts each node under `node_ID` (measured).
+    """
+    from ray._private.state import state
     from ray.experimental.internal_kv import _internal_kv_get
 
+    if state.get_max_resources_from_cluster_config() is not None:
+        return True
     status = _internal_kv_get(b"__autoscaling_status")
-    return bool(status)
+    if not status:
+        return False
+    nodes = json.loads(status).get("autoscaler_report", {}).get("active_nodes", {})
+    return any(not name.startswith("node_") for name in nodes)

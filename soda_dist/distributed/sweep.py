@@ -153,10 +153,14 @@ def _conclude(
     run.write("best.yaml", dump_config(chosen).encode())
     run.write("trials.png", sweep_plot(trials, OBJECTIVE))
     for trial in sorted(finished, key=lambda t: (-t["step"], -t[OBJECTIVE][t["step"]])):
-        values = "  ".join(
-            f"{k.split('.')[-1]} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial["fields"].items()
-        )
-        say(
-            f"trial {trial['trial']:3}  {trial['status']:8}  step {trial['step']:6}  accuracy {trial[OBJECTIVE][trial['step']]:.4f}  {values}"
-        )
+        say(_row(trial))
     say(f"best trial {best['trial']}; its configuration is {run.uri}/best.yaml")
+
+
+def _row(trial: dict[str, Any]) -> str:
+    fields = "  ".join(
+        f"{path.split('.')[-1]} {value:.3g}" if isinstance(value, float) else f"{path.split('.')[-1]} {value}"
+        for path, value in trial["fields"].items()
+    )
+    accuracy = trial[OBJECTIVE][trial["step"]]
+    return f"trial {trial['trial']:3}  {trial['status']:8}  step {trial['step']:6}  accuracy {accuracy:.4f}  {fields}"

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from soda_dist.data.storage import Folder, open_folder
 from soda_dist.report.plots import CURVES, curve_svg
-from soda_dist.training.metrics_log import METRICS, QUARANTINE, read_lines
+from soda_dist.data.jsonlines import METRICS, QUARANTINE, read_lines
 
 PAGE = "report.html"
 SHOWN_QUARANTINED = 20

@@ -1,8 +1,9 @@
 """Checkpoints: complete or absent, free of pickle, and readable on any number of workers.
 
 `checkpoints/STEP/` holds one `state-RANK-of-WORLD.safetensors` a rank with the fragments it owns (tensors named
-KIND/PARAMETER/START), the running statistics, the EMA weights in plain names (`model.safetensors`, and the encoder alone
-in `encoder.safetensors`), the configuration, and `manifest.json`, written last: a folder without it does not count.
+KIND/PARAMETER/START), the running statistics, the EMA weights in plain names (`model.safetensors`, and the encoder
+alone in `encoder.safetensors`), the configuration, and `manifest.json`, written last: a folder without it does not
+count.
 """
 
 import hashlib

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from soda_dist.config.schema import RunConfig
+from soda_dist.data.jsonlines import METRICS, QUARANTINE, JsonLines
 from soda_dist.data.pairs import Pairs
 from soda_dist.data.storage import Folder
 from soda_dist.training import checkpoint
 from soda_dist.training.context import WorkerContext
 from soda_dist.training.engine import Engine, MicroBatch, StepResult
-from soda_dist.training.metrics_log import METRICS, QUARANTINE, JsonLines
 from soda_dist.training.schedule import learning_rate
 
 Feed = Callable[[int], Iterable[Pairs]]

@@ -119,21 +119,25 @@ def test_a_small_solid_lies_where_the_camera_says(size: int) -> None:
         row, column = np.nonzero(found[i] >= SOLID)
         middle = np.array([column.mean() + 0.5, row.mean() + 0.5])
         expected = project(view, i, np.array([[0, 0, 0.3]]))[0]
-        assert np.abs(middle - expected).max() < 0.5 if size == 97 else 0.8
+        assert np.abs(middle - expected).max() < (0.3 if size == 97 else 0.6)
 
 
 def test_the_stripe_marks_the_front() -> None:
     """The point (0, -1, 0) of the unit solid, turned by the yaw, is striped; one beside it is not."""
-    size = 97
+    size, checked = 97, 0
     for shape in (CUBE, CYLINDER, SPHERE):
         view = seen(size, shape)
         found = surfaces(view, size)
         for i in range(COUNT):
-            front, side = np.floor(project(view, i, to_world(view, i, np.array([[0, -1, 0.0], [1, -1, 0.0]])))).astype(
-                int
-            )
+            points = to_world(view, i, np.array([[0, -1, 0.0], [1, -1, 0.0], [0, -2, 0.0]]))
+            outward, to_camera = points[2] - points[0], view.camera_to_world[i, :3, 3] - points[0]
+            if outward @ to_camera < 0.5 * np.linalg.norm(outward) * np.linalg.norm(to_camera):
+                continue  # the front is seen at a grazing angle
+            front, side = np.floor(project(view, i, points[:2])).astype(int)
             assert found[i, front[1], front[0]] == STRIPE, (shape, i)
             assert found[i, side[1], side[0]] != STRIPE, (shape, i)
+            checked += 1
+    assert checked > COUNT
 
 
 def test_colours_of_a_sphere_its_shadow_and_the_room() -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -280,9 +281,42 @@ def test_a_user_error_inside_a_task_reaches_the_user(tmp_path: Path) -> None:
         prepare("cifar10", source.uri, str(tmp_path / "data"))
 
 
+def test_calls_are_farmed_out_a_few_at_a_time() -> None:
+    from soda_dist.distributed.farm import farm_out
+
+    made, done = [], {}
+
+    def calls() -> Iterator[tuple[int]]:
+        for i in range(40):
+            made.append(i)
+            assert len(made) - len(done) <= 5, "two calls a CPU, and the one that is made now"
+            yield (i,)
+
+    for number, result in farm_out(lambda x: x * x, calls(), lambda: None):
+        done[number] = result
+    assert done == {i: i * i for i in range(40)}
+
+
+def test_progress_lines_are_seldom_and_say_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    from soda_dist.distributed import farm
+
+    now, lines = [100.0], []
+    monkeypatch.setattr(farm, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    progress = farm.Progress(lines.append, "importing", "rows", 3000, done=1000)
+    for _ in range(10):
+        progress.add(100, 2_000_000)
+        now[0] += 1
+        progress.tick()
+    assert lines[0] == "importing: 1,300 of 3,000 rows, 100 a second, 2.0 MB/s, about 17 s left"
+    assert len(lines) == 3
+    progress.add(1000)
+    progress.close()
+    assert lines[3] == "importing: 3,000 of 3,000 rows, 200 a second, 2.0 MB/s"
+
+
 def test_kill_and_run_again(tmp_path: Path) -> None:
     """SIGKILL of the whole job in the middle; finished shards are not touched again, and the result is the same."""
-    options = ["objects=600", "test_objects=40", "views=2", "size=64", "rows_per_group=8", "groups_per_shard=2"]
+    options = ["objects=400", "test_objects=40", "views=2", "size=48", "rows_per_group=8", "groups_per_shard=2"]
     data = tmp_path / "data"
     code = (
         "import sys, ray\nfrom soda_dist.distributed.prepare import prepare\n"
@@ -300,11 +334,11 @@ def test_kill_and_run_again(tmp_path: Path) -> None:
     job.wait()
     assert not (data / "manifest.json").exists()
     finished = [path.stem for path in records.glob("*.json")]
-    assert 3 <= len(finished) < 80
+    assert 3 <= len(finished) < 55
     shards = [data / f"{stem[:-6]}/{stem[-5:]}.parquet" for stem in finished]
     written = {shard: shard.stat().st_mtime_ns for shard in shards}
     _, lines = prepare("synthetic", None, str(data), *options)
-    assert lines[0] == f"{len(finished)} of 80 shards are there from an earlier run"
+    assert lines[0] == f"{len(finished)} of 55 shards are there from an earlier run"
     assert {shard: shard.stat().st_mtime_ns for shard in shards} == written
     whole = open_folder(prepare("synthetic", None, str(tmp_path / "whole"), *options)[0])
     assert files_of(open_folder(str(data))) == files_of(whole)

@@ -164,7 +164,7 @@ def test_a_masked_section_changes_nothing_outside_its_layers_influence():
 
 
 def test_only_the_layers_of_a_section_see_it():
-    """Given its inputs of the unmasked run, a layer's result changes with its own section's mask and with no other's."""
+    """On the inputs of the unmasked run, a layer gives another result if its own section is masked, else the same."""
     denoiser = moved()
     x, t, z = inputs()
     arguments: dict[str, Any] = {}

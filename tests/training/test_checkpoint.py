@@ -1,4 +1,5 @@
 import json
+from contextlib import suppress
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from safetensors.torch import load_file
 
 from soda_dist.data.storage import open_folder
 from soda_dist.errors import UserError
+from soda_dist.models.encoder import Encoder
 from soda_dist.training import checkpoint
 from soda_dist.training.context import LocalContext
 from soda_dist.training.loop import fit, to_device
@@ -29,10 +31,8 @@ def train(run, config, steps=None):
                 raise KeyboardInterrupt
             yield pairs
 
-    try:
+    with suppress(KeyboardInterrupt):
         fit(LocalContext(), engine, config, batches, run, rows=100)
-    except KeyboardInterrupt:
-        pass
     return engine
 
 
@@ -72,12 +72,8 @@ def test_the_exported_encoder_stands_alone_under_plain_names(tmp_path):
     soda, *_ = checkpoint.load_soda(run)
     plain = load_file(tmp_path / "checkpoints/000000006/encoder.safetensors")
     assert not any("parametrizations" in name for name in plain)
-    from soda_dist.models.encoder import Encoder
-
-    e = config.encoder
-    encoder = Encoder(
-        arch=e.arch, width=e.width, stem=e.stem, norm=e.norm, latent_dim=e.latent_dim, lr_ratio=1.0, drop_path=0.0, dropout=0.0
-    )  # fmt: skip
+    fields = config.encoder.model_dump() | {"lr_ratio": 1.0, "drop_path": 0.0, "dropout": 0.0}
+    encoder = Encoder(**fields)
     encoder.load_state_dict(plain)
     images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(encoder.eval()(images), soda.encode(images), rtol=1e-5, atol=1e-5)

@@ -1,4 +1,7 @@
-"""`metrics.jsonl`: a line a log step, exact after a resume, on any storage."""
+"""JSON-lines files of a run, exact after a resume, on any storage.
+
+`metrics.jsonl` has a line a log step, `quarantine.jsonl` one for each time an unreadable image was met.
+"""
 
 import json
 from typing import Any
