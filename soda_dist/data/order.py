@@ -61,7 +61,7 @@ class Order:
     Args:
         groups: rows of each row group of the split.
         seed: of the run.
-        batch: global batch: the unit that is dealt evenly.
+        batch: global batch: the unit that is dealt evenly, best a multiple of `mix`.
         mix: row groups in a window.
 
     Raises:

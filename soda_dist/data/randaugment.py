@@ -1,10 +1,10 @@
 """RandAugment (Cubuk et al. 2020) at table 12's setting: layers 2, magnitude 9, its standard deviation 0.5, rate 0.65.
 
-Our reading: the fifteen operations and scales of the original TensorFlow code, which timm calls `rand-m9-mstd0.5`:
-drawn with replacement, none with a probability of its own, and not the "increasing" variants (so at magnitude 9
-posterize keeps 3 bits, solarize starts at 230 and the enhancements multiply by 1.72). Translations are a share of the
-side, as timm's, so that views of any size are moved alike, and by whole pixels, as torchvision's. What an image moves
-away from is grey 128; interpolation is bilinear.
+Our reading: the fifteen operations and scales of timm's `rand-m9-mstd0.5`, drawn with replacement; not its
+"increasing" variants (so at magnitude 9 posterize keeps 3 bits, solarize starts at 230 and the enhancements multiply by
+1.72), and none with a probability of its own, since the rate of 0.65 is the view's. Translations are a share of the
+side, so that views of any size are moved alike, and by whole pixels. What an image moves away from is grey 128;
+interpolation is bilinear.
 
 Operations take and give uint8 [h, w, 3] and copy Pillow's arithmetic. Those that only map levels are bit-equal to it.
 """

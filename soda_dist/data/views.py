@@ -1,5 +1,6 @@
 """Bytes -> the two views of each image: a pure function of (seed, epoch, key), whatever else is in the batch.
 
+Bit-identical for any batch, process and number of cores, on one kind of CPU and one version of OpenCV.
 The source goes to the encoder, the target to the denoiser (section 3.2); each view is drawn by itself (section D.3).
 """
 

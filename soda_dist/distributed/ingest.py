@@ -5,8 +5,10 @@ augment several micro-batches; blocks arrive in order; a lost task is run again 
 pure function of its plan. So neither workers, nor failures, nor a resume change which pair is seen when.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from functools import lru_cache, partial
+from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
@@ -43,9 +45,14 @@ def slices(config: RunConfig, rank: int, step: int) -> list[Slice]:
     return [(base + j * micro * workers, base + j * micro * workers + micro) for j in range(config.accumulation)]
 
 
+def _opened(data_uri: str, config: RunConfig) -> tuple[ShardReader, Order]:
+    """Reader and order, kept for the life of the process."""
+    data = config.data
+    return _open(data_uri, data.train_split, config.train.global_batch, data.shuffle_groups, config.seed)
+
+
 @lru_cache(maxsize=2)
-def _opened(data_uri: str, split: str, batch: int, mix: int, seed: int) -> tuple[ShardReader, Order]:
-    """Reader and order, kept for the life of a data worker's process."""
+def _open(data_uri: str, split: str, batch: int, mix: int, seed: int) -> tuple[ShardReader, Order]:
     folder = open_folder(data_uri)
     manifest = read_manifest(folder)
     groups = [rows for shard in manifest.splits[split].shards for rows in shard.groups]
@@ -57,9 +64,7 @@ def _read(data_uri: str, config: RunConfig, plan: list[Slice]) -> Iterator[pa.Ta
     import cv2
 
     cv2.setNumThreads(1)  # a task has one CPU
-    reader, order = _opened(
-        data_uri, config.data.train_split, config.train.global_batch, config.data.shuffle_groups, config.seed
-    )
+    reader, order = _opened(data_uri, config)
     for start, stop in plan:
         yield _table(read_pairs(reader, order, start, stop, seed=config.seed, data=config.data))
 
@@ -106,21 +111,35 @@ class PlannedPairs(Datasource):
 
 def stream(data_uri: str, config: RunConfig, rank: int, first_step: int) -> Iterator[Pairs]:
     """A rank's micro-batches from `first_step` to the end of the run."""
-    data = config.data
-    row_bytes = 3 * (data.source_size**2 + data.target_size**2)
-    rows = min(ROWS_PER_TASK, max(config.micro_batch, BYTES_PER_TASK // row_bytes))
-    per_task = max(1, rows // config.micro_batch)
-    todo = (piece for step in range(first_step, config.train.steps) for piece in slices(config, rank, step))
-    while plans := list(_plans(todo, per_task)):
+    _, order = _opened(data_uri, config)
+    for plans in _datasets(order, config, rank, first_step):
         yield from _dataset_batches(data_uri, config, plans)
 
 
-def _plans(todo: Iterator[Slice], per_task: int) -> Iterator[list[Slice]]:
-    for _ in range(TASKS_PER_DATASET):
-        plan = [piece for _, piece in zip(range(per_task), todo, strict=False)]
-        if not plan:
-            return
-        yield plan
+def _datasets(order: Order, config: RunConfig, rank: int, first_step: int) -> Iterator[list[list[Slice]]]:
+    """Plans of read tasks, a dataset's worth at a time.
+
+    A task ends where the window of row groups changes, so that no group is fetched by two tasks in vain.
+    """
+    row_bytes = 3 * (config.data.source_size**2 + config.data.target_size**2)
+    per_task = max(1, min(ROWS_PER_TASK, BYTES_PER_TASK // row_bytes) // config.micro_batch)
+    steps = max(1, TASKS_PER_DATASET * per_task // config.accumulation)
+    for first in range(first_step, config.train.steps, steps):
+        last = min(first + steps, config.train.steps)
+        batch = config.train.global_batch
+        starts = [window.start for window in order.windows(first * batch, last * batch)]
+        pieces = [piece for step in range(first, last) for piece in slices(config, rank, step)]
+        yield [
+            plan
+            for _, window in groupby(pieces, key=lambda piece: bisect_right(starts, piece[0]))
+            for plan in _evenly(list(window), per_task)
+        ]
+
+
+def _evenly(pieces: list[Slice], most: int) -> list[list[Slice]]:
+    parts = -(-len(pieces) // most)
+    size = -(-len(pieces) // parts)
+    return [pieces[i : i + size] for i in range(0, len(pieces), size)]
 
 
 def _dataset_batches(data_uri: str, config: RunConfig, plans: list[list[Slice]]) -> Iterator[Pairs]:

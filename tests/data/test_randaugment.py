@@ -117,7 +117,7 @@ def test_no_operation_writes_into_its_input(operation: ra.Operation) -> None:
     assert not np.array_equal(out, image)
 
 
-def test_amounts_at_magnitude_nine_are_those_of_the_original_code() -> None:
+def test_amounts_are_those_of_timm_without_its_increasing_variants() -> None:
     from timm.data.auto_augment import LEVEL_TO_ARG
 
     names = {o.name: o.amount for o in ra.OPERATIONS if o.amount}

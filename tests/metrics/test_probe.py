@@ -154,6 +154,20 @@ def test_other_learning_rates_do_not_disturb_a_rate() -> None:
     assert torch.equal(both.weight, alone.weight)
 
 
+def test_dropout_drops_inputs_and_scales_up_the_others() -> None:
+    """One input: where it is kept it is 1 / (1 - p) times as large, where dropped it says nothing: slope (1 - p) times."""
+    generator = torch.Generator().manual_seed(13)
+    labels = torch.randint(2, (20_000,), generator=generator)
+    latents = torch.randn(20_000, 1, generator=generator) + 2.0 * (labels[:, None] - 0.5)
+    slopes = []
+    for dropout in (0.0, 0.5):
+        logits = _fit(latents, labels, 2, learning_rates=(3e-2,), epochs=10, dropout=dropout).predict(latents)
+        odds = logits[:, 1] - logits[:, 0]
+        slopes.append(float((odds * latents[:, 0]).mean() / latents.square().mean()))
+    assert slopes[0] == pytest.approx(2.0, rel=0.05)
+    assert slopes[1] == pytest.approx(1.0, rel=0.05)
+
+
 def test_label_smoothing_bounds_the_confidence() -> None:
     latents, labels = _gaussians(2000, 20.0, seed=11)
     probe = _fit(latents, labels, 2, label_smoothing=0.1, learning_rates=(3e-2,), dropout=0.0)

@@ -47,9 +47,10 @@ def test_one_value_is_shown_as_a_point() -> None:
 
 def test_a_value_that_is_not_finite_does_not_break_the_curve() -> None:
     values = _values(CURVES[0])
-    values[7] = float("nan")
+    values[50] = float("nan")
     smooth = curve_figure(CURVES[0], IMAGES, values).axes[0].lines[1].get_ydata()
     assert np.isfinite(smooth).all()
+    assert smooth[50] == pytest.approx(np.nanmean(values[45:55]))
 
 
 @pytest.mark.parametrize("curve", CURVES, ids=lambda curve: curve.field)
