@@ -174,8 +174,7 @@ def draw_all(crew: Crew[Drawing, Drawn], drawings: list[Drawing], say: Say) -> l
 
 def _part(drawing: Drawing, rows: slice) -> Drawing:
     s = drawing.subjects
-    subjects = Subjects(s.keys[rows], s.source[rows], s.target[rows])
-    return replace(drawing, subjects=subjects, strip=drawing.strip if rows.start == 0 else 0)
+    return replace(drawing, subjects=Subjects(s.keys[rows], s.source[rows], s.target[rows]))
 
 
 def likeness(images: Images, target: Images) -> dict[str, dict[str, float]]:

@@ -1,224 +1,30 @@
-"""Ray's own autoscaler, on one machine: worker nodes come up for a submitted job, and go when it is done.
-
-The nodes are Ray's fake ones: real raylets on this machine, launched by the real autoscaler. The cluster has its own
-ports, token, folder and processes, so that it disturbs no other one here.
-"""
+"""Ray's own autoscaler, on one machine: worker nodes come up for a submitted job, and go when it is done."""
 
 import json
-import os
-import re
 import secrets
-import shutil
-import signal
-import socket
-import subprocess
 import sys
-import tempfile
-import time
 import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
-from ray.util import get_node_ip_address
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(150)]
+from soda_dist.config import dump_config
+from tests.distributed.small_run import small_data
+from tests.system.head import FakeNodes, Head, running_head, wait_for
+from tests.tiny import tiny_config
 
-# The submitted job: two workers of one CPU each, which a head without CPUs cannot give.
-WORKING_DIR = Path(__file__).parent
-JOB = [sys.executable, "two_workers.py"]
-NODE_CPUS, MAX_NODES = 1, 2
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
 
-IDLE_SECONDS = 3
-MEMORY = 80_000_000
-"""Smallest object store that Ray accepts is 75 MB; this is the size of each node's."""
-MARK = "SODA_AUTOSCALER_TEST"
-
-
-@dataclass(frozen=True)
-class Head:
-    """A running head: how to reach it, and where it writes."""
-
-    url: str
-    folder: Path
-    environment: dict[str, str]
-
-    def request(self, path: str, token: str | None) -> bytes:
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        with urllib.request.urlopen(urllib.request.Request(self.url + path, headers=headers), timeout=20) as answer:
-            return answer.read()
-
-    def nodes(self) -> dict[str, str]:
-        """State of every node that the cluster has had, by its id."""
-        answer = json.loads(self.request("/api/v0/nodes?limit=100", (self.folder / "token").read_text()))
-        return {node["node_id"]: node["state"] for node in answer["data"]["result"]["result"]}
-
-    def alive(self) -> set[str]:
-        return {node for node, state in self.nodes().items() if state == "ALIVE"}
-
-    def submit(self, working_dir: Path, command: list[str], output: Path) -> subprocess.Popen:
-        """`ray job submit` in the background; its output, and the job's, go to a file."""
-        with output.open("w") as stream:
-            return subprocess.Popen(
-                [_ray(), "job", "submit", "--address", self.url, "--working-dir", str(working_dir), "--", *command],
-                env=self.environment,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-            )
-
-    def logs(self) -> str:
-        """The ends of the logs that explain a failure."""
-        paths = [self.folder / "head.log", *self.folder.glob("ray/session_2*/logs/monitor.*")]
-        return "\n".join(f"== {path.name}\n{path.read_text()[-3000:]}" for path in paths if path.exists())
-
-
-def _ray() -> str:
-    return str(Path(sys.executable).with_name("ray"))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
-
-
-def _autoscaling(gcs_address: str) -> dict:
-    """Ray's fake provider; `gcs_address` frees it from port 6379, which another cluster may hold."""
-    worker = {"CPU": NODE_CPUS, "object_store_memory": MEMORY}
-    return {
-        "cluster_name": "test",
-        "max_workers": MAX_NODES,
-        "upscaling_speed": 1.0,
-        "idle_timeout_minutes": IDLE_SECONDS / 60,
-        "auth": {},
-        "provider": {
-            "type": "fake_multinode",
-            "gcs_address": gcs_address,
-            "use_node_id_as_ip": True,
-            "disable_node_updaters": True,
-            "disable_launch_config_check": True,
-        },
-        "head_node_type": "ray.head.default",
-        "available_node_types": {
-            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-            "worker": {"resources": worker, "node_config": {}, "min_workers": 0, "max_workers": MAX_NODES},
-        },
-        "file_mounts": {},
-        "file_mounts_sync_continuously": False,
-        "cluster_synced_files": [],
-        "initialization_commands": [],
-        **{f"{who}setup_commands": [] for who in ("", "head_", "worker_")},
-        **{f"{who}_start_ray_commands": [] for who in ("head", "worker")},
-    }
-
-
-def _environment(folder: Path, mark: str) -> dict[str, str]:
-    """Token mode for every process; nothing of another cluster; the mark by which the processes are found again."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    ours = {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
-        "RAY_FAKE_CLUSTER": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-        "OMP_NUM_THREADS": "1",
-        MARK: mark,
-    }
-    return inherited | ours
-
-
-def _start(folder: Path, mark: str) -> tuple[Head, subprocess.Popen]:
-    """Start a head without CPUs whose autoscaler may add fake nodes; its processes share one session."""
-    (folder / "token").touch(mode=0o600)
-    (folder / "token").write_text(secrets.token_hex(32))
-    gcs, dashboard = _free_port(), _free_port()
-    (folder / "fake.yaml").write_text(yaml.safe_dump(_autoscaling(f"{get_node_ip_address()}:{gcs}")))
-    head = Head(f"http://127.0.0.1:{dashboard}", folder, _environment(folder, mark))
-    options = {
-        "autoscaling-config": folder / "fake.yaml",
-        "temp-dir": folder / "ray",
-        "port": gcs,
-        "dashboard-port": dashboard,
-        "ray-client-server-port": _free_port(),
-        "dashboard-agent-listen-port": 0,
-        "min-worker-port": 0,
-        "max-worker-port": 0,
-        "num-cpus": 0,
-        "object-store-memory": MEMORY,
-    }
-    with (folder / "head.log").open("w") as stream:
-        process = subprocess.Popen(
-            [_ray(), "start", "--head", "--block", *(f"--{name}={value}" for name, value in options.items())],
-            env=head.environment,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    return head, process
-
-
-def _own_processes(session: int, mark: str) -> set[int]:
-    """Living processes of the head's session, and those with the test's mark: a job's driver has its own session."""
-    own = set()
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            ours = (
-                os.getsid(int(folder.name)) == session or f"{MARK}={mark}".encode() in (folder / "environ").read_bytes()
-            )
-            alive = (folder / "cmdline").read_bytes() != b""
-        except (ProcessLookupError, FileNotFoundError, PermissionError):
-            continue
-        if ours and alive:
-            own.add(int(folder.name))
-    return own
-
-
-def _end(process: subprocess.Popen, mark: str) -> None:
-    """Kill this cluster's processes and no others; new ones may appear between two looks."""
-
-    def none_left() -> bool:
-        for pid in _own_processes(process.pid, mark):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        return not _own_processes(process.pid, mark)
-
-    _wait(none_left, 20, lambda: f"processes left: {_own_processes(process.pid, mark)}")
-    process.wait(timeout=10)
-
-
-def _wait(condition: Callable[[], bool], seconds: float, explain: Callable[[], str]) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {seconds:g} s: {explain()}")
-        time.sleep(0.2)
+ROOT = Path(__file__).parents[2]
+FAKE = FakeNodes(count=2, cpus=2)
+"""Two workers, each with a data task beside it: four CPUs that a head without any cannot give."""
 
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    # Not tmp_path: Ray's socket names must stay under 108 characters.
-    folder, mark = Path(tempfile.mkdtemp(prefix="soda-")), secrets.token_hex(8)
-    head, process = _start(folder, mark)
-    try:
-
-        def answers() -> bool:
-            if process.poll() is not None:
-                pytest.fail(f"the head ended with {process.returncode}:\n{head.logs()}")
-            try:
-                return len(head.alive()) == 1
-            except (urllib.error.URLError, ConnectionError, TimeoutError, KeyError):
-                return False
-
-        _wait(answers, 60, head.logs)
+    with running_head(0, FAKE) as head:
         yield head
-    finally:
-        _end(process, mark)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_without_the_token_nothing_is_answered(head: Head) -> None:
@@ -228,24 +34,28 @@ def test_without_the_token_nothing_is_answered(head: Head) -> None:
         assert refusal.value.code in (401, 403)
 
 
-def test_nodes_come_for_a_job_and_go_afterwards(head: Head, tmp_path: Path) -> None:
+def test_nodes_come_for_a_pretraining_job_and_go_afterwards(head: Head, tmp_path: Path) -> None:
     before = head.alive()
     assert len(before) == 1
+    small_data(tmp_path / "data")
+    config = tiny_config(scale={"engine": "deepspeed", "workers": 2, "data_memory_mb": 64})
+    (tmp_path / "tiny.yaml").write_text(dump_config(config))
+    command = [sys.executable, "jobs/pretrain.py", "--preset", str(tmp_path / "tiny.yaml")]
     output = tmp_path / "job.log"
-    job = head.submit(WORKING_DIR, JOB, output)
+    job = head.submit(ROOT, [*command, "--data", str(tmp_path / "data"), "--run", str(tmp_path / "run")], output)
 
     def more() -> bool:
         assert job.poll() is None, output.read_text()
         return len(head.alive()) > 1
 
-    _wait(more, 75, lambda: output.read_text() + head.logs())
-    code = job.wait(timeout=90)
+    wait_for(more, 90, lambda: output.read_text() + head.logs())
+    code = job.wait(timeout=120)
     printed = output.read_text()
     assert code == 0, printed + head.logs()
-    _wait(lambda: head.alive() == before, 45, lambda: f"{head.nodes()}\n{head.logs()}")
+    wait_for(lambda: head.alive() == before, 45, lambda: f"{head.nodes()}\n{head.logs()}")
 
     added = {node for node, state in head.nodes().items() if state == "DEAD"}
-    assert 1 <= len(added) <= MAX_NODES
-    assert set(re.findall(r"driver on (\w+)", printed)) == before
-    assert set(re.findall(r"worker \d on (\w+)", printed)) <= added
-    assert len(re.findall(r"worker \d on", printed)) == 2
+    assert 1 <= len(added) <= FAKE.count
+    assert "waiting for the autoscaler: the run needs 4 CPU, the cluster has 0 CPU now" in printed
+    manifest = json.loads((tmp_path / "run/checkpoints/000000006/manifest.json").read_text())
+    assert (manifest["step"], manifest["world"]) == (6, 2)

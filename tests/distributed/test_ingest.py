@@ -1,0 +1,102 @@
+"""Ray Data gives every worker the pairs that the order says, whatever their number, and after a resume."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from soda_dist.data.order import Order
+from soda_dist.data.pairs import read_pairs
+from soda_dist.data.shards import ShardReader, read_manifest
+from soda_dist.data.storage import open_folder
+from tests.distributed.small_run import prepare
+from tests.tiny import tiny_config
+
+pytestmark = pytest.mark.ray
+GROUPS = [[8, 8, 8, 8, 8], [8, 8, 8, 8, 5]]  # 77 rows: epochs end inside batches
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    path = str(tmp_path_factory.mktemp("data"))
+    prepare(path, {"train": GROUPS}, {"train": {13}})
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def config_of(workers: int, micro: int | None = None, steps: int = 12):
+    train = {"global_batch": 16, "steps": steps, "micro_batch": micro, "checkpoint_every_steps": 100}
+    return tiny_config(train=train, scale={"workers": workers, "data_memory_mb": 64})
+
+
+def test_every_worker_gets_the_pairs_of_its_slices(data):
+    from soda_dist.distributed.ingest import slices, stream
+
+    manifest = read_manifest(open_folder(data))
+    reader = ShardReader(open_folder(data), manifest, "train")
+    config = config_of(2, micro=4)
+    order = Order([g for shard in GROUPS for g in shard], config.seed, 16, config.data.shuffle_groups)
+    for rank in range(2):
+        due = [piece for step in range(3, 12) for piece in slices(config, rank, step)]
+        got = list(stream(data, config, rank, 3))
+        assert len(got) == len(due) == 18
+        for pairs, (start, stop) in zip(got, due, strict=True):
+            expected = read_pairs(reader, order, start, stop, seed=config.seed, data=config.data)
+            for name in ("source", "target", "key", "ok", "index"):
+                assert np.array_equal(getattr(pairs, name), getattr(expected, name)), (start, name)
+            assert pairs.name == expected.name
+
+
+def keys_by_step(data, workers, first=0, micro=None):
+    from soda_dist.distributed.ingest import stream
+
+    steps: dict[int, list[int]] = {}
+    for rank in range(workers):
+        for pairs in stream(data, config_of(workers, micro), rank, first):
+            for key, index in zip(pairs.key, pairs.index, strict=True):
+                steps.setdefault(int(index) // 16, []).append(int(key))
+    return {step: sorted(keys) for step, keys in steps.items()}
+
+
+def test_the_same_keys_at_every_step_for_1_2_and_4_workers_and_after_a_resume(data):
+    one = keys_by_step(data, 1)
+    assert all(len(keys) == 16 for keys in one.values()) and len(one) == 12
+    assert keys_by_step(data, 2, micro=4) == one
+    assert keys_by_step(data, 4) == one
+    assert keys_by_step(data, 2, first=7) == {step: keys for step, keys in one.items() if step >= 7}
+    seen = sorted(key for step in range(12) for key in one[step])
+    counts = np.bincount(seen, minlength=77)
+    assert counts.min() >= 2 and counts.max() <= 3, "192 samples of 77 rows: each twice, and 38 a third time"
+
+
+def test_an_unreadable_image_is_flagged_and_named(data):
+    from soda_dist.distributed.ingest import stream
+
+    flagged = [row for pairs in stream(data, config_of(1), 0, 0) for row in pairs.unreadable()]
+    assert flagged == [(13, "train/13.png")] * len(flagged) and 2 <= len(flagged) <= 3
+
+
+def test_a_killed_data_worker_changes_nothing(data):
+    import ray
+
+    from soda_dist.distributed.ingest import stream
+
+    straight = [pairs.source.sum(dtype=np.int64) for pairs in stream(data, config_of(1, steps=60), 0, 0)]
+    pids = ray.get([ray.remote(os.getpid).remote() for _ in range(4)])
+    got = []
+    for number, pairs in enumerate(stream(data, config_of(1, steps=60), 0, 0)):
+        got.append(pairs.source.sum(dtype=np.int64))
+        if number == 2:
+            for pid in set(pids):
+                os.kill(pid, signal.SIGKILL)
+    assert got == straight

@@ -1,0 +1,110 @@
+"""Real Ray Train runs: two workers equal one, a killed worker changes nothing, refused input."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load
+
+from soda_dist.data.jsonlines import read_lines
+from soda_dist.data.storage import open_folder
+from soda_dist.errors import UserError
+from soda_dist.training.checkpoint import complete_steps
+from tests.distributed.small_run import prepare
+from tests.tiny import tiny_config
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    path = str(tmp_path_factory.mktemp("data"))
+    prepare(path, {"train": [[16] * 6]}, {})
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    from soda_dist.distributed.session import ray_session
+
+    with ray_session(cpus=4):
+        yield
+
+
+def run_to(path: Path, data: str, **sections) -> tuple[dict, list[str]]:
+    from soda_dist.distributed.pretrain import pretrain
+
+    said: list[str] = []
+    pretrain(tiny_config(**sections), data, str(path), said.append)
+    run = open_folder(str(path))
+    return load(run.read(f"checkpoints/{complete_steps(run)[-1]:09d}/model.safetensors")), said
+
+
+def deepspeed(workers: int, **fields) -> dict:
+    return {"engine": "deepspeed", "workers": workers, "zero_stage": 2, "data_memory_mb": 64, **fields}
+
+
+def losses(path: Path) -> list[float]:
+    return [line["loss"] for line in read_lines(open_folder(str(path)), "metrics.jsonl")]
+
+
+def test_two_workers_equal_one(tmp_path, data):
+    norm = {"norm": "batch"}
+    one, said = run_to(tmp_path / "one", data, scale=deepspeed(1), encoder=norm)
+    two, _ = run_to(tmp_path / "two", data, scale=deepspeed(2), encoder=norm)
+    assert any(line.startswith("step 6/6") for line in said)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    for name, values in one.items():
+        assert (values - two[name]).norm() <= 1e-3 * values.norm() + 1e-5, name
+
+
+def test_a_killed_worker_changes_nothing(tmp_path, data):
+    """SIGKILL of a training process after the first checkpoint; Ray Train starts the group again."""
+    train = {"steps": 12, "global_batch": 8, "log_every_steps": 2, "checkpoint_every_steps": 2}
+    straight, _ = run_to(tmp_path / "straight", data, train=train, scale=deepspeed(2))
+    run = open_folder(str(tmp_path / "killed"))
+    killed = []
+
+    def kill() -> None:
+        import psutil
+
+        while not complete_steps(run):
+            done.wait(0.05)
+        for process in psutil.process_iter(["name", "cmdline"]):
+            if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
+                os.kill(process.pid, signal.SIGKILL)
+                killed.append(process.pid)
+                return
+
+    done = threading.Event()
+    killer = threading.Thread(target=kill)
+    killer.start()
+    resumed, said = run_to(tmp_path / "killed", data, train=train, scale=deepspeed(2))
+    killer.join()
+    assert killed, "the run ended before a worker was killed"
+    assert any(line.startswith("going on from step") for line in said), said
+    assert all((resumed[name] == straight[name]).all() for name in straight)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "straight")
+
+
+def test_a_finished_run_has_nothing_left_and_a_changed_one_is_refused(tmp_path, data):
+    run_to(tmp_path / "run", data, scale={"engine": "torch", "data_memory_mb": 64})
+    _, said = run_to(tmp_path / "run", data, scale={"engine": "torch", "data_memory_mb": 64})
+    assert said == ["nothing left to do: step 6 of 6 is there"]
+    with pytest.raises(UserError, match=r"encoder\.lr_ratio: got 3\.0, but the run at .* has 2\.0"):
+        run_to(tmp_path / "run", data, encoder={"lr_ratio": 3.0})
+
+
+def test_a_run_that_the_cluster_cannot_hold_is_refused_at_once(tmp_path, data):
+    with pytest.raises(UserError, match="a run that needs 16 CPU; allowed: at most"):
+        run_to(tmp_path / "run", data, scale={"workers": 8, "data_memory_mb": 64})
+    with pytest.raises(UserError, match="1 GPU"):
+        run_to(tmp_path / "gpu", data, scale={"gpus_per_worker": 1.0, "data_memory_mb": 64})
+
+
+def test_a_diverged_run_ends_once_with_its_reason(tmp_path, data):
+    with pytest.raises(FloatingPointError, match="loss is nan between steps"):
+        run_to(tmp_path / "run", data, optim={"lr": 1e30, "warmup_steps": 0, "clip_norm": 1e30})

@@ -1,0 +1,138 @@
+"""The whole path as its user walks it: shards in S3 over HTTP, jobs submitted to a Ray head, a killed job, a resume."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from soda_dist.config import dump_config
+from soda_dist.data.jsonlines import read_lines
+from soda_dist.data.storage import Folder, open_folder
+from soda_dist.training.checkpoint import complete_steps
+from tests.system.head import Head, running_head, wait_for
+from tests.tiny import tiny_config
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[2]
+EXACT = ("step", "images", "epoch", "loss", "grad_norm", "lr")
+
+
+@pytest.fixture(scope="module")
+def head(s3_server: str) -> Iterator[Head]:
+    with running_head(3) as head:
+        yield head
+
+
+def submit(head: Head, tmp_path: Path, *command: str) -> tuple[int, str]:
+    output = tmp_path / "job.log"
+    job = head.submit(ROOT, [sys.executable, *command], output)
+    return job.wait(timeout=240), output.read_text()
+
+
+def preset(tmp_path: Path, name: str = "tiny.yaml", **train: int) -> str:
+    fields = {"steps": 8, "global_batch": 8, "log_every_steps": 2, "checkpoint_every_steps": 2, **train}
+    path = tmp_path / name
+    path.write_text(dump_config(tiny_config(train=fields, scale={"engine": "deepspeed", "data_memory_mb": 64})))
+    return str(path)
+
+
+def exact(run: Folder) -> list[list[float]]:
+    return [[line[name] for name in EXACT] for line in read_lines(run, "metrics.jsonl")]
+
+
+def weights(run: Folder) -> bytes:
+    return run.read(f"checkpoints/{complete_steps(run)[-1]:09d}/state-00000-of-00001.safetensors")
+
+
+def driver_of(run_uri: str) -> int:
+    """The process of the job that trains `run_uri`."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+        except (ProcessLookupError, FileNotFoundError):
+            continue
+        if words[0].endswith(b"python") and b"jobs/pretrain.py" in words and run_uri.encode() in words:
+            return int(folder.name)
+    raise AssertionError(f"no process trains {run_uri}")
+
+
+def test_prepare_pretrain_kill_resume_evaluate(head: Head, tmp_path: Path, s3_uri: str) -> None:
+    data, straight, killed = f"{s3_uri}/data", f"{s3_uri}/straight", f"{s3_uri}/killed"
+    code, printed = submit(
+        head, tmp_path, "jobs/prepare_data.py", "synthetic", "--data", data, "objects=96", "views=1", "size=16"
+    )
+    assert code == 0, printed
+    assert open_folder(data).exists("manifest.json")
+
+    train = ["jobs/pretrain.py", "--preset", preset(tmp_path), "--data", data]
+    code, printed = submit(head, tmp_path, *train, "--run", straight)
+    assert code == 0, printed + head.logs()
+    assert "step 8/8" in printed and printed.rstrip().splitlines()[-4:], printed
+    assert complete_steps(open_folder(straight)) == [6, 8]
+
+    # The whole job is killed between two checkpoints, as a lost head would.
+    long = ["jobs/pretrain.py", "--preset", preset(tmp_path), "--data", data, "--run", killed]
+    output = tmp_path / "killed.log"
+    job = head.submit(ROOT, [sys.executable, *long], output)
+    wait_for(lambda: bool(complete_steps(open_folder(killed))), 120, lambda: output.read_text() + head.logs())
+    os.kill(driver_of(killed), signal.SIGKILL)
+    job.wait(timeout=60)
+    code, printed = submit(head, tmp_path, *long)
+    assert code == 0, printed
+    assert "going on from step" in printed or "nothing left to do" in printed
+    assert exact(open_folder(killed)) == exact(open_folder(straight))
+    assert weights(open_folder(killed)) == weights(open_folder(straight))
+
+    code, printed = submit(head, tmp_path, *long)
+    assert code == 0
+    assert "nothing left to do: step 8 of 8 is there" in printed
+
+    code, printed = submit(
+        head, tmp_path, "jobs/evaluate.py", "--run", straight, "--data", data, "--tasks", "probe,knn,samples"
+    )
+    assert code == 0, printed
+    run = open_folder(straight)
+    assert f"{straight}/report.html" in printed
+    probe = run.read_json("eval/8/probe.json")
+    assert 0 <= probe["value"] <= 1
+    assert run.read("eval/8/samples.png").startswith(b"\x89PNG")
+    assert b"<html" in run.read("report.html")
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [("s3://no-such-bucket-here/data", "a bucket that does not exist"), ("{bucket}/empty", "manifest.json")],
+)
+def test_wrong_places_are_one_line_and_exit_2(s3_server, s3_uri, tmp_path, uri, says) -> None:
+    where = uri.format(bucket=s3_uri)
+    command = [sys.executable, "jobs/pretrain.py", "--preset", "demo", "--data", where, "--run", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_damaged_shard_is_named_in_one_line(s3_server, s3_uri, tmp_path) -> None:
+    """Truncated: said before anything starts. Altered at equal size: said by the worker that reads it, once."""
+    from tests.distributed.small_run import small_data
+
+    small_data(tmp_path / "data")
+    shard = tmp_path / "data/train/00000.parquet"
+    whole = shard.read_bytes()
+    base = [sys.executable, "jobs/pretrain.py", "--preset", preset(tmp_path), "--data", str(tmp_path / "data")]
+    for name, content in (("cut", whole[: len(whole) // 2]), ("altered", whole.replace(b"IDAT", b"IDOT"))):
+        shard.write_bytes(content)
+        command = [*base, "--run", str(tmp_path / name)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert "00000.parquet" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    shard.unlink()
+    command = [*base, "--run", str(tmp_path / "missing")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 2 and "00000.parquet" in done.stderr, done.stderr
+    assert json.loads((tmp_path / "altered/provenance.json").read_text())
