@@ -10,9 +10,9 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from soda_dist.data.jsonlines import METRICS, QUARANTINE, read_lines
 from soda_dist.data.storage import Folder, open_folder
 from soda_dist.report.plots import CURVES, curve_svg
-from soda_dist.data.jsonlines import METRICS, QUARANTINE, read_lines
 
 PAGE = "report.html"
 SHOWN_QUARANTINED = 20

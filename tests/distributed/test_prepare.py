@@ -1,10 +1,9 @@
 """Imports as a real Ray cluster does them: complete, in order, the same whatever happened on the way."""
 
+import contextlib
 import hashlib
 import io
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -332,8 +332,13 @@ def test_kill_and_run_again(tmp_path: Path) -> None:
     while time.monotonic() < deadline and (not records.exists() or len(list(records.glob("*.json"))) < 3):
         assert job.poll() is None, "the job should still be running"
         time.sleep(0.02)
-    os.killpg(job.pid, signal.SIGKILL)
+    everyone = psutil.Process(job.pid).children(recursive=True)
+    job.kill()
+    for process in everyone:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     job.wait()
+    psutil.wait_procs(everyone, timeout=60)
     assert not (data / "manifest.json").exists()
     finished = [path.stem for path in records.glob("*.json")]
     assert 3 <= len(finished) < 55

@@ -155,7 +155,7 @@ def test_other_learning_rates_do_not_disturb_a_rate() -> None:
 
 
 def test_dropout_drops_inputs_and_scales_up_the_others() -> None:
-    """One input: kept, it is 1 / (1 - p) times as large; dropped, it says nothing. So the slope is 1 - p times as steep."""
+    """One input, 1 / (1 - p) times as large where it is kept: the slope is 1 - p times as steep."""
     generator = torch.Generator().manual_seed(13)
     labels = torch.randint(2, (20_000,), generator=generator)
     latents = torch.randn(20_000, 1, generator=generator) + 2.0 * (labels[:, None] - 0.5)

@@ -243,6 +243,16 @@ def test_resampling_lies_between_activation_and_convolution_on_both_paths(resamp
     torch.testing.assert_close(y, (slow(h) + branch) / math.sqrt(2))
 
 
+def test_dropout_lies_before_the_last_convolution_of_a_block():
+    denoiser, entered = moved(dropout=0.25), []
+    for module in denoiser.down:
+        module.conv_out.register_forward_pre_hook(lambda module, args: entered.append(args[0]))
+    torch.manual_seed(0)
+    denoiser(*inputs(), None)
+    zeros = torch.cat([x.flatten() == 0 for x in entered])
+    assert abs(float(zeros.double().mean()) - 0.25) < 4 * math.sqrt(0.25 * 0.75 / len(zeros))
+
+
 def test_attention_is_where_the_configuration_says():
     denoiser = fresh()
     having = [name for name, module in denoiser.named_modules() if isinstance(module, SelfAttention)]
