@@ -53,7 +53,7 @@ class ResidualBlock(nn.Module):
 
     Branch: norm, GELU, resampling, convolution, norm, GELU, dropout, convolution: BigGAN's order, resampling inside the
     block and on both paths (appendix C). Both norms are modulated. Our reading: means of 2x2 pixels down, nearest
-    neighbour up; GELU by the error function, JAX's tanh form being four times slower on a CPU.
+    neighbour up; GELU by the error function, since JAX's tanh form takes two to four times as long on a CPU.
 
     Args:
         in_channels: channels of x.
@@ -106,8 +106,9 @@ class ResidualBlock(nn.Module):
 class Denoiser(nn.Module):
     """eps = D(x_t, t, z) (section 3.1): a symmetric UNet that z reaches by modulation alone.
 
-    Down: at each resolution `blocks` residual blocks, then, but for the last, one that downsamples. Middle: two, with
-    attention between them. Up: the mirror image; a block takes, concatenated, what the down block that it mirrors gave.
+    Down: at each resolution `blocks` residual blocks, then, but for the last, one that downsamples. Middle: two, and
+    attention between them if the last resolution has it. Up: the mirror image; a block takes, concatenated, what the
+    down block that it mirrors gave.
     Layers are residual blocks. Section i of z, counted from the outside, modulates down layer i and the up layer that
     mirrors it (section 3.2.1); the middle has the last section (our reading).
 

@@ -106,7 +106,7 @@ def test_bf16_is_normalised_with_float32_sums():
     expected = ((wide - mean) / (variance + 1e-5).sqrt()).clamp_min(0)
     y = norm(x)
     assert y.dtype == torch.bfloat16
-    torch.testing.assert_close(y.double(), expected, rtol=2**-8, atol=1e-4)
+    torch.testing.assert_close(y.double(), expected, rtol=2**-7, atol=1e-4)
     torch.testing.assert_close(norm.running_mean.double(), 0.1 * mean.flatten(), rtol=1e-5, atol=1e-6)
 
 

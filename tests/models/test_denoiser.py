@@ -147,7 +147,7 @@ def test_masks_belong_to_their_samples():
     both = denoiser(x, t, z, keep)
     for b in range(2):
         alone = denoiser(x[b : b + 1], t[b : b + 1], z[b : b + 1], keep[b : b + 1])
-        torch.testing.assert_close(both[b : b + 1], alone, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(both[b : b + 1], alone, rtol=1e-3, atol=1e-4)
 
 
 def test_a_masked_section_changes_nothing_outside_its_layers_influence():
