@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from soda_dist.metrics.classification import Labelled, Scores, headline, score
 
 HELD_OUT = 0.1
-NORM_EPS = 1e-5
+NORM_EPS = 1e-10
+"""Far below batch norm's usual 1e-5: latents may be small, and their scale must not matter."""
 
 
 @dataclass(frozen=True)

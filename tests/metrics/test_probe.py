@@ -83,10 +83,11 @@ def test_a_constant_latent_is_harmless_and_gives_the_larger_class() -> None:
     assert headline(probe.predict(latents), labels) == pytest.approx(2 / 3, abs=0.01)
 
 
-def test_the_scale_and_offset_of_the_latents_do_not_matter() -> None:
+@pytest.mark.parametrize(("scale", "offset"), [(1000.0, 50.0), (1e-4, 0.0)])
+def test_the_scale_and_offset_of_the_latents_do_not_matter(scale: float, offset: float) -> None:
     latents, labels = _gaussians(1000, 2.0, seed=4)
     plain = _fit(latents, labels, 2).predict(latents)
-    moved = _fit(latents * 1000.0 + 50.0, labels, 2).predict(latents * 1000.0 + 50.0)
+    moved = _fit(latents * scale + offset, labels, 2).predict(latents * scale + offset)
     torch.testing.assert_close(plain, moved, rtol=0.02, atol=0.02)
 
 
