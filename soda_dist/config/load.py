@@ -120,7 +120,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if not isinstance(tree, dict):
             raise UserError(path, override, "a field of a section", f"{key} is a value, not a section")
     value = parse_yaml(text, path)
-    if isinstance(value, dict) or isinstance(tree.get(leaf), dict):
+    if isinstance(value, dict):
         raise UserError(path, override, "a single field", f"write {path}.FIELD=value for each")
     tree[leaf] = value
 
@@ -130,7 +130,9 @@ def validate(model: type[Model], tree: dict[str, Any]) -> Model:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise _user_error(model, error.errors()[0]) from None
+        # An unknown key first: a misspelt field is also reported as a missing one.
+        problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+        raise _user_error(model, problems[0]) from None
 
 
 def _user_error(model: type[BaseModel], problem: Any) -> UserError:
@@ -144,6 +146,8 @@ def _user_error(model: type[BaseModel], problem: Any) -> UserError:
         close = get_close_matches(str(path[-1]), valid, n=1)
         remedy = f"did you mean {close[0]}?" if close else "remove it"
         return UserError(field, "an unknown key", ", ".join(valid), remedy)
+    if problem["type"] == "missing":
+        return UserError(field, "nothing", "a value", "add it")
     allowed = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     return UserError(field, repr(problem["input"]), allowed, "see --print-config for the whole configuration")
 

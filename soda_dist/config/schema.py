@@ -193,7 +193,7 @@ class Probe(Node):
 
     epochs: Count = 20
     batch: Count = 256
-    learning_rates: Annotated[tuple[Positive, ...], Field(min_length=1)] = (3e-4, 1e-3, 3e-3)
+    learning_rates: Annotated[tuple[Positive, ...], Field(min_length=1)] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
     """All are trained at once; the best on held-out training rows is reported."""
     dropout: Rate = 0.1
     label_smoothing: Rate = 0.0

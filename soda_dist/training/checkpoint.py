@@ -81,24 +81,20 @@ def _write(folder: Folder, name: str, content: bytes) -> dict[str, Any]:
 def _write_exports(
     folder: Folder, engine: Engine, weights: dict[str, Tensor], config: RunConfig
 ) -> list[dict[str, Any]]:
+    """The running statistics as they are, and the EMA model under plain names."""
+    live = engine.objective.soda.state_dict(keep_vars=True)
+    buffers = {name: value.detach().cpu() for name, value in live.items() if not isinstance(value, nn.Parameter)}
     soda = build_soda(config)
-    buffers = {
-        n: b.detach().cpu().contiguous() for n, b in engine.objective.soda.state_dict().items() if n in _buffers(soda)
-    }
-    soda.load_state_dict({n.removeprefix("soda."): w for n, w in weights.items()} | buffers)
+    soda.load_state_dict({name.removeprefix("soda."): value for name, value in weights.items()} | buffers)
     encoder = plain_state_dict(soda.encoder)
-    rest = {f"denoiser.{n}": t for n, t in soda.denoiser.state_dict().items()}
-    model = {f"encoder.{n}": t for n, t in encoder.items()} | rest
+    model = {f"encoder.{name}": value for name, value in encoder.items()}
+    model |= {f"denoiser.{name}": value for name, value in soda.denoiser.state_dict().items()}
     return [
-        _write(folder, "buffers.safetensors", save_tensors(buffers)),
+        _write(folder, "buffers.safetensors", save_tensors(_contiguous(buffers))),
         _write(folder, "encoder.safetensors", save_tensors(_contiguous(encoder))),
         _write(folder, "model.safetensors", save_tensors(_contiguous(model))),
         _write(folder, "config.json", json.dumps(config.model_dump(), indent=1).encode()),
     ]
-
-
-def _buffers(module: nn.Module) -> set[str]:
-    return {name for name, _ in module.named_buffers() if name in module.state_dict()}
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

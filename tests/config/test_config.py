@@ -27,7 +27,7 @@ WRONG = {
     "train.steps=": ("train.steps", "None", "integer", "--print-config"),
     "optim.lr=fast": ("optim.lr", "'fast'", "number", "--print-config"),
     "optim.lr=2024-01-01": ("optim.lr", "2024", "number", "--print-config"),
-    "optim.lr=2024-13-45": ("optim.lr", "not YAML", "YAML", "syntax"),
+    "optim.lr=2024-13-45": ("optim.lr", "not YAML", "YAML", "correct it"),
     "data.augmentation.flip=1": ("data.augmentation.flip", "1", "boolean", "--print-config"),
     "denoiser.channel_multipliers=3": ("denoiser.channel_multipliers", "3", "tuple", "--print-config"),
     "evaluation.probe.learning_rates=[0.1, x]": ("evaluation.probe.learning_rates.1", "'x'", "number", ""),
@@ -46,7 +46,8 @@ WRONG = {
     "train.steps": ("override", "train.steps", "section.field=value", "for example"),
     "=3": ("override", "=3", "section.field=value", "for example"),
     "train.steps.x=5": ("train.steps.x", "train.steps.x=5", "a field of a section", "steps is a value"),
-    "train.steps=[1": ("train.steps", "line 1", "YAML", "syntax"),
+    "train.steps=[1": ("train.steps", "line 1", "YAML", "correct it"),
+    "train={steps: 5}": ("train", "{steps: 5}", "a single field", "train.FIELD=value"),
 }
 
 CONTRADICTIONS = {

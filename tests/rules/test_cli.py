@@ -40,9 +40,9 @@ def test_missing_arguments_are_one_line_and_exit_2(name):
 
 
 def test_print_config_needs_no_uris_and_shows_overrides():
-    done = job("pretrain.py", "--preset", "cifar10", "--print-config", "train.steps=7", light=True)
+    done = job("pretrain.py", "--preset", "cifar10", "--print-config", "train.steps=7000", light=True)
     assert done.returncode == 0, done.stderr
-    assert "steps: 7" in done.stdout
+    assert "steps: 7000," in done.stdout
 
 
 @pytest.mark.parametrize(

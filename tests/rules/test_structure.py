@@ -28,7 +28,13 @@ LAYERS = [
     {"distributed", "report"},
     {"cli"},
 ]
-REPORT_READS = ("soda_dist.data.storage", "soda_dist.data.jsonlines", "soda_dist.metrics", "soda_dist.errors", "soda_dist.report")
+REPORT_READS = (
+    "soda_dist.data.storage",
+    "soda_dist.data.jsonlines",
+    "soda_dist.metrics",
+    "soda_dist.errors",
+    "soda_dist.report",
+)
 CORE = ("diffusion", "models", "metrics")
 VAGUE_NAMES = {"utils", "util", "misc", "helpers", "helper", "common"}
 
