@@ -8,6 +8,7 @@ from typing import Any, Generic, Self, TypeVar
 
 import ray
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from soda_dist.distributed.session import Say
 from soda_dist.errors import UserError
@@ -38,8 +39,10 @@ class _Worker:
 
 
 def _actor_class(resources: dict[str, float]) -> Any:
-    options: dict[str, Any] = {**resources}
-    return ray.remote(**options)(_Worker)
+    # Not in the placement group of a Tune trial, which holds no more than the trial's own share of a CPU.
+    outside: Any = None
+    strategy = PlacementGroupSchedulingStrategy(outside)
+    return ray.remote(**resources, scheduling_strategy=strategy)(_Worker)
 
 
 @dataclass(eq=False)

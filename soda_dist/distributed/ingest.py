@@ -116,6 +116,17 @@ def stream(data_uri: str, config: RunConfig, rank: int, first_step: int) -> Iter
         yield from _dataset_batches(data_uri, config, plans)
 
 
+def hold_statistics_here() -> None:
+    """Make Ray Data's detached statistics actor on the caller's node, if the cluster has none yet.
+
+    Ray Data makes it where a dataset first runs and never ends it: on a worker node it would keep the autoscaler from
+    ever letting that node go (measured). The function is private to Ray, whose version is pinned.
+    """
+    from ray.data._internal.stats import get_or_create_stats_actor
+
+    get_or_create_stats_actor()
+
+
 def _datasets(order: Order, config: RunConfig, rank: int, first_step: int) -> Iterator[list[list[Slice]]]:
     """Plans of read tasks, a dataset's worth at a time.
 

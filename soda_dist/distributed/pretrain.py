@@ -13,7 +13,7 @@ from soda_dist.config.provenance import provenance
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.shards import check_shards, read_manifest
 from soda_dist.data.storage import Folder, open_folder
-from soda_dist.distributed.ingest import stream
+from soda_dist.distributed.ingest import hold_statistics_here, stream
 from soda_dist.distributed.progress import board
 from soda_dist.distributed.session import Say, check_resources, training_resources
 from soda_dist.errors import UserError
@@ -51,6 +51,7 @@ def pretrain(config: RunConfig, data_uri: str, run_uri: str, say: Say, until: in
     check_resources(training_resources(config), say)
     rows = manifest.splits[split].rows
     say(f"{rows} rows of {manifest.kind}; {config.train.steps} steps of {config.train.global_batch} pairs")
+    hold_statistics_here()
     with board(say) as lines:
         job = {"config": config, "data": data.uri, "run": run.uri, "rows": rows, "until": end, "board": lines}
         _run_trainer(job, config, run)

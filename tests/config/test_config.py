@@ -50,8 +50,9 @@ WRONG = {
     "train={steps: 5}": ("train", "{steps: 5}", "a single field", "train.FIELD=value"),
 }
 
+SMALL = str(Path(__file__).with_name("small.yaml"))
 CONTRADICTIONS = {
-    # overrides of the demo preset (32 px, three levels, batch 64, 600 steps)
+    # overrides of small.yaml
     ("data.target_size=30",): ("data.target_size", "30 with 3 levels", "multiples of 4", "number of levels"),
     ("denoiser.channel_multipliers=[1, 1, 1, 1, 1, 1, 2]",): ("data.target_size", "7 levels", "multiples of 64", ""),
     ("encoder.stem=imagenet", "data.source_size=16"): ("data.source_size", "stem=imagenet", ">= 32", "stem=small"),
@@ -104,7 +105,7 @@ def test_wrong_value_is_one_line_with_field_got_allowed_remedy(override: str) ->
 @pytest.mark.parametrize("overrides", CONTRADICTIONS)
 def test_contradicting_fields_are_named_together(overrides: tuple[str, ...]) -> None:
     field, got, allowed, remedy = CONTRADICTIONS[overrides]
-    error = _complaint("demo", overrides)
+    error = _complaint(SMALL, overrides)
     assert error.field == field
     assert got in str(error.got)
     assert allowed in f"{error.allowed};"

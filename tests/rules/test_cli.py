@@ -52,7 +52,7 @@ def test_print_config_needs_no_uris_and_shows_overrides():
         (["--preset", "demo", "train.stps=3"], "did you mean steps?"),
         (["--preset", "demo", "train.steps=many"], "train.steps: got 'many'; allowed: integer"),
         (["--preset", "demo", "optim.lr=-1"], "optim.lr: got -1; allowed: greater than 0"),
-        (["--preset", "demo", "scale.workers=7"], "scale.workers: got 7 with train.global_batch=64"),
+        (["--preset", "demo", "scale.workers=7"], "scale.workers: got 7 with train.global_batch=32"),
         (["--preset", "demo", "steps"], "override: got steps; allowed: section.field=value"),
         (["--preset", "demo", "--data", "ftp://x/y"], "ftp"),
         (["--preset", "demo", "--data", "s3://"], "s3://BUCKET/PATH"),
