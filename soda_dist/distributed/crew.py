@@ -41,8 +41,8 @@ class _Worker:
 def _actor_class(resources: dict[str, float]) -> Any:
     # Not in the placement group of a Tune trial, which holds no more than the trial's own share of a CPU.
     outside: Any = None
-    strategy = PlacementGroupSchedulingStrategy(outside)
-    return ray.remote(**resources, scheduling_strategy=strategy)(_Worker)
+    options: dict[str, Any] = {**resources, "scheduling_strategy": PlacementGroupSchedulingStrategy(outside)}
+    return ray.remote(**options)(_Worker)
 
 
 @dataclass(eq=False)
