@@ -13,6 +13,8 @@ from soda_dist.data.storage import Folder, open_folder
 from soda_dist.report.grids import image_grid
 from soda_dist.report.report import write_report
 
+SMALL = str(Path(__file__).parents[1] / "config" / "small.yaml")
+
 VOID = {"meta", "img", "br"}
 
 
@@ -78,7 +80,7 @@ def _result(step: int, top1: dict[str, float]) -> dict[str, object]:
 def run(tmp_path: Path) -> Folder:
     """A run with everything, evaluated at two steps."""
     run = open_folder(str(tmp_path / "runs" / "a<b>&c"))
-    run.write("config.yaml", dump_config(load_config("demo")).encode())
+    run.write("config.yaml", dump_config(load_config(SMALL)).encode())
     first = {
         "time": "2024-01-01T00:00:00Z",
         "commit": "first",
@@ -179,7 +181,7 @@ def test_the_configuration_and_every_start_are_shown(run: Folder) -> None:
 
 def test_a_run_with_nothing_but_its_configuration_says_what_is_missing(tmp_path: Path) -> None:
     run = open_folder(str(tmp_path / "run"))
-    run.write("config.yaml", dump_config(load_config("demo")).encode())
+    run.write("config.yaml", dump_config(load_config(SMALL)).encode())
     page = _page(run)
     assert f"python jobs/evaluate.py --run {run.uri} --data URI --tasks probe,knn" in page.sections["representation"]
     assert f"python jobs/evaluate.py --run {run.uri} --data URI --tasks samples" in page.sections["samples"]
