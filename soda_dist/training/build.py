@@ -7,7 +7,6 @@ from soda_dist.diffusion.process import GaussianProcess
 from soda_dist.diffusion.schedules import alpha_bar
 from soda_dist.models.denoiser import Denoiser
 from soda_dist.models.encoder import Encoder
-from soda_dist.models.layers import number_modules
 from soda_dist.models.soda import Soda
 from soda_dist.training.objective import Objective
 
@@ -39,9 +38,7 @@ def build_soda(config: RunConfig) -> Soda:
             position_dim=d.position_dim,
         )
     process = GaussianProcess(alpha_bar(config.diffusion.schedule, config.diffusion.steps))
-    soda = Soda(encoder=encoder, denoiser=denoiser, process=process, precision=config.train.precision)
-    number_modules(soda)
-    return soda
+    return Soda(encoder=encoder, denoiser=denoiser, process=process, precision=config.train.precision)
 
 
 def build_objective(config: RunConfig) -> Objective:
