@@ -30,7 +30,7 @@ lint: $(STAMP)
 	$(BIN)/mypy soda_dist
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -q -m "not ray"
+	$(BIN)/python -m pytest -q -m "not ray and not slow"
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q

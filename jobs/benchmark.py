@@ -1,7 +1,7 @@
 """Measure this machine: ingest against a torch DataLoader, the training loop against bare PyTorch.
 
 Every figure is a ratio of one run, printed beside the rates it is made of; benchmark.json holds them all.
-  python jobs/benchmark.py data  [--photographs DIR] [--cifar10 URI]
+  python jobs/benchmark.py data  [--small URI] [--photographs URI]
   python jobs/benchmark.py train [--data URI] [a.b=value ...]
 """
 
@@ -11,8 +11,8 @@ from soda_dist.cli import add_uri, parser, run, say
 def main(argv: list[str]) -> str:
     arguments = parser(__doc__)
     arguments.add_argument("what", choices=["data", "train"], help="what is measured")
-    add_uri(arguments, "--photographs", "data: prepared shards of photographs", required=False)
-    add_uri(arguments, "--small", "data: prepared shards of 32 px images", required=False)
+    add_uri(arguments, "--photographs", "data: prepared shards of photographs; none: left out", required=False)
+    add_uri(arguments, "--small", "data: prepared shards of 32 px images; none: rendered ones", required=False)
     add_uri(arguments, "--data", "train: prepared shards; none: rendered ones", required=False)
     add_uri(arguments, "--out", "folder for benchmark.json; none: not written", required=False)
     arguments.add_argument("overrides", nargs="*", metavar="a.b=value", help="overrides of the preset cifar10")

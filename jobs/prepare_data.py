@@ -17,6 +17,10 @@ def main(argv: list[str]) -> str:
     arguments.add_argument("options", nargs="*", metavar="option=value", help="options of the kind")
     args = arguments.parse_intermixed_args(argv)
 
+    from soda_dist.data.sources import parse_options
+
+    parse_options(args.kind, args.options)  # a mistake is told before Ray starts
+
     from soda_dist.distributed.session import ray_session
 
     with ray_session(cpus=2):

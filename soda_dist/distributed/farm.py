@@ -62,6 +62,7 @@ class Progress:
         self._done = self._before = done
         self._bytes = 0
         self._began = self._shown = time.monotonic()
+        self._last = ""
 
     def add(self, count: int, size: int = 0) -> None:
         """Counts units, and the bytes written for them."""
@@ -72,11 +73,13 @@ class Progress:
         """Shows a line if the last one is old enough."""
         if time.monotonic() - self._shown >= SHOW_SECONDS:
             self._shown = time.monotonic()
-            self._say(self._line())
+            self._last = self._line()
+            self._say(self._last)
 
     def close(self) -> None:
-        """Shows the last line."""
-        self._say(self._line())
+        """Shows the last line, unless it was just shown."""
+        if self._line() != self._last:
+            self._say(self._line())
 
     def _line(self) -> str:
         seconds = max(1e-9, time.monotonic() - self._began)

@@ -20,7 +20,7 @@ from soda_dist.errors import UserError
 from soda_dist.models.layers import synchronize_norms
 from soda_dist.training.build import build_objective, build_optimizer
 from soda_dist.training.checkpoint import complete_steps
-from soda_dist.training.collectives import ProcessGroupContext, sum_over_workers
+from soda_dist.training.collectives import ProcessGroupContext, set_collective_timeout, sum_over_workers
 from soda_dist.training.engine import Engine, PlainEngine
 from soda_dist.training.loop import fit
 
@@ -184,17 +184,18 @@ def build_engine(config: RunConfig, device: torch.device) -> Engine:
         synchronize_norms(objective, sum_over_workers)
     optimizer = build_optimizer(config, objective)
     if config.scale.engine == "deepspeed":
-        from soda_dist.distributed.deepspeed_engine import DeepSpeedEngine, set_collective_timeout
+        from soda_dist.distributed.deepspeed_engine import DeepSpeedEngine
 
-        engine = DeepSpeedEngine(objective=objective, optimizer=optimizer, config=config, device=device)
-        set_collective_timeout(COLLECTIVE_TIMEOUT_S)
-        return engine
-    return PlainEngine(
-        objective=objective,
-        optimizer=optimizer,
-        clip_norm=config.optim.clip_norm,
-        ema_decay=config.optim.ema_decay,
-        accumulation=config.accumulation,
-        rank=dist.get_rank(),
-        world=world,
-    )
+        engine: Engine = DeepSpeedEngine(objective=objective, optimizer=optimizer, config=config, device=device)
+    else:
+        engine = PlainEngine(
+            objective=objective,
+            optimizer=optimizer,
+            clip_norm=config.optim.clip_norm,
+            ema_decay=config.optim.ema_decay,
+            accumulation=config.accumulation,
+            rank=dist.get_rank(),
+            world=world,
+        )
+    set_collective_timeout(COLLECTIVE_TIMEOUT_S)
+    return engine

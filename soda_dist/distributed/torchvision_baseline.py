@@ -1,32 +1,45 @@
 """The usual loader, as the benchmark's other side: a torch Dataset over torchvision's transforms."""
 
 import io
-from typing import Any
+from typing import Literal
 
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
+from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from soda_dist.config.schema import Data
 
+Decoder = Literal["Pillow", "tensors"]
+GREY = 128
+
 
 class TorchvisionPairs(Dataset):
-    """Encoded images -> (source, target) uint8 views with the same draws of work as `data.views`, by torchvision v2."""
+    """Encoded images -> (source, target) uint8 [3, s, s] and [3, t, t], the same work as `data.views`.
 
-    def __init__(self, images: list[bytes], data: Data) -> None:
-        self._images = images
-        self._views = [_view(data, size) for size in (data.source_size, data.target_size)]
+    Args:
+        decoder: what the transforms work on: Pillow images, or tensors that torchvision decodes.
+    """
+
+    def __init__(self, images: list[bytes], data: Data, decoder: Decoder) -> None:
+        self._images, self._decoder = images, decoder
+        self._views = [_view(data, size, decoder) for size in (data.source_size, data.target_size)]
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, number: int) -> tuple[Any, ...]:
-        image = Image.open(io.BytesIO(self._images[number])).convert("RGB")
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, ...]:
+        image = self._decode(self._images[number])
         return tuple(view(image) for view in self._views)
 
+    def _decode(self, data: bytes) -> Image.Image | torch.Tensor:
+        if self._decoder == "Pillow":
+            return Image.open(io.BytesIO(data)).convert("RGB")
+        return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
 
-def _view(data: Data, size: int) -> v2.Compose:
+
+def _view(data: Data, size: int, decoder: Decoder) -> v2.Compose:
     a = data.augmentation
     crop = v2.Compose(
         [
@@ -36,12 +49,11 @@ def _view(data: Data, size: int) -> v2.Compose:
     )
     plain = v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
     magnitude = round(a.randaugment_magnitude * 3)  # torchvision counts 31 bins for the paper's 0..10
-    random_augment = v2.RandAugment(a.randaugment_layers, magnitude)
+    distort = v2.RandAugment(a.randaugment_layers, magnitude, fill=[GREY] * 3)
     return v2.Compose(
         [
             v2.RandomChoice([crop, plain], p=[a.crop_flip_rate, 1 - a.crop_flip_rate]),
-            v2.RandomApply([random_augment], p=a.randaugment_rate),
-            v2.PILToTensor(),
-            v2.ToDtype(torch.uint8),
+            v2.RandomApply([distort], p=a.randaugment_rate),
+            *([v2.PILToTensor()] if decoder == "Pillow" else []),
         ]
     )

@@ -1,5 +1,6 @@
-"""Sums over training processes: one differentiable, for batch norm, and those of the loop."""
+"""Collectives over training processes: a differentiable sum for batch norm, those of the loop, and their time limit."""
 
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -52,3 +53,13 @@ class ProcessGroupContext:
         total = values.clone()
         dist.all_reduce(total)
         return total
+
+
+def set_collective_timeout(seconds: float) -> None:
+    """Bound every process group's collectives, so that a frozen peer is an error and not a hang.
+
+    `init_distributed(timeout=...)` does not reach the groups that DeepSpeed clones (measured).
+    """
+    set_timeout = getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)  # its name before torch 2.14
+    for group in list(dist.distributed_c10d._world.pg_map):
+        set_timeout(timedelta(seconds=seconds), group)
