@@ -4,6 +4,7 @@ The sides of a ratio alternate in rounds, since machines are shared and drift; a
 rounds, and the ratio is to the best of the other sides.
 """
 
+import logging
 import statistics
 import tempfile
 import time
@@ -100,6 +101,7 @@ def measure_data(small_uri: str | None, photographs_uri: str | None, say: Say) -
     torchvision runs once on Pillow images and once on tensors. Its side holds the encoded images in memory; ours reads
     the shards.
     """
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the stream runs in this process, with its log
     one = ["scale.workers=1", "scale.data_cpus_per_worker=1", "optim.warmup_steps=10", "train.steps=4000"]
     with tempfile.TemporaryDirectory() as scratch:
         small = load_config("cifar10", [*one, "train.global_batch=512"])

@@ -20,7 +20,6 @@ from soda_dist.config.schema import RunConfig
 from soda_dist.training.engine import Fragment, MicroBatch, StepResult, adam_state
 from soda_dist.training.objective import Objective
 
-
 BUCKET_ELEMENTS = 16_000_000
 """Of gradients that are reduced, and weights that are gathered, at a time: 64 MB.
 
