@@ -1,13 +1,14 @@
 """Checkpoints: complete or absent, free of pickle, and readable on any number of workers.
 
-`checkpoints/STEP/` holds one `state-RANK-of-WORLD.safetensors` a rank with the fragments it owns (tensors named
-KIND/PARAMETER/START), the running statistics, the EMA weights in plain names (`model.safetensors`, and the encoder
-alone in `encoder.safetensors`), the configuration, and `manifest.json`, written last: a folder without it does not
-count.
+`checkpoints/STEP/` holds the fragments that each rank owns in `state-RANK-of-WORLD-PART.safetensors` (tensors named
+KIND/PARAMETER/START; in parts, so that memory stays bounded), the running statistics, the EMA weights in plain names
+(`model.safetensors`, and the encoder alone in `encoder.safetensors`), the configuration, and `manifest.json`, written
+last: a folder without it does not count.
 """
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from safetensors import SafetensorError
@@ -27,6 +28,8 @@ from soda_dist.training.engine import KINDS, Engine, Fragment
 
 MANIFEST = "manifest.json"
 VERSION = 1
+PART_BYTES = 256 << 20
+"""Of a state file: writing holds about three times as much. A larger parameter gets a file of its own."""
 
 
 def _name(step: int) -> str:
@@ -50,7 +53,8 @@ def save(run: Folder, step: int, engine: Engine, context: WorkerContext, config:
         folder.remove_tree("")
     context.barrier()
     written = [
-        _write(folder, f"state-{context.rank:05d}-of-{context.world:05d}.safetensors", save_tensors(_owned(engine)))
+        _write(folder, f"{_state_prefix(context)}{number:05d}.safetensors", save_tensors(part))
+        for number, part in enumerate(_parts(engine))
     ]
     with engine.ema_weights() as weights:
         if weights is not None:
@@ -64,13 +68,25 @@ def save(run: Folder, step: int, engine: Engine, context: WorkerContext, config:
     context.barrier()
 
 
-def _owned(engine: Engine) -> dict[str, Tensor]:
-    return {
-        f"{kind}/{piece.name}/{piece.start}": piece.tensors[kind].detach().cpu().clone()
-        for piece in engine.fragments()
-        if piece.owned
-        for kind in KINDS
-    }
+def _state_prefix(context: WorkerContext) -> str:
+    return f"state-{context.rank:05d}-of-{context.world:05d}-"
+
+
+def _parts(engine: Engine) -> Iterator[dict[str, Tensor]]:
+    """Copies of what this rank owns, about PART_BYTES at a time."""
+    part: dict[str, Tensor] = {}
+    size = 0
+    for piece in engine.fragments():
+        if not piece.owned:
+            continue
+        more = sum(piece.tensors[kind].nbytes for kind in KINDS)
+        if part and size + more > PART_BYTES:
+            yield part
+            part, size = {}, 0
+        size += more
+        part |= {f"{kind}/{piece.name}/{piece.start}": piece.tensors[kind].detach().cpu().clone() for kind in KINDS}
+    if part:
+        yield part
 
 
 def _write(folder: Folder, name: str, content: bytes) -> dict[str, Any]:
@@ -153,9 +169,9 @@ def restore(run: Folder, step: int, engine: Engine, context: WorkerContext) -> N
 
 
 def _state_files(manifest: dict[str, Any], context: WorkerContext) -> list[str]:
-    """This rank's own file first: at an unchanged number of workers it is all that is needed."""
+    """This rank's own files first: at an unchanged number of workers they are all that is needed."""
     names = sorted(entry["name"] for entry in manifest["files"] if entry["name"].startswith("state-"))
-    return sorted(names, key=lambda name: name != f"state-{context.rank:05d}-of-{context.world:05d}.safetensors")
+    return sorted(names, key=lambda name: not name.startswith(_state_prefix(context)))
 
 
 def _copy_overlaps(key: str, values: Tensor, pieces: list[Fragment], missing: dict[tuple[str, int, str], int]) -> None:

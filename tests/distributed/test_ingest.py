@@ -1,5 +1,6 @@
 """Ray Data gives every worker the pairs that the order says, whatever their number, and after a resume."""
 
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -111,3 +112,17 @@ def test_killed_data_workers_change_nothing(data):
                 killed.append(process.pid)
     assert killed
     assert got == straight
+
+
+def test_waiting_for_a_slow_consumer_takes_no_processor(data):
+    """Ray Data's loop shares the training process: while its blocks wait, it must not turn without rest."""
+    from soda_dist.distributed.ingest import stream
+
+    pairs = stream(data, config_of(1, steps=40_000), 0, 0)
+    next(pairs)
+    time.sleep(5)  # the consumer is slow: blocks pile up to the limit of memory
+    before = time.process_time()
+    time.sleep(4)
+    used = time.process_time() - before
+    pairs.close()
+    assert used < 1.2, f"{used:.1f} s of processor time in 4 s"

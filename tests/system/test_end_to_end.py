@@ -47,7 +47,7 @@ def exact(run: Folder) -> list[list[float]]:
 
 
 def weights(run: Folder) -> bytes:
-    return run.read(f"checkpoints/{complete_steps(run)[-1]:09d}/state-00000-of-00001.safetensors")
+    return run.read(f"checkpoints/{complete_steps(run)[-1]:09d}/state-00000-of-00001-00000.safetensors")
 
 
 def driver_of(run_uri: str) -> int:

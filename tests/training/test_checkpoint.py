@@ -96,7 +96,7 @@ def test_only_the_last_checkpoints_are_kept(tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["000000005", "000000006"]
 
 
-@pytest.mark.parametrize("name", ["state-00000-of-00001.safetensors", "model.safetensors"])
+@pytest.mark.parametrize("name", ["state-00000-of-00001-00000.safetensors", "model.safetensors"])
 def test_an_altered_file_is_said_in_one_line(tmp_path, name):
     config = tiny_config()
     run = open_folder(str(tmp_path))
@@ -154,3 +154,19 @@ def test_the_loop_reads_the_same_pairs_it_is_given():
     source, _, ok, index = to_device(pairs_at(config, 5, 9), CPU)
     assert source.shape == (4, 16, 16, 3) and source.dtype == torch.uint8
     assert ok.all() and index.tolist() == [5, 6, 7, 8]
+
+
+def test_state_in_many_files_is_restored_whole(tmp_path, monkeypatch):
+    config = tiny_config()
+    one = train(open_folder(str(tmp_path / "one")), config)
+    monkeypatch.setattr(checkpoint, "PART_BYTES", 20_000)
+    run = open_folder(str(tmp_path / "many"))
+    train(run, config)
+    files = sorted((tmp_path / "many").glob("checkpoints/000000006/state-*"))
+    largest = max(4 * 4 * p.numel() for p in one.objective.parameters())
+    assert len(files) > 10
+    assert all(file.stat().st_size < max(20_000, largest) + 10_000 for file in files), "headers included"
+    fresh = engine_of(config)
+    checkpoint.restore(run, 6, fresh, LocalContext())
+    before, after = state_of(one), state_of(fresh)
+    assert all(torch.equal(before[name], after[name]) for name in before)
