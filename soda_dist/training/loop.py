@@ -163,8 +163,9 @@ def to_device(pairs: Pairs, device: torch.device) -> MicroBatch:
 
 def _shown(line: dict[str, Any], total: int, bad: int, remaining: float) -> str:
     eta = f"{remaining / 60:.0f} min" if remaining >= 120 else f"{remaining:.0f} s"
+    rate = line["images_per_second"]
     text = (
         f"step {line['step']}/{total}  epoch {line['epoch']:.2f}  loss {line['loss']:.4f}  lr {line['lr']:.2e}  "
-        f"{line['images_per_second']:.0f} pairs/s  waiting {line['wait_fraction']:.0%}  left {eta}"
+        f"{rate:.{0 if rate >= 10 else 2}f} pairs/s  waiting {line['wait_fraction']:.0%}  left {eta}"
     )
     return text + (f"  unreadable rows {bad}" if bad else "")
