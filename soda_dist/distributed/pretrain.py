@@ -2,11 +2,13 @@
 
 import os
 import uuid
+from itertools import count
 from typing import Any
 
 import ray
 import torch
 import torch.distributed as dist
+from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
 
 from soda_dist.config.load import dump_config, parse_config
 from soda_dist.config.provenance import provenance
@@ -25,6 +27,8 @@ from soda_dist.training.engine import Engine, PlainEngine
 from soda_dist.training.loop import fit
 
 COLLECTIVE_TIMEOUT_S = 600.0
+LOST = (RayActorError, WorkerCrashedError, OutOfMemoryError)
+"""What Ray says of processes that were killed, as opposed to what a process raised."""
 FREE_TO_CHANGE = ("scale", "evaluation", "sampling")
 FREE_TRAIN_FIELDS = ("steps", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "micro_batch")
 
@@ -54,7 +58,7 @@ def pretrain(config: RunConfig, data_uri: str, run_uri: str, say: Say, until: in
     hold_statistics_here()
     with board(say) as lines:
         job = {"config": config, "data": data.uri, "run": run.uri, "rows": rows, "until": end, "board": lines}
-        _run_trainer(job, config, run)
+        _run_trainer(job, config, run, say)
     return run.uri
 
 
@@ -97,7 +101,62 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def _run_trainer(job: dict[str, Any], config: RunConfig, run: Folder) -> None:
+def _run_trainer(job: dict[str, Any], config: RunConfig, run: Folder, say: Say) -> None:
+    """Train to the end, over losses of processes.
+
+    Ray Train starts a lost worker group again. It gives up where its own processes are lost (its controller, or a
+    worker while a group is being started: measured, an out-of-memory kill did both), so those are counted here.
+    """
+    from ray.train import ControllerError, TrainingFailedError
+
+    for failures in count(1):
+        try:
+            _trainer(job, config, run).fit()
+            break
+        except (ControllerError, *LOST) as error:
+            lost = getattr(error, "controller_failure", error)
+            if not isinstance(lost, LOST) or 0 <= config.scale.max_failures < failures:
+                raise _explained(error) from None
+            _release(getattr(lost, "actor_id", None))
+            say(f"starting again from the last checkpoint: a process of the run was lost ({type(lost).__name__})")
+        except TrainingFailedError as error:
+            raise _explained(error) from None
+        finally:
+            run.child("ray").remove_tree("")
+    fatal = ray.get(job["board"].fatal.remote())
+    if fatal is not None:
+        raise fatal
+
+
+def _release(controller: str | None) -> None:
+    """Free the machines that a killed controller had reserved.
+
+    Its placement group is detached, and the actor that Ray Train leaves to remove it did not (measured for minutes):
+    the next attempt's data tasks would wait for its CPUs for ever.
+    """
+    from ray._private.state import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+    from ray.util.placement_group import PlacementGroup, PlacementGroupID, remove_placement_group
+
+    for record in state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(record)
+        if group.creator_actor_id.hex() == controller:
+            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
+
+
+def _explained(error: Exception) -> Exception:
+    """Memory is the user's to give; everything else keeps its own report."""
+    if "running low on memory" not in str(error):
+        return error
+    return UserError(
+        "memory",
+        "a process of the run killed because its machine ran out of it",
+        "what the machine has",
+        "lower train.micro_batch or scale.data_memory_mb, raise scale.workers, or use larger machines",
+    )
+
+
+def _trainer(job: dict[str, Any], config: RunConfig, run: Folder) -> Any:
     from ray.train import FailureConfig, ScalingConfig
     from ray.train import RunConfig as TrainRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -106,9 +165,8 @@ def _run_trainer(job: dict[str, Any], config: RunConfig, run: Folder) -> None:
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(scale.start_timeout_s)
     on_gpu = scale.gpus_per_worker > 0
     resources = {"CPU": scale.cpus_per_worker} | ({"GPU": scale.gpus_per_worker} if on_gpu else {})
-    scratch = run.child("ray")
-    filesystem, path = scratch.arrow()
-    trainer = TorchTrainer(
+    filesystem, path = run.child("ray").arrow()
+    return TorchTrainer(
         _train_worker,
         train_loop_config=job,
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
@@ -120,13 +178,6 @@ def _run_trainer(job: dict[str, Any], config: RunConfig, run: Folder) -> None:
             failure_config=FailureConfig(max_failures=scale.max_failures, controller_failure_limit=3),  # type: ignore[call-arg]
         ),
     )
-    try:
-        trainer.fit()
-    finally:
-        scratch.remove_tree("")
-    error = ray.get(job["board"].fatal.remote())
-    if error is not None:
-        raise error
 
 
 def _train_worker(job: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ def ray_session(cpus: float) -> Iterator[None]:
         if address and address != "local":
             ray.init(address=address, **common)
         else:
-            # No dashboard: nothing here needs it, and it would hold the port that a head on this machine wants.
+            # No dashboard: a local run has no use for it, and it would hold the port that a head on this machine wants.
             logical = max(os.cpu_count() or 1, int(-(-cpus // 1)))
             ray.init(address="local", num_cpus=logical, include_dashboard=False, **common)
     except ConnectionError as error:
