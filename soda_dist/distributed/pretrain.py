@@ -135,7 +135,7 @@ def _release(controller: str | None) -> None:
     the next attempt's data tasks would wait for its CPUs for ever.
     """
     from ray._private.state import state
-    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
     from ray.util.placement_group import PlacementGroup, PlacementGroupID, remove_placement_group
 
     for record in state._connect_and_get_accessor().get_placement_group_table():
