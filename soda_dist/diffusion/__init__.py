@@ -8,6 +8,7 @@ from soda_dist.diffusion.sampling import (
     Predict,
     denoise_loop,
     guided,
+    invert,
     reverse_steps,
     sample,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "alpha_bar",
     "denoise_loop",
     "guided",
+    "invert",
     "reverse_steps",
     "sample",
 ]

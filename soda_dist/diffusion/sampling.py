@@ -98,6 +98,37 @@ def denoise_loop(
         yield Denoised(step.t, x, x0)
 
 
+@torch.no_grad()
+def invert(predict: Predict, process: GaussianProcess, x_0: Tensor, *, steps: int, iterations: int) -> Tensor:
+    """x_T from which DDIM without noise and without clipping arrives at x_0 again (Song et al. 2021, section 4.3).
+
+    Each step F(x, t) = x_prev is solved for x by x <- x - (F(x, t) - x_prev) / F', where F' is the slope that F has for
+    standard normal data. For Gaussian data of a smaller variance the error shrinks in every iteration, at every noise
+    level; the usual form, which keeps eps fixed, stalls at the noisiest steps.
+
+    Args:
+        predict: eps of a batch, as the sampler will be given; see `guided`.
+        x_0: [B, ...] float in [-1, 1].
+        steps: kept steps, as in `reverse_steps`.
+        iterations: evaluations of `predict` for each step, at least 1.
+
+    Raises:
+        UserError: as `reverse_steps`, or iterations below 1.
+    """
+    if iterations < 1:
+        raise UserError("iterations", iterations, ">= 1", "more are closer to the exact inverse")
+    x = x_0
+    for step in reversed(reverse_steps(process.abar, method="ddim", steps=steps, variance="small", eta=0.0)):
+        t = torch.full((x.shape[0],), step.t, dtype=torch.int64, device=x.device)
+        signal, noise = math.sqrt(step.abar), math.sqrt(1 - step.abar)
+        slope = step.x_weight + step.x0_weight * signal
+        x_prev = x
+        for _ in range(iterations):
+            x0 = (x - noise * predict(x, t)) / signal
+            x = x - (step.x0_weight * x0 + step.x_weight * x - x_prev) / slope
+    return x
+
+
 def guided(denoise: Denoise, z: Tensor, keep: Tensor | None, w: float) -> Predict:
     """eps(0) + w (eps(z) - eps(0)) (section 3.2.1, guidance), with both branches in one batch of 2 B.
 

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from soda_dist.diffusion import GaussianProcess, alpha_bar, guided, sample
+from soda_dist.diffusion import GaussianProcess, alpha_bar, guided, invert, sample
 
 MEAN = torch.tensor([0.3, -0.5], dtype=torch.float64)
 COVARIANCE = torch.tensor([[0.25, 0.12], [0.12, 0.16]], dtype=torch.float64)
@@ -110,6 +110,25 @@ def test_the_large_variance_is_exact_on_unit_gaussian_data_and_the_small_one_on_
     mean, covariance = law(lambda _: optimal(process, *point), process, 1, steps=steps, **SAMPLERS["small"])
     assert float(mean) == pytest.approx(0.7, abs=1e-9)
     assert float(covariance) == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("steps", [20, 100])
+@pytest.mark.parametrize("schedule", ["inverted", "cosine", "linear"])
+def test_inversion_solves_the_samplers_affine_map(schedule, steps):
+    process = GaussianProcess(alpha_bar(schedule, 1000))
+    predict = optimal(process, MEAN, COVARIANCE)
+    options = {"steps": steps, "clip": False, "noise": None, **SAMPLERS["ddim"]}
+    units = torch.cat([torch.zeros(1, 2, dtype=torch.float64), EYE])
+    offset, *rows = sample(predict, process, units, **options)
+    matrix = torch.stack([row - offset for row in rows]).T  # DDIM is x_0 = matrix x_T + offset
+    x_0 = torch.tensor([[0.9, -0.7], [-0.2, 0.4], [0.3, -0.5]], dtype=torch.float64)
+    expected = torch.linalg.solve(matrix, (x_0 - offset).T).T
+    error = {
+        n: float((invert(predict, process, x_0, steps=steps, iterations=n) - expected).abs().max()) for n in (1, 3, 60)
+    }
+    assert error[60] < 1e-7 and error[60] < error[3] < error[1], error
+    back = sample(predict, process, invert(predict, process, x_0, steps=steps, iterations=60), **options)
+    torch.testing.assert_close(back, x_0, rtol=0, atol=1e-7)
 
 
 def conditional_family(process, covariances):
