@@ -10,7 +10,8 @@ from ray.exceptions import RayTaskError
 from soda_dist.distributed.session import Say
 from soda_dist.errors import UserError
 
-SHOW_SECONDS = 3.0
+SHOW_SECONDS, LONGEST_SECONDS = 3.0, 30.0
+"""Between two lines: a tenth of the time since the beginning, within these."""
 RETRIES = 10
 """Times that a call is made again after its machine was lost."""
 
@@ -71,7 +72,8 @@ class Progress:
 
     def tick(self) -> None:
         """Shows a line if the last one is old enough."""
-        if time.monotonic() - self._shown >= SHOW_SECONDS:
+        pause = min(LONGEST_SECONDS, max(SHOW_SECONDS, 0.1 * (self._shown - self._began)))
+        if time.monotonic() - self._shown >= pause:
             self._shown = time.monotonic()
             self._last = self._line()
             self._say(self._last)
