@@ -147,21 +147,25 @@ def hold_statistics_here() -> None:
 def _datasets(order: Order, config: RunConfig, rank: int, first_step: int) -> Iterator[list[list[Slice]]]:
     """Plans of read tasks, a dataset's worth at a time.
 
-    A task ends where the window of row groups changes, so that no group is fetched by two tasks in vain.
+    A task ends where the window of row groups changes, so that no group is fetched by two tasks in vain; a small data
+    set has many windows, and so few steps to a dataset.
     """
     row_bytes = 3 * (config.data.source_size**2 + config.data.target_size**2)
     per_task = max(1, min(ROWS_PER_TASK, BYTES_PER_TASK // row_bytes) // config.micro_batch)
     steps = max(1, TASKS_PER_DATASET * per_task // config.accumulation)
-    for first in range(first_step, config.train.steps, steps):
+    batch, first = config.train.global_batch, first_step
+    while first < config.train.steps:
         last = min(first + steps, config.train.steps)
-        batch = config.train.global_batch
         starts = [window.start for window in order.windows(first * batch, last * batch)]
+        if len(starts) > TASKS_PER_DATASET:
+            last = max(first + 1, starts[TASKS_PER_DATASET] // batch)
         pieces = [piece for step in range(first, last) for piece in slices(config, rank, step)]
         yield [
             plan
             for _, window in groupby(pieces, key=lambda piece: bisect_right(starts, piece[0]))
             for plan in _evenly(list(window), per_task)
         ]
+        first = last
 
 
 def _evenly(pieces: list[Slice], most: int) -> list[list[Slice]]:

@@ -1,6 +1,7 @@
 """Ray Data gives every worker the pairs that the order says, whatever their number, and after a resume."""
 
-import time
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -114,15 +115,43 @@ def test_killed_data_workers_change_nothing(data):
     assert got == straight
 
 
-def test_waiting_for_a_slow_consumer_takes_no_processor(data):
-    """Ray Data's loop shares the training process: while its blocks wait, it must not turn without rest."""
-    from soda_dist.distributed.ingest import stream
+SLOW_CONSUMER = """
+import os, sys, time
+import ray
+from soda_dist.distributed.ingest import stream
+from tests.tiny import tiny_config
 
-    pairs = stream(data, config_of(1, steps=40_000), 0, 0)
-    next(pairs)
-    time.sleep(5)  # the consumer is slow: blocks pile up to the limit of memory
-    before = time.process_time()
-    time.sleep(4)
-    used = time.process_time() - before
-    pairs.close()
-    assert used < 1.2, f"{used:.1f} s of processor time in 4 s"
+ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+train = {"global_batch": 16, "steps": 1000, "checkpoint_every_steps": 100}
+config = tiny_config(data={"source_size": 192}, train=train, scale={"data_memory_mb": 64})
+pairs = stream(sys.argv[1], config, 0, 0)
+next(pairs)
+time.sleep(5)  # the consumer is slow: blocks pile up to the limit of memory
+before = time.process_time()
+time.sleep(4)
+print("used", time.process_time() - before, flush=True)
+os._exit(0)
+"""
+
+
+def test_waiting_for_a_slow_consumer_takes_no_processor(data):
+    """Ray Data's loop shares the training process: while its blocks wait, it must not turn without rest.
+
+    In a process of its own: threads of a pipeline that was left in the middle outlive `ray.shutdown`.
+    """
+    command = [sys.executable, "-c", SLOW_CONSUMER, data]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    used = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("used")]
+    assert used, done.stderr[-2000:]
+    assert float(used[0]) < 1.2, f"{used[0]} s of processor time in 4 s"
+
+
+def test_a_small_data_set_is_not_cut_into_endless_tasks(data):
+    from soda_dist.distributed.ingest import TASKS_PER_DATASET, _datasets, slices
+
+    config = config_of(1, steps=2000)
+    order = Order([g for shard in GROUPS for g in shard], config.seed, 16, config.data.shuffle_groups)
+    datasets = list(_datasets(order, config, 0, 3))
+    assert max(len(plans) for plans in datasets) <= TASKS_PER_DATASET + 2
+    planned = [piece for plans in datasets for plan in plans for piece in plan]
+    assert planned == [piece for step in range(3, 2000) for piece in slices(config, 0, step)]
