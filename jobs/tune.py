@@ -20,7 +20,7 @@ def main(argv: list[str]) -> str:
     from soda_dist.distributed.session import ray_session, training_resources
 
     search = load_search(args.search)
-    with ray_session(training_resources(config)["CPU"] * search.concurrent):
+    with ray_session(training_resources(config)["CPU"] * search.concurrent + 1):  # the trials take a little themselves
         from soda_dist.distributed.sweep import sweep
 
         return sweep(config, search, args.data, args.run, say)

@@ -24,6 +24,8 @@ from soda_dist.report.sweep import sweep_plot
 from soda_dist.training.checkpoint import complete_steps
 
 OBJECTIVE = "accuracy"
+TRIAL_CPUS = 0.001
+"""Of a trial's own process, beside its run's: on a cluster without this much to spare its last data task would wait."""
 
 
 def sweep(config: RunConfig, search: Search, data_uri: str, run_uri: str, say: Say) -> str:
@@ -36,6 +38,7 @@ def sweep(config: RunConfig, search: Search, data_uri: str, run_uri: str, say: S
     candidates = draw_candidates(config, search)
     _claim(run, config, search)
     needed = {name: count * search.concurrent for name, count in training_resources(config).items()}
+    needed["CPU"] += TRIAL_CPUS * search.concurrent
     check_resources(needed, say)
     with board(say) as lines:
         trial = partial(
@@ -112,7 +115,7 @@ def _run_tuner(trial: Any, search: Search, run: Folder) -> None:
         time_attr="step", max_t=search.steps + 1, grace_period=search.first_rung, reduction_factor=search.reduction
     )
     tuner = tune.Tuner(
-        tune.with_resources(trial, {"CPU": 0.001}),
+        tune.with_resources(trial, {"CPU": TRIAL_CPUS}),
         param_space={"trial": tune.grid_search(list(range(search.trials)))},
         tune_config=tune.TuneConfig(
             metric=OBJECTIVE, mode="max", scheduler=scheduler, max_concurrent_trials=search.concurrent
