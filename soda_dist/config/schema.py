@@ -4,10 +4,11 @@ Values are the paper's (table 12) unless a docstring says "our reading". Sizes a
 steps are optimizer updates, and batches count view pairs.
 """
 
-from math import isqrt
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from soda_dist.config.checks import CHECKS
 
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -16,13 +17,7 @@ NotNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 
-ENCODER_STRIDE = 32
-
-
-def _divisors(number: int) -> str:
-    """All divisors of `number`, as an error shows them; quick for numbers of any size that a user may type."""
-    low = [n for n in range(1, isqrt(number) + 1) if number % n == 0]
-    return ", ".join(str(n) for n in sorted({*low, *(number // n for n in low)}))
+Sources = Annotated[int, Field(ge=1, le=16)]
 
 
 class Node(BaseModel):
@@ -72,15 +67,33 @@ class Data(Node):
     train_split: str = "train"
     shuffle_groups: Count = 16
     """Row groups whose rows are mixed at a time: a batch draws evenly from this many."""
+    views: Literal["augmented", "same", "object", "class"] = "augmented"
+    """What the views share (section 3.3): an image, augmented for each anew; an image and its augmentation too, which
+    makes an auto-encoder; an object, seen from several places; or a class."""
+    sources: tuple[Sources, Sources] = (1, 1)
+    """Fewest and most source views; in training each number between them is equally likely."""
+    augment: Literal["both", "source", "target", "none"] = "both"
+    """Which views are augmented (figure 6); the others are central squares of their images."""
     augmentation: Augmentation = Augmentation()
+    pose: Literal["none", "pixels", "cameras"] = "none"
+    """What is told of each view's place: nothing, its pixels' coordinates in the image, or its camera (section 3.3)."""
 
 
 class Encoder(Node):
     """The image encoder E (section 3.2, appendix C)."""
 
-    arch: Literal["resnet18", "resnet50", "resnet50x2"] = "resnet50"
+    arch: Literal["resnet18", "resnet50", "resnet50x2", "vit_small", "vit_base", "pretrained"] = "resnet50"
+    """`pretrained`: a frozen one, as unCLIP has (section F.1), named by the three fields below."""
+    model: str | None = None
+    """timm's name of the frozen encoder; it is never downloaded."""
+    weights: str | None = None
+    """File or URI of its weights, safetensors."""
+    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """Digest that the weights must have."""
     width: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0
     """Multiplier of every channel count of `arch`; below 1 for small machines."""
+    patch: Annotated[int, Field(ge=2, le=64)] = 16
+    """Side of a ViT's patches."""
     stem: Literal["imagenet", "small"] = "imagenet"
     """`imagenet`: 7x7 stride 2 and max pooling; `small`: 3x3 stride 1, for images up to 64 px (our reading)."""
     norm: Literal["batch", "group"] = "batch"
@@ -93,9 +106,45 @@ class Encoder(Node):
     """Dropout on the latent (bottleneck dropout)."""
 
 
+class Aggregation(Node):
+    """How the latents of several sources become one (section 3.3, tables 5, 12); a single source stays as it is."""
+
+    kind: Literal["mean", "transformer"] = "mean"
+    depth: Count = 2
+    heads: Count = 4
+    multiplier: Count = 4
+    """Width of the hidden layers over that of z."""
+
+
+class Pose(Node):
+    """How a view's place is told to the networks (section 3.3, G.3, table 8). Read where `data.pose` is not `none`."""
+
+    conditioning: Literal["grid", "absolute", "relative", "grid_absolute", "grid_relative"] = "grid"
+    """A grid beside the first layer's channels, a vector that modulates, or both."""
+    rays: Literal["concat", "normalized", "plane", "sphere"] = "sphere"
+    coordinates: Literal["cartesian", "polar"] = "polar"
+    radius: Positive = 1.0
+    """Of the sphere around the object that rays are cast on, in the unit of the cameras' places (our reading)."""
+    extent: Positive = 4.0
+    """Length that becomes 1 before it is encoded, in the same unit (our reading)."""
+    encoding_dim: Annotated[int, Field(ge=24, multiple_of=2)] = 512
+    """Width of the sinusoidal encoding."""
+    scale: Positive = 1e-4
+    """Divides the coordinates in the encoding (figure 10)."""
+    mask_rate: Fraction = 0.0
+    """Probability that the poses are masked, independently of z (table 10, masking)."""
+
+
 class Denoiser(Node):
     """The denoising UNet D (section 3.1, appendix C)."""
 
+    conditioning: Literal["layer_modulation", "modulation", "broadcast", "cross_attention", "grid_attention"] = (
+        "layer_modulation"
+    )
+    """How z reaches the layers: each pair of layers by a section of z; all by all of z; beside the first channels
+    (without modulation); attention to z's sections; attention to the encoder's grid (without bottleneck)."""
+    modulation: Literal["two_stage", "no_scale", "sum", "concat"] = "two_stage"
+    """How t and z are joined where z modulates (tables 9, 11)."""
     base_channels: Annotated[int, Field(ge=8, le=1024)] = 64
     channel_multipliers: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 1, 2, 3, 4)
     blocks: Count = 2
@@ -112,7 +161,9 @@ class Denoiser(Node):
 
     @property
     def sections(self) -> int:
-        """Sections of z: one for each pair of modulated layers (FORMULAS, layer modulation)."""
+        """Sections of z: one for each pair of layers (section 3.2.1), or a single one."""
+        if self.conditioning not in ("layer_modulation", "cross_attention"):
+            return 1
         levels = len(self.channel_multipliers)
         return levels * self.blocks + levels - 1
 
@@ -131,7 +182,17 @@ class Sampling(Node):
     steps: Count = 100
     """Strided steps; the paper uses 75 to 250."""
     guidance: NotNegative = 2.0
-    """w: 0 drops the latent, 1 is plain conditional sampling, 2 to 3 the paper's range."""
+    """w: 0 drops the condition, 1 is plain conditional sampling, 2 to 3 the paper's range."""
+    guide: Literal["latent", "pose", "both"] = "latent"
+    """What guidance leaves out in its branch without condition (table 10, masking)."""
+    guided_sections: tuple[CountOrZero, ...] | None = None
+    """Sections of z that this branch leaves out; none: all."""
+    masked_sections: tuple[CountOrZero, ...] = ()
+    """Sections of z that are left out throughout, and so drawn freely (section 4.3.1)."""
+    sources: Sources = 1
+    """Source views that a sample is given."""
+    stochastic: bool = False
+    """Whether each step is conditioned on one source drawn at random instead of their aggregation (table 5)."""
     variance: Literal["small", "large"] = "small"
     """DDPM's fixed variance: the posterior's (small) or beta (large)."""
     eta: Fraction = 0.0
@@ -210,6 +271,17 @@ class Knn(Node):
     temperature: Positive = 0.07
 
 
+class Activations(Node):
+    """Where a denoiser is read as an encoder (section F.1): a layer's pooled activations over a noised image."""
+
+    layers: tuple[str, ...] = ()
+    """Candidates, such as `up.0`; none: all layers."""
+    noise_levels: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (0.01, 0.05, 0.1, 0.25)
+    """Candidates, as shares of `diffusion.steps` (our reading)."""
+    search_images: Annotated[int, Field(ge=20)] = 2000
+    """First training images on which the best pair of the two is found, a fifth of them held out."""
+
+
 class Evaluation(Node):
     """What is measured on a trained run."""
 
@@ -222,6 +294,9 @@ class Evaluation(Node):
     """Column to predict; none: the data set's main label."""
     batch: Count = 128
     actors: Count = 1
+    latents: Literal["encoder", "denoiser"] = "encoder"
+    """What is probed; a method without an encoder is always read in its denoiser."""
+    activations: Activations = Activations()
     images: Count = 8
     """Images in each sample and reconstruction grid."""
     probe: Probe = Probe()
@@ -232,8 +307,12 @@ class RunConfig(Node):
     """A whole run. Section names are the fields; `a.b=value` on the command line overrides one leaf."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    method: Literal["soda", "encdec", "unconditional", "palette"] = "soda"
+    """The model: SODA and its ablations, or a baseline over the same networks (section F.1)."""
     data: Data = Data()
     encoder: Encoder = Encoder()
+    aggregation: Aggregation = Aggregation()
+    pose: Pose = Pose()
     denoiser: Denoiser = Denoiser()
     diffusion: Diffusion = Diffusion()
     sampling: Sampling = Sampling()
@@ -254,81 +333,7 @@ class RunConfig(Node):
 
     @model_validator(mode="after")
     def _consistent(self) -> "RunConfig":
-        for check in (
-            self._check_levels,
-            self._check_attention,
-            self._check_latent,
-            self._check_batch,
-            self._check_steps,
-        ):
-            problem = check()
-            if problem:
+        for check in CHECKS:
+            for problem in check(self):
                 raise ValueError("|".join(problem))
         return self
-
-    def _check_levels(self) -> tuple[str, ...] | None:
-        levels = len(self.denoiser.channel_multipliers)
-        size, factor = self.data.target_size, 2 ** (levels - 1)
-        if size % factor:
-            got = f"{size} with {levels} levels in denoiser.channel_multipliers"
-            return "data.target_size", got, f"multiples of {factor}", "change the size or the number of levels"
-        if self.encoder.stem == "imagenet" and self.data.source_size < ENCODER_STRIDE:
-            got = f"{self.data.source_size} with encoder.stem=imagenet"
-            return "data.source_size", got, f">= {ENCODER_STRIDE}", "use a larger source or encoder.stem=small"
-        return None
-
-    def _check_attention(self) -> tuple[str, ...] | None:
-        d = self.denoiser
-        there = [self.data.target_size >> level for level in range(len(d.channel_multipliers))]
-        for resolution in d.attention_resolutions:
-            if resolution not in there:
-                got = f"{resolution} with data.target_size={self.data.target_size} and {len(there)} levels"
-                allowed = "resolutions of the UNet: " + ", ".join(map(str, there))
-                return "denoiser.attention_resolutions", got, allowed, "name only those"
-        for level, multiplier in enumerate(d.channel_multipliers):
-            resolution, channels = self.data.target_size >> level, d.base_channels * multiplier
-            if resolution in d.attention_resolutions and channels % d.head_dim:
-                got = f"{d.head_dim} with {channels} channels at resolution {resolution}"
-                return (
-                    "denoiser.head_dim",
-                    got,
-                    "divisors of the channels at attention resolutions",
-                    "change one of them",
-                )
-        return None
-
-    def _check_latent(self) -> tuple[str, ...] | None:
-        if self.encoder.latent_dim < self.denoiser.sections:
-            got = f"{self.encoder.latent_dim} with {self.denoiser.sections} sections (one a pair of modulated layers)"
-            return (
-                "encoder.latent_dim",
-                got,
-                f">= {self.denoiser.sections}",
-                "widen the latent or use a shallower denoiser",
-            )
-        return None
-
-    def _check_batch(self) -> tuple[str, ...] | None:
-        batch, workers = self.train.global_batch, self.scale.workers
-        if batch % workers:
-            got = f"{workers} with train.global_batch={batch}"
-            return "scale.workers", got, _divisors(batch), "choose a count that divides the batch"
-        micro = self.train.micro_batch
-        if micro is not None and batch % (micro * workers):
-            got = f"{micro} with train.global_batch={batch} and scale.workers={workers}"
-            return (
-                "train.micro_batch",
-                got,
-                _divisors(batch // workers),
-                "micro_batch times workers must divide the global batch",
-            )
-        return None
-
-    def _check_steps(self) -> tuple[str, ...] | None:
-        if self.sampling.steps > self.diffusion.steps:
-            got = f"{self.sampling.steps} with diffusion.steps={self.diffusion.steps}"
-            return "sampling.steps", got, f"1..{self.diffusion.steps}", "stride to fewer steps"
-        if self.optim.decay == "cosine" and self.optim.warmup_steps >= self.train.steps:
-            got = f"{self.optim.warmup_steps} with train.steps={self.train.steps}"
-            return "optim.warmup_steps", got, f"< {self.train.steps}", "shorten the warm-up or train longer"
-        return None

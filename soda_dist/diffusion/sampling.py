@@ -1,9 +1,9 @@
-"""The reverse process: DDPM and DDIM over strided steps, and guidance (section 3.1, appendices B and C)."""
+"""The reverse process: DDPM and DDIM over strided steps, and what eps they follow (section 3.1, appendices B and C)."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,8 +15,10 @@ Method = Literal["ddpm", "ddim"]
 Variance = Literal["small", "large"]
 Predict = Callable[[Tensor, Tensor], Tensor]
 """(x [B, ...], t int64 [B] in 0..T-1) -> eps of x's shape."""
-Denoise = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""(x [B, ...], t int64 [B], z [B, D], keep bool [B, sections] or None) -> eps of x's shape."""
+Condition = TypeVar("Condition")
+"""What a denoiser is told of B samples beside x and t; only the denoiser knows what is in it."""
+Denoise = Callable[[Tensor, Tensor, Condition], Tensor]
+"""(x [B, ...], t int64 [B], condition of B samples) -> eps of x's shape."""
 Noise = Callable[[int], Tensor]
 """i, the number of steps taken before (0 at x_T) -> standard normal noise of x's shape."""
 
@@ -129,29 +131,60 @@ def invert(predict: Predict, process: GaussianProcess, x_0: Tensor, *, steps: in
     return x
 
 
-def guided(denoise: Denoise, z: Tensor, keep: Tensor | None, w: float) -> Predict:
-    """eps(0) + w (eps(z) - eps(0)) (section 3.2.1, guidance), with both branches in one batch of 2 B.
+def guided(
+    denoise: Denoise[Condition],
+    condition: Condition,
+    without: Condition,
+    w: float,
+    *,
+    join: Callable[[Condition, Condition], Condition],
+) -> Predict:
+    """eps(without) + w (eps(condition) - eps(without)) (section 3.2.1), with both branches in one batch of 2 B.
 
-    The branch without condition has z zeroed and, where `keep` is given, every section dropped. w = 1 and w = 0 need
-    one branch and run only that one.
+    `without` comes first in that batch. It is the condition with all of it masked or, to guide by a part alone, with
+    that part masked (section 3.3: the latent, the pose, or both). w = 1 and w = 0 need one branch and run only that.
 
     Args:
-        z: [B, D] float.
-        keep: bool [B, sections], the sections of z that the branch with condition sees; None: all.
+        condition: of B samples.
+        without: of the same B samples.
         w: guidance scale; 1 is plain conditional sampling, 2 to 3 the paper's range.
+        join: two conditions of B samples each as one of 2 B, the first one's samples first; called once.
     """
-    no_z = torch.zeros_like(z)
-    no_keep = None if keep is None else torch.zeros_like(keep)
     if w == 1:
-        return lambda x, t: denoise(x, t, z, keep)
+        return lambda x, t: denoise(x, t, condition)
     if w == 0:
-        return lambda x, t: denoise(x, t, no_z, no_keep)
-    both_z = torch.cat([no_z, z])
-    both_keep = None if keep is None else torch.cat([torch.zeros_like(keep), keep])
+        return lambda x, t: denoise(x, t, without)
+    both = join(without, condition)
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
-        without, conditional = denoise(torch.cat([x, x]), torch.cat([t, t]), both_z, both_keep).chunk(2)
-        return without + w * (conditional - without)
+        plain, conditional = denoise(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+        return plain + w * (conditional - plain)
+
+    return predict
+
+
+def alternating(predicts: Sequence[Predict], choose: Callable[[int], int]) -> Predict:
+    """Stochastic conditioning (section 4.2.2, after 3DiM): at each noise level one of several predictions.
+
+    Args:
+        predicts: one for each source view.
+        choose: t in 0..T-1 -> index of the prediction that the whole batch gets at that level. A function of t alone:
+            `invert` asks several times at each level and must be told the same as the sampler.
+
+    Raises:
+        ValueError: no predictions; in use, a batch at several levels or an index that is none.
+    """
+    if not predicts:
+        raise ValueError("predicts: got none; allowed: at least one")
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        levels = t.unique().tolist()
+        if len(levels) != 1:
+            raise ValueError(f"t: got levels {levels}; allowed: one level for the whole batch")
+        chosen = choose(levels[0])
+        if not 0 <= chosen < len(predicts):
+            raise ValueError(f"choose: got {chosen} at t = {levels[0]}; allowed: 0..{len(predicts) - 1}")
+        return predicts[chosen](x, t)
 
     return predict
 

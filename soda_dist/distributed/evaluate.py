@@ -13,8 +13,9 @@ from soda_dist.config.schema import RunConfig
 from soda_dist.data.shards import Manifest, check_shards, read_manifest
 from soda_dist.data.storage import Folder, open_folder
 from soda_dist.distributed.crew import Crew
-from soda_dist.distributed.features import UNTRAINED, Features, check_splits, collect, load_models, plan_pieces
+from soda_dist.distributed.features import UNTRAINED, Features, Point, check_splits, collect, load_models, plan_pieces
 from soda_dist.distributed.measure import Target, check_neighbours, choose_target, majority, measure_all
+from soda_dist.distributed.reading import find_point, needs_point
 from soda_dist.distributed.samples import Drawing, choose, draw_all, likeness, show
 from soda_dist.distributed.session import Say, autoscaler_active, check_resources
 from soda_dist.errors import UserError
@@ -59,8 +60,12 @@ def evaluate(
     with _crew(run.uri, data.uri, at, config, say) as crew:
         if target is not None:
             start = time.monotonic()
-            features = [_features(crew, manifest, config, which, target, say) for which in ("train", "test")]
+            reading = find_point(crew, manifest, config, target, say) if needs_point(config) else None
+            point = reading and reading[0]
+            features = [_features(crew, manifest, config, which, target, point, say) for which in ("train", "test")]
             facts = {"step": at, **_facts(config, target, features), "latents_seconds": time.monotonic() - start}
+            if reading is not None:
+                facts |= {"read_at": str(reading[0]), "search": reading[1]}
             for name, scores in measure_all(crew, metrics, config, features, target, say).items():
                 results[name] = {"task": name, **facts, **scores}
                 folder.write_json(f"{name}.json", results[name])
@@ -156,11 +161,18 @@ def _resources(config: RunConfig) -> dict[str, float]:
 
 
 def _features(
-    crew: Crew[Any, Any], manifest: Manifest, config: RunConfig, which: str, target: Target, say: Say
+    crew: Crew[Any, Any],
+    manifest: Manifest,
+    config: RunConfig,
+    which: str,
+    target: Target,
+    point: Point | None,
+    say: Say,
 ) -> Features:
     """Features of the train or test split of evaluation."""
     split, limit = getattr(config.evaluation, f"{which}_split"), getattr(config.evaluation, f"max_{which}_images")
-    pieces = plan_pieces(split, manifest.split(split).groups, limit, config.evaluation.batch, target.columns)
+    points = () if point is None else (point,)
+    pieces = plan_pieces(split, manifest.split(split).groups, limit, config.evaluation.batch, target.columns, points)
     features = collect(crew, pieces, say)
     if len(features) < 2:
         got = f"{split} with {len(features)} readable images"

@@ -15,15 +15,17 @@ from torch.nn import functional as F
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.shards import Manifest, ShardReader, read_manifest
 from soda_dist.data.storage import open_folder
-from soda_dist.data.views import center_views
+from soda_dist.distributed.centred import Centred, addressed_noise, centred, pose_columns
 from soda_dist.distributed.crew import Crew
 from soda_dist.distributed.farm import Progress
 from soda_dist.distributed.session import Say
 from soda_dist.errors import UserError
-from soda_dist.models.pixels import source_input
-from soda_dist.models.soda import Soda
-from soda_dist.training.build import build_soda
-from soda_dist.training.checkpoint import load_soda
+from soda_dist.models.method import DiffusionMethod, Method
+from soda_dist.models.pixels import source_input, target_input
+from soda_dist.models.encoder import Encoder
+from soda_dist.models.soda import Encoding
+from soda_dist.training.build import build_model, load_frozen_weights
+from soda_dist.training.checkpoint import load_model
 
 PIXELS = 32
 """Longest side of the raw-pixel baseline."""
@@ -35,30 +37,49 @@ UNTRAINED = (
 )
 
 
+@dataclass(frozen=True)
+class Point:
+    """Where a denoiser is read: a layer, and the index of a noise level, 0..T-1."""
+
+    layer: str
+    t: int
+
+    def __str__(self) -> str:
+        return f"{self.layer} at t = {self.t + 1}"
+
+
 @dataclass
 class Models:
     """What an actor holds. `config` gives sizes and evaluation; the networks are as their checkpoint says."""
 
-    soda: Soda
+    model: Method
     config: RunConfig
     reader: dict[str, ShardReader]
     device: torch.device
 
     @cached_property
-    def untrained(self) -> Soda:
+    def untrained(self) -> Method:
         """The run's model at its first step, fit for eval mode; made on first use."""
-        fresh = build_soda(self.config).to(self.device).eval().requires_grad_(False)
-        views, ok = self._first_training_views()
-        settle_norms(
-            fresh.encoder, source_input(torch.from_numpy(views[ok]).to(self.device)), self.config.evaluation.batch
-        )
+        fresh = build_model(self.config)
+        load_frozen_weights(fresh, self.config)
+        fresh = fresh.to(self.device).eval().requires_grad_(False)
+        encoder = getattr(fresh, "encoder", None)
+        if isinstance(encoder, Encoder):
+            settle_norms(encoder, self._first_training_batches())
         return fresh
 
-    def _first_training_views(self) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        reader = self.reader[self.config.evaluation.train_split]
-        piece = plan_pieces(self.config.evaluation.train_split, reader.groups, NORM_ROWS, NORM_ROWS)[0]
-        images = _rows(reader, piece, ["image"]).column("image").to_pylist()
-        return center_views(images, size=self.config.data.source_size, resize=self.config.data.eval_resize)
+    def _first_training_batches(self) -> list[tuple[Tensor, Tensor | None, None]]:
+        """What the encoder takes, whole batches of the first training images (one that is not, if they are fewer)."""
+        split, batch = self.config.evaluation.train_split, self.config.evaluation.batch
+        reader = self.reader[split]
+        piece = plan_pieces(split, reader.groups, NORM_ROWS, NORM_ROWS)[0]
+        seen = centred(rows_of(reader, piece, ["image", *pose_columns(self.config)]), self.config)
+        images = source_input(torch.from_numpy(seen.source[seen.ok])).to(self.device)
+        poses = None if seen.pose is None else torch.from_numpy(seen.pose[seen.ok]).to(self.device)
+        starts = range(0, max(len(images) // batch * batch, 1), batch)
+        return [
+            (images[at : at + batch], None if poses is None else poses[at : at + batch], None) for at in starts
+        ]
 
 
 def load_models(run_uri: str, data_uri: str, step: int, config: RunConfig, device: str) -> Models:
@@ -66,8 +87,8 @@ def load_models(run_uri: str, data_uri: str, step: int, config: RunConfig, devic
     import cv2
 
     cv2.setNumThreads(1)  # an actor has one CPU
-    soda, _, _ = load_soda(open_folder(run_uri), step)
-    return Models(soda.to(device).eval(), config, readers(data_uri, config), torch.device(device))
+    model, _, _ = load_model(open_folder(run_uri), step)
+    return Models(model.to(device).eval(), config, readers(data_uri, config), torch.device(device))
 
 
 def readers(data_uri: str, config: RunConfig) -> dict[str, ShardReader]:
@@ -79,20 +100,18 @@ def readers(data_uri: str, config: RunConfig) -> dict[str, ShardReader]:
 
 
 @torch.no_grad()
-def settle_norms(module: nn.Module, images: Tensor, batch: int) -> None:
-    """Batch norms of a module in eval mode get the mean statistics of `images` ([N, 3, h, w]), taken `batch` at a time.
+def settle_norms(module: nn.Module, batches: Sequence[tuple[Tensor | None, ...]]) -> None:
+    """Batch norms of a module in eval mode get the mean statistics of `batches`, each the module's arguments.
 
     Everything else stays in eval mode. Without batch norms nothing happens.
     """
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
-    if not norms or not len(images):
-        return
     momenta = [norm.momentum for norm in norms]
-    for number, part in enumerate(images[: len(images) // batch * batch or len(images)].split(batch)):
+    for number, batch in enumerate(batches if norms else ()):
         for norm in norms:
             norm.train()
             norm.momentum = 1.0 / (number + 1)  # a running mean over the batches
-        module(part)
+        module(*batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.eval()
         norm.momentum = momentum
@@ -109,10 +128,17 @@ class Piece:
     rows: int
     labels: tuple[str, ...] = ()
     """Columns to read beside the image."""
+    points: tuple[Point, ...] = ()
+    """Where the denoiser is read; none: the encoder's latents."""
 
 
 def plan_pieces(
-    split: str, groups: Sequence[int], limit: int | None, batch: int, labels: tuple[str, ...] = ()
+    split: str,
+    groups: Sequence[int],
+    limit: int | None,
+    batch: int,
+    labels: tuple[str, ...] = (),
+    points: tuple[Point, ...] = (),
 ) -> list[Piece]:
     """The first `limit` rows (none: all) as pieces of whole row groups, each of at least `batch` rows but the last.
 
@@ -125,7 +151,7 @@ def plan_pieces(
     for number, rows in enumerate(groups):
         row += rows
         if row - first >= batch or row >= total:
-            pieces.append(Piece(split, tuple(range(start, number + 1)), first, min(row, total) - first, labels))
+            pieces.append(Piece(split, tuple(range(start, number + 1)), first, min(row, total) - first, labels, points))
             start, first = number + 1, row
         if row >= total:
             break
@@ -153,25 +179,62 @@ def extract(models: Models, piece: Piece) -> Extract:
     Raises:
         UserError: a shard is damaged, or a label is missing in a row.
     """
-    data, device = models.config.data, models.device
-    table = _rows(models.reader[piece.split], piece, ["key", "image", "name", *piece.labels])
+    table = rows_of(models.reader[piece.split], piece, ["key", "image", "name", *piece.labels, *pose_columns(models.config)])
     if table.column("key").to_pylist() != list(range(piece.first_row, piece.first_row + piece.rows)):
         raise RuntimeError(f"rows {piece.first_row} and on of {piece.split} have other keys than their ordinals")
-    views, ok = center_views(table.column("image").to_pylist(), size=data.source_size, resize=data.eval_resize)
-    parts: dict[str, list[Tensor]] = {"trained": [], "untrained": [], "pixels": []}
-    for batch in torch.from_numpy(views).split(models.config.evaluation.batch):
-        images = source_input(batch.to(device))
-        parts["trained"].append(models.soda.encode(images).float().cpu())
-        parts["untrained"].append(models.untrained.encode(images).float().cpu())
-        parts["pixels"].append(raw_pixels(batch))
+    seen = centred(table, models.config)
+    parts: list[dict[str, Tensor]] = []
+    for at in range(0, piece.rows, models.config.evaluation.batch):
+        rows = slice(at, at + models.config.evaluation.batch)
+        parts.append(_arrays(models, seen.rows(rows), piece.first_row + at, piece.points))
     names = table.column("name").to_pylist()
     return Extract(
         first_row=piece.first_row,
-        ok=ok,
+        ok=seen.ok,
         labels=_labels(table, piece),
-        arrays={name: torch.cat(rows).numpy() for name, rows in parts.items()},
-        unreadable=tuple(names[row] for row in np.flatnonzero(~ok)),
+        arrays={name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]},
+        unreadable=tuple(names[row] for row in np.flatnonzero(~seen.ok)),
     )
+
+
+def _arrays(models: Models, seen: Centred, first_key: int, points: tuple[Point, ...]) -> dict[str, Tensor]:
+    """A batch's rows by encoder; at several points, those of the trained model alone, by the point's text."""
+    if len(points) > 1:
+        read = activations(models, models.model, seen, first_key, points)
+        return {str(point): read[point] for point in points}
+    both = {"trained": models.model, "untrained": models.untrained}
+    arrays = {}
+    for name, model in both.items():
+        if points:
+            arrays[name] = activations(models, model, seen, first_key, points)[points[0]]
+        else:
+            arrays[name] = _latents(models, model, seen)
+    return {**arrays, "pixels": raw_pixels(torch.from_numpy(seen.source))}
+
+
+def _latents(models: Models, model: Method, seen: Centred) -> Tensor:
+    """The encoder's, float32 [n, D] on the CPU; the mean over the grid where there is no bottleneck."""
+    assert isinstance(model, Encoding)
+    z = model.encode(seen.sources(models.device))
+    return (z.mean(1) if z.ndim == 3 else z).float().cpu()
+
+
+def activations(
+    models: Models, model: Method, seen: Centred, first_key: int, points: tuple[Point, ...]
+) -> dict[Point, Tensor]:
+    """The denoiser's at `points`, float32 [n, C] each on the CPU; a row's noise is a function of its key."""
+    assert isinstance(model, DiffusionMethod)
+    sources = seen.sources(models.device)
+    target = target_input(torch.from_numpy(seen.target)).to(models.device)
+    pose = None if sources.poses is None else sources.poses[:, 0]
+    condition = model.condition(sources, pose, None, None)
+    found: dict[Point, Tensor] = {}
+    for t in sorted({point.t for point in points}):
+        keys = np.arange(first_key, first_key + len(seen.ok))
+        eps = addressed_noise(models.config.seed, keys, t, 0, target.shape[-1]).to(models.device)
+        read = model.activations(target, condition, t, eps)
+        found |= {point: read[point.layer].cpu() for point in points if point.t == t}
+    return found
 
 
 def raw_pixels(images: Tensor) -> Tensor:
@@ -184,7 +247,7 @@ def raw_pixels(images: Tensor) -> Tensor:
     return small.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).flatten(1)
 
 
-def _rows(reader: ShardReader, piece: Piece, columns: list[str]) -> pa.Table:
+def rows_of(reader: ShardReader, piece: Piece, columns: list[str]) -> pa.Table:
     return pa.concat_tables([reader.group(number, columns) for number in piece.groups]).slice(0, piece.rows)
 
 
@@ -217,7 +280,7 @@ def collect(crew: Crew[Piece, Extract], pieces: list[Piece], say: Say) -> Featur
     """The features of all pieces, each row once.
 
     Raises:
-        UserError: the trained encoder gives values that are not finite.
+        UserError: the model gives values that are not finite.
     """
     split, total = pieces[0].split, sum(piece.rows for piece in pieces)
     progress = Progress(say, f"latents of {split}", "images", total)
@@ -240,7 +303,9 @@ def collect(crew: Crew[Piece, Extract], pieces: list[Piece], say: Say) -> Featur
         raise RuntimeError(f"{int((~seen).sum())} rows of {split} were lost")
     if not ok.all():
         labels, arrays = labels[ok], {name: array[ok] for name, array in arrays.items()}
-    _check_finite(arrays["trained"], split)
+    for name, array in arrays.items():
+        if name not in ("untrained", "pixels"):
+            _check_finite(array, split)
     return Features(labels, arrays, [name for number in sorted(unreadable) for name in unreadable[number]])
 
 

@@ -12,23 +12,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from soda_dist.config.schema import RunConfig
-from soda_dist.data.views import center_views
-from soda_dist.diffusion.sampling import denoise_loop, guided, reverse_steps
+from soda_dist.config.schema import RunConfig, Sampling
+from soda_dist.diffusion.sampling import ReverseStep, reverse_steps
+from soda_dist.distributed.centred import PURPOSE, Centred, addressed_noise, centred, pose_columns
 from soda_dist.distributed.crew import Crew
 from soda_dist.distributed.farm import Progress
 from soda_dist.distributed.features import Models
 from soda_dist.distributed.session import Say
 from soda_dist.errors import UserError
 from soda_dist.metrics.pixels import psnr, ssim
+from soda_dist.models.condition import Sources
+from soda_dist.models.method import DiffusionMethod, Method
 from soda_dist.models.pixels import source_input, to_uint8
 from soda_dist.report.grids import image_grid
 from soda_dist.training.randomness import mix64
 
 GUIDANCE = (1.0, 2.0, 3.0)
 """Scales at which reconstructions are shown and measured: plain conditional sampling and the paper's range."""
-PURPOSE = 0x5A3B1E
-"""Sets the noise of samples apart from that of training."""
 CHUNK = 8
 """Images that an actor draws at a time."""
 STRIP_IMAGES, STRIP_STEPS = 2, 8
@@ -41,11 +41,26 @@ class Subjects:
     """The images that samples start from."""
 
     keys: NDArray[np.int64]
-    """int64 [n], in the test split."""
+    """int64 [n], in the test split: the address of each sample's noise."""
     source: Images
-    """uint8 [n, s, s, 3], the encoder's view."""
+    """uint8 [n, S, s, s, 3], the encoder's views."""
+    source_pose: NDArray[np.float32] | None
+    """float32 [n, S, P]; none where the run has no poses."""
     target: Images
-    """uint8 [n, r, r, 3], the denoiser's view of the same crop."""
+    """uint8 [n, r, r, 3], what a sample is measured against: the same view, or another of the same object."""
+    pose: NDArray[np.float32] | None
+    """float32 [n, P], the target's."""
+
+    def rows(self, at: slice) -> "Subjects":
+        """Some of them."""
+        return Subjects(*(part if part is None else part[at] for part in vars(self).values()))
+
+    def sources(self, device: torch.device) -> Sources:
+        """As the encoder takes them."""
+        images = torch.from_numpy(self.source).to(device)
+        flat = source_input(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+        pose = None if self.source_pose is None else torch.from_numpy(self.source_pose).to(device)
+        return Sources(flat, torch.ones(images.shape[:2], dtype=torch.bool, device=device), pose)
 
 
 @dataclass(frozen=True)
@@ -80,46 +95,62 @@ def pick_subjects(models: Models, count: int) -> Subjects:
     reader = models.reader[config.evaluation.test_split]
     ends = np.cumsum(reader.groups)
     total = int(ends[-1])
-    chosen: dict[int, tuple[Images, Images]] = {}
+    chosen: dict[int, Centred] = {}
     for place in range(min(count, total)):
         for key in range(place * total // count, total):
             if key in chosen:
                 continue
             group = int(np.searchsorted(ends, key, side="right"))
             row = key - int(ends[group]) + reader.groups[group]
-            images = reader.group(group, ["image"]).column("image").slice(row, 1).to_pylist()
-            views = [
-                center_views(images, size=size, resize=config.data.eval_resize)
-                for size in (config.data.source_size, config.data.target_size)
-            ]
-            if all(ok.all() for _, ok in views):
-                chosen[key] = (views[0][0][0], views[1][0][0])
+            seen = centred(reader.group(group, ["image", *pose_columns(config)]).slice(row, 1), config)
+            if seen.ok.all():
+                chosen[key] = seen
                 break
     if not chosen:
         got = f"split {config.evaluation.test_split} without a readable image"
         raise UserError("evaluation.test_split", got, "readable images", "choose another split")
     keys = sorted(chosen)
-    source, target = (np.stack([chosen[key][view] for key in keys]) for view in (0, 1))
-    return Subjects(np.array(keys, np.int64), source, target)
+    found = [chosen[key] for key in keys]
+    pose = None if found[0].pose is None else np.concatenate([each.pose for each in found])
+    return Subjects(
+        keys=np.array(keys, np.int64),
+        source=np.stack([each.source for each in found]),
+        source_pose=None if pose is None else pose[:, None],
+        target=np.concatenate([each.target for each in found]),
+        pose=pose,
+    )
 
 
 @torch.no_grad()
 def draw(models: Models, drawing: Drawing) -> Drawn:
     """The work of an actor: encode the sources, denoise from addressed noise."""
-    how, soda, device = models.config.sampling, models.soda, models.device
-    keys, side = drawing.subjects.keys, drawing.subjects.target.shape[1]
-    z = soda.encode(source_input(torch.from_numpy(drawing.subjects.source).to(device)))
+    subjects, model, how = drawing.subjects, models.model, models.config.sampling
+    keys, side = subjects.keys, subjects.target.shape[1]
 
     def noise(step: int) -> Tensor:
-        return addressed_noise(models.config.seed, keys, drawing.noise, step, side).to(device)
+        return addressed_noise(models.config.seed, keys, drawing.noise, step, side).to(models.device)
 
-    plan = reverse_steps(soda.process.abar, method=how.method, steps=how.steps, variance=how.variance, eta=how.eta)
-    shown = _spaced(len(plan), STRIP_STEPS)
-    x = noise(0)
-    states, predictions, times = [], [], []
-    loop = denoise_loop(
-        guided(soda.denoise, z, None, drawing.guidance), plan, x, clip=True, noise=lambda i: noise(i + 1)
+    sources = subjects.sources(models.device)
+    pose = None if subjects.pose is None else torch.from_numpy(subjects.pose).to(models.device)
+    plan: list[ReverseStep] = []
+    if isinstance(model, DiffusionMethod):
+        abar = model.process.abar
+        plan = reverse_steps(abar, method=how.method, steps=how.steps, variance=how.variance, eta=how.eta)
+    keep = _kept(model, how, len(keys), models.device)
+    conditions = [model.condition(each, pose, keep, None) for each in (_apart(sources) if how.stochastic else [sources])]
+    without = model.unguided(sources, pose, how.guide, how.guided_sections, keep)
+    loop = model.sample(
+        conditions,
+        without,
+        drawing.guidance,
+        noise(0),
+        plan=plan,
+        noise=lambda i: noise(i + 1),
+        choose=lambda t: mix64(models.config.seed, PURPOSE, t) % len(conditions),
     )
+    shown = _spaced(len(plan), STRIP_STEPS)
+    states, predictions, times = [], [], []
+    x = noise(0)
     for number, step in enumerate(loop):
         if drawing.strip and number in shown:
             states.append(to_uint8(x[: drawing.strip]).cpu())
@@ -132,13 +163,22 @@ def draw(models: Models, drawing: Drawing) -> Drawn:
     return Drawn(to_uint8(x).cpu().numpy(), tuple(times), *strips)
 
 
-def addressed_noise(seed: int, keys: NDArray[np.int64], noise: int, step: int, side: int) -> Tensor:
-    """Standard normal float32 [n, 3, side, side] on the CPU, each image's a function of the arguments and its key."""
-    draws = []
-    for key in keys.tolist():
-        generator = torch.Generator().manual_seed(mix64(seed, PURPOSE, key, noise, step) >> 1)
-        draws.append(torch.randn(3, side, side, generator=generator))
-    return torch.stack(draws)
+def _kept(model: Method, how: Sampling, rows: int, device: torch.device) -> Tensor | None:
+    """Sections of z that are used, bool [rows, sections]; none: all."""
+    if not how.masked_sections:
+        return None
+    keep = torch.ones(rows, model.sections, dtype=torch.bool, device=device)
+    keep[:, list(how.masked_sections)] = False
+    return keep
+
+
+def _apart(sources: Sources) -> list[Sources]:
+    """Each source view by itself."""
+    images, present, poses = sources
+    return [
+        Sources(images[:, i : i + 1], present[:, i : i + 1], None if poses is None else poses[:, i : i + 1])
+        for i in range(images.shape[1])
+    ]
 
 
 def _spaced(count: int, wanted: int) -> set[int]:
@@ -157,7 +197,7 @@ def draw_all(crew: Crew[Drawing, Drawn], drawings: list[Drawing], say: Say) -> l
     pieces, owners = [], []
     for owner, drawing in enumerate(drawings):
         for start in range(0, len(drawing.subjects.keys), CHUNK):
-            pieces.append(_part(drawing, slice(start, start + CHUNK)))
+            pieces.append(replace(drawing, subjects=drawing.subjects.rows(slice(start, start + CHUNK))))
             owners.append(owner)
     progress = Progress(say, "samples", "images", sum(len(d.subjects.keys) for d in drawings))
     done: dict[int, Drawn] = {}
@@ -170,11 +210,6 @@ def draw_all(crew: Crew[Drawing, Drawn], drawings: list[Drawing], say: Say) -> l
         parts = [done[number] for number in range(len(pieces)) if owners[number] == owner]
         whole.append(replace(parts[0], images=np.concatenate([part.images for part in parts])))
     return whole
-
-
-def _part(drawing: Drawing, rows: slice) -> Drawing:
-    s = drawing.subjects
-    return replace(drawing, subjects=Subjects(s.keys[rows], s.source[rows], s.target[rows]))
 
 
 def likeness(images: Images, target: Images) -> dict[str, dict[str, float]]:
@@ -191,24 +226,37 @@ def likeness(images: Images, target: Images) -> dict[str, dict[str, float]]:
 def show(crew: Crew[Any, Any], config: RunConfig, say: Say) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The samples task: facts for reconstruction.json, and the pictures by file name."""
     subjects = choose(crew, config.evaluation.images)
-    own = config.sampling.guidance
-    reconstructed = [Drawing(subjects, guidance, 0, 0) for guidance in GUIDANCE]
-    strip = min(STRIP_IMAGES, len(subjects.keys))
-    *drawn, other, free = draw_all(
-        crew, [*reconstructed, Drawing(subjects, own, 1, strip), Drawing(subjects, 0.0, 0, 0)], say
-    )
-    columns = ["source", *(f"guidance {w:g}" for w in GUIDANCE), f"other noise, guidance {own:g}", "no latent"]
-    rows = list(zip(subjects.target, *(each.images for each in drawn), other.images, free.images, strict=True))
-    pictures = {"samples.png": image_grid(rows, columns), "denoising.png": _strip(other)}
-    guidance = {f"{w:g}": likeness(each.images, subjects.target) for w, each in zip(GUIDANCE, drawn, strict=True)}
     facts = {
         "split": config.evaluation.test_split,
         "images": len(subjects.keys),
         "keys": subjects.keys.tolist(),
-        "guidance": guidance,
         "settings": config.sampling.model_dump(mode="json"),
     }
-    return facts, pictures
+    if config.method == "encdec":
+        (drawn,) = draw_all(crew, [Drawing(subjects, 1.0, 0, 0)], say)
+        rows = [list(row) for row in zip(subjects.target, drawn.images, strict=True)]
+        facts["guidance"] = {"1": likeness(drawn.images, subjects.target)}
+        return facts, {"samples.png": image_grid(rows, ["source", "decoded"])}
+    own = config.sampling.guidance
+    strip = min(STRIP_IMAGES, len(subjects.keys))
+    if config.method == "unconditional":
+        (drawn,) = draw_all(crew, [Drawing(subjects, 1.0, 1, strip)], say)
+        facts["guidance"] = {}
+        picture = image_grid([[image] for image in drawn.images], ["sample"])
+        return facts, {"samples.png": picture, "denoising.png": _strip(drawn)}
+    reconstructed = [Drawing(subjects, guidance, 0, 0) for guidance in GUIDANCE]
+    *drawn_all, other, free = draw_all(
+        crew, [*reconstructed, Drawing(subjects, own, 1, strip), Drawing(subjects, 0.0, 0, 0)], say
+    )
+    columns = ["source", *(f"guidance {w:g}" for w in GUIDANCE), f"other noise, guidance {own:g}", "no latent"]
+    rows = [
+        list(row)
+        for row in zip(subjects.target, *(each.images for each in drawn_all), other.images, free.images, strict=True)
+    ]
+    facts["guidance"] = {
+        f"{w:g}": likeness(each.images, subjects.target) for w, each in zip(GUIDANCE, drawn_all, strict=True)
+    }
+    return facts, {"samples.png": image_grid(rows, columns), "denoising.png": _strip(other)}
 
 
 def _strip(drawn: Drawn) -> bytes:

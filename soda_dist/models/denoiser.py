@@ -1,17 +1,23 @@
-"""The denoising UNet D (section 3.1, appendices B and C), modulated in pairs of layers (section 3.2.1)."""
+"""The denoising UNet D (section 3.1, appendices B, C) and the ways in which z reaches it (3.2.1, 3.3, tables 1, 9)."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from soda_dist.models.layers import AddressedDropout, GroupNorm, SelfAttention, lecun_normal_, rescaled
-from soda_dist.models.modulation import TwoStageAdaGN
+from soda_dist.models.blocks import ResidualBlock, TimestepEmbedding
+from soda_dist.models.condition import Condition
+from soda_dist.models.layers import GroupNorm, lecun_normal_
+from soda_dist.models.modulation import AdaptiveNorm, Kind
+from soda_dist.models.poses import PoseGrid, PoseVector
+from soda_dist.models.tokens import GridTokens, SectionTokens
+from soda_dist.models.unet import LayerPlan, down_plan, middle_plan, section_sizes, up_plan
 
-Resample = Literal["none", "down", "up"]
+Conditioning = Literal["layer_modulation", "modulation", "broadcast", "cross_attention", "grid_attention", "none"]
+Tap = Callable[[str, Tensor], None]
+"""(a layer's name, its output [B, C, h, w])."""
 
 
 class ModulatedLayer(NamedTuple):
@@ -25,119 +31,130 @@ class ModulatedLayer(NamedTuple):
     """Index of its section, counted from the outermost pair inwards."""
 
 
-class TimestepEmbedding(nn.Module):
-    """Sinusoidal encoding of t (appendix C), then two linear layers, each with GELU.
+class Conditioned(nn.Module):
+    """What the UNet and the auto-encoder's decoder share: z in sections, and what of it each layer is told.
 
-    Our reading: timesteps are whole numbers apart, so that their arguments need no scale; the layers keep the width of
-    the encoding.
-
-    Args:
-        dim: width of the encoding and of the embedding.
-    """
-
-    def __init__(self, *, dim: int) -> None:
-        super().__init__()
-        self.dim = dim
-        self.layers = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.GELU())
-
-    def forward(self, t: Tensor) -> Tensor:
-        """int64 [B] to float [B, dim]."""
-        half = (self.dim + 1) // 2
-        frequencies = torch.exp(-math.log(10_000) / half * torch.arange(half, device=t.device, dtype=torch.float32))
-        angles = t[:, None].float() * frequencies
-        return self.layers(torch.cat([angles.sin(), angles.cos()], 1)[:, : self.dim])
-
-
-class ResidualBlock(nn.Module):
-    """A layer of the UNet: (skip(x) + branch(x)) / sqrt 2, then self attention where its grid has it.
-
-    Branch: norm, GELU, resampling, convolution, norm, GELU, dropout, convolution: BigGAN's order, resampling inside the
-    block and on both paths (appendix C). Both norms are modulated. Our reading: means of 2x2 pixels down, nearest
-    neighbour up; GELU by the error function, since JAX's tanh form takes two to four times as long on a CPU.
+    - `layer_modulation`: section i modulates layer i and the layer that mirrors it (section 3.2.1). The default.
+    - `modulation`: all of z modulates every layer (tables 9, 11: without layer modulation).
+    - `broadcast`: z is copied to each pixel behind the first convolution (table 1: without modulation).
+    - `cross_attention`: the layers with attention attend to z's sections as tokens (section 3.3).
+    - `grid_attention`: they attend to the cells of the encoder's grid (table 1: without bottleneck).
+    - `none`: there is no z.
 
     Args:
-        in_channels: channels of x.
-        out_channels: channels of the result; `in_channels` where it resamples.
-        time_dim: width of the timestep embedding.
-        latent_dim: width of its section of z.
-        dropout: rate before the last convolution.
-        resample: `down` halves the grid, `up` doubles it.
-        head_dim: width of an attention head; none: no attention.
-    """
-
-    def __init__(
-        self,
-        *,
-        in_channels: int,
-        out_channels: int,
-        time_dim: int,
-        latent_dim: int,
-        dropout: float,
-        resample: Resample,
-        head_dim: int | None,
-    ) -> None:
-        super().__init__()
-        self.resample = resample
-        self.modulation_in = TwoStageAdaGN(channels=in_channels, time_dim=time_dim, latent_dim=latent_dim)
-        self.conv_in = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.modulation_out = TwoStageAdaGN(channels=out_channels, time_dim=time_dim, latent_dim=latent_dim)
-        self.dropout = AddressedDropout(dropout)
-        self.conv_out = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
-        self.attention = nn.Identity() if head_dim is None else SelfAttention(channels=out_channels, head_dim=head_dim)
-
-    def forward(self, x: Tensor, time: Tensor, latent: Tensor) -> Tensor:
-        """[B, in, h, w] float to [B, out, h', w']."""
-        h = self._resampled(F.gelu(self.modulation_in(x, time, latent)))
-        h = F.gelu(self.modulation_out(self.conv_in(h), time, latent))
-        h = self.conv_out(self.dropout(h))
-        return self.attention(rescaled(self.skip(self._resampled(x)), h))
-
-    def _resampled(self, h: Tensor) -> Tensor:
-        match self.resample:
-            case "down":
-                return F.avg_pool2d(h, 2)
-            case "up":
-                return F.interpolate(h, scale_factor=2, mode="nearest")
-            case "none":
-                return h
-
-
-class Denoiser(nn.Module):
-    """eps = D(x_t, t, z) (section 3.1): a symmetric UNet that z reaches by modulation alone.
-
-    Down: at each resolution `blocks` residual blocks, then, but for the last, one that downsamples. Middle: two, and
-    attention between them if the last resolution has it. Up: the mirror image; a block takes, concatenated, what the
-    down block that it mirrors gave.
-    Layers are residual blocks. Section i of z, counted from the outside, modulates down layer i and the up layer that
-    mirrors it (section 3.2.1); the middle has the last section (our reading).
-
-    Our readings: both norms of a block are modulated, and t's embedding is as wide as its encoding; together they bring
-    the ImageNet denoiser to 33.8 M parameters (table 1: 36 M), 30.8 M of them without z's projections. Attention
-    follows the residual blocks at its resolutions but not those that resample; its norms and the head's are plain. The
-    last convolution starts like the others: at zero, with z's projections at zero too, it would leave these without a
-    gradient in the first step, and the encoder without one in the first two.
-
-    Args:
-        latent_dim: D, at least `sections`.
-        resolution: r, a multiple of 2 ** (levels - 1).
-        base_channels: channels at multiplier 1.
-        channel_multipliers: one a level, from the largest grid on.
-        blocks: residual blocks a level, on either path.
-        attention_resolutions: sides of the grids that have self attention.
-        head_dim: width of an attention head; divides the channels there.
-        dropout: rate in each residual block.
-        position_dim: width of the timestep encoding.
-
-    Raises:
-        ValueError: sizes that do not fit.
+        conditioning: which of these.
+        latent_dim: D.
+        pairs: m / 2, pairs of layers.
+        token_dim: width of the tokens, where there are any.
+        vector_dim: width of a pose vector that joins each layer's part of z; 0: none.
     """
 
     section_of: Tensor
 
     def __init__(
+        self, *, conditioning: Conditioning, latent_dim: int, pairs: int, token_dim: int, vector_dim: int
+    ) -> None:
+        super().__init__()
+        self.conditioning = conditioning
+        in_sections = conditioning in ("layer_modulation", "cross_attention")
+        self.sections = pairs if in_sections else 1
+        self.section_sizes = section_sizes(latent_dim, self.sections)
+        section_of = [section for section, size in enumerate(self.section_sizes) for _ in range(size)]
+        self.register_buffer("section_of", torch.tensor(section_of), persistent=False)
+        self.vector_dim = vector_dim
+        self.token_dim = token_dim if conditioning in ("cross_attention", "grid_attention") else None
+        match conditioning:
+            case "cross_attention":
+                self.tokens: nn.Module | None = SectionTokens(sizes=self.section_sizes, dim=token_dim)
+            case "grid_attention":
+                self.tokens = GridTokens(latent_dim=latent_dim, dim=token_dim)
+            case _:
+                self.tokens = None
+
+    def latent_width(self, section: int) -> int:
+        """Width of what modulates a layer of this section: its part of z, and the pose vector if there is one."""
+        match self.conditioning:
+            case "layer_modulation":
+                return self.section_sizes[section] + self.vector_dim
+            case "modulation":
+                return self.section_sizes[0] + self.vector_dim
+            case _:
+                return 0
+
+    def masked(self, condition: Condition) -> Tensor | None:
+        """z with its masked sections at zero."""
+        z, keep = condition.z, condition.keep
+        if z is None or keep is None:
+            return z
+        if keep.shape != (len(z), self.sections):
+            raise ValueError(f"keep: got {list(keep.shape)}; allowed: {[len(z), self.sections]}")
+        if z.ndim == 3:
+            return z.masked_fill(~keep[:, :, None], 0)
+        return z.masked_fill(~keep[:, self.section_of], 0)
+
+    def parts(self, z: Tensor | None, vector: Tensor | None) -> list[Tensor | None]:
+        """What the layers of each section are told: float [B, latent_width], or None."""
+        if z is None or self.conditioning not in ("layer_modulation", "modulation"):
+            return [None] * self.sections
+        cut = z.split(self.section_sizes, 1)
+        return [part if vector is None else torch.cat([part, vector.to(part.dtype)], 1) for part in cut]
+
+    def part_of(self, section: int) -> int:
+        """Index in `parts` for a layer of this section."""
+        return section if self.conditioning == "layer_modulation" else 0
+
+    def start(self) -> None:
+        """Initial weights: LeCun's, and each norm's own."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                lecun_normal_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, AdaptiveNorm):
+                module.start()
+
+
+class Denoiser(Conditioned):
+    """eps = D(x_t, t, z, c_D) (section 3.1): a symmetric UNet.
+
+    Down: at each resolution `blocks` residual blocks, then, but for the last, one that downsamples. Middle: two, and
+    attention between them if the last resolution has it. Up: the mirror image; a block takes, concatenated, what the
+    down block that it mirrors gave. Layers are residual blocks.
+
+    Our readings: both norms of a block are modulated, and t's embedding is as wide as its encoding; together they bring
+    the ImageNet denoiser to 33.8 M parameters (table 1: 36 M), 30.8 M of them without z's projections. Attention
+    follows the residual blocks at its resolutions but not those that resample, and cross attention follows it; its
+    norms and the head's are plain. Tokens are as wide as t's embedding. The last convolution starts like the others: at
+    zero, with z's projections at zero too, it would leave these without a gradient in the first step, and the encoder
+    without one in the first two.
+
+    Args:
+        conditioning: how z reaches the layers, see `Conditioned`.
+        modulation: how t and z are joined where z modulates.
+        latent_dim: D, at least `sections`.
+        resolution: r, a multiple of 2 ** (levels - 1).
+        base_channels: channels at multiplier 1.
+        channel_multipliers: one a level, from the largest grid on.
+        blocks: residual blocks a level, on either path.
+        attention_resolutions: sides of the grids that have attention.
+        head_dim: width of an attention head; divides the channels there.
+        dropout: rate in each residual block.
+        position_dim: width of the timestep encoding.
+        image: whether a source image is stacked on x_t (Palette).
+        grid: embeds the target's pose, as many channels as the first convolution gives; none: no pose grid.
+        source_grid: the same for the source's pose (Palette).
+        vector: encodes both poses as what modulates; none: no pose vector.
+
+    Raises:
+        ValueError: sizes that do not fit.
+    """
+
+    def __init__(
         self,
         *,
+        conditioning: Conditioning,
+        modulation: Kind,
         latent_dim: int,
         resolution: int,
         base_channels: int,
@@ -147,133 +164,119 @@ class Denoiser(nn.Module):
         head_dim: int,
         dropout: float,
         position_dim: int,
+        image: bool = False,
+        grid: PoseGrid | None = None,
+        source_grid: PoseGrid | None = None,
+        vector: PoseVector | None = None,
     ) -> None:
-        super().__init__()
-        down = _down_plan(resolution, [base_channels * m for m in channel_multipliers], blocks, attention_resolutions)
-        middle, up = _middle_plan(down[-1]), _up_plan(down)
-        self._plans = {"down": down, "middle": middle, "up": up}
-        self.sections = len(down)
-        self.section_sizes = _section_sizes(latent_dim, self.sections)
-        section_of = [section for section, size in enumerate(self.section_sizes) for _ in range(size)]
-        self.register_buffer("section_of", torch.tensor(section_of), persistent=False)
+        down = down_plan(resolution, [base_channels * m for m in channel_multipliers], blocks, attention_resolutions)
+        super().__init__(
+            conditioning=conditioning,
+            latent_dim=latent_dim,
+            pairs=len(down),
+            token_dim=position_dim,
+            vector_dim=0 if vector is None else vector.dim,
+        )
+        first = down[0].in_channels
+        self._plans = {"down": down, "middle": middle_plan(down[-1:]), "up": up_plan(down, skips=True)}
+        wider = latent_dim if conditioning == "broadcast" else 0
+        wider += first * sum(each is not None for each in (grid, source_grid))
+        self._plans["down"] = [down[0]._replace(in_channels=first + wider), *down[1:]]
 
-        def layer(plan: _Plan) -> ResidualBlock:
+        def layer(plan: LayerPlan) -> ResidualBlock:
             return ResidualBlock(
                 in_channels=plan.in_channels,
                 out_channels=plan.out_channels,
                 time_dim=position_dim,
-                latent_dim=self.section_sizes[plan.section],
+                latent_dim=self.latent_width(plan.section),
+                modulation=modulation,
                 dropout=dropout,
                 resample=plan.resample,
                 head_dim=head_dim if plan.attention else None,
+                token_dim=self.token_dim,
             )
 
         self.time = TimestepEmbedding(dim=position_dim)
-        self.conv_in = nn.Conv2d(3, base_channels * channel_multipliers[0], 3, padding=1)
-        self.down = nn.ModuleList(layer(plan) for plan in down)
-        self.middle = nn.ModuleList(layer(plan) for plan in middle)
-        self.up = nn.ModuleList(layer(plan) for plan in up)
-        self.norm_out = GroupNorm(up[-1].out_channels, act=False)
-        self.conv_out = nn.Conv2d(up[-1].out_channels, 3, 3, padding=1)
-        self._start()
+        self.conv_in = nn.Conv2d(6 if image else 3, first, 3, padding=1)
+        self.grid, self.source_grid, self.vector = grid, source_grid, vector
+        self.down = nn.ModuleList(layer(plan) for plan in self._plans["down"])
+        self.middle = nn.ModuleList(layer(plan) for plan in self._plans["middle"])
+        self.up = nn.ModuleList(layer(plan) for plan in self._plans["up"])
+        width = self._plans["up"][-1].out_channels
+        self.norm_out = GroupNorm(width, act=False)
+        self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
+        self.start()
 
-    def forward(self, x: Tensor, t: Tensor, z: Tensor, keep: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Condition, tap: Tap | None = None) -> Tensor:
         """eps, float [B, 3, r, r].
 
         Args:
             x: [B, 3, r, r] float, x_t.
             t: int64 [B] in 0..T-1.
-            z: [B, D] float.
-            keep: [B, sections] bool, False where a section of z is masked: as if it were zero. None: nothing is.
+            condition: what it is told of the B samples.
+            tap: called with each layer's output.
         """
-        latents = self._cut(z, keep)
+        z = self.masked(condition)
+        parts = self.parts(z, self._vector(condition))
+        tokens = None if self.tokens is None else self.tokens(z, condition.keep)
         time = self.time(t)
-        # The norms work on planes: an input in another memory order would be copied at each of them.
-        h = self.conv_in(x.contiguous())
+
+        def run(part: str, number: int, h: Tensor) -> Tensor:
+            section = self.part_of(self._plans[part][number].section)
+            h = getattr(self, part)[number](h, time, parts[section], tokens)
+            if tap is not None:
+                tap(f"{part}.{number}", h)
+            return h
+
+        h = self._first(x, z, condition)
         skips = []
-        for plan, layer in zip(self._plans["down"], self.down, strict=True):
-            h = layer(h, time, latents[plan.section])
+        for number, plan in enumerate(self._plans["down"]):
+            h = run("down", number, h)
             if plan.resample == "none":
                 skips.append(h)
-        for plan, layer in zip(self._plans["middle"], self.middle, strict=True):
-            h = layer(h, time, latents[plan.section])
-        for plan, layer in zip(self._plans["up"], self.up, strict=True):
+        for number in range(len(self.middle)):
+            h = run("middle", number, h)
+        for number, plan in enumerate(self._plans["up"]):
             if plan.resample == "none":
                 h = torch.cat([h, skips.pop()], 1)
-            h = layer(h, time, latents[plan.section])
+            h = run("up", number, h)
         return self.conv_out(F.gelu(self.norm_out(h)))
 
+    def layer_names(self) -> list[str]:
+        """Names of the layers, in the order in which they run."""
+        return [f"{part}.{i}" for part, plans in self._plans.items() for i in range(len(plans))]
+
     def modulated_layers(self) -> list[ModulatedLayer]:
-        """The layers in the order in which they run, with their sections."""
+        """The layers in the order in which they run, with their sections; none where no section modulates."""
+        if self.conditioning != "layer_modulation":
+            return []
         return [
             ModulatedLayer(f"{part}.{i}", plan.side, plan.section)
             for part, plans in self._plans.items()
             for i, plan in enumerate(plans)
         ]
 
-    def _cut(self, z: Tensor, keep: Tensor | None) -> tuple[Tensor, ...]:
-        if keep is not None:
-            if keep.shape != (len(z), self.sections):
-                raise ValueError(f"keep: got {list(keep.shape)}; allowed: {[len(z), self.sections]}")
-            z = z.masked_fill(~keep[:, self.section_of], 0)
-        return z.split(self.section_sizes, 1)
+    def _vector(self, condition: Condition) -> Tensor | None:
+        if self.vector is None:
+            return None
+        if condition.pose is None or condition.source_pose is None:
+            raise ValueError("condition: got no poses; allowed: the source's and the target's, to modulate by")
+        return self.vector(condition.source_pose, condition.pose, condition.pose_keep)
 
-    def _start(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                lecun_normal_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for module in self.modules():
-            if isinstance(module, TwoStageAdaGN):
-                module.start()
-
-
-class _Plan(NamedTuple):
-    """A layer before it is built."""
-
-    in_channels: int
-    out_channels: int
-    side: int
-    resample: Resample
-    section: int
-    attention: bool
-
-
-def _down_plan(resolution: int, channels: list[int], blocks: int, attention_resolutions: Sequence[int]) -> list[_Plan]:
-    if resolution % 2 ** (len(channels) - 1):
-        raise ValueError(f"resolution: got {resolution}; allowed: multiples of {2 ** (len(channels) - 1)}")
-    plans: list[_Plan] = []
-    width = channels[0]
-    for level, out in enumerate(channels):
-        side = resolution >> level
-        for _ in range(blocks):
-            plans.append(_Plan(width, out, side, "none", len(plans), side in attention_resolutions))
-            width = out
-        if level < len(channels) - 1:
-            plans.append(_Plan(width, width, side, "down", len(plans), False))
-    return plans
-
-
-def _middle_plan(innermost: _Plan) -> list[_Plan]:
-    block = innermost._replace(in_channels=innermost.out_channels)
-    return [block, block._replace(attention=False)]
-
-
-def _up_plan(down: list[_Plan]) -> list[_Plan]:
-    plans: list[_Plan] = []
-    width = down[-1].out_channels
-    for plan in reversed(down):
-        if plan.resample == "down":
-            plans.append(plan._replace(in_channels=width, out_channels=width, resample="up"))
-        else:
-            plans.append(plan._replace(in_channels=width + plan.out_channels))
-            width = plan.out_channels
-    return plans
-
-
-def _section_sizes(latent_dim: int, sections: int) -> list[int]:
-    """Sizes that differ by at most one, the larger ones first (our reading)."""
-    if latent_dim < sections:
-        raise ValueError(f"latent_dim: got {latent_dim}; allowed: >= {sections}, one for each section")
-    return [latent_dim // sections + (i < latent_dim % sections) for i in range(sections)]
+    def _first(self, x: Tensor, z: Tensor | None, condition: Condition) -> Tensor:
+        """The first convolution's channels, and what is concatenated to them."""
+        if condition.image is not None:
+            image = condition.image
+            if condition.keep is not None:
+                image = image * condition.keep[:, :1, None, None]
+            x = torch.cat([x, image], 1)
+        # The norms work on planes: an input in another memory order would be copied at each of them.
+        found = [self.conv_in(x.contiguous())]
+        if self.conditioning == "broadcast" and z is not None:
+            found.append(z[:, :, None, None].expand(-1, -1, *x.shape[2:]))
+        for grid, poses in ((self.grid, condition.pose), (self.source_grid, condition.source_pose)):
+            if grid is not None:
+                if poses is None:
+                    raise ValueError("condition: got no pose; allowed: one a sample, for the pose grid")
+                found.append(grid(poses, *x.shape[2:], condition.pose_keep))
+        return found[0] if len(found) == 1 else torch.cat([part.to(found[0].dtype) for part in found], 1)

@@ -35,6 +35,26 @@ def addressed(seeds: Tensor) -> Iterator[None]:
         _STREAMS.reset(token)
 
 
+@contextmanager
+def addressed_apart(rows: Tensor, places: Tensor) -> Iterator[None]:
+    """Within `addressed`, for a batch of views: view i has the seed of sample rows[i], told apart by places[i].
+
+    Args:
+        rows: int64 [V], each view's sample.
+        places: int64 [V], its place among the sample's views; place 0 has the sample's own stream.
+    """
+    streams = _STREAMS.get()
+    if streams is None:
+        yield
+        return
+    own = streams.to(rows.device)[rows]
+    token = _STREAMS.set(torch.where(places > 0, _mixed(own + places), own))
+    try:
+        yield
+    finally:
+        _STREAMS.reset(token)
+
+
 def number_modules(model: nn.Module) -> int:
     """Gives each addressed module of `model` its number, in the order of `model.modules()`; returns their count."""
     modules = [m for m in model.modules() if isinstance(m, AddressedDropout | AddressedDropPath)]

@@ -1,47 +1,156 @@
-"""How t and z reach the denoiser's features. A variant is a module with the call and the start of `TwoStageAdaGN`."""
+"""How t and z reach the denoiser's features: adaptive group norm in its variants (3.1, G.1, tables 7, 9, 11)."""
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from soda_dist.models.layers import group_count, group_norm, lecun_normal_
 
+Kind = Literal["two_stage", "no_scale", "sum", "concat"]
 
-class TwoStageAdaGN(nn.Module):
-    """Adaptive group norm (sections 3.1, G.1, appendix B): z_s * (t_s * GroupNorm(h) + t_b) + z_b.
 
-    Each of the four is a linear projection to one number a channel. Our reading: scales are 1 + s; z's projection has
-    no bias, so that a masked section leaves t_s * GroupNorm(h) + t_b, and starts at zero; the norm has no affine of its
-    own, since the biases of t's projection are one.
+def adaptive_norm(*, kind: Kind, channels: int, time_dim: int | None, latent_dim: int) -> "AdaptiveNorm":
+    """The variant called `kind`; without a latent all of them are the same, and `TimeNorm` it is.
 
     Args:
         channels: C.
-        time_dim: width of the timestep embedding.
-        latent_dim: width of the part of z that it sees.
+        time_dim: width of the timestep embedding; none: the layer is not told of t.
+        latent_dim: width of the part of z that it sees; 0: none.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    if latent_dim == 0:
+        return TimeNorm(channels=channels, time_dim=time_dim)
+    match kind:
+        case "two_stage":
+            return TwoStage(channels=channels, time_dim=time_dim, latent_dim=latent_dim)
+        case "no_scale":
+            return ShiftOnly(channels=channels, time_dim=time_dim, latent_dim=latent_dim)
+        case "sum":
+            return Summed(channels=channels, time_dim=time_dim, latent_dim=latent_dim)
+        case "concat":
+            return Concatenated(channels=channels, time_dim=time_dim, latent_dim=latent_dim)
+        case _:
+            raise ValueError(f"modulation: got {kind}; allowed: two_stage, no_scale, sum, concat")
+
+
+class AdaptiveNorm(nn.Module):
+    """scale * GroupNorm(h) + shift, a scale and a shift for each sample and channel.
+
+    The norm has no affine of its own: the biases of t's projection are one. Our reading: scales are 1 + s.
     """
 
-    def __init__(self, *, channels: int, time_dim: int, latent_dim: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
+        self.channels = channels
         self.groups = group_count(channels)
-        self.time = nn.Linear(time_dim, 2 * channels)
-        self.latent = nn.Linear(latent_dim, 2 * channels, bias=False)
 
-    @torch.no_grad()
+    def affine(self, time: Tensor | None, latent: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scale and shift, [B, C] or [1, C] each."""
+        raise NotImplementedError
+
     def start(self) -> None:
-        """Initial weights: the network does not depend on z yet."""
-        lecun_normal_(self.time.weight)
-        nn.init.zeros_(self.time.bias)
-        nn.init.zeros_(self.latent.weight)
+        """Initial weights."""
+        raise NotImplementedError
 
-    def forward(self, h: Tensor, time: Tensor, latent: Tensor) -> Tensor:
+    def forward(self, h: Tensor, time: Tensor | None, latent: Tensor | None) -> Tensor:
         """[B, C, h, w] float to the same shape and dtype.
 
         Args:
             h: features.
-            time: [B, time_dim] float, the timestep's embedding.
-            latent: [B, latent_dim] float, the section of z, zeros where it is masked.
+            time: [B, time_dim] float, the timestep's embedding; none where the layer is not told of t.
+            latent: [B, latent_dim] float, its part of z, zeros where masked; none where it sees no z.
         """
-        t_scale, t_shift = self.time(time).chunk(2, 1)
-        z_scale, z_shift = self.latent(latent).chunk(2, 1)
-        scale = (1 + z_scale) * (1 + t_scale)
-        shift = (1 + z_scale) * t_shift + z_shift
+        scale, shift = (each.expand(len(h), -1) for each in self.affine(time, latent))
         return group_norm(h, self.groups, scale, shift)
+
+
+class TimeNorm(AdaptiveNorm):
+    """t_s * GroupNorm(h) + t_b: what is left where z is not told to the layer. Without t, an affine that is learnt."""
+
+    def __init__(self, *, channels: int, time_dim: int | None) -> None:
+        super().__init__(channels)
+        self.time = nn.Linear(time_dim, 2 * channels) if time_dim else None
+        if self.time is None:
+            self.learnt = nn.Parameter(torch.zeros(2 * channels))
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """LeCun weights of t's projection."""
+        if self.time is not None:
+            lecun_normal_(self.time.weight)
+            nn.init.zeros_(self.time.bias)
+
+    def affine(self, time: Tensor | None, latent: Tensor | None) -> tuple[Tensor, Tensor]:
+        both = self.learnt[None] if self.time is None else self.time(time)
+        scale, shift = both.chunk(2, 1)
+        return 1 + scale, shift
+
+
+class _WithLatent(TimeNorm):
+    """A projection of z beside that of t: no bias, so that a masked part leaves t's stage alone; zero at the start."""
+
+    outputs = 2
+
+    def __init__(self, *, channels: int, time_dim: int | None, latent_dim: int) -> None:
+        super().__init__(channels=channels, time_dim=time_dim)
+        self.latent = nn.Linear(latent_dim, self.outputs * channels, bias=False)
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """The network does not depend on z yet."""
+        super().start()
+        nn.init.zeros_(self.latent.weight)
+
+
+class TwoStage(_WithLatent):
+    """The paper's own (section 3.1, G.1, appendix B): z_s * (t_s * GroupNorm(h) + t_b) + z_b."""
+
+    def affine(self, time: Tensor | None, latent: Tensor | None) -> tuple[Tensor, Tensor]:
+        t_scale, t_shift = super().affine(time, None)
+        z_scale, z_shift = self.latent(latent).chunk(2, 1)
+        return (1 + z_scale) * t_scale, (1 + z_scale) * t_shift + z_shift
+
+
+class ShiftOnly(_WithLatent):
+    """Without scale modulation (tables 9, 11): t_s * GroupNorm(h) + t_b + z_b. Our reading: t keeps its scale."""
+
+    outputs = 1
+
+    def affine(self, time: Tensor | None, latent: Tensor | None) -> tuple[Tensor, Tensor]:
+        t_scale, t_shift = super().affine(time, None)
+        return t_scale, t_shift + self.latent(latent)
+
+
+class Summed(_WithLatent):
+    """Sum modulation (tables 9, 11): (s, b) = Linear(t) + Linear(z), one pair for both."""
+
+    def affine(self, time: Tensor | None, latent: Tensor | None) -> tuple[Tensor, Tensor]:
+        t_scale, t_shift = super().affine(time, None)
+        z_scale, z_shift = self.latent(latent).chunk(2, 1)
+        return t_scale + z_scale, t_shift + z_shift
+
+
+class Concatenated(AdaptiveNorm):
+    """Concat modulation (tables 9, 11): (s, b) = Linear([t, z]).
+
+    The same functions as `Summed`; what differs is the start, since here one projection is initialised for both.
+    """
+
+    def __init__(self, *, channels: int, time_dim: int | None, latent_dim: int) -> None:
+        super().__init__(channels)
+        self.both = nn.Linear((time_dim or 0) + latent_dim, 2 * channels)
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """LeCun weights for t and z alike: the network depends on both from the start."""
+        lecun_normal_(self.both.weight)
+        nn.init.zeros_(self.both.bias)
+
+    def affine(self, time: Tensor | None, latent: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert latent is not None
+        told = latent if time is None else torch.cat([time, latent.to(time.dtype)], 1)
+        scale, shift = self.both(told).chunk(2, 1)
+        return 1 + scale, shift

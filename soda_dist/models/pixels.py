@@ -1,6 +1,7 @@
 """Pixels in and out of the networks (appendix C, our reading of the ranges)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -31,6 +32,24 @@ def target_input(images: Tensor) -> Tensor:
         float32 [B, 3, h, w] in [-1, 1], contiguous.
     """
     return _planes(images) / 127.5 - 1
+
+
+def source_as_target(images: Tensor, size: int) -> Tensor:
+    """The encoder's input in the denoiser's range and size.
+
+    Args:
+        images: float [B, 3, h, w], ImageNet mean and variance.
+        size: side of the result.
+
+    Returns:
+        float [B, 3, size, size], [-1, 1] where the input is an image without noise.
+    """
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1)
+    scaled = (images * std + mean) * 2 - 1
+    if scaled.shape[-1] == size:
+        return scaled
+    return F.interpolate(scaled, (size, size), mode="bilinear", antialias=True)
 
 
 def to_uint8(images: Tensor) -> Tensor:

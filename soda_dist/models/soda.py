@@ -1,62 +1,127 @@
-"""SODA: encoder, denoiser and forward process under one loss (section 3.1)."""
+"""SODA: encoder, aggregation and denoiser under one loss (section 3); the encoder-decoder beside it (section F.1)."""
 
-from typing import Literal
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from soda_dist.diffusion.process import GaussianProcess
+from soda_dist.diffusion.sampling import Denoised, Noise, ReverseStep
+from soda_dist.models.condition import Condition, Sources
+from soda_dist.models.decoder import Decoder
 from soda_dist.models.denoiser import Denoiser
-from soda_dist.models.encoder import Encoder
-from soda_dist.models.layers import number_modules
+from soda_dist.models.layers import addressed_apart, number_modules
+from soda_dist.models.method import Batch, Choose, DiffusionMethod, Method, Precision
 
 
-class Soda(nn.Module):
-    """The objective E || eps - D(x_t, t, E(source)) ||^2 (section 3.1, appendix B).
+class Encoding(Method):
+    """What methods with an encoder share: z of one source or of several."""
+
+    encoder: nn.Module
+    aggregation: nn.Module
+
+    def encode(self, sources: Sources, pose_keep: Tensor | None = None) -> Tensor:
+        """z, float32 [B, D]; [B, N, D] where the encoder does not pool. `pose_keep`: bool [B], as in `loss`."""
+        with self._autocast(sources.images.device):
+            return self.aggregation(self.encode_each(sources, pose_keep), sources.present).float()
+
+    def encode_each(self, sources: Sources, pose_keep: Tensor | None = None) -> Tensor:
+        """z of each source view, float32 [B, S, D] ([B, S, N, D] unpooled), zeros in empty slots.
+
+        Empty slots are not computed, so that a batch norm sees only views.
+        """
+        images, present, poses = sources
+        slots = present.shape[1]
+        rows = torch.arange(len(images), device=images.device).repeat_interleave(slots)[present.flatten()]
+        views = images[present]
+        if poses is not None:
+            poses = poses[present]
+        kept = None if pose_keep is None else pose_keep[rows]
+        place = torch.arange(slots, device=images.device).expand_as(present)[present]
+        with self._autocast(images.device), addressed_apart(rows, place):
+            found = self.encoder(views, poses, kept).float()
+        z = found.new_zeros(*present.shape, *found.shape[1:])
+        return z.masked_scatter(present.view(*present.shape, *(1,) * (found.ndim - 1)), found)
+
+
+class Soda(Encoding, DiffusionMethod):
+    """E || eps - D(x_t, t, E(sources), c_D) ||^2 (section 3.1, appendix B).
 
     Args:
-        encoder: images to latents.
-        denoiser: noised targets, timesteps and latents to noise.
-        process: the forward process, with its buffers.
-        precision: `bf16` computes the networks under autocast; weights and results are float32 either way.
+        encoder: images (and poses) to latents.
+        aggregation: the latents of several sources to one.
+        denoiser, process, precision: as `DiffusionMethod`'s.
     """
 
     def __init__(
-        self, *, encoder: Encoder, denoiser: Denoiser, process: GaussianProcess, precision: Literal["fp32", "bf16"]
+        self,
+        *,
+        encoder: nn.Module,
+        aggregation: nn.Module,
+        denoiser: Denoiser,
+        process: GaussianProcess,
+        precision: Precision,
     ) -> None:
-        super().__init__()
-        if precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision: got {precision}; allowed: fp32, bf16")
-        self.encoder = encoder
-        self.denoiser = denoiser
-        self.process = process
-        self.precision = precision
+        super().__init__(
+            denoiser=denoiser, process=process, precision=precision, encoder=encoder, aggregation=aggregation
+        )
         number_modules(self)
 
-    def forward(self, source: Tensor, target: Tensor, t: Tensor, eps: Tensor, keep: Tensor | None) -> Tensor:
-        """The loss of each sample, float32 [B]: the mean over pixels and channels of the squared error.
+    def condition(
+        self, sources: Sources, pose: Tensor | None, keep: Tensor | None, pose_keep: Tensor | None
+    ) -> Condition:
+        """z of the sources, with the poses and the masks."""
+        source_pose = None if sources.poses is None else sources.poses[:, 0]
+        z = self.encode(sources, pose_keep)
+        return Condition(z=z, keep=keep, pose=pose, source_pose=source_pose, pose_keep=pose_keep)
 
-        Args:
-            source: [B, 3, h, w] float, ImageNet mean and variance.
-            target: [B, 3, r, r] float in [-1, 1].
-            t: int64 [B] in 0..T-1.
-            eps: [B, 3, r, r] float, standard normal.
-            keep: [B, sections] bool, False where a section of z is masked; None: nothing is.
-        """
-        z = self.encode(source)
-        predicted = self.denoise(self.process.noised(target, t, eps), t, z, keep)
-        return F.mse_loss(predicted, eps.float(), reduction="none").mean((1, 2, 3))
 
-    def encode(self, images: Tensor) -> Tensor:
-        """z, float32 [B, D], of [B, 3, h, w] float images with ImageNet mean and variance."""
-        with self._autocast(images):
-            return self.encoder(images).float()
+class EncDec(Encoding):
+    """|| target - decoder(E(sources)) ||^2 (section F.1): no denoising. An auto-encoder where both views are one.
 
-    def denoise(self, x: Tensor, t: Tensor, z: Tensor, keep: Tensor | None) -> Tensor:
-        """The predicted noise, float32 [B, 3, r, r]; arguments as `Denoiser.forward`'s."""
-        with self._autocast(x):
-            return self.denoiser(x, t, z, keep).float()
+    Args:
+        encoder, aggregation, precision: as `Soda`'s.
+        decoder: the way up of the UNet.
+    """
 
-    def _autocast(self, x: Tensor) -> torch.autocast:
-        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+    def __init__(self, *, encoder: nn.Module, aggregation: nn.Module, decoder: Decoder, precision: Precision) -> None:
+        super().__init__(precision=precision)
+        self.encoder = encoder
+        self.aggregation = aggregation
+        self.decoder = decoder
+        self.sections = decoder.sections
+        number_modules(self)
+
+    def loss(self, batch: Batch, *, t: Tensor, eps: Tensor, keep: Tensor | None, pose_keep: Tensor | None) -> Tensor:
+        """The mean over pixels and channels of each sample's squared error, float32 [B]; t and eps are not used."""
+        made = self.decode(self.condition(batch.sources, batch.pose, keep, pose_keep))
+        return F.mse_loss(made, batch.target.float(), reduction="none").mean((1, 2, 3))
+
+    def condition(
+        self, sources: Sources, pose: Tensor | None, keep: Tensor | None, pose_keep: Tensor | None
+    ) -> Condition:
+        """z of the sources, with the poses and the masks."""
+        return Condition(z=self.encode(sources, pose_keep), keep=keep, pose=pose, pose_keep=pose_keep)
+
+    def decode(self, condition: Condition) -> Tensor:
+        """The target, float32 [B, 3, r, r]."""
+        assert condition.z is not None
+        with self._autocast(condition.z.device):
+            return self.decoder(condition).float()
+
+    @torch.no_grad()
+    def sample(
+        self,
+        conditions: Sequence[Condition],
+        without: Condition,
+        w: float,
+        x_T: Tensor,
+        *,
+        plan: Sequence[ReverseStep],
+        noise: Noise,
+        choose: Choose,
+    ) -> Iterator[Denoised]:
+        """The decoded image, at once: there is no noise to start from, and nothing to guide."""
+        image = self.decode(conditions[0]).clamp(-1, 1)
+        yield Denoised(0, image, image)

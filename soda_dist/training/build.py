@@ -1,55 +1,90 @@
 """From a configuration to modules: the only place where the two meet."""
 
+from typing import Any
+
 import torch
+from torch import nn
 
 from soda_dist.config.schema import RunConfig
+from soda_dist.data.storage import locate
 from soda_dist.diffusion.process import GaussianProcess
 from soda_dist.diffusion.schedules import alpha_bar
-from soda_dist.models.denoiser import Denoiser
+from soda_dist.errors import UserError
+from soda_dist.models.aggregation import MeanAggregation, TransformerAggregation
+from soda_dist.models.baselines import Palette, Unconditional
+from soda_dist.models.decoder import Decoder
+from soda_dist.models.denoiser import Conditioning, Denoiser
 from soda_dist.models.encoder import Encoder
-from soda_dist.models.soda import Soda
+from soda_dist.models.method import Method
+from soda_dist.models.poses import PoseGrid, PoseVector
+from soda_dist.models.pretrained import FrozenEncoder, load_frozen
+from soda_dist.models.soda import EncDec, Soda
 from soda_dist.training.objective import Objective
 
 
-def build_soda(config: RunConfig) -> Soda:
-    """A freshly initialised model on the CPU; the weights are a function of `config` (its seed included) alone."""
-    e, d = config.encoder, config.denoiser
+def build_model(config: RunConfig) -> Method:
+    """A freshly initialised model on the CPU; the weights are a function of `config` (its seed included) alone.
+
+    A frozen encoder has random weights until `load_frozen_weights`.
+    """
+    precision = config.train.precision
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        encoder = Encoder(
-            arch=e.arch,
-            width=e.width,
-            stem=e.stem,
-            norm=e.norm,
-            latent_dim=e.latent_dim,
-            lr_ratio=e.lr_ratio,
-            drop_path=e.drop_path,
-            dropout=e.dropout,
-        )
-        denoiser = Denoiser(
-            latent_dim=e.latent_dim,
-            resolution=config.data.target_size,
-            base_channels=d.base_channels,
-            channel_multipliers=d.channel_multipliers,
-            blocks=d.blocks,
-            attention_resolutions=d.attention_resolutions,
-            head_dim=d.head_dim,
-            dropout=d.dropout,
-            position_dim=d.position_dim,
-        )
-    process = GaussianProcess(alpha_bar(config.diffusion.schedule, config.diffusion.steps))
-    return Soda(encoder=encoder, denoiser=denoiser, process=process, precision=config.train.precision)
+        match config.method:
+            case "soda":
+                return Soda(
+                    encoder=_encoder(config),
+                    aggregation=_aggregation(config),
+                    denoiser=_denoiser(config, config.denoiser.conditioning, image=False),
+                    process=_process(config),
+                    precision=precision,
+                )
+            case "encdec":
+                return EncDec(
+                    encoder=_encoder(config),
+                    aggregation=_aggregation(config),
+                    decoder=_decoder(config),
+                    precision=precision,
+                )
+            case "unconditional":
+                denoiser = _denoiser(config, "none", image=False)
+                return Unconditional(denoiser=denoiser, process=_process(config), precision=precision)
+            case "palette":
+                denoiser, size = _denoiser(config, "none", image=True), config.data.target_size
+                return Palette(size=size, denoiser=denoiser, process=_process(config), precision=precision)
 
 
 def build_objective(config: RunConfig) -> Objective:
-    """The model with its training objective: what an engine trains."""
+    """The model with its training objective: what an engine trains.
+
+    Raises:
+        UserError: a frozen encoder's weights are missing, or not those of the digest or the model.
+    """
+    model = build_model(config)
+    load_frozen_weights(model, config)
     return Objective(
-        soda=build_soda(config),
+        model=model,
         seed=config.seed,
+        timesteps=config.diffusion.steps,
         source_noise=config.data.source_noise,
-        layer_mask_rate=config.denoiser.layer_mask_rate,
-        guidance_mask_rate=config.denoiser.guidance_mask_rate,
+        mask_rates=(config.denoiser.layer_mask_rate, config.denoiser.guidance_mask_rate, config.pose.mask_rate),
     )
+
+
+def load_frozen_weights(model: Method, config: RunConfig) -> None:
+    """Reads `encoder.weights` into a frozen encoder; nothing where the encoder is trained."""
+    encoder = getattr(model, "encoder", None)
+    if not isinstance(encoder, FrozenEncoder):
+        return
+    assert config.encoder.weights is not None and config.encoder.weights_sha256 is not None
+    folder, name = locate(config.encoder.weights)
+    try:
+        content = folder.read(name)
+    except FileNotFoundError:
+        raise UserError(
+            "encoder.weights", config.encoder.weights, "an existing file", "download the weights to there"
+        ) from None
+    load_frozen(encoder, content, config.encoder.weights_sha256)
 
 
 def build_optimizer(config: RunConfig, objective: Objective) -> torch.optim.AdamW:
@@ -62,3 +97,100 @@ def build_optimizer(config: RunConfig, objective: Objective) -> torch.optim.Adam
     return torch.optim.AdamW(
         objective.parameters(), lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay, foreach=True
     )
+
+
+def _process(config: RunConfig) -> GaussianProcess:
+    return GaussianProcess(alpha_bar(config.diffusion.schedule, config.diffusion.steps))
+
+
+def _encoder(config: RunConfig) -> nn.Module:
+    e = config.encoder
+    if e.arch == "pretrained":
+        assert e.model is not None
+        try:
+            frozen = FrozenEncoder(model=e.model, image_size=config.data.source_size)
+        except ValueError as error:
+            raise UserError("encoder.model", e.model, str(error), "name a model of timm") from None
+        if frozen.latent_dim != e.latent_dim:
+            raise UserError("encoder.latent_dim", e.latent_dim, f"{frozen.latent_dim}, as {e.model} has", "set it so")
+        return frozen
+    return Encoder(
+        arch=e.arch,
+        width=e.width,
+        stem=e.stem,
+        norm=e.norm,
+        patch=e.patch,
+        image_size=config.data.source_size,
+        latent_dim=e.latent_dim,
+        lr_ratio=e.lr_ratio,
+        drop_path=e.drop_path,
+        dropout=e.dropout,
+        pool=config.denoiser.conditioning != "grid_attention",
+        pose=_grid(config) if "grid" in config.pose.conditioning else None,
+    )
+
+
+def _aggregation(config: RunConfig) -> nn.Module:
+    a = config.aggregation
+    if a.kind == "mean":
+        return MeanAggregation()
+    return TransformerAggregation(
+        latent_dim=config.encoder.latent_dim, depth=a.depth, heads=a.heads, multiplier=a.multiplier
+    )
+
+
+def _denoiser(config: RunConfig, conditioning: Conditioning, *, image: bool) -> Denoiser:
+    grid = "grid" in config.pose.conditioning
+    return Denoiser(
+        **_unet(config),
+        conditioning=conditioning,
+        position_dim=config.denoiser.position_dim,
+        image=image,
+        grid=_grid(config) if grid else None,
+        source_grid=_grid(config) if grid and image else None,
+        vector=_vector(config),
+    )
+
+
+def _decoder(config: RunConfig) -> Decoder:
+    return Decoder(**_unet(config), conditioning=config.denoiser.conditioning, grid=_grid(config))
+
+
+def _unet(config: RunConfig) -> dict[str, Any]:
+    d = config.denoiser
+    return {
+        "modulation": d.modulation,
+        "latent_dim": config.encoder.latent_dim,
+        "resolution": config.data.target_size,
+        "base_channels": d.base_channels,
+        "channel_multipliers": d.channel_multipliers,
+        "blocks": d.blocks,
+        "attention_resolutions": d.attention_resolutions,
+        "head_dim": d.head_dim,
+        "dropout": d.dropout,
+    }
+
+
+def _grid(config: RunConfig) -> PoseGrid | None:
+    """A pose grid of its own for each network, as wide as the denoiser's first layer; none without poses."""
+    if config.data.pose == "none":
+        return None
+    p, d = config.pose, config.denoiser
+    return PoseGrid(
+        kind=config.data.pose,
+        form=p.rays,
+        coordinates=p.coordinates,
+        radius=p.radius,
+        extent=p.extent,
+        dim=p.encoding_dim,
+        scale=p.scale,
+        channels=d.base_channels * d.channel_multipliers[0],
+    )
+
+
+def _vector(config: RunConfig) -> PoseVector | None:
+    p = config.pose
+    if config.data.pose == "none" or p.conditioning == "grid":
+        return None
+    form = "relative" if "relative" in p.conditioning else "absolute"
+    return PoseVector(form=form, extent=p.extent, dim=p.encoding_dim, scale=p.scale)

@@ -2,7 +2,7 @@
 
 `checkpoints/STEP/` holds the fragments that each rank owns in `state-RANK-of-WORLD-PART.safetensors` (tensors named
 KIND/PARAMETER/START; in parts, so that memory stays bounded), the running statistics, the EMA weights in plain names
-(`model.safetensors`, and the encoder alone in `encoder.safetensors`), the configuration, and `manifest.json`, written
+(`model.safetensors`, and the encoder, if there is one, alone in `encoder.safetensors`), the configuration, and `manifest.json`, written
 last: a folder without it does not count.
 """
 
@@ -20,9 +20,9 @@ from soda_dist.config.load import parse_config
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.storage import Folder
 from soda_dist.errors import UserError
-from soda_dist.models.encoder import load_plain_state_dict, plain_state_dict
-from soda_dist.models.soda import Soda
-from soda_dist.training.build import build_soda
+from soda_dist.models.equalize import load_plain_state_dict, plain_state_dict
+from soda_dist.models.method import Method
+from soda_dist.training.build import build_model
 from soda_dist.training.context import WorkerContext
 from soda_dist.training.engine import KINDS, Engine, Fragment
 
@@ -98,19 +98,20 @@ def _write_exports(
     folder: Folder, engine: Engine, weights: dict[str, Tensor], config: RunConfig
 ) -> list[dict[str, Any]]:
     """The running statistics as they are, and the EMA model under plain names."""
-    live = engine.objective.soda.state_dict(keep_vars=True)
+    live = engine.objective.model.state_dict(keep_vars=True)
     buffers = {name: value.detach().cpu() for name, value in live.items() if not isinstance(value, nn.Parameter)}
-    soda = build_soda(config)
-    soda.load_state_dict({name.removeprefix("soda."): value for name, value in weights.items()} | buffers)
-    encoder = plain_state_dict(soda.encoder)
-    model = {f"encoder.{name}": value for name, value in encoder.items()}
-    model |= {f"denoiser.{name}": value for name, value in soda.denoiser.state_dict().items()}
-    return [
+    model = build_model(config)
+    model.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()} | buffers)
+    plain = plain_state_dict(model)
+    written = [
         _write(folder, "buffers.safetensors", save_tensors(_contiguous(buffers))),
-        _write(folder, "encoder.safetensors", save_tensors(_contiguous(encoder))),
-        _write(folder, "model.safetensors", save_tensors(_contiguous(model))),
+        _write(folder, "model.safetensors", save_tensors(_contiguous(plain))),
         _write(folder, "config.json", json.dumps(config.model_dump(), indent=1).encode()),
     ]
+    encoder = _under(plain, "encoder.")
+    if encoder:
+        written.append(_write(folder, "encoder.safetensors", save_tensors(_contiguous(encoder))))
+    return written
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -162,7 +163,7 @@ def restore(run: Folder, step: int, engine: Engine, context: WorkerContext) -> N
             folder.uri, f"no state for {parameter}", "every parameter", "train with the run's own configuration"
         )
     buffers = load_tensors(_read(folder, manifest, "buffers.safetensors"))
-    live = dict(engine.objective.soda.named_buffers())
+    live = dict(engine.objective.model.named_buffers())
     for name, values in buffers.items():
         live[name].copy_(values)
     engine.restored(manifest["updates"])
@@ -187,7 +188,7 @@ def _copy_overlaps(key: str, values: Tensor, pieces: list[Fragment], missing: di
             missing[piece.name, piece.start, kind] -= high - low
 
 
-def load_soda(run: Folder, step: int | None = None) -> tuple[Soda, RunConfig, int]:
+def load_model(run: Folder, step: int | None = None) -> tuple[Method, RunConfig, int]:
     """The EMA model of a run in eval mode, its configuration and its step (none: the latest complete one)."""
     steps = complete_steps(run)
     if not steps:
@@ -199,16 +200,15 @@ def load_soda(run: Folder, step: int | None = None) -> tuple[Soda, RunConfig, in
     step = steps[-1] if step is None else step
     folder, manifest = run.child(_name(step)), read_manifest(run, step)
     config = parse_config(_read(folder, manifest, "config.json").decode(), f"{folder.uri}/config.json")
-    soda = build_soda(config)
+    model = build_model(config)
     try:
         tensors = load_tensors(_read(folder, manifest, "model.safetensors"))
     except SafetensorError as error:
         raise UserError(
             f"{folder.uri}/model.safetensors", str(error), "safetensors", "remove this checkpoint"
         ) from None
-    load_plain_state_dict(soda.encoder, _under(tensors, "encoder."))
-    soda.denoiser.load_state_dict(_under(tensors, "denoiser."))
-    return soda.eval().requires_grad_(False), config, step
+    load_plain_state_dict(model, tensors)
+    return model.eval().requires_grad_(False), config, step
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

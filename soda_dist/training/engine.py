@@ -9,7 +9,7 @@ any number of ranks.
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,18 @@ from torch.nn.parallel import DistributedDataParallel
 from soda_dist.training.objective import Objective
 
 KINDS = ("param", "exp_avg", "exp_avg_sq", "ema")
-MicroBatch = tuple[Tensor, Tensor, Tensor, Tensor]
-"""source, target, ok, index: the arguments of `Objective.forward`, on the engine's device."""
+
+
+class MicroBatch(NamedTuple):
+    """The arguments of `Objective.forward`, on the engine's device."""
+
+    source: Tensor
+    target: Tensor
+    ok: Tensor
+    index: Tensor
+    present: Tensor
+    source_pose: Tensor
+    target_pose: Tensor
 
 
 @dataclass(frozen=True)

@@ -154,11 +154,9 @@ class Book:
 
 def to_device(pairs: Pairs, device: torch.device) -> MicroBatch:
     """A micro-batch's arrays as tensors on `device`."""
-    source, target, ok, index = (
-        torch.from_numpy(array).to(device, non_blocking=True)
-        for array in (pairs.source, pairs.target, pairs.ok, pairs.index)
+    return MicroBatch(
+        *(torch.from_numpy(getattr(pairs, name)).to(device, non_blocking=True) for name in MicroBatch._fields)
     )
-    return source, target, ok, index
 
 
 def _shown(line: dict[str, Any], total: int, bad: int, remaining: float) -> str:

@@ -1,47 +1,84 @@
-"""The training objective: uint8 view pairs in, one loss out."""
+"""The training objective: uint8 views in, one loss out."""
 
 import torch
 from torch import Tensor, nn
 
+from soda_dist.models.condition import Sources
 from soda_dist.models.layers import addressed
+from soda_dist.models.method import Batch, Method
 from soda_dist.models.pixels import source_input, target_input
-from soda_dist.models.soda import Soda
 from soda_dist.training.randomness import draw
 
 
 class Objective(nn.Module):
-    """Section 3.1's loss with layer and guidance masking (3.2.1) and source noise (3.4, appendix D.3)."""
+    """A method's loss with layer, guidance and pose masking (3.2.1, 3.3) and source noise (3.4, appendix D.3).
+
+    Args:
+        model: the method.
+        seed: of the run.
+        timesteps: T.
+        source_noise: standard deviation of the noise on the normalised sources.
+        mask_rates: of layer, guidance and pose masking.
+    """
 
     def __init__(
-        self, *, soda: Soda, seed: int, source_noise: float, layer_mask_rate: float, guidance_mask_rate: float
+        self, *, model: Method, seed: int, timesteps: int, source_noise: float, mask_rates: tuple[float, float, float]
     ) -> None:
         super().__init__()
-        self.soda = soda
+        self.model = model
         self.seed = seed
+        self.timesteps = timesteps
         self.source_noise = source_noise
-        self.mask_rates = (layer_mask_rate, guidance_mask_rate)
+        self.mask_rates = mask_rates
 
-    def forward(self, source: Tensor, target: Tensor, ok: Tensor, index: Tensor) -> Tensor:
+    def forward(
+        self,
+        source: Tensor,
+        target: Tensor,
+        ok: Tensor,
+        index: Tensor,
+        present: Tensor,
+        source_pose: Tensor,
+        target_pose: Tensor,
+    ) -> Tensor:
         """Mean loss over a micro-batch, a float32 scalar.
 
         Args:
-            source: [B, s, s, 3] uint8.
+            source: [B, S, s, s, 3] uint8.
             target: [B, r, r, 3] uint8.
             ok: [B] bool; False rows (images that could not be read) count as zero, so that the mean's
                 denominator, and with it every other sample's weight, does not depend on them.
             index: [B] int64, position in the run: the address of the sample's random numbers.
+            present: [B, S] bool, which slots of `source` hold a view.
+            source_pose: [B, S, P] float32; P is 0 where the data has no poses.
+            target_pose: [B, P] float32.
         """
         draws = draw(
             self.seed,
             index,
-            timesteps=self.soda.process.steps,
-            source_size=source.shape[1],
+            timesteps=self.timesteps,
+            sources=source.shape[1] if self.source_noise else 0,
+            source_size=source.shape[2],
             target_size=target.shape[1],
-            sections=self.soda.denoiser.sections,
+            sections=self.model.sections,
             rates=self.mask_rates,
         )
-        clean = source_input(source)
-        noised = torch.add(clean, draws.source_noise, alpha=self.source_noise) if self.source_noise else clean
+        clean = source_input(source.flatten(0, 1)).unflatten(0, source.shape[:2])
+        noised = clean
+        if draws.source_noise is not None:
+            noised = torch.add(clean, draws.source_noise, alpha=self.source_noise)
+        posed = target_pose.shape[1] > 0
+        batch = Batch(
+            sources=Sources(noised, present, source_pose if posed else None),
+            target=target_input(target),
+            pose=target_pose if posed else None,
+        )
         with addressed(draws.seeds):
-            losses = self.soda(noised, target_input(target), draws.t, draws.eps, draws.keep)
+            losses = self.model.loss(
+                batch,
+                t=draws.t,
+                eps=draws.eps,
+                keep=draws.keep,
+                pose_keep=draws.pose_keep if posed else None,
+            )
         return torch.where(ok, losses, 0.0).mean()

@@ -7,38 +7,54 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from soda_dist.config.schema import RunConfig
-from soda_dist.models.soda import Soda
-from soda_dist.training.build import build_soda
+from soda_dist.models.condition import Sources
+from soda_dist.models.method import Batch, DiffusionMethod, Method
+from soda_dist.training.build import build_model
 
 
 def plan(config: RunConfig) -> dict[str, Any]:
     """Sizes of the networks as plain JSON values.
 
-    `parameters` are counts; `flops_per_pair` those of one forward (a multiplication and an addition are two);
-    `modulated_layers` says which section of z reaches which layer.
+    `parameters` are counts (a frozen encoder's are buffers, and counted too); `flops_per_pair` those of one forward (a
+    multiplication and an addition are two); `modulated_layers` says which section of z reaches which layer.
     """
-    soda = build_soda(config).eval()
+    model = build_model(config).eval()
+    parts = {name: child for name, child in model.named_children() if name != "process"}
+    counts = {name: _count(part) for name, part in parts.items()}
+    if "encoder" in parts:
+        counts["encoder_backbone"] = _count(model.get_submodule("encoder.backbone"))
+    layers = model.denoiser.modulated_layers() if isinstance(model, DiffusionMethod) else []
     return {
-        "parameters": {
-            "encoder_backbone": _count(soda.encoder.backbone),
-            "encoder": _count(soda.encoder),
-            "denoiser": _count(soda.denoiser),
-            "total": _count(soda),
-        },
-        "flops_per_pair": _flops(soda, config),
-        "modulated_layers": [layer._asdict() for layer in soda.denoiser.modulated_layers()],
+        "parameters": {**counts, "total": _count(model)},
+        "flops_per_pair": _flops(model, config),
+        "modulated_layers": [layer._asdict() for layer in layers],
     }
 
 
 def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+    frozen = sum(b.numel() for b in module.buffers()) if not any(True for _ in module.parameters()) else 0
+    return frozen + sum(parameter.numel() for parameter in module.parameters())
 
 
-def _flops(soda: Soda, config: RunConfig) -> dict[str, int]:
-    source = torch.zeros(1, 3, config.data.source_size, config.data.source_size)
-    noised = torch.zeros(1, 3, config.data.target_size, config.data.target_size)
-    with torch.no_grad(), FlopCounterMode(display=False) as encoder:
-        latent = soda.encoder(source)
-    with torch.no_grad(), FlopCounterMode(display=False) as denoiser:
-        soda.denoiser(noised, torch.zeros(1, dtype=torch.int64), latent, None)
-    return {"encoder": encoder.get_total_flops(), "denoiser": denoiser.get_total_flops()}
+def _flops(model: Method, config: RunConfig) -> dict[str, int]:
+    data = config.data
+    width = {"none": 0, "pixels": PIXEL_POSE, "cameras": CAMERA_POSE}[data.pose]
+    camera = torch.eye(5)[:1].repeat(1, 5)[:, :width] if width else None
+    sources = Sources(
+        torch.zeros(1, 1, 3, data.source_size, data.source_size),
+        torch.ones(1, 1, dtype=torch.bool),
+        None if camera is None else camera[:, None],
+    )
+    target = torch.zeros(1, 3, data.target_size, data.target_size)
+    with torch.no_grad(), FlopCounterMode(display=False) as whole:
+        model.loss(
+            Batch(sources, target, camera),
+            t=torch.zeros(1, dtype=torch.int64),
+            eps=target,
+            keep=None,
+            pose_keep=None,
+        )
+    with torch.no_grad(), FlopCounterMode(display=False) as encoding:
+        model.condition(sources, camera, None, None)
+    encoder = encoding.get_total_flops()
+    return {"encoder": encoder, "denoiser": whole.get_total_flops() - encoder}

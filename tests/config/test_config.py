@@ -16,7 +16,7 @@ from soda_dist.errors import UserError
 
 WRONG = {
     # override: (field, part of got, part of allowed, part of the remedy)
-    "trian.steps=3": ("trian", "an unknown key", "data, encoder, denoiser", "did you mean train?"),
+    "trian.steps=3": ("trian", "an unknown key", "method, data, encoder", "did you mean train?"),
     "train.stesp=3": ("train.stesp", "an unknown key", "steps, global_batch", "did you mean steps?"),
     "evaluation.probe.learning_rate=[1.0]": ("evaluation.probe.learning_rate", "unknown", "epochs", "learning_rates?"),
     "train.zzz=3": ("train.zzz", "an unknown key", "micro_batch", "remove it"),
@@ -39,7 +39,7 @@ WRONG = {
     "optim.lr=.nan": ("optim.lr", "nan", "finite", "--print-config"),
     "scale.zero_stage=4": ("scale.zero_stage", "4", "less than or equal to 3", "--print-config"),
     "seed=-1": ("seed", "-1", "greater than or equal to 0", "--print-config"),
-    "encoder.arch=resnet34": ("encoder.arch", "'resnet34'", "'resnet18', 'resnet50' or 'resnet50x2'", ""),
+    "encoder.arch=resnet34": ("encoder.arch", "'resnet34'", "'resnet18', 'resnet50', 'resnet50x2'", ""),
     "train.precision=fp16": ("train.precision", "'fp16'", "'fp32' or 'bf16'", "--print-config"),
     "denoiser.channel_multipliers=[1, 0]": ("denoiser.channel_multipliers.1", "0", "greater than or equal", ""),
     "denoiser.channel_multipliers=[]": ("denoiser.channel_multipliers", "()", "at least 1 item", ""),

@@ -5,11 +5,13 @@ the samples' mean and covariance without Monte Carlo error.
 """
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
 
-from soda_dist.diffusion import GaussianProcess, alpha_bar, guided, invert, sample
+from soda_dist.diffusion import GaussianProcess, alpha_bar, alternating, guided, invert, sample
 
 MEAN = torch.tensor([0.3, -0.5], dtype=torch.float64)
 COVARIANCE = torch.tensor([[0.25, 0.12], [0.12, 0.16]], dtype=torch.float64)
@@ -131,30 +133,57 @@ def test_inversion_solves_the_samplers_affine_map(schedule, steps):
     torch.testing.assert_close(back, x_0, rtol=0, atol=1e-7)
 
 
-def conditional_family(process, covariances):
-    """A denoiser optimal for N(2 z, covariances[1]) where a section is kept and N(0, covariances[0]) where none is."""
+def test_sampling_that_alternates_by_level_lies_between_its_predictions_and_can_be_inverted():
+    process = GaussianProcess(alpha_bar("inverted", 1000))
+    both = [optimal(process, mean, COVARIANCE) for mean in (MEAN, -MEAN)]
+    predict = alternating(both, lambda t: t % 2)
+    options = {"steps": 100, "clip": False, "noise": None, **SAMPLERS["ddim"]}
+    x_T = torch.tensor([[0.4, -1.2], [0.9, 0.3]], dtype=torch.float64)
+    x_0, *alone = (sample(each, process, x_T, **options) for each in (predict, *both))
+    low, high = torch.minimum(*alone), torch.maximum(*alone)
+    assert bool(((x_0 - low > 0.2 * (high - low)) & (high - x_0 > 0.2 * (high - low))).all())
+    torch.testing.assert_close(invert(predict, process, x_0, steps=100, iterations=60), x_T, rtol=0, atol=1e-6)
 
-    def denoise(x, t, z, keep):
-        abar, kept = float(process.abar[t[0]]), keep.any(1)
+
+class Told(NamedTuple):
+    """A condition: the mean that the data have, and whether it is told at all."""
+
+    mean: Tensor
+    """[B, 2]."""
+    kept: Tensor
+    """bool [B]."""
+
+
+def conditional_family(process, covariances):
+    """A denoiser optimal for N(told.mean, covariances[1]) where `told.kept` and N(0, covariances[0]) elsewhere."""
+
+    def denoise(x, t, told):
+        abar, kept = float(process.abar[t[0]]), told.kept
         eps = torch.empty_like(x)
         for rows, covariance in ((~kept, covariances[0]), (kept, covariances[1])):
-            eps[rows] = optimal_eps(abar, x[rows] - math.sqrt(abar) * 2 * z[rows], torch.zeros_like(MEAN), covariance)
+            centred = x[rows] - math.sqrt(abar) * told.mean[rows]
+            eps[rows] = optimal_eps(abar, centred, torch.zeros_like(MEAN), covariance)
         return eps
 
     return denoise
 
 
+def guide(denoise, rows, w):
+    """The prediction for `rows` samples told MEAN, guided away from being told nothing."""
+    kept = torch.ones(rows, dtype=torch.bool)
+    told, without = Told(MEAN.expand(rows, 2), kept), Told(torch.zeros(rows, 2, dtype=torch.float64), ~kept)
+    return guided(
+        denoise, told, without, w, join=lambda one, other: Told(*map(torch.cat, zip(one, other, strict=True)))
+    )
+
+
 @pytest.mark.parametrize("w", [0.0, 1.0, 2.0, 3.0])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_guidance_moves_the_mean_w_times_as_far_where_the_covariances_agree(sampler, w):
-    # With one covariance for both branches eps(0) + w (eps(z) - eps(0)) is the optimal eps of a mean w times as far.
+    # With one covariance for both branches the guided eps is the optimal one of a mean w times as far.
     process = GaussianProcess(alpha_bar("inverted", 1000))
     denoise = conditional_family(process, (COVARIANCE, COVARIANCE))
-
-    def predict_for(rows):
-        return guided(denoise, (MEAN / 2).expand(rows, 2), torch.ones(rows, 3, dtype=torch.bool), w)
-
-    mean, covariance = law(predict_for, process, 2, steps=100, **SAMPLERS[sampler])
+    mean, covariance = law(lambda rows: guide(denoise, rows, w), process, 2, steps=100, **SAMPLERS[sampler])
     plain = law(lambda _: optimal(process, MEAN, COVARIANCE), process, 2, steps=100, **SAMPLERS[sampler])[1]
     torch.testing.assert_close(mean, w * MEAN, rtol=0, atol=3e-3)
     torch.testing.assert_close(covariance, plain, rtol=1e-9, atol=1e-9)
@@ -165,7 +194,7 @@ def test_one_guided_ddim_step_where_the_covariances_differ(w):
     process = GaussianProcess(torch.tensor([0.8, 0.3], dtype=torch.float64))
     covariances = (COVARIANCE, 0.1 * EYE)
     x_T = torch.tensor([[0.4, -1.2]], dtype=torch.float64)
-    predict = guided(conditional_family(process, covariances), (MEAN / 2)[None], torch.ones(1, 1, dtype=torch.bool), w)
+    predict = guide(conditional_family(process, covariances), 1, w)
     x = sample(
         predict, process, x_T, method="ddim", steps=1, variance="small", eta=0.0, clip=False, noise=lambda _: x_T
     )

@@ -1,20 +1,27 @@
-"""Samplers against diffusers, the paper's formula and their own promises; guidance against its formula."""
+"""Samplers against the paper's formula and their own promises; guidance and alternation against their formulas."""
 
 import math
 from fractions import Fraction
 from itertools import pairwise
+from typing import NamedTuple
 
-import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from torch import Tensor
 
-from soda_dist.diffusion import GaussianProcess, alpha_bar, denoise_loop, guided, reverse_steps, sample
+from soda_dist.diffusion import (
+    GaussianProcess,
+    alpha_bar,
+    alternating,
+    denoise_loop,
+    guided,
+    reverse_steps,
+    sample,
+)
 from soda_dist.diffusion.sampling import kept_steps
 from soda_dist.errors import UserError
 
 SHAPE = (2, 3, 4, 4)
-SCHEDULES = ("inverted", "cosine", "linear")
 
 
 def network(x, t):
@@ -42,41 +49,6 @@ def run(predict, process, x_T, **changes):
         "noise": drawn(2),
     }
     return sample(predict, process, x_T, **(options | changes))
-
-
-@pytest.mark.parametrize("steps", [1000, 250, 75, 20])
-@pytest.mark.parametrize("clip", [False, True])
-@pytest.mark.parametrize("variance", ["small", "large"])
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_ddpm_equals_diffusers(schedule, variance, clip, steps):
-    process = GaussianProcess(alpha_bar(schedule, 1000))
-    theirs = DDPMScheduler(1000, variance_type=f"fixed_{variance}", clip_sample=clip, timestep_spacing="linspace")
-    # Their table is float32; with ours the two can be compared to rounding.
-    theirs.alphas_cumprod = process.abar
-    theirs.set_timesteps(steps)
-    x, generator = start(), torch.Generator().manual_seed(2)
-    for t in theirs.timesteps:
-        x = theirs.step(network(x, t.expand(2)), t, x, generator=generator).prev_sample
-    ours = run(network, process, start(), variance=variance, clip=clip, steps=steps)
-    torch.testing.assert_close(ours, x, rtol=1e-8, atol=1e-8)
-
-
-@pytest.mark.parametrize("steps", [1000, 75, 20])
-@pytest.mark.parametrize("clip", [False, True])
-@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_ddim_equals_diffusers_on_the_kept_steps(schedule, eta, clip, steps):
-    process = GaussianProcess(alpha_bar(schedule, 1000))
-    kept = torch.from_numpy(np.linspace(0, 999, steps).round().astype(np.int64))
-    theirs = DDIMScheduler(steps, clip_sample=clip)
-    theirs.alphas_cumprod = process.abar[kept]
-    theirs.set_timesteps(steps)
-    x, generator = start(), torch.Generator().manual_seed(2)
-    for t in theirs.timesteps:
-        eps = network(x, kept[t].expand(2))
-        x = theirs.step(eps, int(t), x, eta=eta, use_clipped_model_output=clip, generator=generator).prev_sample
-    ours = run(network, process, start(), method="ddim", eta=eta, clip=clip, steps=steps)
-    torch.testing.assert_close(ours, x, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("variance", ["small", "large"])
@@ -200,54 +172,138 @@ def test_wrong_options_are_the_users_error(changes, field):
     assert caught.value.field == field
 
 
+class Told(NamedTuple):
+    """A condition of two parts, either of which a sample may go without; `keep` may be missing for the whole batch."""
+
+    z: Tensor
+    """[B, 4]."""
+    pose: Tensor
+    """[B, 1]."""
+    keep: Tensor | None = None
+    """bool [B, 4]."""
+
+
+def join(one, other):
+    return Told(*(None if a is None else torch.cat([a, b]) for a, b in zip(one, other, strict=True)))
+
+
 class Recorder:
-    """A denoiser of [B, 4] images whose latent has two sections of two elements; it keeps what it was given."""
+    """A denoiser of [B, 4] images that does not add up its condition's parts; it keeps what it was given."""
 
     def __init__(self):
         self.calls = []
 
-    def __call__(self, x, t, z, keep):
-        self.calls.append((x, t, z, keep))
-        seen = z if keep is None else z * keep.repeat_interleave(2, dim=1)
-        return torch.sin(x) * t.view(-1, 1) + seen**2 + 0.5 * seen
+    def __call__(self, x, t, told):
+        self.calls.append((x, t, told))
+        seen = told.z if told.keep is None else told.z * told.keep
+        return torch.sin(x) * t.view(-1, 1) + seen**2 + 0.5 * seen + torch.cos(told.pose + seen)
 
 
-def guidance_inputs():
+def slow(x, t, z, pose):
+    """What `Recorder` gives for one element."""
+    return math.sin(x) * t + z**2 + 0.5 * z + math.cos(pose + z)
+
+
+def guidance_inputs(with_keep):
+    """x, t, the condition, and the same with its latent masked to zeros."""
     generator = torch.Generator().manual_seed(3)
-    x, z = torch.randn(3, 4, generator=generator), torch.randn(3, 4, generator=generator)
-    return x, torch.tensor([1, 5, 9]), z, torch.tensor([[True, True], [True, False], [False, True]])
+    x, z, pose = (torch.randn(3, size, generator=generator) for size in (4, 4, 1))
+    keep = torch.rand(3, 4, generator=generator) > 0.4 if with_keep else None
+    told = Told(z, pose, keep)
+    return x, torch.tensor([1, 5, 9]), told, told._replace(z=0 * z, keep=None if keep is None else keep & False)
 
 
 @pytest.mark.parametrize("with_keep", [True, False])
+@pytest.mark.parametrize("dropped", ["latent", "pose", "both"])
 @pytest.mark.parametrize("w", [0.0, 0.5, 1.0, 2.0, 3.0])
-def test_guidance_equals_its_formula_sample_by_sample(w, with_keep):
-    x, t, z, keep = guidance_inputs()
-    keep = keep if with_keep else None
-    eps = guided(Recorder(), z, keep, w)(x, t)
+def test_guidance_equals_its_formula_where_all_of_the_condition_or_a_part_of_it_is_dropped(w, dropped, with_keep):
+    x, t, told, no_latent = guidance_inputs(with_keep)
+    without = told if dropped == "pose" else no_latent
+    if dropped != "latent":
+        without = without._replace(pose=0 * told.pose)
+    eps = guided(Recorder(), told, without, w, join=join)(x, t)
     for b in range(3):
-        kept = [1.0] * 4 if keep is None else [float(keep[b, k // 2]) for k in range(4)]
         for k in range(4):
-            without = math.sin(float(x[b, k])) * int(t[b])
-            latent = float(z[b, k]) * kept[k]
-            conditional = without + latent**2 + 0.5 * latent
-            assert float(eps[b, k]) == pytest.approx(without + w * (conditional - without), abs=1e-5)
+            kept = 1.0 if told.keep is None else float(told.keep[b, k])
+            element, level, z, pose = float(x[b, k]), int(t[b]), kept * float(told.z[b, k]), float(told.pose[b])
+            conditional = slow(element, level, z, pose)
+            plain = slow(element, level, z if dropped == "pose" else 0.0, pose if dropped == "latent" else 0.0)
+            assert float(eps[b, k]) == pytest.approx(plain + w * (conditional - plain), abs=1e-5)
 
 
 @pytest.mark.parametrize(("w", "rows"), [(0.0, 3), (1.0, 3), (2.0, 6)])
 def test_guidance_calls_the_denoiser_once_with_no_branch_that_it_does_not_need(w, rows):
-    x, t, z, keep = guidance_inputs()
+    x, t, told, without = guidance_inputs(True)
     denoise = Recorder()
-    guided(denoise, z, keep, w)(x, t)
-    (call,) = denoise.calls
-    assert [len(tensor) for tensor in call] == [rows] * 4
+    guided(denoise, told, without, w, join=join)(x, t)
+    ((x, t, given),) = denoise.calls
+    assert [len(tensor) for tensor in (x, t, *given)] == [rows] * 5
 
 
-@pytest.mark.parametrize("w", [0.0, 2.0])
-def test_the_branch_without_condition_sees_no_latent_and_no_section(w):
-    x, t, z, keep = guidance_inputs()
+def test_a_single_branch_is_given_its_condition_as_it_is_and_nothing_is_joined():
+    x, t, told, without = guidance_inputs(False)
     denoise = Recorder()
-    guided(denoise, z, keep, w)(x, t)
-    _, _, latents, kept = denoise.calls[0]
-    assert not bool(latents[:3].any())
-    assert kept.dtype == torch.bool
-    assert not bool(kept[:3].any())
+    for w in (0, 1):
+        guided(denoise, told, without, w, join=None)(x, t)
+    assert denoise.calls[0][2] is without and denoise.calls[1][2] is told
+    assert all(call[0] is x and call[1] is t for call in denoise.calls)
+
+
+@pytest.mark.parametrize("dropped", ["latent", "pose"])
+def test_the_branch_without_comes_first_and_both_branches_see_the_part_that_is_not_dropped(dropped):
+    x, t, told, without = guidance_inputs(True)
+    if dropped == "pose":
+        without = told._replace(pose=0 * told.pose)
+    denoise = Recorder()
+    guided(denoise, told, without, 2.0, join=join)(x, t)
+    ((both_x, both_t, given),) = denoise.calls
+    assert torch.equal(both_x, torch.cat([x, x])) and torch.equal(both_t, torch.cat([t, t]))
+    first, second = (Told(*(part[rows] for part in given)) for rows in (slice(0, 3), slice(3, 6)))
+    for part, plain, conditional in zip(Told._fields, first, second, strict=True):
+        assert torch.equal(conditional, getattr(told, part))
+        lost = part == "pose" if dropped == "pose" else part != "pose"
+        assert not bool(plain.any()) if lost else torch.equal(plain, conditional)
+    assert given.keep.dtype == torch.bool
+
+
+def views(count):
+    """Predictions that differ, as those from several source views do."""
+    return [lambda x, t, view=view: network(x, t) + 0.2 * view * torch.cos(x) for view in range(count)]
+
+
+@pytest.mark.parametrize("method", ["ddpm", "ddim"])
+def test_alternating_between_equal_predictions_is_the_plain_sampler(method):
+    process, options = GaussianProcess(alpha_bar("inverted", 100)), {"method": method, "steps": 20}
+    predict = alternating([network] * 3, lambda t: t % 3)
+    torch.testing.assert_close(
+        run(predict, process, start(), noise=drawn(2), **options),
+        run(network, process, start(), noise=drawn(2), **options),
+        rtol=0,
+        atol=0,
+    )
+
+
+def test_alternating_asks_at_each_level_for_the_prediction_that_was_chosen_there():
+    process, predicts = GaussianProcess(alpha_bar("inverted", 100)), views(3)
+    plan = reverse_steps(process.abar, method="ddpm", steps=12, variance="small", eta=0.0)
+    choice = {step.t: number for step, number in zip(plan, [2, 0, 1, 1, 0, 2, 2, 0, 1, 0, 1, 2], strict=True)}
+    states = list(denoise_loop(alternating(predicts, choice.__getitem__), plan, start(), clip=False, noise=drawn(2)))
+    x = start()
+    for state in states:
+        eps = [predict(x, torch.full((2,), state.t)) for predict in predicts]
+        a = float(process.abar[state.t])
+        errors = [float(((x - math.sqrt(1 - a) * each) / math.sqrt(a) - state.x0).abs().max()) for each in eps]
+        assert errors[choice[state.t]] < 1e-9
+        assert sorted(errors)[1] > 1e-3, "the predictions differ at every level"
+        x = state.x
+
+
+def test_alternating_takes_one_level_and_a_prediction_that_there_is():
+    with pytest.raises(ValueError, match="predicts: got none"):
+        alternating([], lambda t: 0)
+    predict = alternating(views(2), lambda t: t - 5)
+    with pytest.raises(ValueError, match=r"t: got levels \[5, 6\]; allowed: one level"):
+        predict(start(), torch.tensor([5, 6]))
+    for level, got in ((7, 2), (4, -1)):
+        with pytest.raises(ValueError, match=f"choose: got {got} at t = {level}; allowed: 0..1"):
+            predict(start(), torch.full((2,), level))

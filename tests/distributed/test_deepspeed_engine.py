@@ -5,7 +5,7 @@ import torch
 
 from soda_dist.data.storage import open_folder
 from soda_dist.distributed.pretrain import build_engine
-from soda_dist.training.checkpoint import load_soda, restore, save
+from soda_dist.training.checkpoint import load_model, restore, save
 from soda_dist.training.collectives import ProcessGroupContext
 from soda_dist.training.loop import to_device
 from tests.distributed.spawned import run_processes
@@ -142,7 +142,7 @@ def test_a_restore_at_the_same_number_of_workers_is_bit_identical(runs):
 @pytest.mark.slow
 def test_the_exported_weights_of_all_engines_agree(runs):
     root, _ = runs
-    models = [load_soda(open_folder(f"{root}/w{w}/{name}"))[0].state_dict() for w in (1, 2) for name in NAMES]
+    models = [load_model(open_folder(f"{root}/w{w}/{name}"))[0].state_dict() for w in (1, 2) for name in NAMES]
     for model in models[1:]:
         for name, values in model.items():
             torch.testing.assert_close(values, models[0][name], rtol=1e-3, atol=2e-5, msg=name)

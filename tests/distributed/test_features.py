@@ -1,5 +1,8 @@
 """Extraction without Ray: each row once and in order, as the networks and the shards say."""
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -22,11 +25,17 @@ from soda_dist.distributed.features import (
     settle_norms,
 )
 from soda_dist.errors import UserError
+from soda_dist.models.condition import Sources
 from soda_dist.models.pixels import source_input
-from soda_dist.training.build import build_soda
-from soda_dist.training.checkpoint import load_soda
+from soda_dist.training.build import build_model
+from soda_dist.training.checkpoint import load_model
 from tests.distributed.small_run import small_data, train
 from tests.tiny import tiny_config
+
+
+def alone(views: torch.Tensor) -> Sources:
+    """uint8 [n, s, s, 3] views as the single sources of n samples."""
+    return Sources(source_input(views)[:, None], torch.ones(len(views), 1, dtype=torch.bool), None)
 
 
 class LocalCrew:
@@ -75,11 +84,11 @@ def test_latents_are_those_of_the_trained_and_the_initial_encoder(models: Models
     images = [image for g in range(5) for image in reader.group(g, ["image"]).column("image").to_pylist()]
     views = torch.from_numpy(center_views([images[k] for k in keys], size=16, resize=1.0)[0])
     run = open_folder(models.reader["train"].folder.uri).uri.replace("data", "run")
-    trained, _, _ = load_soda(open_folder(run), 3)
+    trained, _, _ = load_model(open_folder(run), 3)
     with torch.no_grad():
         expected = {
-            "trained": trained.encode(source_input(views)),
-            "untrained": build_soda(models.config).eval().encode(source_input(views)),
+            "trained": trained.encode(alone(views)),
+            "untrained": build_model(models.config).eval().encode(alone(views)),
             "pixels": views.flatten(1),
         }
     for name, values in expected.items():
@@ -124,21 +133,18 @@ def test_rows_that_are_not_where_their_key_says_are_noticed(models: Models) -> N
         extract(models, Piece("test", (1,), 0, 10))
 
 
+def _with_nan(module: nn.Module, args: tuple, z: torch.Tensor) -> torch.Tensor:
+    z = z.clone()
+    z[0, 0] = float("nan")  # row 0 of the split is unreadable and does not count
+    return z
+
+
 def test_a_diverged_encoder_is_the_users_to_know(models: Models) -> None:
-    class Broken:
-        def __getattr__(self, name):
-            return getattr(models, name)
-
-        class soda:  # noqa: N801
-            @staticmethod
-            def encode(images):
-                z = models.soda.encode(images)
-                z[0, 0] = float("nan")  # row 0 of the split is unreadable and does not count
-                return z
-
+    model = copy.deepcopy(models.model)
+    model.encoder.register_forward_hook(_with_nan)
     pieces = plan_pieces("test", models.reader["test"].groups, None, 8, ())
     with pytest.raises(UserError, match="2 latents of test that are not finite"):
-        collect(LocalCrew(Broken()), pieces, lambda line: None)
+        collect(LocalCrew(replace(models, model=model)), pieces, lambda line: None)
 
 
 def test_an_unknown_label_column_is_the_users_mistake(models: Models) -> None:
@@ -167,7 +173,7 @@ def test_raw_pixels_are_the_image_averaged_down() -> None:
 def test_an_untrained_batch_norm_gets_the_statistics_of_the_images(rows: int) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)).eval()
     images = torch.randn(rows, 3, 6, 6, generator=torch.Generator().manual_seed(0)) * 3 + 1
-    settle_norms(network, images, 16)
+    settle_norms(network, [(part,) for part in images[:64].split(16)])
     features = network[0](images[:64]).detach()
     batches = features.split(16)
     torch.testing.assert_close(network[1].running_mean, features.mean((0, 2, 3)))
@@ -179,7 +185,7 @@ def test_the_untrained_encoder_with_batch_norm_is_not_blind(tmp_path) -> None:
     """Torch's initial statistics would normalise nothing: each batch norm must have seen images."""
     config = tiny_config(encoder={"norm": "batch"})
     small_data(tmp_path)
-    models = Models(build_soda(config), config, readers(str(tmp_path), config), torch.device("cpu"))
+    models = Models(build_model(config), config, readers(str(tmp_path), config), torch.device("cpu"))
     norms = [m for m in models.untrained.encoder.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms and all(float((norm.running_var - 1).abs().max()) > 1e-3 for norm in norms)
     assert not any(module.training for module in models.untrained.modules())

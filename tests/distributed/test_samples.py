@@ -13,24 +13,26 @@ from soda_dist.data.views import center_views
 from soda_dist.diffusion.sampling import guided, sample
 from soda_dist.distributed import samples
 from soda_dist.distributed.features import Models, readers
-from soda_dist.distributed.samples import Drawing, addressed_noise, draw, draw_all, likeness, pick_subjects, show
+from soda_dist.distributed.centred import addressed_noise
+from soda_dist.distributed.samples import Drawing, draw, draw_all, likeness, pick_subjects, show
 from soda_dist.errors import UserError
-from soda_dist.models.pixels import source_input, to_uint8
-from soda_dist.training.build import build_soda
+from soda_dist.models.condition import join
+from soda_dist.models.pixels import to_uint8
+from soda_dist.training.build import build_model
 from tests.distributed.small_run import prepare, small_data
-from tests.distributed.test_features import LocalCrew
+from tests.distributed.test_features import LocalCrew, alone
 from tests.tiny import tiny_config
 
 
 def _models(path, **sections) -> Models:
     config = tiny_config(**{"evaluation": {"images": 5}, "data": {"source_size": 20}, **sections})
     small_data(path)
-    soda = build_soda(config).eval().requires_grad_(False)
+    model = build_model(config).eval().requires_grad_(False)
     # Fresh weights ignore z: give it a voice.
     generator = torch.Generator().manual_seed(0)
-    for parameter in soda.denoiser.parameters():
+    for parameter in model.denoiser.parameters():
         parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return Models(soda, config, readers(str(path), config), torch.device("cpu"))
+    return Models(model, config, readers(str(path), config), torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def test_subjects_are_evenly_spaced_and_skip_what_cannot_be_read(models: Models)
     assert subjects.keys.tolist() == [1, 6, 12, 18, 24]
     reader = models.reader["test"]
     image = reader.group(1, ["image"]).column("image").to_pylist()[2]
-    assert (subjects.source[2] == center_views([image], size=20, resize=1.0)[0][0]).all()
+    assert (subjects.source[2, 0] == center_views([image], size=20, resize=1.0)[0][0]).all()
     assert (subjects.target[2] == center_views([image], size=16, resize=1.0)[0][0]).all()
     assert pick_subjects(models, 1000).keys.tolist() == list(range(1, 30))
 
@@ -68,7 +70,7 @@ def test_subjects_are_evenly_spaced_and_skip_what_cannot_be_read(models: Models)
 def test_a_split_without_a_readable_image_is_the_users_to_know(tmp_path) -> None:
     prepare(str(tmp_path), {"train": [[4]], "test": [[3]]}, {"test": {0, 1, 2}})
     config = tiny_config()
-    blind = Models(build_soda(config), config, readers(str(tmp_path), config), torch.device("cpu"))
+    blind = Models(build_model(config), config, readers(str(tmp_path), config), torch.device("cpu"))
     with pytest.raises(UserError, match="without a readable image"):
         pick_subjects(blind, 2)
 
@@ -78,16 +80,18 @@ def test_a_drawing_is_the_sampler_on_the_encoded_source_with_addressed_noise(tmp
     models = _models(tmp_path, sampling={"steps": 4, **how})
     subjects = pick_subjects(models, 3)
     drawn = draw(models, Drawing(subjects, 2.0, 1, 2))
-    soda, side = models.soda, 16
+    model, side = models.model, 16
 
     def noise(i: int) -> torch.Tensor:
         return addressed_noise(0, subjects.keys, 1, i, side)
 
     with torch.no_grad():
-        z = soda.encode(source_input(torch.from_numpy(subjects.source)))
+        sources = alone(torch.from_numpy(subjects.source[:, 0]))
+        condition = model.condition(sources, None, None, None)
+        without = condition._replace(z=torch.zeros_like(condition.z))
         expected = sample(
-            guided(soda.denoise, z, None, 2.0),
-            soda.process,
+            guided(model.denoise, condition, without, 2.0, join=join),
+            model.process,
             noise(0),
             method=models.config.sampling.method,
             steps=4,

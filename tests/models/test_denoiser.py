@@ -8,18 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from soda_dist.models.denoiser import Denoiser, ResidualBlock, TimestepEmbedding
+from soda_dist.models.blocks import ResidualBlock, TimestepEmbedding
+from soda_dist.models.condition import Condition
+from soda_dist.models.denoiser import Denoiser
 from soda_dist.models.layers import SelfAttention, addressed, number_modules
-from soda_dist.models.modulation import TwoStageAdaGN
+from soda_dist.models.modulation import TwoStage
 
 SMALL: dict[str, Any] = {
     "latent_dim": 19, "resolution": 16, "base_channels": 8, "channel_multipliers": (1, 2, 2), "blocks": 2,
     "attention_resolutions": (4, 8), "head_dim": 8, "dropout": 0.0, "position_dim": 12,
+    "conditioning": "layer_modulation", "modulation": "two_stage",
 }  # fmt: skip
 SECTIONS = 8
 IMAGENET: dict[str, Any] = {
     "latent_dim": 2048, "resolution": 128, "base_channels": 64, "channel_multipliers": (1, 1, 2, 3, 4), "blocks": 2,
     "attention_resolutions": (8, 16, 32), "head_dim": 64, "dropout": 0.1, "position_dim": 512,
+    "conditioning": "layer_modulation", "modulation": "two_stage",
 }  # fmt: skip
 
 
@@ -32,7 +36,7 @@ def moved(**changes: Any) -> Denoiser:
     """As after some training: the projections of z are not zero."""
     denoiser = fresh(**changes)
     for module in denoiser.modules():
-        if isinstance(module, TwoStageAdaGN):
+        if isinstance(module, TwoStage):
             nn.init.normal_(module.latent.weight, std=0.5)
     return denoiser
 
@@ -41,6 +45,10 @@ def inputs(count: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(count, 3, 16, 16, generator=generator)
     return x, torch.arange(count) * 37, torch.randn(count, SMALL["latent_dim"], generator=generator)
+
+
+def run(denoiser: Denoiser, x: Tensor, t: Tensor, z: Tensor, keep: Tensor | None) -> Tensor:
+    return denoiser(x, t, Condition(z=z, keep=keep))
 
 
 def all_but(*sections: int, count: int = 2) -> Tensor:
@@ -59,15 +67,15 @@ def recorded(denoiser: Denoiser, keep: Tensor | None) -> dict[str, Tensor]:
         for layer in denoiser.modulated_layers()
     ]
     with torch.no_grad():
-        outputs["eps"] = denoiser(*inputs(), keep)
+        outputs["eps"] = run(denoiser, *inputs(), keep)
     for handle in handles:
         handle.remove()
     return outputs
 
 
-def modulations(denoiser: Denoiser) -> dict[str, list[TwoStageAdaGN]]:
+def modulations(denoiser: Denoiser) -> dict[str, list[TwoStage]]:
     return {
-        layer.name: [m for m in denoiser.get_submodule(layer.name).modules() if isinstance(m, TwoStageAdaGN)]
+        layer.name: [m for m in denoiser.get_submodule(layer.name).modules() if isinstance(m, TwoStage)]
         for layer in denoiser.modulated_layers()
     }
 
@@ -75,11 +83,11 @@ def modulations(denoiser: Denoiser) -> dict[str, list[TwoStageAdaGN]]:
 def test_at_the_start_the_output_does_not_depend_on_z():
     denoiser = fresh()
     x, t, z = inputs()
-    eps = denoiser(x, t, z, None)
+    eps = run(denoiser, x, t, z, None)
     assert float(eps.detach().std()) > 0.1
-    assert torch.equal(denoiser(x, t, -3 * z, None), eps) and torch.equal(denoiser(x, t, z, all_but(2)), eps)
+    assert torch.equal(run(denoiser, x, t, -3 * z, None), eps) and torch.equal(run(denoiser, x, t, z, all_but(2)), eps)
     trained = moved()
-    assert not torch.allclose(trained(x, t, z, None), trained(x, t, -3 * z, None), atol=1e-2)
+    assert not torch.allclose(run(trained, x, t, z, None), run(trained, x, t, -3 * z, None), atol=1e-2)
 
 
 def test_layers_and_sections_pair_from_the_outside_inwards():
@@ -116,7 +124,7 @@ def test_section_i_reaches_exactly_the_projections_of_its_pair():
                 lambda module, args, output, name=name: projected.setdefault(name, []).append(output)
             )
     z.requires_grad_()
-    denoiser(x, t, z, None)
+    run(denoiser, x, t, z, None)
     begins = [sum(denoiser.section_sizes[:i]) for i in range(SECTIONS + 1)]
     for layer in denoiser.modulated_layers():
         for output in projected[layer.name]:
@@ -132,11 +140,11 @@ def test_a_masked_section_is_a_section_of_zeros():
     for section in range(SECTIONS):
         zeroed = torch.where(denoiser.section_of == section, 0.0, z)
         other = torch.where(denoiser.section_of == section, torch.nan, z)
-        masked = denoiser(x, t, z, all_but(section))
-        assert torch.equal(masked, denoiser(x, t, zeroed, None))
-        assert torch.equal(masked, denoiser(x, t, other, all_but(section)))
-    assert torch.equal(denoiser(x, t, z, all_but(*range(SECTIONS))), denoiser(x, t, 0 * z, None))
-    assert torch.equal(denoiser(x, t, z, all_but()), denoiser(x, t, z, None))
+        masked = run(denoiser, x, t, z, all_but(section))
+        assert torch.equal(masked, run(denoiser, x, t, zeroed, None))
+        assert torch.equal(masked, run(denoiser, x, t, other, all_but(section)))
+    assert torch.equal(run(denoiser, x, t, z, all_but(*range(SECTIONS))), run(denoiser, x, t, 0 * z, None))
+    assert torch.equal(run(denoiser, x, t, z, all_but()), run(denoiser, x, t, z, None))
 
 
 def test_masks_belong_to_their_samples():
@@ -144,9 +152,9 @@ def test_masks_belong_to_their_samples():
     x, t, z = inputs()
     keep = all_but(1)
     keep[1] = torch.arange(SECTIONS) == 4
-    both = denoiser(x, t, z, keep)
+    both = run(denoiser, x, t, z, keep)
     for b in range(2):
-        alone = denoiser(x[b : b + 1], t[b : b + 1], z[b : b + 1], keep[b : b + 1])
+        alone = run(denoiser, x[b : b + 1], t[b : b + 1], z[b : b + 1], keep[b : b + 1])
         torch.testing.assert_close(both[b : b + 1], alone, rtol=1e-3, atol=1e-4)
 
 
@@ -173,15 +181,15 @@ def test_only_the_layers_of_a_section_see_it():
             lambda module, args, name=layer.name: arguments.__setitem__(name, args)
         )
     with torch.no_grad():
-        denoiser(x, t, z, None)
+        run(denoiser, x, t, z, None)
         whole = dict(arguments)
         for section in range(SECTIONS):
-            denoiser(x, t, z, all_but(section))
+            run(denoiser, x, t, z, all_but(section))
             masked = {name: args[2] for name, args in arguments.items()}
             for layer in denoiser.modulated_layers():
-                h, time, latent = whole[layer.name]
-                run = denoiser.get_submodule(layer.name).forward
-                same = torch.equal(run(h, time, masked[layer.name]), run(h, time, latent))
+                h, time, latent, _ = whole[layer.name]
+                layer_of = denoiser.get_submodule(layer.name).forward
+                same = torch.equal(layer_of(h, time, masked[layer.name], None), layer_of(h, time, latent, None))
                 assert same == (layer.section != section), (section, layer)
 
 
@@ -224,8 +232,9 @@ def test_a_change_in_a_down_block_enters_the_up_path_at_its_mirror_first():
 def test_resampling_lies_between_activation_and_convolution_on_both_paths(resample, side):
     torch.manual_seed(0)
     block = ResidualBlock(
-        in_channels=8, out_channels=8, time_dim=6, latent_dim=3, dropout=0.0, resample=resample, head_dim=None
-    )
+        in_channels=8, out_channels=8, time_dim=6, latent_dim=3, modulation="two_stage", dropout=0.0,
+        resample=resample, head_dim=None, token_dim=None,
+    )  # fmt: skip
     h, time, latent = torch.randn(2, 8, 8, 8), torch.randn(2, 6), torch.randn(2, 3)
 
     def slow(y: Tensor) -> Tensor:
@@ -235,7 +244,7 @@ def test_resampling_lies_between_activation_and_convolution_on_both_paths(resamp
 
     convolved = []
     block.conv_in.register_forward_pre_hook(lambda module, args: convolved.append(args[0]))
-    y = block(h, time, latent)
+    y = block(h, time, latent, None)
     assert y.shape == (2, 8, side, side)
     torch.testing.assert_close(convolved[0], slow(F.gelu(block.modulation_in(h, time, latent))))
     branch = block.conv_in(convolved[0])
@@ -248,7 +257,7 @@ def test_dropout_lies_before_the_last_convolution_of_a_block():
     for module in denoiser.down:
         module.conv_out.register_forward_pre_hook(lambda module, args: entered.append(args[0]))
     torch.manual_seed(0)
-    denoiser(*inputs(), None)
+    run(denoiser, *inputs(), None)
     zeros = torch.cat([x.flatten() == 0 for x in entered])
     assert abs(float(zeros.double().mean()) - 0.25) < 4 * math.sqrt(0.25 * 0.75 / len(zeros))
 
@@ -285,7 +294,7 @@ def test_imagenet_denoiser_has_the_size_of_table_1():
     with torch.device("meta"):
         denoiser = Denoiser(**IMAGENET)
     total = sum(parameter.numel() for parameter in denoiser.parameters())
-    of_z = sum(m.latent.weight.numel() for m in denoiser.modules() if isinstance(m, TwoStageAdaGN))
+    of_z = sum(m.latent.weight.numel() for m in denoiser.modules() if isinstance(m, TwoStage))
     assert total / 1e6 == pytest.approx(36, rel=0.1) and (total - of_z) / 1e6 == pytest.approx(32, rel=0.1)
     assert denoiser.sections == 14 and set(denoiser.section_sizes) == {146, 147}
 
@@ -317,7 +326,7 @@ def test_timesteps_are_encoded_by_sines_of_falling_frequency(dim):
 def test_the_timestep_matters_at_the_start():
     denoiser = fresh()
     x, _, z = inputs()
-    first, second = (denoiser(x, torch.tensor([step, step]), z, None) for step in (10, 11))
+    first, second = (run(denoiser, x, torch.tensor([step, step]), z, None) for step in (10, 11))
     assert float((first - second).detach().abs().max()) > 1e-4
 
 
@@ -326,14 +335,14 @@ def test_bf16_and_memory_order_change_little(memory):
     # Wide enough for groups of many values: small ones amplify the rounding.
     denoiser = moved(base_channels=32, head_dim=16, position_dim=64)
     x, t, z = inputs()
-    expected = denoiser(x, t, z, None)
-    ordered = denoiser(x.to(memory_format=memory), t, z, None)
+    expected = run(denoiser, x, t, z, None)
+    ordered = run(denoiser, x.to(memory_format=memory), t, z, None)
     torch.testing.assert_close(ordered, expected, rtol=1e-4, atol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
-        low = denoiser(x.to(memory_format=memory), t, z, all_but())
+        low = run(denoiser, x.to(memory_format=memory), t, z, all_but())
     assert low.dtype == torch.bfloat16
     error = (low.float() - expected).square().mean().sqrt() / expected.std()
-    assert float(error.detach()) < 0.04
+    assert float(error.detach()) < 0.06
 
 
 def test_dropout_of_a_sample_does_not_depend_on_its_batch():
@@ -342,13 +351,13 @@ def test_dropout_of_a_sample_does_not_depend_on_its_batch():
     x, t, z = inputs(5)
     seeds = torch.arange(5) + 1000
     with addressed(seeds):
-        whole = denoiser(x, t, z, None)
+        whole = run(denoiser, x, t, z, None)
     for part in (slice(0, 2), slice(2, 5)):
         with addressed(seeds[part]):
-            alone = denoiser(x[part], t[part], z[part], None)
+            alone = run(denoiser, x[part], t[part], z[part], None)
         torch.testing.assert_close(alone, whole[part], rtol=1e-3, atol=1e-4)
     with addressed(seeds + 1):
-        assert not torch.allclose(denoiser(x, t, z, None), whole, atol=0.1)
+        assert not torch.allclose(run(denoiser, x, t, z, None), whole, atol=0.1)
 
 
 def test_sizes_that_do_not_fit_are_refused():
@@ -362,4 +371,4 @@ def test_sizes_that_do_not_fit_are_refused():
     x, t, z = inputs()
     for shape in ((2, SECTIONS + 1), (2, 1), (1, SECTIONS)):
         with pytest.raises(ValueError, match="keep: got"):
-            fresh()(x, t, z, torch.ones(shape, dtype=torch.bool))
+            run(fresh(), x, t, z, torch.ones(shape, dtype=torch.bool))

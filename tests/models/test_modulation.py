@@ -2,13 +2,13 @@
 
 import torch
 
-from soda_dist.models.modulation import TwoStageAdaGN
+from soda_dist.models.modulation import TwoStage
 from tests.models.test_layers import feature, slow_group_norm
 
 
-def module(seed: int = 0) -> TwoStageAdaGN:
+def module(seed: int = 0) -> TwoStage:
     torch.manual_seed(seed)
-    modulation = TwoStageAdaGN(channels=12, time_dim=6, latent_dim=5)
+    modulation = TwoStage(channels=12, time_dim=6, latent_dim=5)
     modulation.start()
     return modulation
 

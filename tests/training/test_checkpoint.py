@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 from soda_dist.data.storage import open_folder
 from soda_dist.errors import UserError
+from soda_dist.models.condition import Sources
 from soda_dist.models.encoder import Encoder
 from soda_dist.training import checkpoint
 from soda_dist.training.context import LocalContext
@@ -56,27 +57,29 @@ def test_the_exported_model_is_the_ema(tmp_path):
     config = tiny_config()
     run = open_folder(str(tmp_path))
     engine = train(run, config)
-    soda, loaded, step = checkpoint.load_soda(run)
+    model, loaded, step = checkpoint.load_model(run)
     assert (loaded, step) == (config, 6)
-    assert not soda.training
-    ema = {p.name.removeprefix("soda."): p.tensors["ema"] for p in engine.fragments()}
-    for name, value in soda.named_parameters():
+    assert not model.training
+    ema = {p.name.removeprefix("model."): p.tensors["ema"] for p in engine.fragments()}
+    for name, value in model.named_parameters():
         torch.testing.assert_close(value.view(-1), ema[name], rtol=1e-6, atol=1e-7, msg=name)
-    assert not torch.allclose(next(soda.parameters()).view(-1), next(iter(engine.fragments())).tensors["param"])
+    assert not torch.allclose(next(model.parameters()).view(-1), next(iter(engine.fragments())).tensors["param"])
 
 
 def test_the_exported_encoder_stands_alone_under_plain_names(tmp_path):
     config = tiny_config()
     run = open_folder(str(tmp_path))
     train(run, config)
-    soda, *_ = checkpoint.load_soda(run)
+    model, *_ = checkpoint.load_model(run)
     plain = load_file(tmp_path / "checkpoints/000000006/encoder.safetensors")
     assert not any("parametrizations" in name for name in plain)
-    fields = config.encoder.model_dump() | {"lr_ratio": 1.0, "drop_path": 0.0, "dropout": 0.0}
-    encoder = Encoder(**fields)
+    fields = config.encoder.model_dump(exclude={"model", "weights", "weights_sha256"})
+    plainly = {"lr_ratio": 1.0, "drop_path": 0.0, "dropout": 0.0, "image_size": 16, "pool": True, "pose": None}
+    encoder = Encoder(**fields | plainly)
     encoder.load_state_dict(plain)
     images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(encoder.eval()(images), soda.encode(images), rtol=1e-5, atol=1e-5)
+    sources = Sources(images[:, None], torch.ones(3, 1, dtype=torch.bool), None)
+    torch.testing.assert_close(encoder.eval()(images, None, None), model.encode(sources), rtol=1e-5, atol=1e-5)
 
 
 def test_a_checkpoint_without_manifest_does_not_count(tmp_path):
@@ -107,7 +110,7 @@ def test_an_altered_file_is_said_in_one_line(tmp_path, name):
     path.write_bytes(content)
     with pytest.raises(UserError, match="checksum") as caught:
         checkpoint.restore(run, 6, engine, LocalContext())
-        checkpoint.load_soda(run, 6)
+        checkpoint.load_model(run, 6)
     assert "\n" not in str(caught.value)
     assert name in str(caught.value)
 
@@ -122,14 +125,14 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 
 def test_a_run_without_checkpoints_says_so(tmp_path):
     with pytest.raises(UserError, match="pretrain first"):
-        checkpoint.load_soda(open_folder(str(tmp_path)))
+        checkpoint.load_model(open_folder(str(tmp_path)))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_interval(tmp_path):
     config = tiny_config()
     engine = engine_of(config)
     with torch.no_grad():
-        next(engine.objective.soda.denoiser.parameters()).fill_(float("nan"))
+        next(engine.objective.model.denoiser.parameters()).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="between steps 1 and 2"):
         fit(LocalContext(), engine, config, feed(config), open_folder(str(tmp_path)), rows=100)
 

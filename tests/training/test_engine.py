@@ -61,12 +61,12 @@ def test_micro_batches_add_up_to_the_batch():
 def test_an_unreadable_row_neither_counts_nor_moves_the_others():
     config = tiny_config()
     objective = build_objective(config)
-    source, target, ok, index = to_device(pairs_at(config, 0, 8), CPU)
-    losses = torch.stack([objective(source[i : i + 1], target[i : i + 1], ok[:1], index[i : i + 1]) for i in range(8)])
-    ok = ok.clone()
+    batch = to_device(pairs_at(config, 0, 8), CPU)
+    losses = torch.stack([objective(*(part[i : i + 1] for part in batch)) for i in range(8)])
+    ok = batch.ok.clone()
     ok[3] = False
-    source[3] = 0
-    masked = objective(source, target, ok, index)
+    batch.source[3] = 0
+    masked = objective(*batch._replace(ok=ok))
     torch.testing.assert_close(masked, (losses.sum() - losses[3]) / 8)
 
 

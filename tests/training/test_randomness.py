@@ -2,13 +2,13 @@ import torch
 
 from soda_dist.training.randomness import draw, mix64
 
-SHAPES = {"timesteps": 1000, "source_size": 8, "target_size": 8, "sections": 6, "rates": (0.15, 0.12)}
+SHAPES = {"timesteps": 1000, "source_size": 8, "target_size": 8, "sections": 6, "sources": 2, "rates": (0.15, 0.12, 0.3)}
 
 
 def test_a_sample_draws_the_same_in_any_batch():
     whole = draw(3, torch.arange(100, 116), **SHAPES)
     part = draw(3, torch.tensor([111, 104]), **SHAPES)
-    for name in ("t", "eps", "source_noise", "keep", "seeds"):
+    for name in ("t", "eps", "source_noise", "keep", "pose_keep", "seeds"):
         assert torch.equal(getattr(whole, name)[[11, 4]], getattr(part, name)), name
 
 
@@ -39,8 +39,29 @@ def test_timesteps_are_uniform_and_noise_is_normal():
     eps = draws.eps.double()
     assert abs(eps.mean()) < 4 / eps.numel() ** 0.5
     assert abs(eps.var() - 1) < 4 * (2 / eps.numel()) ** 0.5
-    correlation = (draws.eps[:, 0] * draws.source_noise[:, 0]).double()
+    for other in draws.source_noise.unbind(1):
+        correlation = (draws.eps * other).double()
+        assert abs(correlation.mean()) < 4 / correlation.numel() ** 0.5
+    correlation = draws.source_noise.double().prod(1)
     assert abs(correlation.mean()) < 4 / correlation.numel() ** 0.5
+
+
+def test_poses_are_masked_independently_of_z():
+    n = 6000
+    draws = draw(7, torch.arange(n), **SHAPES)
+    hidden, dropped = ~draws.pose_keep, (~draws.keep).all(dim=1)
+    assert abs(hidden.float().mean().item() - 0.3) < 4 * (0.3 * 0.7 / n) ** 0.5
+    both = (hidden & dropped).float().mean().item()
+    assert abs(both - 0.3 * 0.12) < 4 * (0.036 / n) ** 0.5
+    assert not bool((~draw(7, torch.arange(n), **{**SHAPES, "rates": (0, 0, 0)}).pose_keep).any())
+    assert not bool(draw(7, torch.arange(n), **{**SHAPES, "rates": (0, 0, 1)}).pose_keep.any())
+
+
+def test_numbers_do_not_depend_on_whether_sources_get_noise():
+    one, other = draw(3, torch.arange(20), **SHAPES), draw(3, torch.arange(20), **{**SHAPES, "sources": 0})
+    assert other.source_noise is None
+    for name in ("t", "eps", "keep", "pose_keep", "seeds"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
 def test_the_hash_spreads_single_bit_changes():

@@ -12,7 +12,7 @@ from soda_dist.data.order import Order
 from soda_dist.data.pairs import local_pairs
 from soda_dist.data.shards import ShardReader, read_manifest
 from soda_dist.data.storage import open_folder
-from soda_dist.training.checkpoint import load_soda
+from soda_dist.training.checkpoint import load_model
 from soda_dist.training.context import LocalContext
 from soda_dist.training.loop import fit
 from tests.distributed.small_run import small_data
@@ -28,7 +28,7 @@ order = Order([g for s in manifest.splits["train"].shards for g in s.groups], co
 feed = lambda step: local_pairs(reader, order, step * 8, 8, seed=config.seed, data=config.data, threads=0)
 said = []
 fit(LocalContext(say=said.append), engine_of(config), config, feed, run, rows=45)
-assert load_soda(run)[2] == 10
+assert load_model(run)[2] == 10
 print("\\n".join(said))
 """
 

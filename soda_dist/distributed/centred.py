@@ -1,0 +1,68 @@
+"""What evaluation sees: central views of images with their poses, and noise that belongs to their keys."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from soda_dist.config.schema import RunConfig
+from soda_dist.data.views import CAMERA_COLUMNS, center_poses, center_views
+from soda_dist.models.condition import Sources
+from soda_dist.models.pixels import source_input
+from soda_dist.training.randomness import mix64
+
+PURPOSE = 0x5A3B1E
+"""Sets the noise of evaluation apart from that of training."""
+
+
+@dataclass(frozen=True)
+class Centred:
+    """Central views of n images (section D.2)."""
+
+    source: NDArray[np.uint8]
+    """uint8 [n, s, s, 3], the encoder's; zeros where not ok."""
+    target: NDArray[np.uint8]
+    """uint8 [n, r, r, 3], the denoiser's; zeros where not ok."""
+    pose: NDArray[np.float32] | None
+    """float32 [n, P]; none where the run has no poses."""
+    ok: NDArray[np.bool_]
+
+    def rows(self, at: slice) -> "Centred":
+        """Some of them."""
+        return Centred(self.source[at], self.target[at], None if self.pose is None else self.pose[at], self.ok[at])
+
+    def sources(self, device: torch.device) -> Sources:
+        """Each as the single source of a sample."""
+        images = source_input(torch.from_numpy(self.source).to(device))[:, None]
+        pose = None if self.pose is None else torch.from_numpy(self.pose).to(device)[:, None]
+        return Sources(images, torch.ones(len(images), 1, dtype=torch.bool, device=device), pose)
+
+
+def pose_columns(config: RunConfig) -> list[str]:
+    """Columns that `centred` needs beside the image."""
+    return list(CAMERA_COLUMNS) if config.data.pose == "cameras" else []
+
+
+def centred(table: pa.Table, config: RunConfig) -> Centred:
+    """Central views of a table's rows, with columns `image` and `pose_columns`."""
+    data = config.data
+    images = table.column("image").to_pylist()
+    source, ok = center_views(images, size=data.source_size, resize=data.eval_resize)
+    same = data.source_size == data.target_size
+    target = source if same else center_views(images, size=data.target_size, resize=data.eval_resize)[0]
+    pose = None
+    if data.pose != "none":
+        pose = center_poses(table, size=data.source_size, resize=data.eval_resize, pose=data.pose)
+    return Centred(source, target, pose, ok)
+
+
+def addressed_noise(seed: int, keys: NDArray[np.int64], noise: int, step: int, side: int) -> Tensor:
+    """Standard normal float32 [n, 3, side, side] on the CPU, each image's a function of the arguments and its key."""
+    draws = []
+    for key in keys.tolist():
+        generator = torch.Generator().manual_seed(mix64(seed, PURPOSE, key, noise, step) >> 1)
+        draws.append(torch.randn(3, side, side, generator=generator))
+    return torch.stack(draws)

@@ -1,0 +1,89 @@
+"""Learning-rate equalization (appendix C), and state dicts that do not show it."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+
+class Scaled(nn.Module):
+    """A parameter that is stored divided by `ratio` and used multiplied by it."""
+
+    def __init__(self, ratio: float) -> None:
+        super().__init__()
+        self.ratio = ratio
+
+    def forward(self, stored: Tensor) -> Tensor:
+        """The value in use."""
+        return stored * self.ratio
+
+    def right_inverse(self, used: Tensor) -> Tensor:
+        """The value to store."""
+        return used / self.ratio
+
+
+def equalize(module: nn.Module, ratio: float) -> None:
+    """Learning-rate equalization (appendix C): parameters are stored divided by `ratio` and used multiplied by it.
+
+    The function is unchanged; gradients are scaled by `ratio`, and an optimizer of Adam's kind moves the weights in use
+    `ratio` times as fast. Our reading: this holds for every parameter, biases and norms included. At a ratio of 1
+    nothing is changed.
+    """
+    if ratio == 1:
+        return
+    if not (ratio > 0 and math.isfinite(ratio)):
+        raise ValueError(f"lr_ratio: got {ratio}; allowed: positive and finite")
+    for owner in list(module.modules()):
+        for name in list(owner._parameters):
+            if owner._parameters[name] is not None:
+                parametrize.register_parametrization(owner, name, Scaled(ratio))
+
+
+def plain_state_dict(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters in use and buffers, under the names that the module would have without `equalize`; detached copies."""
+    return {name: _used(owner, leaf).detach().clone() for name, owner, leaf in _tensors(module)}
+
+
+@torch.no_grad()
+def load_plain_state_dict(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Inverse of `plain_state_dict`, for any ratio of either module. Storage is kept: values are copied in.
+
+    Raises:
+        ValueError: names or shapes that are not the module's.
+    """
+    own = {name: (owner, leaf) for name, owner, leaf in _tensors(module)}
+    if own.keys() != tensors.keys():
+        missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+        raise ValueError(f"state dict: missing {missing[:5]}, unknown {unknown[:5]}")
+    for name, (owner, leaf) in own.items():
+        expected, got = _used(owner, leaf).shape, tensors[name].shape
+        if expected != got:
+            raise ValueError(f"{name}: got shape {list(got)}; allowed: {list(expected)}")
+    for name, (owner, leaf) in own.items():
+        if parametrize.is_parametrized(owner, leaf):
+            parametrizations: Any = owner.parametrizations
+            entry = parametrizations[leaf]
+            entry.original.copy_(entry[0].right_inverse(tensors[name].to(entry.original)))
+        else:
+            _used(owner, leaf).copy_(tensors[name])
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, nn.Module, str]]:
+    """(plain name, owner, attribute) of each parameter and persistent buffer."""
+    found = []
+    for path, owner in module.named_modules():
+        if isinstance(owner, Scaled | parametrize.ParametrizationList) or path.endswith("parametrizations"):
+            continue
+        names = [name for name, value in owner._parameters.items() if value is not None]
+        names += list(getattr(owner, "parametrizations", {}))
+        names += [n for n, b in owner._buffers.items() if b is not None and n not in owner._non_persistent_buffers_set]
+        found += [(f"{path}.{name}" if path else name, owner, name) for name in names]
+    return found
+
+
+def _used(owner: nn.Module, leaf: str) -> Tensor:
+    value = getattr(owner, leaf)
+    assert isinstance(value, Tensor)
+    return value

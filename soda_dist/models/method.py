@@ -1,0 +1,172 @@
+"""What SODA and every baseline offer: a loss, latents, samples."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from soda_dist.diffusion.process import GaussianProcess
+from soda_dist.diffusion.sampling import Denoised, Noise, ReverseStep, alternating, denoise_loop, guided
+from soda_dist.models.condition import Condition, Sources, join
+from soda_dist.models.denoiser import Denoiser
+
+Precision = Literal["fp32", "bf16"]
+Guide = Literal["latent", "pose", "both"]
+Choose = Callable[[int], int]
+
+
+class Batch(NamedTuple):
+    """B training samples."""
+
+    sources: Sources
+    target: Tensor
+    """float [B, 3, r, r] in [-1, 1]."""
+    pose: Tensor | None
+    """float32 [B, P], the target's; none where the data has no poses."""
+
+
+class Method(nn.Module):
+    """A model over images. Its networks compute under autocast with `bf16`; weights and results are float32.
+
+    Args:
+        precision: `fp32` or `bf16`.
+    """
+
+    sections: int
+    """Sections of z that can be masked."""
+
+    def __init__(self, *, precision: Precision) -> None:
+        super().__init__()
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision: got {precision}; allowed: fp32, bf16")
+        self.precision = precision
+
+    def loss(self, batch: Batch, *, t: Tensor, eps: Tensor, keep: Tensor | None, pose_keep: Tensor | None) -> Tensor:
+        """The loss of each sample, float32 [B].
+
+        Args:
+            t: int64 [B] in 0..T-1.
+            eps: [B, 3, r, r] float, standard normal.
+            keep: bool [B, sections], False where a section of z is masked; None: nothing is.
+            pose_keep: bool [B], False where the poses are masked; None: nothing is.
+        """
+        raise NotImplementedError
+
+    def condition(
+        self, sources: Sources, pose: Tensor | None, keep: Tensor | None, pose_keep: Tensor | None
+    ) -> Condition:
+        """What the sources (and the target's pose, [B, P]) come to for the denoiser; arguments as `loss`'s."""
+        raise NotImplementedError
+
+    def sample(
+        self,
+        conditions: Sequence[Condition],
+        without: Condition,
+        w: float,
+        x_T: Tensor,
+        *,
+        plan: Sequence[ReverseStep],
+        noise: Noise,
+        choose: Choose,
+    ) -> Iterator[Denoised]:
+        """Images from `x_T` ([B, 3, r, r]), step by step; the last state is the sample.
+
+        Args:
+            conditions: one, or several to take turns: stochastic conditioning (section 3.3, table 5).
+            without: what guidance's other branch is told, see `unguided`.
+            w: guidance scale.
+            plan: the kept steps, see `diffusion.reverse_steps`.
+            noise: called with the step's number where a step adds noise.
+            choose: the index of the condition at noise level t; read where there are several.
+        """
+        raise NotImplementedError
+
+    def unguided(
+        self, sources: Sources, pose: Tensor | None, guide: Guide, sections: Sequence[int] | None, keep: Tensor | None
+    ) -> Condition:
+        """The condition of guidance's other branch (section 3.3): without z, or poses, or both.
+
+        Args:
+            sections: those of z that it goes without; none: all.
+            keep: as the conditional branch has it.
+        """
+        rows, device = len(sources.images), sources.images.device
+        pose_keep = None
+        if guide in ("latent", "both"):
+            keep = torch.ones(rows, self.sections, dtype=torch.bool, device=device) if keep is None else keep.clone()
+            keep[:, slice(None) if sections is None else list(sections)] = False
+        if guide in ("pose", "both"):
+            pose_keep = torch.zeros(rows, dtype=torch.bool, device=device)
+        return self.condition(sources, pose, keep, pose_keep)
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+class DiffusionMethod(Method):
+    """The objective E || eps - D(x_t, t, condition) ||^2 (section 3.1, appendix B).
+
+    Args:
+        denoiser: noised targets, timesteps and conditions to noise.
+        process: the forward process, with its buffers.
+        before: modules that come before the denoiser in the order of parameters and of addressed layers.
+    """
+
+    def __init__(
+        self, *, denoiser: Denoiser, process: GaussianProcess, precision: Precision, **before: nn.Module
+    ) -> None:
+        super().__init__(precision=precision)
+        for name, module in before.items():
+            setattr(self, name, module)
+        self.denoiser = denoiser
+        self.process = process
+        self.sections = denoiser.sections
+
+    def loss(self, batch: Batch, *, t: Tensor, eps: Tensor, keep: Tensor | None, pose_keep: Tensor | None) -> Tensor:
+        """Each sample's squared error, its mean over pixels and channels: float32 [B]; arguments as `Method.loss`'s."""
+        condition = self.condition(batch.sources, batch.pose, keep, pose_keep)
+        predicted = self.denoise(self.process.noised(batch.target, t, eps), t, condition)
+        return F.mse_loss(predicted, eps.float(), reduction="none").mean((1, 2, 3))
+
+    def denoise(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The predicted noise, float32 [B, 3, r, r]; arguments as `Denoiser.forward`'s."""
+        with self._autocast(x.device):
+            return self.denoiser(x, t, condition).float()
+
+    def sample(
+        self,
+        conditions: Sequence[Condition],
+        without: Condition,
+        w: float,
+        x_T: Tensor,
+        *,
+        plan: Sequence[ReverseStep],
+        noise: Noise,
+        choose: Choose,
+    ) -> Iterator[Denoised]:
+        """As `Method.sample`; x_0 is clipped at each step."""
+        predicts = [guided(self.denoise, condition, without, w, join=join) for condition in conditions]
+        predict = predicts[0] if len(predicts) == 1 else alternating(predicts, choose)
+        return denoise_loop(predict, plan, x_T, clip=True, noise=noise)
+
+    @torch.no_grad()
+    def activations(self, x0: Tensor, condition: Condition, t: int, eps: Tensor) -> dict[str, Tensor]:
+        """What each layer makes of a noised image, pooled (section F.1, unconditional): float32 [B, C] by layer.
+
+        Args:
+            x0: [B, 3, r, r] float in [-1, 1].
+            t: index of the noise level, 0..T-1.
+            eps: the noise, of x0's shape.
+        """
+        found: dict[str, Tensor] = {}
+        times = torch.full((len(x0),), t, dtype=torch.int64, device=x0.device)
+        with self._autocast(x0.device):
+            self.denoiser(
+                self.process.noised(x0, times, eps),
+                times,
+                condition,
+                tap=lambda name, h: found.__setitem__(name, h.float().mean((2, 3))),
+            )
+        return found

@@ -1,0 +1,153 @@
+"""A frozen, pretrained image encoder, as unCLIP has (section F.1, table 6: DALL-E2)."""
+
+import hashlib
+from difflib import get_close_matches
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import Tensor, nn
+
+from soda_dist.errors import UserError
+from soda_dist.models.pixels import IMAGENET_MEAN, IMAGENET_STD
+
+_SHOWN = 5
+"""Names that a message lists at most."""
+
+
+class FrozenEncoder(nn.Module):
+    """z = E(image) by a model of timm without its classifier, which nothing trains (section F.1, unCLIP).
+
+    Weights are random until `load_frozen`: nothing is ever downloaded. They are buffers, not parameters: no optimizer,
+    DDP or ZeRO sees them, while state dicts hold them under the names that they have in timm. The model stays in eval
+    mode whatever is asked for. For unCLIP as in table 6: `vit_large_patch14_clip_224.openai`, 1024 features.
+
+    Our reading: the model sees the whole image, resampled to the size that it was trained on.
+
+    Args:
+        model: timm's name, such as `vit_base_patch16_224` or, with a tag, `vit_base_patch16_clip_224.openai`; the tag
+            decides about the mean and variance that the model takes.
+        image_size: side of the images.
+
+    Raises:
+        ValueError: a name that timm does not have, or a model of other than RGB images.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, *, model: str, image_size: int) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.backbone: Any = _built(model)
+        info: dict[str, Any] = self.backbone.pretrained_cfg
+        if info["input_size"][0] != 3:
+            raise ValueError(f"model: got {model}, of {info['input_size'][0]} channels; allowed: models of RGB images")
+        self.latent_dim: int = self.backbone.head_hidden_size
+        self._size: tuple[int, int] = tuple(info["input_size"][1:])
+        self._classifiers = _classifiers(info)
+        _freeze(self.backbone)
+        mean, std, own_mean, own_std = torch.tensor(
+            [IMAGENET_MEAN, IMAGENET_STD, info["mean"], info["std"]], dtype=torch.float64
+        ).view(4, 3, 1, 1)
+        self.register_buffer("scale", (std / own_std).float(), persistent=False)
+        self.register_buffer("shift", ((mean - own_mean) / own_std).float(), persistent=False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "FrozenEncoder":
+        """Eval mode, whatever `mode` is: neither dropout nor running statistics may move the features."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, poses: Tensor | None = None, pose_keep: Tensor | None = None) -> Tensor:
+        """Features, float [B, D], without a gradient.
+
+        Args:
+            images: float [B, 3, image_size, image_size], ImageNet mean and variance.
+            poses: must be none, as must `pose_keep`.
+        """
+        if poses is not None or pose_keep is not None:
+            raise ValueError("poses: got poses; allowed: none, a frozen encoder takes images alone")
+        if images.shape[2:] != (self.image_size, self.image_size):
+            raise ValueError(f"images: got {list(images.shape[2:])}; allowed: {[self.image_size] * 2}")
+        images = images.to(self.scale.dtype) * self.scale + self.shift
+        if images.shape[2:] != self._size:
+            images = F.interpolate(images, self._size, mode="bicubic", antialias=True)
+        return self.backbone(images)
+
+    def is_classifiers(self, name: str) -> bool:
+        """Whether a tensor of this name belongs to the classifier that the model was trained with."""
+        return any(name.startswith(f"{classifier}.") for classifier in self._classifiers)
+
+
+def load_frozen(encoder: FrozenEncoder, content: bytes, sha256: str) -> None:
+    """Copies a file's weights into `encoder`, all or none.
+
+    The file has the names of timm's model, the classifier among them or not.
+
+    Args:
+        encoder: what to fill.
+        content: the file's bytes, safetensors.
+        sha256: digest that they must have, in hexadecimal.
+
+    Raises:
+        UserError: another digest, no safetensors, or another model's weights.
+    """
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != sha256.lower():
+        got = f"{sha256}, where the file's is {digest}"
+        raise UserError("encoder.weights_sha256", got, "the digest of the weights", "get the right file, or correct it")
+    try:
+        found = load_tensors(content)
+    except (SafetensorError, KeyError) as error:  # KeyError: a dtype that torch does not have
+        got = f"{len(content)} bytes that are not safetensors ({error})"
+        raise UserError("encoder.weights", got, "safetensors", "convert the weights, or get them again") from None
+    own: dict[str, Tensor] = encoder.backbone.state_dict()
+    found = {name: tensor for name, tensor in found.items() if name in own or not encoder.is_classifiers(name)}
+    complaints = {
+        "without": sorted(own.keys() - found.keys()),
+        "with unknown": sorted(found.keys() - own.keys()),
+        "with another shape or kind of number in": [n for n in own if n in found and not _fits(found[n], own[n])],
+    }
+    if any(complaints.values()):
+        got = " and ".join(f"weights {how} {_listed(names)}" for how, names in complaints.items() if names)
+        raise UserError("encoder.weights", got, "the tensors of encoder.model", "name the model that they belong to")
+    for name, tensor in own.items():
+        tensor.copy_(found[name])
+
+
+def _built(model: str) -> nn.Module:
+    """Only names of timm's own table pass: one with a source, such as `hf-hub:`, would be looked up over the network."""
+    if not timm.is_model(model):
+        near = get_close_matches(model.partition(".")[0], timm.list_models(), n=_SHOWN, cutoff=0.5)
+        raise ValueError(f"model: got {model}; allowed: timm's models" + (f", such as {', '.join(near)}" * bool(near)))
+    arch, _, tag = model.partition(".")
+    known = [name.partition(".")[2] for name in timm.list_models(f"{arch}.*", pretrained=True)]
+    if tag and tag not in known:
+        near = get_close_matches(tag, known, n=_SHOWN, cutoff=0) or ["none"]
+        raise ValueError(f"model: got {model}; allowed: {arch} with a tag that timm knows: {', '.join(near)}")
+    return timm.create_model(model, pretrained=False, num_classes=0)
+
+
+def _classifiers(info: dict[str, Any]) -> tuple[str, ...]:
+    named = info["classifier"]
+    return (named,) if isinstance(named, str) else tuple(named or ())
+
+
+def _freeze(model: nn.Module) -> None:
+    """Parameters become persistent buffers of the same names; a shared one becomes two equal ones."""
+    for owner in model.modules():
+        for name, parameter in list(owner._parameters.items()):
+            del owner._parameters[name]
+            owner.register_buffer(name, None if parameter is None else parameter.detach().clone())
+
+
+def _fits(tensor: Tensor, own: Tensor) -> bool:
+    return tensor.shape == own.shape and tensor.is_floating_point() == own.is_floating_point()
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
