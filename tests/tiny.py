@@ -5,6 +5,7 @@ import numpy as np
 from soda_dist.config import RunConfig
 from soda_dist.config.load import validate
 from soda_dist.data.pairs import Pairs
+from soda_dist.data.poses import POSE_SIZES
 
 TINY = {
     "data": {"source_size": 16, "target_size": 16, "source_noise": 0.1, "shuffle_groups": 4},
@@ -35,14 +36,40 @@ def tiny_config(**sections: dict) -> RunConfig:
 
 
 def pairs_at(config: RunConfig, start: int, stop: int) -> Pairs:
-    """View pairs of noise for positions start..stop, each a function of its position."""
+    """View pairs of noise for positions start..stop, each a function of its position, with plausible poses."""
+    data, count = config.data, stop - start
+    most, size = data.sources[1], POSE_SIZES[data.pose]
     draw = [np.random.default_rng(position) for position in range(start, stop)]
-    source = np.stack([d.integers(0, 256, (config.data.source_size,) * 2 + (3,), np.uint8) for d in draw])
-    target = np.stack([d.integers(0, 256, (config.data.target_size,) * 2 + (3,), np.uint8) for d in draw])
+    source = np.stack([d.integers(0, 256, (most, data.source_size, data.source_size, 3), np.uint8) for d in draw])
+    target = np.stack([d.integers(0, 256, (data.target_size, data.target_size, 3), np.uint8) for d in draw])
+    numbers = np.array([d.integers(data.sources[0], most + 1) for d in draw])
+    poses = np.stack([[_pose(data.pose, d) for _ in range(most + 1)] for d in draw]).astype(np.float32)
     index = np.arange(start, stop, dtype=np.int64)
     return Pairs(
-        source=source, target=target, key=index, ok=np.ones(stop - start, bool), index=index, name=[""] * (stop - start)
+        source=source,
+        present=np.arange(most) < numbers[:, None],
+        target=target,
+        source_pose=poses.reshape(count, most + 1, size)[:, 1:].copy(),
+        target_pose=poses.reshape(count, most + 1, size)[:, 0].copy(),
+        key=index,
+        ok=np.ones(count, bool),
+        index=index,
+        name=[""] * count,
     )
+
+
+def _pose(kind: str, d: np.random.Generator) -> np.ndarray:
+    """A frame within its image, or a camera on a sphere of radius 3 that looks at the origin."""
+    if kind == "none":
+        return np.zeros(0)
+    if kind == "pixels":
+        return np.concatenate([d.uniform(-1, 0, 2), d.uniform(0, 1, 2)])
+    away = d.normal(size=3) + [0, 0, 1.5]
+    away /= np.linalg.norm(away)
+    right = np.cross(-away, [0, 0, 1.0])
+    right /= np.linalg.norm(right)
+    pose = np.stack([right, np.cross(-away, right), -away, 3 * away], 1)
+    return np.concatenate([pose.ravel(), [1.2, 0, 0.5, 0, 1.2, 0.5, 0, 0, 1]])
 
 
 def feed(config: RunConfig, rank: int = 0):

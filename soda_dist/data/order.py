@@ -91,6 +91,15 @@ class Order:
             return Located(*(np.zeros(0, np.int64) for _ in range(3)))
         return Located(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
+    def key(self, group: Ints, row: Ints) -> Ints:
+        """Ordinals in the split, int64 [n], of these rows of row groups."""
+        return self._first_row[group] + row
+
+    def find(self, keys: Ints) -> tuple[Ints, Ints]:
+        """Row group and row inside it, int64 [n] each: the inverse of `key`."""
+        group = np.searchsorted(self._first_row, keys, side="right") - 1
+        return group, keys - self._first_row[group]
+
     def windows(self, start: int, stop: int) -> list[Window]:
         """Cut start..stop-1 where the window changes.
 

@@ -6,55 +6,91 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from soda_dist.config.schema import Data
 from soda_dist.data.draws import Ints
-from soda_dist.data.order import Located, Order
+from soda_dist.data.order import Order
+from soda_dist.data.poses import CAMERA_COLUMNS, Cameras, read_cameras
+from soda_dist.data.relations import OBJECT, main_label, source_keys
 from soda_dist.data.shards import ShardReader
 from soda_dist.data.views import view_pairs
+from soda_dist.errors import UserError
 
-COLUMNS = ["key", "image", "name"]
+COLUMNS = ["image", "name"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """n view pairs in the order of the run."""
+    """n view pairs in the order of the run: up to S sources and a target each.
+
+    S is the most sources that the configuration allows; P the size of a pose, 0 where there are none.
+    """
 
     source: NDArray[np.uint8]
-    """uint8 [n, s, s, 3], the encoder's view; zeros where not ok."""
+    """uint8 [n, S, s, s, 3], the encoder's views; zeros in empty slots and where not ok."""
+    present: NDArray[np.bool_]
+    """bool [n, S]: which slots hold a view: the first k, at least one."""
     target: NDArray[np.uint8]
     """uint8 [n, t, t, 3], the denoiser's view; zeros where not ok."""
+    source_pose: NDArray[np.float32]
+    """float32 [n, S, P], as in `data.poses`; zeros in empty slots and where not ok."""
+    target_pose: NDArray[np.float32]
+    """float32 [n, P]; zeros where not ok."""
     key: Ints
-    """int64 [n]: the row's ordinal in its split."""
+    """int64 [n]: the ordinal in its split of the row that the target shows."""
     ok: NDArray[np.bool_]
-    """bool [n]: the image could be read; a loss must leave the others out."""
+    """bool [n]: every image of the pair could be read; a loss must leave the others out."""
     index: Ints
     """int64 [n]: position in the run."""
     name: list[str]
-    """n texts: the source path of a row that is not ok, empty for the others."""
+    """n texts: for a pair that is not ok the path of an image that could not be read, empty for the others."""
 
     def unreadable(self) -> list[tuple[int, str]]:
-        """(key, source path) of each row that is not ok."""
+        """(key, path of the image that could not be read) of each pair that is not ok."""
         return [(int(self.key[i]), self.name[i]) for i in np.flatnonzero(~self.ok)]
 
 
+def check_data(reader: ShardReader, data: Data) -> None:
+    """A `UserError` if the split lacks what its views and poses are made of. Reads one shard's footer, if that."""
+    if data.views == "class":
+        main_label(reader)
+    needed = {OBJECT: pa.int64()} if data.views == "object" else {}
+    for field, value, columns in (("views", data.views, needed), ("pose", data.pose, _camera_columns(data))):
+        schema = reader.schema() if columns else pa.schema([])
+        for name, kind in columns.items():
+            if name not in schema.names or schema.field(name).type != kind:
+                have = f"of type {schema.field(name).type}" if name in schema.names else "missing"
+                got = f"{value}, but column {name} is {have} in split {reader.split}"
+                raise UserError(f"data.{field}", got, f"a column {name} of type {kind}", "choose another data set")
+
+
 def read_pairs(reader: ShardReader, order: Order, start: int, stop: int, *, seed: int, data: Data) -> Pairs:
-    """The pairs at positions start..stop-1; each row group is fetched once.
+    """The pairs at positions start..stop-1; images of each row group are fetched once.
 
     Raises:
-        UserError: of the reader: a shard is missing, truncated or altered. Images that cannot be read raise nothing.
+        UserError: of the reader: a shard is missing, truncated or altered, or lacks a column that `check_data` looks
+            for. Images that cannot be read raise nothing.
     """
     located = order.locate(start, stop)
-    key, images, names = _fetch(reader, located)
-    views = view_pairs(images, key, located.epoch, seed=seed, data=data)
+    key = order.key(located.group, located.row)
+    sources = source_keys(reader, order, key, located.epoch, seed=seed, data=data)
+    wanted = np.column_stack([sources, key])
+    rows = np.unique(wanted[wanted >= 0])
+    images, names, stored = _fetch(reader, order, rows, data)
+    shown = np.where(wanted >= 0, np.searchsorted(rows, wanted), -1)
+    views = view_pairs(images, shown, key, located.epoch, seed=seed, data=data, stored=stored)
     return Pairs(
         source=views.source,
+        present=sources >= 0,
         target=views.target,
+        source_pose=views.source_pose,
+        target_pose=views.target_pose,
         key=key,
         ok=views.ok,
         index=np.arange(start, stop),
-        name=["" if ok else name for ok, name in zip(views.ok.tolist(), names, strict=True)],
+        name=["" if place < 0 else names[place] for place in views.unread.tolist()],
     )
 
 
@@ -83,15 +119,22 @@ def local_pairs(
             pool.shutdown(cancel_futures=True)
 
 
-def _fetch(reader: ShardReader, located: Located) -> tuple[Ints, list[bytes], list[str]]:
-    """Keys, bytes and source paths of the rows."""
-    count = len(located.group)
-    key, images, names = np.empty(count, np.int64), [b""] * count, [""] * count
-    for group in np.unique(located.group):
-        places = np.flatnonzero(located.group == group)
-        table = reader.group(int(group), COLUMNS).take(located.row[places])
-        key[places] = table.column("key").to_numpy()
-        found = zip(places.tolist(), table.column("image").to_pylist(), table.column("name").to_pylist(), strict=True)
-        for place, image, name in found:
-            images[place], names[place] = image, name
-    return key, images, names
+def _camera_columns(data: Data) -> dict[str, pa.DataType]:
+    return CAMERA_COLUMNS if data.pose == "cameras" else {}
+
+
+def _fetch(reader: ShardReader, order: Order, keys: Ints, data: Data) -> tuple[list[bytes], list[str], Cameras | None]:
+    """Bytes, paths and (if poses are cameras) cameras of the rows with these keys, which ascend."""
+    columns = [*COLUMNS, *_camera_columns(data)]
+    images: list[bytes] = []
+    names: list[str] = []
+    stored = [Cameras(np.zeros((0, 4, 4)), np.zeros((0, 3, 3)))]
+    groups, rows = order.find(keys)
+    for group in np.unique(groups).tolist():
+        table = reader.group(group, columns).take(rows[groups == group])
+        images += table.column("image").to_pylist()
+        names += table.column("name").to_pylist()
+        if data.pose == "cameras":
+            stored.append(read_cameras(table))
+    joined = Cameras(*(np.concatenate(column) for column in zip(*stored, strict=True)))
+    return images, names, joined if data.pose == "cameras" else None

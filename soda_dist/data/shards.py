@@ -11,7 +11,9 @@ as published; `name` string, where it comes from; then the data set's own typed 
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -30,6 +32,8 @@ MANIFEST = "manifest.json"
 REMEDY = "run prepare_data.py again: it makes what is missing"
 CACHED_BYTES = 256 * 2**20
 OPEN_SHARDS = 64
+READERS = 16
+"""Shards read at a time for a whole column: in an object store a request is mostly waiting."""
 COMMON_COLUMNS = (("key", pa.int64()), ("image", pa.binary()), ("name", pa.string()))
 
 Rows = Annotated[int, Field(ge=0)]
@@ -149,7 +153,7 @@ def encode_shard(groups: Iterable[pa.Table], schema: pa.Schema) -> pa.Buffer:
     return sink.getvalue()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ShardReader:
     """Row groups of one split by their number. Picklable; what it caches belongs to the process."""
 
@@ -177,6 +181,16 @@ class ShardReader:
         key = (self.folder.uri, shard.path, shard.sha256, inner, tuple(columns))
         return _GROUPS.get(key, lambda: self._read(shard, inner, columns))
 
+    def column(self, name: str) -> pa.ChunkedArray:
+        """One column of the whole split, in the order of rows; it is not kept. Raises as `group` does."""
+        with ThreadPoolExecutor(READERS) as pool:
+            parts = [*pool.map(lambda shard: self._read(shard, None, [name]).column(0), self._shards)]
+        return pa.chunked_array([chunk for part in parts for chunk in part.chunks], parts[0].type if parts else None)
+
+    def schema(self) -> pa.Schema:
+        """The columns of the split, as its first shard has them; empty if the split has no shards."""
+        return self._opened(self._shards[0]).metadata.schema.to_arrow_schema() if self._shards else pa.schema([])
+
     @cached_property
     def _shards(self) -> tuple[Shard, ...]:
         return self.manifest.split(self.split).shards
@@ -185,17 +199,25 @@ class ShardReader:
     def _ends(self) -> list[int]:
         return [*accumulate(len(shard.groups) for shard in self._shards)] or [0]
 
-    def _read(self, shard: Shard, group: int, columns: Sequence[str]) -> pa.Table:
+    def _read(self, shard: Shard, group: int | None, columns: Sequence[str]) -> pa.Table:
+        opened = self._opened(shard)
+        have = opened.metadata.schema.to_arrow_schema().names
+        unknown = [name for name in columns if name not in have]
+        if unknown:
+            raise UserError("column", ", ".join(unknown), ", ".join(have), "choose from the data set's columns")
+        with self._explained(shard):
+            return opened.read(group, columns)
+
+    def _opened(self, shard: Shard) -> "_OpenShard":
+        with self._explained(shard):
+            return _SHARDS.get((self.folder.uri, shard.path, shard.sha256), lambda: self._open(shard))
+
+    @contextmanager
+    def _explained(self, shard: Shard) -> Iterator[None]:
         uri = self.folder.file_uri(shard.path)
         try:
             with self.folder.explained(shard.path):
-                opened = _SHARDS.get((self.folder.uri, shard.path, shard.sha256), lambda: self._open(shard))
-                have = opened.metadata.schema.to_arrow_schema().names
-                unknown = [name for name in columns if name not in have]
-                if unknown:
-                    names = ", ".join(have)
-                    raise UserError("column", ", ".join(unknown), names, "choose from the data set's columns")
-                return opened.read(group, columns)
+                yield
         except FileNotFoundError:
             raise UserError(uri, "a missing shard", "all shards of the manifest", REMEDY) from None
         except (pa.ArrowException, OSError) as error:
@@ -219,10 +241,12 @@ class _OpenShard:
     file: pa.NativeFile
     metadata: pq.FileMetaData
 
-    def read(self, group: int, columns: Sequence[str]) -> pa.Table:
-        # One request for all columns. A reader keeps what it fetched so, hence a reader for each group.
+    def read(self, group: int | None, columns: Sequence[str]) -> pa.Table:
+        """One row group, or all of them."""
+        # One request for all columns. A reader keeps what it fetched so, hence a reader for each call.
         reader = pq.ParquetFile(self.file, metadata=self.metadata, pre_buffer=True, page_checksum_verification=True)
-        return reader.read_row_group(group, columns=list(columns), use_threads=False)
+        groups = range(self.metadata.num_row_groups) if group is None else [group]
+        return reader.read_row_groups(groups, columns=list(columns), use_threads=False)
 
 
 class _Recent(Generic[Value]):

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from soda_dist.config.schema import RunConfig
-from soda_dist.data.views import CAMERA_COLUMNS, center_poses, center_views
+from soda_dist.data.poses import CAMERA_COLUMNS
+from soda_dist.data.views import center_poses, center_views
 from soda_dist.models.condition import Sources
 from soda_dist.models.pixels import source_input
 from soda_dist.training.randomness import mix64

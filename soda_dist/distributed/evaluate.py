@@ -15,6 +15,7 @@ from soda_dist.data.storage import Folder, open_folder
 from soda_dist.distributed.crew import Crew
 from soda_dist.distributed.features import UNTRAINED, Features, Point, check_splits, collect, load_models, plan_pieces
 from soda_dist.distributed.measure import Target, check_neighbours, choose_target, majority, measure_all
+from soda_dist.distributed.novel_views import has_novel_views, show_novel_views
 from soda_dist.distributed.reading import find_point, needs_point
 from soda_dist.distributed.samples import Drawing, choose, draw_all, likeness, show
 from soda_dist.distributed.session import Say, autoscaler_active, check_resources
@@ -33,7 +34,7 @@ def evaluate(
     """Do `tasks` (comma-separated: probe, knn, samples) on a checkpoint; results of the same step are replaced.
 
     Ray must be connected. Writes `eval/STEP/probe.json`, `knn.json`, `reconstruction.json`, `samples.png` and
-    `denoising.png` into the run's folder.
+    `denoising.png` into the run's folder, and `novel_views.json` and `.png` where the model draws objects from cameras.
 
     Args:
         step: a step with a complete checkpoint, or `latest`.
@@ -72,6 +73,8 @@ def evaluate(
                 _show(results[name], say)
         if "samples" in names:
             results["reconstruction"] = _draw_samples(crew, config, folder, at, say)
+            if has_novel_views(config):
+                results["novel_views"] = _draw_novel_views(crew, config, folder, at, say)
     return results
 
 
@@ -219,6 +222,15 @@ def _draw_samples(crew: Crew[Any, Any], config: RunConfig, folder: Folder, step:
             f"  guidance {guidance:4}  PSNR {psnr['value']:5.2f} ± {psnr['standard_error']:.2f} dB"
             f"  SSIM {ssim['value']:.3f} ± {ssim['standard_error']:.3f}"
         )
+    return result
+
+
+def _draw_novel_views(crew: Crew[Any, Any], config: RunConfig, folder: Folder, step: int, say: Say) -> dict[str, Any]:
+    facts, pictures = show_novel_views(crew, config, say)
+    result = {"task": "novel_views", "step": step, **facts, "seed": config.seed, "provenance": provenance()}
+    for name, picture in pictures.items():
+        folder.write(name, picture)
+    folder.write_json("novel_views.json", result)
     return result
 
 

@@ -20,9 +20,9 @@ from soda_dist.distributed.crew import Crew
 from soda_dist.distributed.farm import Progress
 from soda_dist.distributed.session import Say
 from soda_dist.errors import UserError
+from soda_dist.models.encoder import Encoder
 from soda_dist.models.method import DiffusionMethod, Method
 from soda_dist.models.pixels import source_input, target_input
-from soda_dist.models.encoder import Encoder
 from soda_dist.models.soda import Encoding
 from soda_dist.training.build import build_model, load_frozen_weights
 from soda_dist.training.checkpoint import load_model
@@ -77,9 +77,7 @@ class Models:
         images = source_input(torch.from_numpy(seen.source[seen.ok])).to(self.device)
         poses = None if seen.pose is None else torch.from_numpy(seen.pose[seen.ok]).to(self.device)
         starts = range(0, max(len(images) // batch * batch, 1), batch)
-        return [
-            (images[at : at + batch], None if poses is None else poses[at : at + batch], None) for at in starts
-        ]
+        return [(images[at : at + batch], None if poses is None else poses[at : at + batch], None) for at in starts]
 
 
 def load_models(run_uri: str, data_uri: str, step: int, config: RunConfig, device: str) -> Models:
@@ -179,7 +177,9 @@ def extract(models: Models, piece: Piece) -> Extract:
     Raises:
         UserError: a shard is damaged, or a label is missing in a row.
     """
-    table = rows_of(models.reader[piece.split], piece, ["key", "image", "name", *piece.labels, *pose_columns(models.config)])
+    table = rows_of(
+        models.reader[piece.split], piece, ["key", "image", "name", *piece.labels, *pose_columns(models.config)]
+    )
     if table.column("key").to_pylist() != list(range(piece.first_row, piece.first_row + piece.rows)):
         raise RuntimeError(f"rows {piece.first_row} and on of {piece.split} have other keys than their ordinals")
     seen = centred(table, models.config)

@@ -33,6 +33,9 @@ ROWS_PER_TASK = 2048
 TASKS_PER_DATASET = 256
 """Starting a dataset costs about a millisecond a task, so a run is a chain of datasets."""
 
+TENSORS, POSES, NUMBERS = ("source", "present", "target"), ("source_pose", "target_pose"), ("key", "ok", "index")
+"""Fields of `Pairs` beside `name`."""
+
 REST_S = 0.02
 
 Slice = tuple[int, int]
@@ -77,13 +80,22 @@ def _read(data_uri: str, config: RunConfig, plan: list[Slice]) -> Iterator[pa.Ta
 def _table(pairs: Pairs) -> pa.Table:
     return pa.table(
         {
-            "source": ArrowTensorArray.from_numpy(pairs.source),
-            "target": ArrowTensorArray.from_numpy(pairs.target),
-            "key": pairs.key,
-            "ok": pairs.ok,
-            "index": pairs.index,
+            **{name: ArrowTensorArray.from_numpy(getattr(pairs, name)) for name in TENSORS},
+            # Arrow has no tensors without elements.
+            **{name: ArrowTensorArray.from_numpy(pose) for name in POSES if (pose := getattr(pairs, name)).shape[-1]},
+            **{name: getattr(pairs, name) for name in NUMBERS},
             "name": pa.array(pairs.name, pa.string()),
         }
+    )
+
+
+def _pairs(batch: dict[str, Any]) -> Pairs:
+    """The inverse of `_table`, after Ray Data's batching."""
+    shapes = {"source_pose": (*batch["present"].shape, 0), "target_pose": (len(batch["index"]), 0)}
+    return Pairs(
+        **{name: np.asarray(batch[name]) for name in (*TENSORS, *NUMBERS)},
+        **{name: np.asarray(batch[name]) if name in batch else np.zeros(shapes[name], np.float32) for name in POSES},
+        name=list(batch["name"]),
     )
 
 
@@ -195,9 +207,6 @@ def _dataset_batches(data_uri: str, config: RunConfig, plans: list[list[Slice]])
         if batch["index"][0] != start or len(batch["index"]) != stop - start:
             got = f"{len(batch['index'])} rows from position {batch['index'][0]}"
             raise RuntimeError(f"the pipeline delivered {got} where positions {start}..{stop} were due")
-        yield Pairs(
-            **{name: np.asarray(batch[name]) for name in ("source", "target", "key", "ok", "index")},
-            name=list(batch["name"]),
-        )
+        yield _pairs(batch)
     if next(expected, None) is not None:
         raise RuntimeError("the pipeline ended before its plan")

@@ -13,7 +13,8 @@ from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
 from soda_dist.config.load import dump_config, parse_config
 from soda_dist.config.provenance import provenance
 from soda_dist.config.schema import RunConfig
-from soda_dist.data.shards import check_shards, read_manifest
+from soda_dist.data.pairs import check_data
+from soda_dist.data.shards import ShardReader, check_shards, read_manifest
 from soda_dist.data.storage import Folder, open_folder
 from soda_dist.distributed.ingest import hold_statistics_here, stream
 from soda_dist.distributed.progress import board
@@ -47,6 +48,7 @@ def pretrain(config: RunConfig, data_uri: str, run_uri: str, say: Say, until: in
     if split not in manifest.splits:
         raise UserError("data.train_split", split, ", ".join(manifest.splits), "choose one of them")
     check_shards(data, manifest, split)
+    check_data(ShardReader(data, manifest, split), config.data)
     claim(run, config)
     steps, end = complete_steps(run), min(until or config.train.steps, config.train.steps)
     if steps and steps[-1] >= end:

@@ -53,7 +53,7 @@ class Subjects:
 
     def rows(self, at: slice) -> "Subjects":
         """Some of them."""
-        return Subjects(*(part if part is None else part[at] for part in vars(self).values()))
+        return replace(self, **{name: part[at] for name, part in vars(self).items() if part is not None})
 
     def sources(self, device: torch.device) -> Sources:
         """As the encoder takes them."""
@@ -137,7 +137,9 @@ def draw(models: Models, drawing: Drawing) -> Drawn:
         abar = model.process.abar
         plan = reverse_steps(abar, method=how.method, steps=how.steps, variance=how.variance, eta=how.eta)
     keep = _kept(model, how, len(keys), models.device)
-    conditions = [model.condition(each, pose, keep, None) for each in (_apart(sources) if how.stochastic else [sources])]
+    conditions = [
+        model.condition(each, pose, keep, None) for each in (_apart(sources) if how.stochastic else [sources])
+    ]
     without = model.unguided(sources, pose, how.guide, how.guided_sections, keep)
     loop = model.sample(
         conditions,

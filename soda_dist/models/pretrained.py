@@ -36,13 +36,14 @@ class FrozenEncoder(nn.Module):
         ValueError: a name that timm does not have, or a model of other than RGB images.
     """
 
+    backbone: Any
     scale: Tensor
     shift: Tensor
 
     def __init__(self, *, model: str, image_size: int) -> None:
         super().__init__()
         self.image_size = image_size
-        self.backbone: Any = _built(model)
+        self.backbone = _built(model)
         info: dict[str, Any] = self.backbone.pretrained_cfg
         if info["input_size"][0] != 3:
             raise ValueError(f"model: got {model}, of {info['input_size'][0]} channels; allowed: models of RGB images")
@@ -119,14 +120,14 @@ def load_frozen(encoder: FrozenEncoder, content: bytes, sha256: str) -> None:
         tensor.copy_(found[name])
 
 
-def _built(model: str) -> nn.Module:
-    """Only names of timm's own table pass: one with a source, such as `hf-hub:`, would be looked up over the network."""
+def _built(model: str) -> Any:
+    """Only names of timm's own table pass: one with a source, `hf-hub:`, would be looked up over the network."""
     if not timm.is_model(model):
         near = get_close_matches(model.partition(".")[0], timm.list_models(), n=_SHOWN, cutoff=0.5)
         raise ValueError(f"model: got {model}; allowed: timm's models" + (f", such as {', '.join(near)}" * bool(near)))
-    arch, _, tag = model.partition(".")
+    arch, dot, tag = model.partition(".")
     known = [name.partition(".")[2] for name in timm.list_models(f"{arch}.*", pretrained=True)]
-    if tag and tag not in known:
+    if dot and tag not in known:
         near = get_close_matches(tag, known, n=_SHOWN, cutoff=0) or ["none"]
         raise ValueError(f"model: got {model}; allowed: {arch} with a tag that timm knows: {', '.join(near)}")
     return timm.create_model(model, pretrained=False, num_classes=0)

@@ -35,8 +35,7 @@ class Encoding(Method):
         slots = present.shape[1]
         rows = torch.arange(len(images), device=images.device).repeat_interleave(slots)[present.flatten()]
         views = images[present]
-        if poses is not None:
-            poses = poses[present]
+        poses = None if poses is None or getattr(self.encoder, "pose", None) is None else poses[present]
         kept = None if pose_keep is None else pose_keep[rows]
         place = torch.arange(slots, device=images.device).expand_as(present)[present]
         with self._autocast(images.device), addressed_apart(rows, place):

@@ -26,6 +26,9 @@ PICTURES = {
         "another sample from the same latent, and a sample without any latent."
     ),
     "denoising.png": "From noise to image: the state, and the clean image that the network predicts from it.",
+    "novel_views.png": (
+        "Held-out objects: what the encoder was given, what was drawn for the cameras asked for, and the truth beneath."
+    ),
 }
 
 

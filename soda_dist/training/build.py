@@ -192,5 +192,5 @@ def _vector(config: RunConfig) -> PoseVector | None:
     p = config.pose
     if config.data.pose == "none" or p.conditioning == "grid":
         return None
-    form = "relative" if "relative" in p.conditioning else "absolute"
-    return PoseVector(form=form, extent=p.extent, dim=p.encoding_dim, scale=p.scale)
+    relative = p.conditioning in ("relative", "grid_relative")
+    return PoseVector(form="relative" if relative else "absolute", extent=p.extent, dim=p.encoding_dim, scale=p.scale)

@@ -2,8 +2,8 @@
 
 `checkpoints/STEP/` holds the fragments that each rank owns in `state-RANK-of-WORLD-PART.safetensors` (tensors named
 KIND/PARAMETER/START; in parts, so that memory stays bounded), the running statistics, the EMA weights in plain names
-(`model.safetensors`, and the encoder, if there is one, alone in `encoder.safetensors`), the configuration, and `manifest.json`, written
-last: a folder without it does not count.
+(`model.safetensors`, and alone in `encoder.safetensors` the encoder, if there is one), the configuration, and
+`manifest.json`, written last: a folder without it does not count.
 """
 
 import hashlib

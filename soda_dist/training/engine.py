@@ -26,7 +26,7 @@ class MicroBatch(NamedTuple):
     source: Tensor
     target: Tensor
     ok: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # tuple.index is not wanted here
     present: Tensor
     source_pose: Tensor
     target_pose: Tensor

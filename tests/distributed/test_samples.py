@@ -12,8 +12,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from soda_dist.data.views import center_views
 from soda_dist.diffusion.sampling import guided, sample
 from soda_dist.distributed import samples
-from soda_dist.distributed.features import Models, readers
 from soda_dist.distributed.centred import addressed_noise
+from soda_dist.distributed.features import Models, readers
 from soda_dist.distributed.samples import Drawing, draw, draw_all, likeness, pick_subjects, show
 from soda_dist.errors import UserError
 from soda_dist.models.condition import join

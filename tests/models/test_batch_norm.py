@@ -123,6 +123,10 @@ def test_workers_equal_the_whole_batch(sizes):
             lr_ratio=2.0,
             drop_path=0.0,
             dropout=0.0,
+            patch=16,
+            image_size=16,
+            pool=True,
+            pose=None,
         )
 
     generator = torch.Generator().manual_seed(3)

@@ -1,30 +1,15 @@
-"""The encoder against timm's own ResNet v2, its sizes, its initialisation, and learning-rate equalization."""
+"""The encoder against timm's own ResNet v2, its sizes and initialisation; cells and poses, with either kind."""
 
-import copy
 import math
-from typing import Any
 
 import pytest
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from soda_dist.models.encoder import Encoder, load_plain_state_dict, plain_state_dict
+from soda_dist.models.equalize import load_plain_state_dict, plain_state_dict
 from soda_dist.models.layers import AddressedDropPath, addressed, number_modules
-
-SMALL: dict[str, Any] = {
-    "arch": "resnet18", "width": 0.125, "stem": "small", "norm": "group",
-    "latent_dim": 7, "lr_ratio": 1.0, "drop_path": 0.0, "dropout": 0.0,
-}  # fmt: skip
-
-
-def encoder(seed: int = 0, **changes: Any) -> Encoder:
-    torch.manual_seed(seed)
-    return Encoder(**{**SMALL, **changes})
-
-
-def images(count: int, size: int = 16) -> Tensor:
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(5))
+from tests.models.small_encoder import VIT, encoder, images, perturb, poses
 
 
 def parameters(module: nn.Module) -> int:
@@ -129,106 +114,107 @@ def test_bottleneck_dropout_is_on_z():
     torch.testing.assert_close(z[kept], 2 * e.eval()(x)[kept])
 
 
-@pytest.mark.parametrize("ratio", [2.0, 3.0, 0.5])
-@pytest.mark.parametrize("norm", ["batch", "group"])
-def test_equalization_leaves_the_function_and_scales_the_gradients(ratio, norm):
-    plain, equalized = encoder(norm=norm).double(), encoder(norm=norm, lr_ratio=ratio).double()
-    # Both drew the same numbers in float32; the division by 3 rounded there.
-    load_plain_state_dict(equalized, plain_state_dict(plain))
-    x = images(4).double()
-    z, expected = equalized(x), plain(x)
-    torch.testing.assert_close(z, expected, rtol=1e-9, atol=1e-9)
-    z.square().sum().backward()
-    expected.square().sum().backward()
-    stored = dict(equalized.named_parameters())
-    assert len(stored) == len(list(plain.parameters()))
-    for name, parameter in plain.named_parameters():
-        owner, leaf = name.rpartition(".")[::2]
-        twin = stored[f"{owner}.parametrizations.{leaf}.original"]
-        torch.testing.assert_close(twin * ratio, parameter, rtol=1e-12, atol=0)
-        torch.testing.assert_close(twin.grad, parameter.grad * ratio, rtol=1e-6, atol=1e-9)
+def test_an_unknown_architecture_is_refused():
+    with pytest.raises(ValueError, match=r"arch: got resnet19; allowed: resnet18, .*, vit_base"):
+        encoder(arch="resnet19")
 
 
-def test_equalization_divides_the_initial_deviation():
-    plain, equalized = dict(encoder().named_parameters()), dict(encoder(lr_ratio=2.0).named_parameters())
-    assert len(plain) == len(equalized)
-    for name, parameter in plain.items():
-        owner, leaf = name.rpartition(".")[::2]
-        assert torch.equal(equalized[f"{owner}.parametrizations.{leaf}.original"], parameter / 2)
+KINDS = pytest.mark.parametrize("kind", [{}, {"stem": "imagenet"}, {"norm": "batch"}, VIT], ids=str)
 
 
-def test_a_ratio_of_one_registers_nothing():
-    assert not any("parametrizations" in name for name, _ in encoder().named_modules())
+@KINDS
+def test_cells_pooled_after_the_projection_are_the_projection_of_the_pooled(kind):
+    pooled, cells = encoder(**kind).double(), encoder(**kind, pool=False).double()
+    x = images(3, 64 if kind.get("stem") == "imagenet" else 32).double()
+    z = cells(x)
+    assert z.ndim == 3 and z.shape[1] > 1 and z.shape[2] == 7
+    torch.testing.assert_close(z.mean(1), pooled(x), rtol=1e-9, atol=1e-12)
+    assert float(z.detach().std(1).min()) > 1e-3  # a grid that has been pooled already would pass the line above
 
 
-@pytest.mark.parametrize("ratio", [2.0, 3.0])
-def test_adam_moves_the_weights_in_use_ratio_times_as_fast(ratio):
-    """Against a reference run of the plain encoder with the learning rate times the ratio."""
-    plain, equalized = encoder().double(), encoder(lr_ratio=ratio).double()
-    load_plain_state_dict(equalized, plain_state_dict(plain))
-    start = plain_state_dict(plain)
-    runs = [(plain, 1e-3 * ratio), (equalized, 1e-3)]
-    for model, lr in runs:
-        optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.95), eps=1e-14)
-        for step in range(3):
-            optimizer.zero_grad()
-            (model(images(4 + step).double()) - 1).square().sum().backward()
-            optimizer.step()
-    expected, got = plain_state_dict(plain), plain_state_dict(equalized)
-    for name, before in start.items():
-        moved = (expected[name] - before).abs().max()
-        assert float(moved) == pytest.approx(3e-3 * ratio, rel=0.5), name
-        torch.testing.assert_close(got[name], expected[name], rtol=0, atol=1e-4 * float(moved))
+def test_cells_are_the_last_grids_rows_first():
+    e, grids = encoder(pool=False), []
+    e.backbone.norm.register_forward_hook(lambda module, inputs, output: grids.append(output))
+    z = e(images(2, 24, 48))
+    (grid,) = grids
+    assert grid.shape[2:] == (3, 6)
+    for number in range(18):
+        expected = e.projection(grid[:, :, number // 6, number % 6])
+        torch.testing.assert_close(z[:, number], expected)
 
 
-@pytest.mark.parametrize(("ratio", "other"), [(2.0, 3.0), (1.0, 2.0), (2.0, 1.0)])
-def test_plain_state_dicts_carry_the_function_between_ratios(ratio, other):
-    e, twin = encoder(norm="batch", lr_ratio=ratio), encoder(seed=1, norm="batch", lr_ratio=other)
-    e(images(6))
-    state = plain_state_dict(e)
-    assert list(state) == list(encoder(norm="batch").state_dict())
-    storage = {name: parameter.data_ptr() for name, parameter in twin.named_parameters()}
-    load_plain_state_dict(twin, state)
-    assert storage == {name: parameter.data_ptr() for name, parameter in twin.named_parameters()}
-    torch.testing.assert_close(twin.eval()(images(2)), e.eval()(images(2)), rtol=1e-5, atol=1e-6)
-    before = state["projection.weight"].clone()
+def test_bottleneck_dropout_is_on_each_cell():
+    e = encoder(dropout=0.5, latent_dim=100, pool=False)
+    number_modules(e)
+    x = images(3, 32)
+    with addressed(torch.arange(3)):
+        z = e(x)
+    kept = z != 0
+    assert 0.4 < float(kept.double().mean()) < 0.6
+    assert not torch.equal(kept[:, 0], kept[:, 1])
+    torch.testing.assert_close(z[kept], 2 * e.eval()(x)[kept])
+
+
+@KINDS
+def test_a_pose_grid_joins_the_first_layers_channels(kind):
+    """Against an encoder without poses whose first layer gives, by a hook, what the two come to."""
+    told, plain = encoder(**kind, posed=True).double().eval(), encoder(**kind).double().eval()
+    perturb(told)
+    plain.load_state_dict({n: t for n, t in told.state_dict().items() if not n.startswith("pose")})
+    x, at = images(3, 64, 96).double(), poses(3).double()
+
+    def mixed(module: nn.Module, inputs: object, h: torch.Tensor) -> torch.Tensor:
+        both = torch.cat([h, told.pose(at, *h.shape[2:], None)], 1)
+        (weight,), bias = told.pose_mix.weight.permute(2, 3, 0, 1)[0], told.pose_mix.bias
+        return torch.einsum("oc,bchw->bohw", weight, both) + bias[:, None, None]
+
+    first = plain.backbone.patch_embed.proj if kind is VIT else plain.backbone.stem.conv
+    first.register_forward_hook(mixed)
+    z = told(x, at)
+    torch.testing.assert_close(z, plain(x), rtol=1e-9, atol=1e-9)
+    stride = 4 if kind is VIT else 2 if kind.get("stem") == "imagenet" else 1
+    assert set(told.pose.asked) == {(64 // stride, 96 // stride)}
+    at[1] += 1
+    moved = told(x, at)
+    assert [torch.allclose(moved[i], z[i], atol=1e-6) for i in range(3)] == [True, False, True]
+
+
+@KINDS
+def test_a_masked_pose_contributes_nothing(kind):
+    e = encoder(**kind, posed=True).eval()
+    x, at = images(4, 32), poses(4)
+    z, kept = e(x, at), torch.tensor([True, False, True, False])
+    half, none = e(x, at, kept), e(x, at, torch.zeros(4, dtype=torch.bool))
     with torch.no_grad():
-        for parameter in e.parameters():
-            parameter.zero_()
-    assert torch.equal(state["projection.weight"], before)
+        e.pose_mix.weight[:, -e.pose.channels :] = 0
+    without = e(x, at)
+    torch.testing.assert_close(none, without)
+    torch.testing.assert_close(half, torch.where(kept[:, None], z, without))
+    assert not torch.allclose(z, without, atol=1e-3)
 
 
-def test_plain_state_dicts_of_another_encoder_are_refused_whole():
-    e, state = encoder(lr_ratio=2.0), plain_state_dict(encoder(seed=1))
-    before = plain_state_dict(e)
-    missing = {name: tensor for name, tensor in state.items() if name != "projection.bias"}
-    with pytest.raises(ValueError, match=r"missing \['projection.bias'\]"):
-        load_plain_state_dict(e, missing)
-    with pytest.raises(ValueError, match=r"unknown \['extra'\]"):
-        load_plain_state_dict(e, {**state, "extra": torch.zeros(1)})
-    with pytest.raises(ValueError, match=r"projection.bias: got shape \[1\]; allowed: \[7\]"):
-        load_plain_state_dict(e, {**state, "projection.bias": torch.zeros(1)})
-    assert all(torch.equal(tensor, before[name]) for name, tensor in plain_state_dict(e).items())
+@KINDS
+def test_poses_have_gradients(kind):
+    e = encoder(**kind, posed=True)
+    at = poses(4).requires_grad_()
+    e(images(4, 32), at).square().sum().backward()
+    assert bool(at.grad.any(1).all())
+    for parameter in (*e.pose.parameters(), *e.pose_mix.parameters()):
+        assert bool(parameter.grad.flatten(1 if parameter.ndim > 1 else 0).any(-1).all())
 
 
-@pytest.mark.parametrize("norm", ["batch", "group"])
-def test_an_equalized_encoder_copies_and_runs_under_autocast(norm):
-    e = encoder(norm=norm, lr_ratio=2.0)
-    twin, x = copy.deepcopy(e), images(6)
-    expected = e(x)
-    with torch.no_grad():
-        for parameter in e.parameters():
-            parameter.zero_()
-    torch.testing.assert_close(twin(x), expected)
-    with torch.autocast("cpu", torch.bfloat16):
-        low = twin(x)
-    assert low.dtype == torch.bfloat16
-    torch.testing.assert_close(low.float(), expected, rtol=0, atol=0.05 * float(expected.detach().abs().max()))
-    low.float().square().sum().backward()
-    assert all(parameter.grad.dtype == torch.float32 for parameter in twin.parameters())
+def test_poses_are_given_where_they_are_taken():
+    with pytest.raises(ValueError, match="poses: got none; allowed: one an image"):
+        encoder(posed=True)(images(2))
+    with pytest.raises(ValueError, match="poses: got poses; allowed: none without a pose grid"):
+        encoder()(images(2), poses(2))
 
 
-@pytest.mark.parametrize("ratio", [-1.0, 0.0, math.inf])
-def test_ratios_without_meaning_are_refused(ratio):
-    with pytest.raises(ValueError, match="lr_ratio"):
-        encoder(lr_ratio=ratio)
+@KINDS
+def test_a_pose_grid_leaves_the_other_names_and_numbers_as_they_are(kind):
+    """So a checkpoint without poses does not know that there might be any."""
+    told, plain = encoder(**kind, posed=True), encoder(**kind)
+    added = {"pose.linear.weight", "pose.linear.bias", "pose_mix.weight", "pose_mix.bias"}
+    assert [name for name in told.state_dict() if name not in added] == list(plain.state_dict())
+    assert number_modules(told) == number_modules(plain)
+    assert told.dropout.number == plain.dropout.number

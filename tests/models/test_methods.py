@@ -206,18 +206,30 @@ def test_views_of_one_sample_have_dropout_masks_of_their_own():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["soda", "cross attention", "rays", "encdec", "palette"])
-def test_compilation_changes_nothing_beyond_rounding(name):
+@pytest.mark.parametrize("name", ["soda", "cross attention", "encdec"])
+def test_a_captured_graph_changes_nothing_beyond_rounding(name):
+    """What torch.compile traces, forward and backward, run without its code generator, which takes minutes."""
     model = model_of(name).eval()
     batch, draws = batch_of(config_of(name))
     results = []
-    for loss in (model.loss, torch.compile(model.loss)):
+    for loss in (model.loss, torch.compile(model.loss, backend="aot_eager")):
         model.zero_grad()
         losses = loss(batch, **draws)
         losses.mean().backward()
         results.append((losses.detach(), gradient_norm(model)))
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-3, atol=1e-4)
     assert results[0][1] == pytest.approx(results[1][1], rel=1e-2)
+
+
+@pytest.mark.slow
+def test_a_compiled_denoiser_changes_nothing_beyond_rounding():
+    model = model_of("soda").eval()
+    batch, draws = batch_of(config_of("soda"))
+    condition = model.condition(batch.sources, None, draws["keep"], None)
+    with torch.no_grad():
+        expected = model.denoiser(batch.target, draws["t"], condition)
+        compiled = torch.compile(model.denoiser)(batch.target, draws["t"], condition)
+    torch.testing.assert_close(compiled, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_the_activations_are_the_layers_means_over_the_noised_image():

@@ -154,8 +154,8 @@ def test_unreadable_rows_are_listed(tmp_path):
 
 def test_the_loop_reads_the_same_pairs_it_is_given():
     config = tiny_config()
-    source, _, ok, index = to_device(pairs_at(config, 5, 9), CPU)
-    assert source.shape == (4, 16, 16, 3) and source.dtype == torch.uint8
+    source, _, ok, index, *_ = to_device(pairs_at(config, 5, 9), CPU)
+    assert source.shape == (4, 1, 16, 16, 3) and source.dtype == torch.uint8
     assert ok.all() and index.tolist() == [5, 6, 7, 8]
 
 

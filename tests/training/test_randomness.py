@@ -2,7 +2,14 @@ import torch
 
 from soda_dist.training.randomness import draw, mix64
 
-SHAPES = {"timesteps": 1000, "source_size": 8, "target_size": 8, "sections": 6, "sources": 2, "rates": (0.15, 0.12, 0.3)}
+SHAPES = {
+    "timesteps": 1000,
+    "source_size": 8,
+    "target_size": 8,
+    "sections": 6,
+    "sources": 2,
+    "rates": (0.15, 0.12, 0.3),
+}
 
 
 def test_a_sample_draws_the_same_in_any_batch():

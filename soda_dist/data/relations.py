@@ -1,0 +1,170 @@
+"""Which rows a pair's sources show (section 3.3): its own image, or other rows of its object or its class.
+
+The number of sources is uniform over `data.sources`; the rows are drawn without repetition, each order of the other
+members equally likely. Both are functions of (seed, epoch, key) and of who belongs together. Where an object or a
+class has fewer others than sources are asked for, all of them are shown, and some slots stay empty; whoever is alone
+is its own source.
+
+An object's rows are neighbours in the order of keys (an import's contract). They are found where they are needed, in
+the row groups around a row. A class's rows may lie anywhere: the label's column of the whole split is read once in a
+process (8 bytes a row are kept), and then nearly every source lies in a row group of its own, which is fetched for that
+one image. So data sets that are trained by class are best prepared with small row groups (`rows_per_group=8`).
+"""
+
+import threading
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from soda_dist.config.schema import Data
+from soda_dist.data.draws import Floats, Ints, uniforms
+from soda_dist.data.order import Order
+from soda_dist.data.shards import ShardReader
+from soda_dist.errors import UserError
+
+OBJECT = "object"
+"""The column that says which object an image shows."""
+_INDEXING = threading.Lock()
+
+
+class Kin(NamedTuple):
+    """The rows that belong together with each of n rows: a stretch of some order of the split's rows."""
+
+    start: Ints
+    """int64 [n]: where the stretch begins."""
+    size: Ints
+    """int64 [n]: its rows, the row itself among them."""
+    rank: Ints
+    """int64 [n]: the row's own place in it."""
+
+
+class ClassIndex(NamedTuple):
+    """The rows of a split sorted by class, stable."""
+
+    keys: NDArray[np.int32]
+    """int32 [N]."""
+    place: NDArray[np.int32]
+    """int32 [N]: of each key in `keys`."""
+    starts: Ints
+    """Where each class begins, closed by N."""
+
+
+def source_keys(reader: ShardReader, order: Order, keys: Ints, epochs: Ints, *, seed: int, data: Data) -> Ints:
+    """The keys of the rows that the sources show, int64 [n, S]; -1: an empty slot.
+
+    Args:
+        reader, order: of the split.
+        keys, epochs: int64 [n], of the pairs' own rows.
+        seed: of the run.
+        data: views and numbers of sources.
+    """
+    fewest, most = data.sources
+    wanted = fewest + (uniforms(seed, "sources/count", epochs, keys, range(1)) * (most - fewest + 1)).astype(np.int64)
+    if data.views in ("augmented", "same"):
+        return np.where(np.arange(most) < wanted, keys[:, None], -1)
+    if data.views == "object":
+        kin, sorted_keys = object_kin(reader, order, keys), None
+    else:
+        index = class_index(reader, main_label(reader))
+        kin, sorted_keys = class_kin(index, keys), index.keys
+    u = uniforms(seed, "sources/rows", epochs, keys, range(most))
+    others = kin.size - 1
+    drawn = distinct(u, others)
+    drawn += drawn >= kin.rank[:, None]  # over the row itself
+    drawn[:, 0] = np.where(others, drawn[:, 0], kin.rank)
+    empty = np.arange(most) >= np.minimum(wanted, np.maximum(others, 1)[:, None])
+    places = np.where(empty, 0, kin.start[:, None] + drawn)
+    return np.where(empty, -1, places if sorted_keys is None else sorted_keys[places].astype(np.int64))
+
+
+def distinct(u: Floats, count: Ints) -> Ints:
+    """Distinct numbers below `count`, int64 [n, S], each sequence equally likely; those from place `count` on are void.
+
+    Args:
+        u: [n, S], uniform on [0, 1). The first numbers do not depend on how many follow.
+        count: int64 [n].
+    """
+    drawn = np.zeros((len(u), 0), np.int64)
+    for number in range(u.shape[1]):
+        one = (u[:, number] * np.maximum(count - number, 1)).astype(np.int64)
+        for taken in np.sort(drawn, axis=1).T:  # from below: a number among those left becomes one among all
+            one += one >= taken
+        drawn = np.hstack([drawn, one[:, None]])
+    return drawn
+
+
+def object_kin(reader: ShardReader, order: Order, keys: Ints) -> Kin:
+    """The neighbours of the same object: of each row's group, and of further ones while the object reaches their edge.
+
+    Places are keys.
+    """
+    groups, rows = order.find(keys)
+    start, stop = np.empty_like(keys), np.empty_like(keys)
+    for group in np.unique(groups).tolist():
+        values = _objects(reader, group)
+        edges = np.concatenate([[0], 1 + np.flatnonzero(values[1:] != values[:-1]), [len(values)]])
+        at = np.flatnonzero(groups == group)
+        run = np.searchsorted(edges, rows[at], side="right") - 1
+        low, high = edges[run], edges[run + 1]
+        if (low == 0).any():
+            low = low - np.where(low == 0, _reach(reader, order, group, -1, values[0]), 0)
+        if (high == len(values)).any():
+            high = high + np.where(high == len(values), _reach(reader, order, group, 1, values[-1]), 0)
+        shift = keys[at] - rows[at]
+        start[at], stop[at] = low + shift, high + shift
+    return Kin(start, stop - start, keys - start)
+
+
+def _reach(reader: ShardReader, order: Order, group: int, step: int, value: np.int64) -> int:
+    """Rows of an object beyond a group's edge, in the groups before (step -1) or after it (1)."""
+    reach = 0
+    while 0 <= (group := group + step) < len(order.groups):
+        values = _objects(reader, group)[::step]
+        others = np.flatnonzero(values != value)
+        if len(others):
+            return reach + int(others[0])
+        reach += len(values)
+    return reach
+
+
+def _objects(reader: ShardReader, group: int) -> Ints:
+    return reader.group(group, [OBJECT]).column(OBJECT).to_numpy()
+
+
+def main_label(reader: ShardReader) -> str:
+    """The data set's main label, if it is a class or a factor; else a `UserError`."""
+    labels, name = reader.manifest.labels, reader.manifest.main_label
+    if name is None or name not in labels or labels[name].kind not in ("class", "factor"):
+        got = "class, but the data set has no main label that is a class or a factor"
+        raise UserError("data.views", got, "augmented, same, object", "choose one of them, or another data set")
+    return name
+
+
+def class_index(reader: ShardReader, label: str) -> ClassIndex:
+    """Made once in a process for the readers used last."""
+    with _INDEXING:
+        return _class_index(reader, label)
+
+
+@lru_cache(maxsize=2)
+def _class_index(reader: ShardReader, label: str) -> ClassIndex:
+    column = reader.column(label)
+    if column.null_count:
+        got = f"class, but {column.null_count} rows have no {label}"
+        raise UserError("data.views", got, "a label in every row", "choose other views, or another data set")
+    labels = column.to_numpy().astype(np.int32)
+    keys = np.argsort(labels, kind="stable").astype(np.int32)
+    place = np.empty_like(keys)
+    place[keys] = np.arange(len(keys), dtype=np.int32)
+    starts = np.concatenate([[0], 1 + np.flatnonzero(np.diff(labels[keys])), [len(keys)]])
+    return ClassIndex(keys, place, starts)
+
+
+def class_kin(index: ClassIndex, keys: Ints) -> Kin:
+    """The rows of the same class. Places are those of `index.keys`."""
+    place = index.place[keys].astype(np.int64)
+    number = np.searchsorted(index.starts, place, side="right") - 1
+    start = index.starts[number]
+    return Kin(start, index.starts[number + 1] - start, place - start)

@@ -1,0 +1,148 @@
+"""Rendered solids as a prepared data set, made in this process, and the trivial predictors that a loss is held against."""
+
+import hashlib
+import math
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from soda_dist.config.schema import RunConfig
+from soda_dist.data.order import Order
+from soda_dist.data.pairs import Pairs, local_pairs, read_pairs
+from soda_dist.data.shards import Manifest, Shard, ShardReader, Split, encode_shard, read_manifest, shard_schema, write_manifest
+from soda_dist.data.sources.synthetic import Options, Synthetic
+from soda_dist.data.storage import Folder, open_folder
+from soda_dist.diffusion.schedules import alpha_bar
+from soda_dist.training.checkpoint import complete_steps, load_model
+from soda_dist.training.context import LocalContext
+from soda_dist.training.loop import fit, to_device
+from soda_dist.training.randomness import draw
+from tests.training.test_engine import engine_of
+
+HELD_OUT = 256
+"""Pairs of the test split on which a loss is measured, always the same, with the same noise."""
+FAR = 10**9
+"""Positions of the held-out pairs: random numbers that training never meets."""
+
+
+def write_scenes(path: Path, *, objects: int, test_objects: int, views: int, size: int) -> Folder:
+    """A data set of solids, as prepare_data.py would make it."""
+    source = Synthetic(Options(objects=objects, test_objects=test_objects, views=views, size=size))
+    folder, splits, contents = open_folder(str(path)), {}, source.contents
+    schema = shard_schema(contents.columns)
+    for part in source.parts():
+        rows = list(source.rows(source.index(part)))
+        columns = {"key": range(len(rows)), "image": [row.image for row in rows], "name": [row.name for row in rows]}
+        columns |= {column.name: [row.columns[column.name] for row in rows] for column in contents.columns}
+        table = pa.table({name: pa.array(values, schema.field(name).type) for name, values in columns.items()})
+        tables = [table.slice(start, 64) for start in range(0, len(table), 64)]
+        data = encode_shard(tables, schema).to_pybytes()
+        name = f"{part.split}/00000.parquet"
+        folder.write(name, data)
+        groups = tuple(len(each) for each in tables)
+        digest = hashlib.sha256(data).hexdigest()
+        shard = Shard(path=name, rows=len(table), bytes=len(data), sha256=digest, groups=groups)
+        splits[part.split] = Split(rows=len(table), shards=(shard,))
+    manifest = Manifest(
+        version=1,
+        kind="synthetic",
+        source="",
+        fingerprint="0",
+        splits=splits,
+        labels=contents.labels,
+        main_label=contents.main_label,
+        rejected=0,
+    )
+    write_manifest(folder, manifest)
+    return folder
+
+
+@lru_cache(maxsize=4)
+def reader_of(folder: Folder, split: str) -> ShardReader:
+    return ShardReader(folder, read_manifest(folder), split)
+
+
+def order_of(config: RunConfig, reader: ShardReader) -> Order:
+    return Order(reader.groups, config.seed, config.train.global_batch, config.data.shuffle_groups)
+
+
+def train(config: RunConfig, data: Folder, run: Folder, *, until: int | None = None) -> torch.nn.Module:
+    """The EMA model after the run's last step, trained without Ray; a finished run is read, not repeated."""
+    reader = reader_of(data, config.data.train_split)
+    order = order_of(config, reader)
+
+    def feed(step: int):
+        start = step * config.train.global_batch
+        return local_pairs(reader, order, start, config.micro_batch, seed=config.seed, data=config.data, threads=1)
+
+    if config.train.steps not in complete_steps(run):
+        fit(LocalContext(), engine_of(config), config, feed, run, rows=sum(reader.groups), until=until)
+    return load_model(run)[0]
+
+
+def held_out(config: RunConfig, data: Folder) -> Pairs:
+    """The same pairs of the test split, for all configurations with the same views."""
+    reader = reader_of(data, "test")
+    return read_pairs(reader, order_of(config, reader), 0, HELD_OUT, seed=config.seed, data=config.data)
+
+
+@torch.no_grad()
+def loss_of(model, config: RunConfig, pairs: Pairs, *, latent: bool = True, pose: bool = True, sources: int = 99) -> float:
+    """Mean loss over held-out pairs with fixed noise; without z, or poses, or with fewer sources."""
+    from soda_dist.models.condition import Sources
+    from soda_dist.models.method import Batch
+    from soda_dist.models.pixels import source_input, target_input
+
+    batch, total = to_device(pairs, torch.device("cpu")), 0.0
+    posed = batch.target_pose.shape[1] > 0
+    for at in range(0, HELD_OUT, 64):
+        source, target, _, _, present, source_pose, target_pose = (part[at : at + 64] for part in batch)
+        draws = draw(
+            1,
+            torch.arange(FAR + at, FAR + at + 64),
+            timesteps=config.diffusion.steps,
+            sources=0,
+            source_size=8,
+            target_size=config.data.target_size,
+            sections=model.sections,
+            rates=(0.0, 0.0, 0.0),
+        )
+        shown = present & (torch.arange(present.shape[1]) < sources)
+        images = source_input(source.flatten(0, 1)).unflatten(0, source.shape[:2])
+        losses = model.loss(
+            Batch(
+                Sources(images, shown, source_pose if posed else None),
+                target_input(target),
+                target_pose if posed else None,
+            ),
+            t=draws.t,
+            eps=draws.eps,
+            keep=draws.keep if latent else ~draws.keep,
+            pose_keep=torch.full((64,), pose) if posed else None,
+        )
+        total += float(losses.sum())
+    return total / HELD_OUT
+
+
+def trivial_loss(config: RunConfig, pairs: Pairs) -> float:
+    """What the best predictor attains that knows each pixel's mean and variance alone.
+
+    Of noise: E eps given x_t of Gaussian pixels, mean squared error abar s / (abar s + 1 - abar) at variance s. Of the
+    image, without denoising: the mean image, s.
+    """
+    target = pairs.target.astype(np.float64) / 127.5 - 1
+    variance = target.var(0)
+    if config.method == "encdec":
+        return float(variance.mean())
+    abar = alpha_bar(config.diffusion.schedule, config.diffusion.steps).numpy()[:, None]
+    s = variance.reshape(1, -1)
+    return float((abar * s / (abar * s + 1 - abar)).mean())
+
+
+def psnr(images: np.ndarray, truth: np.ndarray) -> float:
+    """Mean over 8-bit images, in dB."""
+    error = ((images.astype(np.float64) - truth) ** 2).mean((1, 2, 3)) / 255**2
+    return float(np.mean([-10 * math.log10(max(each, 1e-10)) for each in error]))
