@@ -177,7 +177,8 @@ def _rate(batches: Generator[Any, None, None], size: int, skip: int = 4) -> floa
 
 def _our_views(config: RunConfig, images: Sequence[bytes], first: int) -> None:
     keys = np.arange(first, first + len(images))
-    view_pairs(list(images), keys, np.zeros_like(keys), seed=0, data=config.data)
+    own = np.arange(len(images))
+    view_pairs(list(images), np.stack([own, own], 1), keys, np.zeros_like(keys), seed=0, data=config.data)
 
 
 def _their_cpu_rate(images: list[bytes], config: RunConfig, decoder: Decoder, piece: int, number: int) -> float:

@@ -21,9 +21,10 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.data.extensions import ArrowTensorArray
 
-from soda_dist.config.schema import RunConfig
+from soda_dist.config.schema import Data, RunConfig
 from soda_dist.data.order import Order
 from soda_dist.data.pairs import Pairs, read_pairs
+from soda_dist.data.poses import POSE_SIZES
 from soda_dist.data.shards import ShardReader, read_manifest
 from soda_dist.data.storage import open_folder
 
@@ -33,8 +34,8 @@ ROWS_PER_TASK = 2048
 TASKS_PER_DATASET = 256
 """Starting a dataset costs about a millisecond a task, so a run is a chain of datasets."""
 
-TENSORS, POSES, NUMBERS = ("source", "present", "target"), ("source_pose", "target_pose"), ("key", "ok", "index")
-"""Fields of `Pairs` beside `name`."""
+TENSORS, NUMBERS = ("source", "present", "target", "source_pose", "target_pose"), ("key", "ok", "index")
+"""Fields of `Pairs` beside `name`: of several elements a row (or none, as poses may be), and of one."""
 
 REST_S = 0.02
 
@@ -81,8 +82,6 @@ def _table(pairs: Pairs) -> pa.Table:
     return pa.table(
         {
             **{name: ArrowTensorArray.from_numpy(getattr(pairs, name)) for name in TENSORS},
-            # Arrow has no tensors without elements.
-            **{name: ArrowTensorArray.from_numpy(pose) for name in POSES if (pose := getattr(pairs, name)).shape[-1]},
             **{name: getattr(pairs, name) for name in NUMBERS},
             "name": pa.array(pairs.name, pa.string()),
         }
@@ -91,12 +90,7 @@ def _table(pairs: Pairs) -> pa.Table:
 
 def _pairs(batch: dict[str, Any]) -> Pairs:
     """The inverse of `_table`, after Ray Data's batching."""
-    shapes = {"source_pose": (*batch["present"].shape, 0), "target_pose": (len(batch["index"]), 0)}
-    return Pairs(
-        **{name: np.asarray(batch[name]) for name in (*TENSORS, *NUMBERS)},
-        **{name: np.asarray(batch[name]) if name in batch else np.zeros(shapes[name], np.float32) for name in POSES},
-        name=list(batch["name"]),
-    )
+    return Pairs(**{name: np.asarray(batch[name]) for name in (*TENSORS, *NUMBERS)}, name=list(batch["name"]))
 
 
 class PlannedPairs(Datasource):
@@ -162,8 +156,8 @@ def _datasets(order: Order, config: RunConfig, rank: int, first_step: int) -> It
     A task ends where the window of row groups changes, so that no group is fetched by two tasks in vain; a small data
     set has many windows, and so few steps to a dataset.
     """
-    row_bytes = 3 * (config.data.source_size**2 + config.data.target_size**2)
-    per_task = max(1, min(ROWS_PER_TASK, BYTES_PER_TASK // row_bytes) // config.micro_batch)
+    most = max(1, min(ROWS_PER_TASK, BYTES_PER_TASK // row_bytes(config.data)))
+    per_task = max(1, most // config.micro_batch)
     steps = max(1, TASKS_PER_DATASET * per_task // config.accumulation)
     batch, first = config.train.global_batch, first_step
     while first < config.train.steps:
@@ -178,6 +172,12 @@ def _datasets(order: Order, config: RunConfig, rank: int, first_step: int) -> It
             for plan in _evenly(list(window), per_task)
         ]
         first = last
+
+
+def row_bytes(data: Data) -> int:
+    """Of one pair's arrays."""
+    most, size = data.sources[1], POSE_SIZES[data.pose]
+    return 3 * (most * data.source_size**2 + data.target_size**2) + 4 * size * (most + 1)
 
 
 def _evenly(pieces: list[Slice], most: int) -> list[list[Slice]]:

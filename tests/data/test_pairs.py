@@ -42,7 +42,8 @@ def equal(a: Pairs, b: Pairs) -> bool:
 
 
 def joined(parts: list[Pairs]) -> Pairs:
-    arrays = {k: np.concatenate([getattr(p, k) for p in parts]) for k in ("source", "target", "key", "ok", "index")}
+    names = ("source", "present", "target", "source_pose", "target_pose", "key", "ok", "index")
+    arrays = {k: np.concatenate([getattr(p, k) for p in parts]) for k in names}
     return Pairs(**arrays, name=[name for p in parts for name in p.name])
 
 
@@ -50,7 +51,9 @@ def test_pairs_are_the_views_of_the_rows_that_the_order_names() -> None:
     got = read_pairs(Memory(), order(), 37, 120, seed=4, data=DATA)
     at = order().locate(37, 120)
     keys = np.cumsum([0, *GROUPS])[at.group] + at.row
-    views = view_pairs([IMAGES[k] for k in keys], keys, at.epoch, seed=4, data=DATA)
+    own = np.arange(len(keys))
+    shown = np.stack([own, own], 1)
+    views = view_pairs([IMAGES[k] for k in keys], shown, keys, at.epoch, seed=4, data=DATA)
     assert np.array_equal(got.key, keys)
     assert np.array_equal(got.index, np.arange(37, 120))
     assert np.array_equal(got.source, views.source)
@@ -116,6 +119,6 @@ def test_closing_the_loop_ends_its_threads() -> None:
 
 def test_an_empty_stretch_is_empty() -> None:
     got = read_pairs(Memory(), order(), 9, 9, seed=4, data=DATA)
-    assert got.source.shape == (0, 24, 24, 3)
+    assert got.source.shape == (0, 1, 24, 24, 3)
     assert got.name == []
     assert got.unreadable() == []

@@ -30,6 +30,14 @@ IMAGES = photographs(40)
 KEYS, EPOCHS = np.arange(40) * 1001, np.arange(40) % 3
 
 
+def own_pairs(images: list[bytes], keys: np.ndarray, epochs: np.ndarray, *, seed: int, data: Data) -> ViewPairs:
+    """Pairs of one source, whose views both show the pair's own image; source uint8 [n, s, s, 3]."""
+    own = np.arange(len(images))
+    made = view_pairs(images, np.stack([own, own], 1), keys, epochs, seed=seed, data=data)
+    # `unread` names a place in the batch: only whether there is one belongs to the pair.
+    return made._replace(source=made.source[:, 0], unread=np.minimum(made.unread, 0))
+
+
 def same(a: ViewPairs, b: ViewPairs) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
@@ -39,7 +47,7 @@ def part(views: ViewPairs, at: np.ndarray) -> ViewPairs:
 
 
 def views(at: np.ndarray, data: Data = DATA, seed: int = 0) -> ViewPairs:
-    return view_pairs([IMAGES[i] for i in at], KEYS[at], EPOCHS[at], seed=seed, data=data)
+    return own_pairs([IMAGES[i] for i in at], KEYS[at], EPOCHS[at], seed=seed, data=data)
 
 
 WHOLE = views(np.arange(40))
@@ -68,7 +76,7 @@ def test_seed_epoch_and_key_each_change_both_views_and_source_differs_from_targe
     data = Data(source_size=32, target_size=32, augmentation=HOW)
     image = [encoded(Image.fromarray(scene(200, 260)), "JPEG")]
     draw = [
-        view_pairs(image, np.array([key]), np.array([epoch]), seed=seed, data=data)
+        own_pairs(image, np.array([key]), np.array([epoch]), seed=seed, data=data)
         for seed, epoch, key in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
     ]
     seen = [views.source[0].tobytes() for views in draw] + [views.target[0].tobytes() for views in draw]
@@ -94,7 +102,7 @@ def test_a_view_is_the_planned_crop_flip_and_layers_of_the_image(side: int) -> N
     images = [encoded(Image.fromarray(p), "JPEG", quality=95, subsampling=0) for p in pixels]
     keys, epochs = np.arange(count), np.full(count, 2)
     sizes = np.tile((side, side + 40), (count, 1))
-    got = view_pairs(images, keys, epochs, seed=5, data=DATA)
+    got = own_pairs(images, keys, epochs, seed=5, data=DATA)
     for view, out, size in (("source", got.source, 48), ("target", got.target, 32)):
         crops = plan_crops(5, f"views/{view}/crop", epochs, keys, sizes, HOW)
         layers = plan_layers(5, f"views/{view}/randaugment", epochs, keys, HOW)
@@ -130,7 +138,7 @@ def test_center_views_are_torchvisions_resize_and_center_crop(size: int, resize:
 
 
 def test_no_images_give_no_views() -> None:
-    nothing = view_pairs([], np.zeros(0, np.int64), np.zeros(0, np.int64), seed=0, data=DATA)
+    nothing = own_pairs([], np.zeros(0, np.int64), np.zeros(0, np.int64), seed=0, data=DATA)
     assert nothing.source.shape == (0, 48, 48, 3)
     assert nothing.ok.shape == (0,)
     assert center_views([], size=8, resize=1.0)[0].shape == (0, 8, 8, 3)
