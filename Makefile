@@ -1,4 +1,4 @@
-# make install | demo | test | test-fast | lint
+# make install | demo | test | test-fast | test-learn | lint
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO ?= runs/demo
 SEED ?= 0
 
-.PHONY: install demo test test-fast lint clean-demo
+.PHONY: install demo test test-fast test-learn lint clean-demo
 
 install: $(STAMP)
 
@@ -30,7 +30,10 @@ lint: $(STAMP)
 	$(BIN)/mypy soda_dist
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -q -m "not ray and not slow"
+	$(BIN)/python -m pytest -q -m "not ray and not slow and not learn"
+
+test-learn: $(STAMP)
+	$(BIN)/python -m pytest -q -s -m learn --timeout 3600
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m "not learn"

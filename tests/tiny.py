@@ -64,7 +64,7 @@ def _pose(kind: str, d: np.random.Generator) -> np.ndarray:
         return np.zeros(0)
     if kind == "pixels":
         return np.concatenate([d.uniform(-1, 0, 2), d.uniform(0, 1, 2)])
-    away = d.normal(size=3) + [0, 0, 1.5]
+    away = d.normal((0, 0, 1.5))
     away /= np.linalg.norm(away)
     right = np.cross(-away, [0, 0, 1.0])
     right /= np.linalg.norm(right)

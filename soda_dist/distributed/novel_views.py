@@ -1,5 +1,6 @@
 """Novel views (section 4.2.2): held-out objects, seen from cameras that are asked for, given one source or several."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ def _objects(models: Models, split: str) -> list[tuple[int, int]]:
     reader = models.reader[split]
     values = reader.column(OBJECT).to_numpy()
     edges = np.concatenate([[0], 1 + np.flatnonzero(np.diff(values)), [len(values)]]).tolist()
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))
 
 
 def _rows(models: Models, split: str, start: int, stop: int, columns: list[str]) -> pa.Table:
@@ -79,9 +80,7 @@ def _rows(models: Models, split: str, start: int, stop: int, columns: list[str])
     return table.slice(start - int(ends[first]) + reader.groups[first], stop - start)
 
 
-def show_novel_views(
-    crew: Crew[Any, Any], config: RunConfig, say: Say
-) -> tuple[dict[str, Any], dict[str, bytes]]:
+def show_novel_views(crew: Crew[Any, Any], config: RunConfig, say: Say) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Facts for novel_views.json, and the picture: each object's sources, what was drawn, and the truth beneath."""
     ((_, (subjects, counts)),) = crew.share_out(pick_objects, [config.evaluation.images], lambda: None)
     (drawn,) = draw_all(crew, [Drawing(subjects, config.sampling.guidance, 0, 0)], say)

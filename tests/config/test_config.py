@@ -139,7 +139,8 @@ def test_wrong_file_is_one_line(content: bytes, tmp_path: Path) -> None:
 
 
 def test_unknown_preset_and_missing_file_say_what_there_is(tmp_path: Path) -> None:
-    assert _complaint("demoo").allowed == "cifar10, demo, imagenet, or a .yaml file"
+    assert _complaint("demoo").allowed == ", ".join(preset_names()) + ", or a .yaml file"
+    assert {"demo", "cifar10", "imagenet"} < set(preset_names())
     assert _complaint(str(tmp_path / "none.yaml")).allowed == "an existing YAML file"
     assert _complaint(str(tmp_path)).field == "--preset"
 

@@ -1,7 +1,6 @@
-"""Rendered solids as a prepared data set, made in this process, and the trivial predictors that a loss is held against."""
+"""Rendered solids as a data set made in this process, and the trivial predictors that a loss is held against."""
 
 import hashlib
-import math
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,10 +11,22 @@ import torch
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.order import Order
 from soda_dist.data.pairs import Pairs, local_pairs, read_pairs
-from soda_dist.data.shards import Manifest, Shard, ShardReader, Split, encode_shard, read_manifest, shard_schema, write_manifest
+from soda_dist.data.shards import (
+    Manifest,
+    Shard,
+    ShardReader,
+    Split,
+    encode_shard,
+    read_manifest,
+    shard_schema,
+    write_manifest,
+)
 from soda_dist.data.sources.synthetic import Options, Synthetic
 from soda_dist.data.storage import Folder, open_folder
 from soda_dist.diffusion.schedules import alpha_bar
+from soda_dist.models.condition import Sources
+from soda_dist.models.method import Batch
+from soda_dist.models.pixels import source_input, target_input
 from soda_dist.training.checkpoint import complete_steps, load_model
 from soda_dist.training.context import LocalContext
 from soda_dist.training.loop import fit, to_device
@@ -69,7 +80,7 @@ def order_of(config: RunConfig, reader: ShardReader) -> Order:
     return Order(reader.groups, config.seed, config.train.global_batch, config.data.shuffle_groups)
 
 
-def train(config: RunConfig, data: Folder, run: Folder, *, until: int | None = None) -> torch.nn.Module:
+def train(config: RunConfig, data: Folder, run: Folder) -> torch.nn.Module:
     """The EMA model after the run's last step, trained without Ray; a finished run is read, not repeated."""
     reader = reader_of(data, config.data.train_split)
     order = order_of(config, reader)
@@ -79,7 +90,7 @@ def train(config: RunConfig, data: Folder, run: Folder, *, until: int | None = N
         return local_pairs(reader, order, start, config.micro_batch, seed=config.seed, data=config.data, threads=1)
 
     if config.train.steps not in complete_steps(run):
-        fit(LocalContext(), engine_of(config), config, feed, run, rows=sum(reader.groups), until=until)
+        fit(LocalContext(), engine_of(config), config, feed, run, rows=sum(reader.groups))
     return load_model(run)[0]
 
 
@@ -90,12 +101,10 @@ def held_out(config: RunConfig, data: Folder) -> Pairs:
 
 
 @torch.no_grad()
-def loss_of(model, config: RunConfig, pairs: Pairs, *, latent: bool = True, pose: bool = True, sources: int = 99) -> float:
+def loss_of(
+    model, config: RunConfig, pairs: Pairs, *, latent: bool = True, pose: bool = True, sources: int = 99
+) -> float:
     """Mean loss over held-out pairs with fixed noise; without z, or poses, or with fewer sources."""
-    from soda_dist.models.condition import Sources
-    from soda_dist.models.method import Batch
-    from soda_dist.models.pixels import source_input, target_input
-
     batch, total = to_device(pairs, torch.device("cpu")), 0.0
     posed = batch.target_pose.shape[1] > 0
     for at in range(0, HELD_OUT, 64):
@@ -140,9 +149,3 @@ def trivial_loss(config: RunConfig, pairs: Pairs) -> float:
     abar = alpha_bar(config.diffusion.schedule, config.diffusion.steps).numpy()[:, None]
     s = variance.reshape(1, -1)
     return float((abar * s / (abar * s + 1 - abar)).mean())
-
-
-def psnr(images: np.ndarray, truth: np.ndarray) -> float:
-    """Mean over 8-bit images, in dB."""
-    error = ((images.astype(np.float64) - truth) ** 2).mean((1, 2, 3)) / 255**2
-    return float(np.mean([-10 * math.log10(max(each, 1e-10)) for each in error]))

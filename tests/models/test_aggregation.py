@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from soda_dist.models.aggregation import MeanAggregation, TransformerAggregation
 
-DIM, HEADS = 12, 3
+DIM, HEADS = 12, 2
 PRESENT = torch.tensor(
     [[1, 1, 1, 1], [1, 0, 1, 0], [0, 0, 0, 1], [0, 1, 1, 1], [1, 0, 0, 0]], dtype=torch.bool
 )  # fmt: skip

@@ -48,7 +48,7 @@ def test_print_config_needs_no_uris_and_shows_overrides():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--preset", "nope"], "--preset: got nope; allowed: cifar10, demo, imagenet"),
+        (["--preset", "nope"], "--preset: got nope; allowed: afhq, celebahq"),
         (["--preset", "demo", "train.stps=3"], "did you mean steps?"),
         (["--preset", "demo", "train.steps=many"], "train.steps: got 'many'; allowed: integer"),
         (["--preset", "demo", "optim.lr=-1"], "optim.lr: got -1; allowed: greater than 0"),
