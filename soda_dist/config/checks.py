@@ -75,6 +75,9 @@ def conditioning(config: "RunConfig") -> Iterator[Problem]:
         if config.data.sources != (1, 1) or config.sampling.sources != 1:
             got = f"{config.data.sources} with denoiser.conditioning=grid_attention"
             yield "data.sources", got, "1, 1 (and sampling.sources=1)", "a grid of features is not aggregated"
+        if config.aggregation.kind != "mean":
+            got = f"{config.aggregation.kind} with denoiser.conditioning=grid_attention"
+            yield "aggregation.kind", got, "mean", "a grid of features is not aggregated"
         if config.encoder.arch == "pretrained":
             allowed = "resnet18, resnet50, resnet50x2, vit_small, vit_base"
             yield "encoder.arch", "pretrained with denoiser.conditioning=grid_attention", allowed, "train the encoder"

@@ -53,17 +53,19 @@ class Pairs:
 
 
 def check_data(reader: ShardReader, data: Data) -> None:
-    """A `UserError` if the split lacks what its views and poses are made of. Reads one shard's footer, if that."""
+    """A `UserError` if the split lacks what its views and poses are made of. Reads one shard's footer at the most."""
     if data.views == "class":
         main_label(reader)
-    needed = {OBJECT: pa.int64()} if data.views == "object" else {}
-    for field, value, columns in (("views", data.views, needed), ("pose", data.pose, _camera_columns(data))):
-        schema = reader.schema() if columns else pa.schema([])
-        for name, kind in columns.items():
-            if name not in schema.names or schema.field(name).type != kind:
-                have = f"of type {schema.field(name).type}" if name in schema.names else "missing"
-                got = f"{value}, but column {name} is {have} in split {reader.split}"
-                raise UserError(f"data.{field}", got, f"a column {name} of type {kind}", "choose another data set")
+    needed: list[tuple[str, str, str, pa.DataType]] = []
+    if data.views == "object":
+        needed.append(("views", data.views, OBJECT, pa.int64()))
+    needed += [("pose", data.pose, name, kind) for name, kind in _camera_columns(data).items()]
+    have = {field.name: field.type for field in reader.schema()} if needed else {}
+    for field, value, name, kind in needed:
+        if have.get(name) != kind:
+            state = f"of type {have[name]}" if name in have else "missing"
+            got = f"{value}, but column {name} is {state} in split {reader.split}"
+            raise UserError(f"data.{field}", got, f"a column {name} of type {kind}", "choose another data set")
 
 
 def read_pairs(reader: ShardReader, order: Order, start: int, stop: int, *, seed: int, data: Data) -> Pairs:

@@ -15,10 +15,8 @@ from soda_dist.config.schema import Data
 from soda_dist.data.augment import Crops, plan_crops, resize_into, square_boxes
 from soda_dist.data.decode import Header, Image, decode, read_header
 from soda_dist.data.draws import Ints
-from soda_dist.data.poses import CAMERA_COLUMNS, Cameras, Kind, poses, read_cameras
+from soda_dist.data.poses import Cameras, Kind, poses, read_cameras
 from soda_dist.data.randaugment import Layer, distort, plan_layers
-
-__all__ = ["CAMERA_COLUMNS", "ViewPairs", "center_poses", "center_views", "view_pairs"]
 
 WIDEST = 4
 """Longest side over shortest of what a centre crop is cut from: a strip of a few pixels must not grow without bound."""

@@ -9,7 +9,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Iterator
 from functools import lru_cache, partial
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,7 @@ def _open(data_uri: str, split: str, batch: int, mix: int, seed: int) -> tuple[S
 
 
 def _read(data_uri: str, config: RunConfig, plan: list[Slice]) -> Iterator[pa.Table]:
-    """A read task: one table (one Arrow chunk) for each micro-batch of its plan."""
+    """A read task: one table (one Arrow chunk) for each slice of its plan."""
     import cv2
 
     cv2.setNumThreads(1)  # a task has one CPU
@@ -154,18 +154,19 @@ def _datasets(order: Order, config: RunConfig, rank: int, first_step: int) -> It
     """Plans of read tasks, a dataset's worth at a time.
 
     A task ends where the window of row groups changes, so that no group is fetched by two tasks in vain; a small data
-    set has many windows, and so few steps to a dataset.
+    set has many windows, and so few steps to a dataset. A micro-batch larger than a task's block is cut.
     """
     most = max(1, min(ROWS_PER_TASK, BYTES_PER_TASK // row_bytes(config.data)))
     per_task = max(1, most // config.micro_batch)
-    steps = max(1, TASKS_PER_DATASET * per_task // config.accumulation)
+    steps = max(1, TASKS_PER_DATASET * per_task // (config.accumulation * len(_cut((0, config.micro_batch), most))))
     batch, first = config.train.global_batch, first_step
     while first < config.train.steps:
         last = min(first + steps, config.train.steps)
         starts = [window.start for window in order.windows(first * batch, last * batch)]
         if len(starts) > TASKS_PER_DATASET:
             last = max(first + 1, starts[TASKS_PER_DATASET] // batch)
-        pieces = [piece for step in range(first, last) for piece in slices(config, rank, step)]
+        whole = (piece for step in range(first, last) for piece in slices(config, rank, step))
+        pieces = [part for piece in whole for part in _cut(piece, most)]
         yield [
             plan
             for _, window in groupby(pieces, key=lambda piece: bisect_right(starts, piece[0]))
@@ -175,9 +176,16 @@ def _datasets(order: Order, config: RunConfig, rank: int, first_step: int) -> It
 
 
 def row_bytes(data: Data) -> int:
-    """Of one pair's arrays."""
+    """Of one pair in a block: its pixels, poses and marks."""
     most, size = data.sources[1], POSE_SIZES[data.pose]
-    return 3 * (most * data.source_size**2 + data.target_size**2) + 4 * size * (most + 1)
+    return 3 * (most * data.source_size**2 + data.target_size**2) + 4 * size * (most + 1) + most
+
+
+def _cut(piece: Slice, most: int) -> list[Slice]:
+    """A slice as slices of at most `most` positions, as even as can be."""
+    start, stop = piece
+    parts = -(-(stop - start) // most)
+    return [*pairwise(start + number * (stop - start) // parts for number in range(parts + 1))]
 
 
 def _evenly(pieces: list[Slice], most: int) -> list[list[Slice]]:
@@ -201,12 +209,12 @@ def _dataset_batches(data_uri: str, config: RunConfig, plans: list[list[Slice]])
         concurrency=config.scale.data_cpus_per_worker,
         num_cpus=1,
     )
-    expected = iter([piece for plan in plans for piece in plan])
+    due = np.concatenate([np.arange(start, stop) for plan in plans for start, stop in plan])
     for batch in dataset.iter_batches(batch_size=config.micro_batch, batch_format="numpy", prefetch_batches=2):
-        start, stop = next(expected)
-        if batch["index"][0] != start or len(batch["index"]) != stop - start:
+        expected, due = np.split(due, [config.micro_batch])
+        if not np.array_equal(batch["index"], expected):
             got = f"{len(batch['index'])} rows from position {batch['index'][0]}"
-            raise RuntimeError(f"the pipeline delivered {got} where positions {start}..{stop} were due")
+            raise RuntimeError(f"the pipeline delivered {got} where {len(expected)} from {expected[:1]} were due")
         yield _pairs(batch)
-    if next(expected, None) is not None:
+    if len(due):
         raise RuntimeError("the pipeline ended before its plan")

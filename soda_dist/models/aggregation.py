@@ -1,5 +1,6 @@
 """Latents of several sources to one (section 3.3, tables 5 and 12)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,7 +20,9 @@ class MeanAggregation(nn.Module):
 
 
 class TransformerAggregation(nn.Module):
-    """A shallow transformer over the set of latents (table 12), then their mean.
+    """A shallow transformer over the set of latents (table 12), then their mean; a single one stays as it is.
+
+    That is how table 5 has the same figures for one source in all of its rows.
 
     Our readings: layers norm first and have neither dropout nor a norm after the last; sources have no order, and so no
     encoding of their places.
@@ -59,10 +62,11 @@ class TransformerAggregation(nn.Module):
         """
         if z.ndim != 3:
             raise ValueError(f"z: got {list(z.shape)}; allowed: [B, S, D]")
-        z = z.masked_fill(~present[:, :, None], 0)
+        mixed = z = z.masked_fill(~present[:, :, None], 0)
         for layer in self.layers:
-            z = layer(z, src_key_padding_mask=~present)
-        return self.mean(z, present)
+            mixed = layer(mixed, src_key_padding_mask=~present)
+        alone = present.sum(1, keepdim=True) == 1
+        return torch.where(alone, self.mean(z, present), self.mean(mixed, present))
 
 
 def _gelu(x: Tensor) -> Tensor:

@@ -110,7 +110,8 @@ def _encoder(config: RunConfig) -> nn.Module:
         try:
             frozen = FrozenEncoder(model=e.model, image_size=config.data.source_size)
         except ValueError as error:
-            raise UserError("encoder.model", e.model, str(error), "name a model of timm") from None
+            allowed = str(error).partition("allowed: ")[2] or str(error)
+            raise UserError("encoder.model", e.model, allowed, "name a model of timm") from None
         if frozen.latent_dim != e.latent_dim:
             raise UserError("encoder.latent_dim", e.latent_dim, f"{frozen.latent_dim}, as {e.model} has", "set it so")
         return frozen

@@ -96,6 +96,24 @@ def test_groups_are_read_by_their_number_in_the_split(any_uri: str) -> None:
             reader.group(number, ["key"])
 
 
+def test_a_column_is_read_over_all_shards(any_uri: str) -> None:
+    folder, manifest = make_data(any_uri)
+    reader = ShardReader(folder, manifest, "train")
+    whole = table(range(45))
+    for name in ("label", "pose", "key"):
+        assert reader.column(name).equals(whole.column(name)), name
+    assert reader.schema().equals(shard_schema(COLUMNS))
+    with pytest.raises(UserError, match="column: got hue; allowed: key, image, name, label, pose"):
+        reader.column("hue")
+
+
+def test_a_column_of_a_missing_shard(tmp_path: Path) -> None:
+    folder, manifest = make_data(str(tmp_path))
+    (tmp_path / "train/00002.parquet").unlink()
+    with pytest.raises(UserError, match=r"00002\.parquet: got a missing shard"):
+        ShardReader(folder, manifest, "train").column("label")
+
+
 def test_threads_may_share_a_reader(tmp_path: Path) -> None:
     folder, manifest = make_data(str(tmp_path))
     reader = ShardReader(folder, manifest, "train")

@@ -53,6 +53,16 @@ def test_views_of_an_object_share_its_factors_and_not_its_camera() -> None:
         assert len({view.image for view in views}) == 4
 
 
+def test_views_of_an_object_are_neighbours_and_stay_so() -> None:
+    """Pairs of an object find their sources around a row: the import must not shuffle."""
+    source = opened("objects=50", "test_objects=20", "views=7", "size=8")
+    assert not source.contents.shuffled
+    for part in source.parts():
+        objects = source.index(part)["object"].to_numpy()
+        starts = np.flatnonzero(np.diff(objects, prepend=objects[0] - 1))
+        assert len(starts) == len(np.unique(objects)) == len(objects) // 7
+
+
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others() -> None:
     first, again, other = (rows_of(opened("objects=30", "size=16", f"seed={seed}"), "train") for seed in (5, 5, 6))
     assert [row.image for row in first] == [row.image for row in again]

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import fields
 
 import numpy as np
 import psutil
@@ -13,6 +14,7 @@ from soda_dist.data.order import Order
 from soda_dist.data.pairs import read_pairs
 from soda_dist.data.shards import ShardReader, read_manifest
 from soda_dist.data.storage import open_folder
+from tests.data.objects import flat, write_objects
 from tests.distributed.small_run import prepare
 from tests.tiny import tiny_config
 
@@ -54,9 +56,58 @@ def test_every_worker_gets_the_pairs_of_its_slices(data):
         assert len(got) == len(due) == 18
         for pairs, (start, stop) in zip(got, due, strict=True):
             expected = read_pairs(reader, order, start, stop, seed=config.seed, data=config.data)
-            for name in ("source", "target", "key", "ok", "index"):
-                assert np.array_equal(getattr(pairs, name), getattr(expected, name)), (start, name)
-            assert pairs.name == expected.name
+            assert pairs.source_pose.shape == (4, 1, 0)
+            for field in fields(expected):
+                assert np.array_equal(getattr(pairs, field.name), getattr(expected, field.name)), (start, field.name)
+
+
+VARIANTS = {
+    "pixels, several sources": {"sources": (1, 3), "pose": "pixels"},
+    "objects and cameras": {"views": "object", "sources": (2, 3), "pose": "cameras", "augment": "none"},
+    "class": {"views": "class", "sources": (1, 1)},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_kind_of_view_comes_through_as_it_was_made(variant, tmp_path):
+    from soda_dist.distributed.ingest import slices, stream
+
+    reader = write_objects(str(tmp_path), flat, broken=(7, 50))
+    train = {"global_batch": 16, "steps": 12, "micro_batch": 4, "checkpoint_every_steps": 100}
+    config = tiny_config(train=train, data=VARIANTS[variant])
+    order = Order(reader.groups, config.seed, 16, config.data.shuffle_groups)
+    got = list(stream(str(tmp_path), config, 0, 2))
+    due = [piece for step in range(2, 12) for piece in slices(config, 0, step)]
+    assert len(got) == len(due)
+    for pairs, (start, stop) in zip(got, due, strict=True):
+        expected = read_pairs(reader, order, start, stop, seed=config.seed, data=config.data)
+        for field in fields(expected):
+            a, b = getattr(pairs, field.name), getattr(expected, field.name)
+            if field.name == "name":
+                assert a == b
+            else:
+                assert (a.shape, a.dtype) == (b.shape, b.dtype)
+                assert np.array_equal(a, b), (start, field.name)
+    assert any(not pairs.ok.all() for pairs in got)
+
+
+def test_a_block_holds_no_more_than_its_bytes_however_large_the_micro_batch(data, monkeypatch):
+    """Nine sources of 64 px: a micro-batch of 16 is cut, and comes together again."""
+    from soda_dist.distributed import ingest
+
+    train = {"global_batch": 16, "steps": 8, "checkpoint_every_steps": 100}
+    config = tiny_config(train=train, data={"source_size": 64, "sources": (9, 9), "pose": "pixels"})
+    pairs = next(ingest.stream(data, config, 0, 0))
+    size = sum(np.asarray(getattr(pairs, name)).nbytes for name in ingest.TENSORS) / 16
+    assert ingest.row_bytes(config.data) == size
+    monkeypatch.setattr(ingest, "BYTES_PER_TASK", int(5.5 * size))
+    order = Order([g for shard in GROUPS for g in shard], config.seed, 16, config.data.shuffle_groups)
+    plans = [plan for plans in ingest._datasets(order, config, 0, 0) for plan in plans]
+    assert max(stop - start for plan in plans for start, stop in plan) <= 5
+    assert max(sum(stop - start for start, stop in plan) for plan in plans) <= 5
+    cut = list(ingest.stream(data, config, 0, 0))
+    assert [pairs.index.tolist() for pairs in cut] == np.arange(128).reshape(8, 16).tolist()
+    assert np.array_equal(cut[0].source, pairs.source)
 
 
 def keys_by_step(data, workers, first=0, micro=None):

@@ -142,6 +142,34 @@ def test_sorted_classes_are_shuffled_once_by_the_seed(tmp_path: Path) -> None:
     assert orders[0] != orders[1]
 
 
+def test_objects_stay_together_over_groups_and_shards(tmp_path: Path) -> None:
+    """Three views each, in groups of four and shards of eight: every source is another view of the target's object."""
+    from soda_dist.config.schema import Data
+    from soda_dist.data.order import Order
+    from soda_dist.data.pairs import check_data, read_pairs
+
+    options = ("objects=31", "test_objects=0", "views=3", "size=16", "rows_per_group=4", "groups_per_shard=2")
+    folder = open_folder(prepare("synthetic", None, str(tmp_path / "data"), *options)[0])
+    manifest = read_manifest(folder)
+    assert len(manifest.split("train").shards) == 12
+    objects = contents(folder, "train", "object")["object"].to_numpy()
+    assert (objects == np.arange(93) // 3).all()
+    reader = ShardReader(folder, manifest, "train")
+    data = Data(source_size=16, target_size=16, views="object", sources=(1, 2), pose="cameras", augment="none")
+    check_data(reader, data)
+    pairs = read_pairs(reader, Order(reader.groups, 0, 8, 4), 0, 93, seed=0, data=data)
+    stored = contents(folder, "train", "camera_to_world")["camera_to_world"].to_pylist()
+    places = {np.float32(camera[:12]).tobytes(): key for key, camera in enumerate(stored)}
+    assert pairs.ok.all()
+    for key, present, source, target in zip(
+        pairs.key, pairs.present, pairs.source_pose, pairs.target_pose, strict=True
+    ):
+        shown = [places[pose[:12].tobytes()] for pose in source[present]]
+        assert places[target[:12].tobytes()] == key
+        assert len(set(shown)) == len(shown) in (1, 2)
+        assert set(shown) <= {key // 3 * 3 + view for view in range(3)} - {key}
+
+
 def test_rows_that_cannot_be_read_are_listed_and_leave_no_hole(any_uri: str) -> None:
     source = image_folders(f"{any_uri}/source")
     bad = {f"{WNIDS[2]}/3.JPEG": b"no image", f"{WNIDS[7]}/0.JPEG": jpeg(7, 0)[:-40], f"{WNIDS[9]}/5.JPEG": b""}

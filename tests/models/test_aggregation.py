@@ -72,7 +72,7 @@ def test_the_transformer_is_what_it_is_by_hand():
     found = made(z, PRESENT)
     for row in range(len(z)):
         x = z[row, PRESENT[row]]
-        for layer in made.layers:
+        for layer in made.layers if len(x) > 1 else ():  # a single latent stays as it is
             x = layer_by_hand(x, layer)
         torch.testing.assert_close(found[row], x.mean(0), rtol=1e-9, atol=1e-9)
 

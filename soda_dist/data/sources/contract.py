@@ -54,7 +54,8 @@ class Contents:
     main_label: str | None = None
     rows_per_group: int = 64
     shuffled: bool = False
-    """Whether the import puts the rows in a random order, since the published one is sorted by class."""
+    """Whether the import puts the rows in a random order, since the published one is sorted by class. Never where rows
+    have an `object`: the views of one must stay neighbours, since pairs of an object look for them around a row."""
 
 
 class Source(Protocol):
