@@ -45,11 +45,15 @@ def pairs_at(config: RunConfig, start: int, stop: int) -> Pairs:
     numbers = np.array([d.integers(data.sources[0], most + 1) for d in draw])
     poses = np.stack([[_pose(data.pose, d) for _ in range(most + 1)] for d in draw]).astype(np.float32)
     index = np.arange(start, stop, dtype=np.int64)
+    present = np.arange(most) < numbers[:, None]
+    source[~present] = 0
+    source_pose = poses.reshape(count, most + 1, size)[:, 1:].copy()
+    source_pose[~present] = 0
     return Pairs(
         source=source,
-        present=np.arange(most) < numbers[:, None],
+        present=present,
         target=target,
-        source_pose=poses.reshape(count, most + 1, size)[:, 1:].copy(),
+        source_pose=source_pose,
         target_pose=poses.reshape(count, most + 1, size)[:, 0].copy(),
         key=index,
         ok=np.ones(count, bool),

@@ -22,7 +22,7 @@ from soda_dist.distributed.session import Say
 from soda_dist.errors import UserError
 from soda_dist.metrics.pixels import psnr, ssim
 from soda_dist.models.condition import Sources
-from soda_dist.models.method import DiffusionMethod, Method
+from soda_dist.models.method import DiffusionMethod, Method, Recipe
 from soda_dist.models.pixels import source_input, to_uint8
 from soda_dist.report.grids import image_grid
 from soda_dist.training.randomness import mix64
@@ -141,11 +141,10 @@ def draw(models: Models, drawing: Drawing) -> Drawn:
         model.condition(each, pose, keep, None) for each in (_apart(sources) if how.stochastic else [sources])
     ]
     without = model.unguided(sources, pose, how.guide, how.guided_sections, keep)
-    loop = model.sample(
-        conditions,
-        without,
-        drawing.guidance,
-        noise(0),
+    recipe = Recipe(
+        conditions=conditions,
+        without=without,
+        w=drawing.guidance,
         plan=plan,
         noise=lambda i: noise(i + 1),
         choose=lambda t: mix64(models.config.seed, PURPOSE, t) % len(conditions),
@@ -153,7 +152,7 @@ def draw(models: Models, drawing: Drawing) -> Drawn:
     shown = _spaced(len(plan), STRIP_STEPS)
     states, predictions, times = [], [], []
     x = noise(0)
-    for number, step in enumerate(loop):
+    for number, step in enumerate(model.sample(recipe, x)):
         if drawing.strip and number in shown:
             states.append(to_uint8(x[: drawing.strip]).cpu())
             predictions.append(to_uint8(step.x0[: drawing.strip]).cpu())

@@ -1,6 +1,8 @@
 """What SODA and every baseline offer: a loss, latents, samples."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -14,7 +16,6 @@ from soda_dist.models.denoiser import Denoiser
 
 Precision = Literal["fp32", "bf16"]
 Guide = Literal["latent", "pose", "both"]
-Choose = Callable[[int], int]
 
 
 class Batch(NamedTuple):
@@ -27,7 +28,25 @@ class Batch(NamedTuple):
     """float32 [B, P], the target's; none where the data has no poses."""
 
 
-class Method(nn.Module):
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How samples are drawn."""
+
+    conditions: Sequence[Condition]
+    """One, or several that take turns: stochastic conditioning (section 3.3, table 5)."""
+    without: Condition
+    """What guidance's other branch is told, see `Method.unguided`."""
+    w: float
+    """Guidance scale."""
+    plan: Sequence[ReverseStep]
+    """The kept steps, see `diffusion.reverse_steps`."""
+    noise: Noise
+    """Called with the step's number where a step adds noise."""
+    choose: Callable[[int], int]
+    """The index of the condition at noise level t; read where there are several."""
+
+
+class Method(nn.Module, ABC):
     """A model over images. Its networks compute under autocast with `bf16`; weights and results are float32.
 
     Args:
@@ -43,6 +62,7 @@ class Method(nn.Module):
             raise ValueError(f"precision: got {precision}; allowed: fp32, bf16")
         self.precision = precision
 
+    @abstractmethod
     def loss(self, batch: Batch, *, t: Tensor, eps: Tensor, keep: Tensor | None, pose_keep: Tensor | None) -> Tensor:
         """The loss of each sample, float32 [B].
 
@@ -52,36 +72,16 @@ class Method(nn.Module):
             keep: bool [B, sections], False where a section of z is masked; None: nothing is.
             pose_keep: bool [B], False where the poses are masked; None: nothing is.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def condition(
         self, sources: Sources, pose: Tensor | None, keep: Tensor | None, pose_keep: Tensor | None
     ) -> Condition:
         """What the sources (and the target's pose, [B, P]) come to for the denoiser; arguments as `loss`'s."""
-        raise NotImplementedError
 
-    def sample(
-        self,
-        conditions: Sequence[Condition],
-        without: Condition,
-        w: float,
-        x_T: Tensor,
-        *,
-        plan: Sequence[ReverseStep],
-        noise: Noise,
-        choose: Choose,
-    ) -> Iterator[Denoised]:
-        """Images from `x_T` ([B, 3, r, r]), step by step; the last state is the sample.
-
-        Args:
-            conditions: one, or several to take turns: stochastic conditioning (section 3.3, table 5).
-            without: what guidance's other branch is told, see `unguided`.
-            w: guidance scale.
-            plan: the kept steps, see `diffusion.reverse_steps`.
-            noise: called with the step's number where a step adds noise.
-            choose: the index of the condition at noise level t; read where there are several.
-        """
-        raise NotImplementedError
+    @abstractmethod
+    def sample(self, recipe: Recipe, x_T: Tensor) -> Iterator[Denoised]:
+        """Images from `x_T` ([B, 3, r, r] float), step by step; the last state is the sample."""
 
     def unguided(
         self, sources: Sources, pose: Tensor | None, guide: Guide, sections: Sequence[int] | None, keep: Tensor | None
@@ -135,21 +135,13 @@ class DiffusionMethod(Method):
         with self._autocast(x.device):
             return self.denoiser(x, t, condition).float()
 
-    def sample(
-        self,
-        conditions: Sequence[Condition],
-        without: Condition,
-        w: float,
-        x_T: Tensor,
-        *,
-        plan: Sequence[ReverseStep],
-        noise: Noise,
-        choose: Choose,
-    ) -> Iterator[Denoised]:
+    def sample(self, recipe: Recipe, x_T: Tensor) -> Iterator[Denoised]:
         """As `Method.sample`; x_0 is clipped at each step."""
-        predicts = [guided(self.denoise, condition, without, w, join=join) for condition in conditions]
-        predict = predicts[0] if len(predicts) == 1 else alternating(predicts, choose)
-        return denoise_loop(predict, plan, x_T, clip=True, noise=noise)
+        predicts = [
+            guided(self.denoise, condition, recipe.without, recipe.w, join=join) for condition in recipe.conditions
+        ]
+        predict = predicts[0] if len(predicts) == 1 else alternating(predicts, recipe.choose)
+        return denoise_loop(predict, recipe.plan, x_T, clip=True, noise=recipe.noise)
 
     @torch.no_grad()
     def activations(self, x0: Tensor, condition: Condition, t: int, eps: Tensor) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """How t and z reach the denoiser's features: adaptive group norm in its variants (3.1, G.1, tables 7, 9, 11)."""
 
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
@@ -36,7 +37,7 @@ def adaptive_norm(*, kind: Kind, channels: int, time_dim: int | None, latent_dim
             raise ValueError(f"modulation: got {kind}; allowed: two_stage, no_scale, sum, concat")
 
 
-class AdaptiveNorm(nn.Module):
+class AdaptiveNorm(nn.Module, ABC):
     """scale * GroupNorm(h) + shift, a scale and a shift for each sample and channel.
 
     The norm has no affine of its own: the biases of t's projection are one. Our reading: scales are 1 + s.
@@ -47,13 +48,13 @@ class AdaptiveNorm(nn.Module):
         self.channels = channels
         self.groups = group_count(channels)
 
+    @abstractmethod
     def affine(self, time: Tensor | None, latent: Tensor | None) -> tuple[Tensor, Tensor]:
         """Scale and shift, [B, C] or [1, C] each."""
-        raise NotImplementedError
 
+    @abstractmethod
     def start(self) -> None:
         """Initial weights."""
-        raise NotImplementedError
 
     def forward(self, h: Tensor, time: Tensor | None, latent: Tensor | None) -> Tensor:
         """[B, C, h, w] float to the same shape and dtype.

@@ -1,18 +1,18 @@
 """SODA: encoder, aggregation and denoiser under one loss (section 3); the encoder-decoder beside it (section F.1)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from soda_dist.diffusion.process import GaussianProcess
-from soda_dist.diffusion.sampling import Denoised, Noise, ReverseStep
+from soda_dist.diffusion.sampling import Denoised
 from soda_dist.models.condition import Condition, Sources
 from soda_dist.models.decoder import Decoder
 from soda_dist.models.denoiser import Denoiser
 from soda_dist.models.layers import addressed_apart, number_modules
-from soda_dist.models.method import Batch, Choose, DiffusionMethod, Method, Precision
+from soda_dist.models.method import Batch, DiffusionMethod, Method, Precision, Recipe
 
 
 class Encoding(Method):
@@ -110,17 +110,7 @@ class EncDec(Encoding):
             return self.decoder(condition).float()
 
     @torch.no_grad()
-    def sample(
-        self,
-        conditions: Sequence[Condition],
-        without: Condition,
-        w: float,
-        x_T: Tensor,
-        *,
-        plan: Sequence[ReverseStep],
-        noise: Noise,
-        choose: Choose,
-    ) -> Iterator[Denoised]:
+    def sample(self, recipe: Recipe, x_T: Tensor) -> Iterator[Denoised]:
         """The decoded image, at once: there is no noise to start from, and nothing to guide."""
-        image = self.decode(conditions[0]).clamp(-1, 1)
+        image = self.decode(recipe.conditions[0]).clamp(-1, 1)
         yield Denoised(0, image, image)

@@ -19,7 +19,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
     `parameters` are counts (a frozen encoder's are buffers, and counted too); `flops_per_pair` those of one forward (a
     multiplication and an addition are two); `modulated_layers` says which section of z reaches which layer.
     """
-    model = build_model(config).eval()
+    model = build_model(config).eval().requires_grad_(False)  # the counter trips over views of what wants gradients
     parts = {name: child for name, child in model.named_children() if name != "process"}
     counts = {name: _count(part) for name, part in parts.items()}
     if "encoder" in parts:

@@ -34,6 +34,14 @@ def _png(split: str, key: int) -> bytes:
     return out.getvalue()
 
 
+def write_shard(folder: Folder, path: str, tables: list[pa.Table], schema: pa.Schema) -> Shard:
+    """A shard of these row groups, as the manifest lists it."""
+    data = encode_shard(tables, schema).to_pybytes()
+    folder.write(path, data)
+    groups, digest = tuple(len(table) for table in tables), hashlib.sha256(data).hexdigest()
+    return Shard(path=path, rows=sum(groups), bytes=len(data), sha256=digest, groups=groups)
+
+
 def prepare(uri: str, shards: dict[str, list[list[int]]], broken: dict[str, set[int]]) -> Manifest:
     """Shards with the given rows in each row group; `broken` keys hold bytes that are no image."""
     folder, splits = open_folder(uri), {}
@@ -51,10 +59,7 @@ def prepare(uri: str, shards: dict[str, list[list[int]]], broken: dict[str, set[
                     "late": [k > 20 for k in keys],
                 }  # fmt: skip
                 tables.append(pa.table(columns, schema=shard_schema(COLUMNS)))
-            data, path = encode_shard(tables, shard_schema(COLUMNS)).to_pybytes(), f"{split}/{number:05d}.parquet"
-            folder.write(path, data)
-            digest = hashlib.sha256(data).hexdigest()
-            made.append(Shard(path=path, rows=sum(groups), bytes=len(data), sha256=digest, groups=tuple(groups)))
+            made.append(write_shard(folder, f"{split}/{number:05d}.parquet", tables, shard_schema(COLUMNS)))
         splits[split] = Split(rows=key, shards=tuple(made))
     attribute = Label(kind="attribute", names=("no", "yes"))
     labels = {"colour": Label(kind="class", names=CLASSES), "bright": attribute, "late": attribute}

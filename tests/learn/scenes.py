@@ -1,6 +1,5 @@
 """Rendered solids as a data set made in this process, and the trivial predictors that a loss is held against."""
 
-import hashlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,10 +12,8 @@ from soda_dist.data.order import Order
 from soda_dist.data.pairs import Pairs, local_pairs, read_pairs
 from soda_dist.data.shards import (
     Manifest,
-    Shard,
     ShardReader,
     Split,
-    encode_shard,
     read_manifest,
     shard_schema,
     write_manifest,
@@ -31,6 +28,7 @@ from soda_dist.training.checkpoint import complete_steps, load_model
 from soda_dist.training.context import LocalContext
 from soda_dist.training.loop import fit, to_device
 from soda_dist.training.randomness import draw
+from tests.distributed.small_run import write_shard
 from tests.training.test_engine import engine_of
 
 HELD_OUT = 256
@@ -50,12 +48,7 @@ def write_scenes(path: Path, *, objects: int, test_objects: int, views: int, siz
         columns |= {column.name: [row.columns[column.name] for row in rows] for column in contents.columns}
         table = pa.table({name: pa.array(values, schema.field(name).type) for name, values in columns.items()})
         tables = [table.slice(start, 64) for start in range(0, len(table), 64)]
-        data = encode_shard(tables, schema).to_pybytes()
-        name = f"{part.split}/00000.parquet"
-        folder.write(name, data)
-        groups = tuple(len(each) for each in tables)
-        digest = hashlib.sha256(data).hexdigest()
-        shard = Shard(path=name, rows=len(table), bytes=len(data), sha256=digest, groups=groups)
+        shard = write_shard(folder, f"{part.split}/00000.parquet", tables, schema)
         splits[part.split] = Split(rows=len(table), shards=(shard,))
     manifest = Manifest(
         version=1,

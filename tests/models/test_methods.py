@@ -8,7 +8,7 @@ import torch
 from soda_dist.diffusion.sampling import reverse_steps
 from soda_dist.models.condition import Condition
 from soda_dist.models.layers import addressed
-from soda_dist.models.method import DiffusionMethod
+from soda_dist.models.method import DiffusionMethod, Recipe
 from soda_dist.models.pixels import IMAGENET_MEAN, IMAGENET_STD
 from soda_dist.models.soda import EncDec, Encoding
 from tests.models.methods import METHODS, batch_of, config_of, model_of, rows
@@ -152,7 +152,8 @@ def test_samples_are_finite_guidance_one_is_plain_and_start_from_the_noise_given
     x_T = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(5))
 
     def drawn(w: float, x: torch.Tensor, other: Condition) -> torch.Tensor:
-        states = list(model.sample([condition], other, w, x, plan=plan, noise=torch.zeros, choose=lambda t: 0))
+        recipe = Recipe(conditions=[condition], without=other, w=w, plan=plan, noise=torch.zeros, choose=lambda t: 0)
+        states = list(model.sample(recipe, x))
         assert len(states) == max(len(plan), 1)
         return states[-1].x
 

@@ -187,7 +187,7 @@ def presets_load_and_name_their_command(root: Path) -> list[str]:
         heading = text[: re.search(r"^(?!#)", text, re.MULTILINE).start()]
         if not COMMAND.search(heading):
             complaints.append(f"{name}: the heading names no command")
-        for job, preset in re.findall(r"python (jobs/\w+\.py)(?:.*--preset (\w+))?", heading):
+        for job, preset in re.findall(r"python (jobs/\w+\.py)(?:.*--preset ([\w-]+))?", heading):
             if not (root / job).is_file():
                 complaints.append(f"{name}: the heading names {job}, which is not there")
             if preset and preset != path.stem:
