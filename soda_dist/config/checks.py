@@ -99,13 +99,13 @@ def method(config: "RunConfig") -> Iterator[Problem]:
         forbidden.append(("data.sources", config.data.sources, (1, 1)))
         forbidden.append(("sampling.sources", config.sampling.sources, 1))
         forbidden.append(("sampling.masked_sections", config.sampling.masked_sections, ()))
-        forbidden.append(("encoder.arch", config.encoder.arch == "pretrained" and "pretrained", False))
+        forbidden.append(("encoder.model", config.encoder.model, None))
     if name == "unconditional":
         forbidden.append(("data.pose", config.data.pose, "none"))
+    forbidden.append(("sampling.stochastic", config.sampling.stochastic, False))
     for field, got, allowed in forbidden:
         if got != allowed:
-            shown = "any other" if allowed is False else f"{allowed}"
-            yield field, f"{got} {without}", shown, f"set it to {shown}, or choose another method"
+            yield field, f"{got} {without}", f"{allowed}", f"set it to {allowed}, or choose another method"
     if name == "encdec" and d.conditioning not in MODULATED:
         got = f"{d.conditioning} {without}"
         yield "denoiser.conditioning", got, ", ".join(MODULATED), "its decoder is modulated"
@@ -116,6 +116,12 @@ def views(config: "RunConfig") -> Iterator[Problem]:
     if data.sources[0] > data.sources[1]:
         got = f"{data.sources[0]}, {data.sources[1]}"
         yield "data.sources", got, "fewest, most", "give the smaller number first"
+    if config.sampling.sources > 1 and data.views != "object":
+        got = f"{config.sampling.sources} with data.views={data.views}"
+        yield "sampling.sources", got, "1", "several views are given of objects; or set data.views=object"
+    if config.sampling.stochastic and config.sampling.sources == 1:
+        got = "true with sampling.sources=1"
+        yield "sampling.stochastic", got, "false", "there is one source to draw; or raise sampling.sources"
     if data.views == "same":
         if data.augment not in ("both", "none"):
             yield "data.augment", f"{data.augment} with data.views=same", "both, none", "the views are one"

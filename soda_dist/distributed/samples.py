@@ -58,9 +58,8 @@ class Subjects:
     def sources(self, device: torch.device) -> Sources:
         """As the encoder takes them."""
         images = torch.from_numpy(self.source).to(device)
-        flat = source_input(images.flatten(0, 1)).unflatten(0, images.shape[:2])
         pose = None if self.source_pose is None else torch.from_numpy(self.source_pose).to(device)
-        return Sources(flat, torch.ones(images.shape[:2], dtype=torch.bool, device=device), pose)
+        return Sources(source_input(images), torch.ones(images.shape[:2], dtype=torch.bool, device=device), pose)
 
 
 @dataclass(frozen=True)

@@ -33,16 +33,6 @@ class Condition(NamedTuple):
     image: Tensor | None = None
     """float [B, 3, r, r] in [-1, 1]: Palette's source, in the denoiser's own size."""
 
-    def masked(self, *, sections: int, latent: bool, pose: bool) -> "Condition":
-        """This condition with all of z (and Palette's image) masked, or the poses, or both."""
-        rows = next(part for part in self if part is not None)
-        keep, pose_keep = self.keep, self.pose_keep
-        if latent:
-            keep = torch.zeros(len(rows), sections, dtype=torch.bool, device=rows.device)
-        if pose and self.pose is not None:
-            pose_keep = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-        return self._replace(keep=keep, pose_keep=pose_keep)
-
 
 def join(one: Condition, other: Condition) -> Condition:
     """The conditions of two batches as one of twice the size; a mask that only one of them has is filled up."""

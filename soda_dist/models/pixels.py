@@ -12,10 +12,10 @@ def source_input(images: Tensor) -> Tensor:
     """The encoder's input: ImageNet mean and variance.
 
     Args:
-        images: uint8 [B, h, w, 3].
+        images: uint8 [..., h, w, 3].
 
     Returns:
-        float32 [B, 3, h, w], contiguous.
+        float32 [..., 3, h, w], contiguous.
     """
     mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1)
     std = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1)
@@ -26,10 +26,10 @@ def target_input(images: Tensor) -> Tensor:
     """The denoiser's x_0: linear to [-1, 1].
 
     Args:
-        images: uint8 [B, h, w, 3].
+        images: uint8 [..., h, w, 3].
 
     Returns:
-        float32 [B, 3, h, w] in [-1, 1], contiguous.
+        float32 [..., 3, h, w] in [-1, 1], contiguous.
     """
     return _planes(images) / 127.5 - 1
 
@@ -66,5 +66,5 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def _planes(images: Tensor) -> Tensor:
-    """uint8 [B, h, w, 3] to float32 [B, 3, h, w], contiguous: the group norms work on planes."""
-    return images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    """uint8 [..., h, w, 3] to float32 [..., 3, h, w], contiguous: the group norms work on planes."""
+    return images.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)

@@ -63,7 +63,7 @@ class Objective(nn.Module):
             sections=self.model.sections,
             rates=self.mask_rates,
         )
-        clean = source_input(source.flatten(0, 1)).unflatten(0, source.shape[:2])
+        clean = source_input(source)
         noised = clean
         if draws.source_noise is not None:
             noised = torch.add(clean, draws.source_noise, alpha=self.source_noise)

@@ -113,10 +113,9 @@ def loss_of(
             rates=(0.0, 0.0, 0.0),
         )
         shown = present & (torch.arange(present.shape[1]) < sources)
-        images = source_input(source.flatten(0, 1)).unflatten(0, source.shape[:2])
         losses = model.loss(
             Batch(
-                Sources(images, shown, source_pose if posed else None),
+                Sources(source_input(source), shown, source_pose if posed else None),
                 target_input(target),
                 target_pose if posed else None,
             ),

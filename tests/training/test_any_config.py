@@ -70,8 +70,9 @@ TREES = st.fixed_dictionaries(
 def _sources(config: RunConfig) -> tuple[Sources, torch.Tensor | None]:
     batch = to_device(pairs_at(config, 0, 4), CPU)
     posed = batch.target_pose.shape[1] > 0
-    images = source_input(batch.source.flatten(0, 1)).unflatten(0, batch.source.shape[:2])
-    return Sources(images, batch.present, batch.source_pose if posed else None), batch.target_pose if posed else None
+    return Sources(
+        source_input(batch.source), batch.present, batch.source_pose if posed else None
+    ), batch.target_pose if posed else None
 
 
 @torch.no_grad()
