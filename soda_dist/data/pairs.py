@@ -53,7 +53,10 @@ class Pairs:
 
 
 def check_data(reader: ShardReader, data: Data) -> None:
-    """A `UserError` if the split lacks what its views and poses are made of. Reads one shard's footer at the most."""
+    """A `UserError` if the split lacks what its views and poses are made of.
+
+    Reads a footer, and one column of a row group, at the most.
+    """
     if data.views == "class":
         main_label(reader)
     needed: list[tuple[str, str, str, pa.DataType]] = []
@@ -66,6 +69,16 @@ def check_data(reader: ShardReader, data: Data) -> None:
             state = f"of type {have[name]}" if name in have else "missing"
             got = f"{value}, but column {name} is {state} in split {reader.split}"
             raise UserError(f"data.{field}", got, f"a column {name} of type {kind}", "choose another data set")
+    if data.views == "object":
+        _check_several_views(reader)
+
+
+def _check_several_views(reader: ShardReader) -> None:
+    """Rows of an object are neighbours: where the first group has none in common, each object has a single view."""
+    objects = reader.group(0, [OBJECT]).column(OBJECT).to_numpy()
+    if len(objects) > 1 and len(np.unique(objects)) == len(objects):
+        got = f"object, but each of the first {len(objects)} rows of split {reader.split} shows another object"
+        raise UserError("data.views", got, "several views of an object", "prepare them, or choose augmented")
 
 
 def read_pairs(reader: ShardReader, order: Order, start: int, stop: int, *, seed: int, data: Data) -> Pairs:

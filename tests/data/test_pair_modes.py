@@ -13,8 +13,10 @@ from soda_dist.data.order import Order
 from soda_dist.data.pairs import Pairs, check_data, read_pairs
 from soda_dist.data.poses import Cameras, cameras
 from soda_dist.data.shards import Label, ShardReader
+from soda_dist.data.storage import open_folder
 from soda_dist.errors import UserError
 from tests.data.objects import LABELS, OBJECTS, ROWS, Counting, camera, flat, keys_of, pictured, write_objects
+from tests.learn.scenes import reader_of, write_scenes
 
 HOW = Augmentation(randaugment_rate=0.4, flip=False)
 MODES: dict[str, dict[str, Any]] = {
@@ -244,3 +246,11 @@ def test_a_column_of_another_type_is_refused(tmp_path: Path) -> None:
         reader = write_objects(str(tmp_path), flat)
     with pytest.raises(UserError, match=r"column object is of type string in split train; allowed: .* of type int64"):
         check_data(reader, data_of(views="object"))
+
+
+def test_objects_with_a_single_view_each_are_no_data_for_views_of_objects(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "one", objects=5, test_objects=0, views=1, size=16)
+    write_scenes(tmp_path / "two", objects=5, test_objects=0, views=2, size=16)
+    check_data(reader_of(open_folder(str(tmp_path / "two")), "train"), data_of(views="object"))
+    with pytest.raises(UserError, match="each of the first 5 rows of split train shows another object"):
+        check_data(reader_of(open_folder(str(tmp_path / "one")), "train"), data_of(views="object"))
