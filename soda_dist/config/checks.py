@@ -139,8 +139,6 @@ def poses(config: "RunConfig") -> Iterator[Problem]:
         if pose.mask_rate:
             yield "pose.mask_rate", f"{pose.mask_rate} with data.pose=none", "0", "there are no poses"
         return
-    if config.encoder.arch == "pretrained":
-        yield "data.pose", f"{data.pose} with encoder.arch=pretrained", "none", "a frozen encoder takes images alone"
     if data.pose == "cameras":
         if data.views not in ("object", "same"):
             yield "data.views", f"{data.views} with data.pose=cameras", "object, same", "cameras belong to objects"

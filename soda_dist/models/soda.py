@@ -29,17 +29,19 @@ class Encoding(Method):
     def encode_each(self, sources: Sources, pose_keep: Tensor | None = None) -> Tensor:
         """z of each source view, float32 [B, S, D] ([B, S, N, D] unpooled), zeros in empty slots.
 
-        Empty slots are not computed, so that a batch norm sees only views.
+        Empty slots are not computed, so that a batch norm sees only views. An encoder without a pose grid, a frozen one
+        among them, is not told poses.
         """
         images, present, poses = sources
         slots = present.shape[1]
         rows = torch.arange(len(images), device=images.device).repeat_interleave(slots)[present.flatten()]
         views = images[present]
-        poses = None if poses is None or getattr(self.encoder, "pose", None) is None else poses[present]
-        kept = None if pose_keep is None else pose_keep[rows]
+        posed = poses is not None and getattr(self.encoder, "pose", None) is not None
+        given = poses[present] if poses is not None and posed else None
+        kept = pose_keep[rows] if pose_keep is not None and posed else None
         place = torch.arange(slots, device=images.device).expand_as(present)[present]
         with self._autocast(images.device), addressed_apart(rows, place):
-            found = self.encoder(views, poses, kept).float()
+            found = self.encoder(views, given, kept).float()
         z = found.new_zeros(*present.shape, *found.shape[1:])
         return z.masked_scatter(present.view(*present.shape, *(1,) * (found.ndim - 1)), found)
 

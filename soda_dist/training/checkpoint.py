@@ -3,7 +3,8 @@
 `checkpoints/STEP/` holds the fragments that each rank owns in `state-RANK-of-WORLD-PART.safetensors` (tensors named
 KIND/PARAMETER/START; in parts, so that memory stays bounded), the running statistics, the EMA weights in plain names
 (`model.safetensors`, and alone in `encoder.safetensors` the encoder, if there is one), the configuration, and
-`manifest.json`, written last: a folder without it does not count.
+`manifest.json`, written last: a folder without it does not count. A frozen encoder lies in `model.safetensors` alone; a
+run that goes on reads it where it came from.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ from soda_dist.data.storage import Folder
 from soda_dist.errors import UserError
 from soda_dist.models.equalize import load_plain_state_dict, plain_state_dict
 from soda_dist.models.method import Method
+from soda_dist.models.pretrained import FrozenEncoder
 from soda_dist.training.build import build_model
 from soda_dist.training.context import WorkerContext
 from soda_dist.training.engine import KINDS, Engine, Fragment
@@ -103,12 +105,14 @@ def _write_exports(
     model = build_model(config)
     model.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()} | buffers)
     plain = plain_state_dict(model)
+    encoder = _under(plain, "encoder.")
+    if isinstance(getattr(model, "encoder", None), FrozenEncoder):
+        encoder, buffers = {}, {name: value for name, value in buffers.items() if not name.startswith("encoder.")}
     written = [
         _write(folder, "buffers.safetensors", save_tensors(_contiguous(buffers))),
         _write(folder, "model.safetensors", save_tensors(_contiguous(plain))),
         _write(folder, "config.json", json.dumps(config.model_dump(), indent=1).encode()),
     ]
-    encoder = _under(plain, "encoder.")
     if encoder:
         written.append(_write(folder, "encoder.safetensors", save_tensors(_contiguous(encoder))))
     return written

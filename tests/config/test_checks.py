@@ -55,7 +55,6 @@ CONTRADICTIONS = [
     ((*CAMERAS, "pose.conditioning=relative", "data.sources=[1,2]"), "data.sources", ("data.sources=[1,1]",)),
     ((*CAMERAS, "pose.conditioning=relative", "denoiser.conditioning=cross_attention"), "pose.conditioning",
      ("pose.conditioning=grid",)),
-    ((*CAMERAS, *FROZEN), "data.pose", ("data.pose=none",)),
     (("encoder.arch=pretrained",), "encoder.model", FROZEN),
     ((*FROZEN, "encoder.lr_ratio=2.0"), "encoder.lr_ratio", ("encoder.lr_ratio=1.0",)),
     (("encoder.model=resnet18",), "encoder.model", FROZEN),

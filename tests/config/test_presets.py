@@ -57,7 +57,7 @@ WHOLE = {"denoiser.conditioning": "modulation", **NO_LAYERS}
 X2 = {"encoder.arch": "resnet50x2"}
 CROSSED = {"denoiser.conditioning": "cross_attention"}
 CLIP = {
-    "encoder.arch": "pretrained", "encoder.model": "vit_large_patch14_clip_224.openai", "encoder.latent_dim": 1024,
+    "encoder.arch": "pretrained", "encoder.model": "vit_large_patch14_clip_224.openai",
     "encoder.weights": "file.safetensors", "encoder.weights_sha256": "a" * 64, "denoiser.modulation": "sum",
 }  # fmt: skip
 Differences = dict[str, Any]
@@ -78,6 +78,7 @@ ROWS: dict[str, dict[str, tuple[str, list[Differences]]]] = {
     "Table 3": {
         "Vanilla Auto-Encoder": ("shapenet", [{"method": "encdec", **NO_MASK}]),
         "Palette": ("shapenet", [{"method": "palette", **NO_LAYERS, **ONE}]),
+        "DALL-E2": ("shapenet", [{**CLIP, **WHOLE}]),
         "SODA w/o bottleneck": ("shapenet", [{**GRID, **ONE, "aggregation.kind": "mean"}]),
         "SODA w/o modulation": ("shapenet", [BROADCAST]),
         "SODA (shorter sampling)": ("shapenet", [{"sampling.steps": 20}]),
@@ -100,7 +101,7 @@ ROWS: dict[str, dict[str, tuple[str, list[Differences]]]] = {
     "Table 6": {
         "Vanilla Auto-Encoder": ("celebahq", [{**X2, "method": "encdec", **NO_MASK}]),
         "Unconditional Diffusion": ("celebahq", [{"method": "unconditional", **NO_MASK}]),
-        "DALL-E2 (with CLIP)": ("celebahq", [{**CLIP, **WHOLE}]),
+        "DALL-E2 (with CLIP)": ("celebahq", [{**CLIP, **WHOLE, "encoder.latent_dim": 1024}]),
         "SODA (ResNet50x2)": ("celebahq", [X2]),
     },
     "Table 7": {"SODA w/o layer mod.": ("mpi3d_toy", [WHOLE]), "SODA (ours)": ("mpi3d_toy", [{}])},

@@ -1,9 +1,11 @@
+import hashlib
 import json
 from contextlib import suppress
 
 import pytest
+import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from soda_dist.data.storage import open_folder
 from soda_dist.errors import UserError
@@ -80,6 +82,33 @@ def test_the_exported_encoder_stands_alone_under_plain_names(tmp_path):
     images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     sources = Sources(images[:, None], torch.ones(3, 1, dtype=torch.bool), None)
     torch.testing.assert_close(encoder.eval()(images, None, None), model.encode(sources), rtol=1e-5, atol=1e-5)
+
+
+def test_a_frozen_encoder_lies_once_in_a_checkpoint_and_goes_along_with_poses(tmp_path):
+    torch.manual_seed(3)
+    content = save(timm.create_model("resnet10t", pretrained=False).state_dict())
+    (tmp_path / "weights.safetensors").write_bytes(content)
+    frozen = {
+        "arch": "pretrained", "model": "resnet10t", "latent_dim": 512, "lr_ratio": 1.0,
+        "weights": str(tmp_path / "weights.safetensors"), "weights_sha256": hashlib.sha256(content).hexdigest(),
+    }  # fmt: skip
+    config = tiny_config(
+        encoder=frozen,
+        data={"views": "object", "augment": "none", "pose": "cameras"},
+        pose={"encoding_dim": 24, "mask_rate": 0.5},
+    )
+    straight = train(open_folder(str(tmp_path / "a")), config)
+    run = open_folder(str(tmp_path / "b"))
+    train(run, config, steps=5)
+    resumed = train(run, config)
+    one, other = state_of(straight), state_of(resumed)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    files = {path.name: load_file(path) for path in (tmp_path / "b/checkpoints/000000006").glob("*.safetensors")}
+    holding = [name for name, tensors in files.items() if any("backbone.conv1" in key for key in tensors)]
+    assert holding == ["model.safetensors"]
+    model, *_ = checkpoint.load_model(run)
+    for name, value in dict(straight.objective.model.named_buffers()).items():
+        torch.testing.assert_close(dict(model.named_buffers())[name], value, rtol=0, atol=0)
 
 
 def test_a_checkpoint_without_manifest_does_not_count(tmp_path):
