@@ -9,8 +9,12 @@ Where the two differ, and the setting under which they agree:
 - Their DDIM goes from t to t - T // steps whatever its list says: for our list it is a scheduler over the kept levels
   alone, with the betas recomputed for these. What it does otherwise is the last test.
 - Their DDIM clips x0 and yet keeps the direction of the unclipped one, unless told `use_clipped_model_output`.
+- A step that starts blind predicts x0 at the level that it goes to (`reverse_steps`); they are told the eps that means
+  the same x0 where they are.
 - Their `sigmoid` is another curve: a sigmoid of the betas, not of abar. They have no inverted schedule.
 """
+
+import math
 
 import pytest
 import torch
@@ -41,6 +45,14 @@ def scheduler_of(kind, abar, **options):
     return theirs
 
 
+def their_eps(step, x, eps):
+    """What means at the step's own level the x0 that `eps` means at the level it was asked at."""
+    if step.read_t == step.t:
+        return eps
+    x0 = (x - math.sqrt(1 - step.read_abar) * eps) / math.sqrt(step.read_abar)
+    return (x - math.sqrt(step.abar) * x0) / math.sqrt(1 - step.abar)
+
+
 def assert_each_step_is_theirs(process, their_step, *, clip, **options):
     """`their_step(i, t, x, eps)` takes the step from where ours started, so that no error is made up for by another."""
     eps, generator = [], torch.Generator().manual_seed(2)
@@ -54,7 +66,7 @@ def assert_each_step_is_theirs(process, their_step, *, clip, **options):
     plan = reverse_steps(process.abar, **options)
     noise = [torch.randn(SHAPE, generator=generator, dtype=torch.float64) for _ in plan]
     for i, state in enumerate(denoise_loop(predict, plan, x, clip=clip, noise=lambda i: noise[i])):
-        step = their_step(i, state.t, x, eps[i])
+        step = their_step(i, state.t, x, their_eps(plan[i], x, eps[i]))
         ours += [state.x, state.x0]
         theirs += [step.prev_sample, step.pred_original_sample]
         x = state.x
@@ -138,4 +150,5 @@ def test_their_own_strided_ddim_takes_the_same_step_but_to_another_level(steps, 
         table = abar[[t - stride, t]] if t >= stride else abar[[t]]
         plan = reverse_steps(table, method="ddim", steps=len(table), variance="small", eta=0.0)
         ours = next(denoise_loop(lambda x, t: eps, plan, x, clip=False, noise=None))
-        torch.testing.assert_close(ours.x, theirs.step(eps, t, x).prev_sample, rtol=1e-9, atol=1e-9)
+        told = their_eps(plan[0], x, eps)
+        torch.testing.assert_close(ours.x, theirs.step(told, t, x).prev_sample, rtol=1e-9, atol=1e-9)

@@ -63,7 +63,7 @@ def test_samples_have_the_mean_and_covariance_of_the_data(schedule, sampler, pos
     process = GaussianProcess(alpha_bar(schedule, 1000))
     steps, allowed = STRIDES[position], ERRORS[sampler][position]
     mean, covariance = law(lambda _: optimal(process, MEAN, COVARIANCE), process, 2, steps=steps, **SAMPLERS[sampler])
-    torch.testing.assert_close(mean, MEAN, rtol=0, atol=1e-3)
+    torch.testing.assert_close(mean, MEAN, rtol=0, atol=2e-3)
     # The last step gives E[x_0 | x_1], so even endless steps end with its covariance: 7.4 % short for the inverted
     # schedule, whose x_1 holds 2 % of noise, and under 0.05 % for the others.
     first = float(process.abar[0])
@@ -81,8 +81,13 @@ def test_the_law_follows_the_recursion_of_the_formulas(sampler, steps):
     m, v = 0.0, 1.0
     for i in reversed(range(steps)):
         now, before = levels[i], levels[i - 1] if i else 1.0
-        slope = math.sqrt(1 - now) / (now * var + 1 - now)
-        eps = slope * (m - math.sqrt(now) * mu)
+        read = before if i and before / now > 1001 else now  # a blind step asks where it goes to
+        slope = math.sqrt(1 - read) / (read * var + 1 - read)
+        # x0 = shift + pull m, then eps as it is at the step's own level
+        part = (1 - math.sqrt(1 - read) * slope) / math.sqrt(read)
+        whole = part * m + math.sqrt(1 - read) * slope * mu
+        eps = (m - math.sqrt(now) * whole) / math.sqrt(1 - now)
+        slope = (1 - math.sqrt(now) * part) / math.sqrt(1 - now)
         small = (1 - before) / (1 - now) * (1 - now / before)
         if options["method"] == "ddpm":
             alpha = now / before
@@ -102,12 +107,15 @@ def test_the_law_follows_the_recursion_of_the_formulas(sampler, steps):
 
 
 @pytest.mark.parametrize("steps", STRIDES)
-def test_the_large_variance_is_exact_on_unit_gaussian_data_and_the_small_one_on_a_point(steps):
-    process = GaussianProcess(alpha_bar("inverted", 1000))
+@pytest.mark.parametrize("schedule", ["inverted", "linear"])
+def test_the_large_variance_is_exact_on_unit_gaussian_data_and_the_small_one_on_a_point(schedule, steps):
+    process = GaussianProcess(alpha_bar(schedule, 1000))
     unit = torch.zeros(1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
     mean, covariance = law(lambda _: optimal(process, *unit), process, 1, steps=steps, **SAMPLERS["large"])
     assert float(mean) == pytest.approx(0.0, abs=1e-12)
-    assert float(covariance) == pytest.approx(float(process.abar[0]), rel=1e-9)
+    # With strides the inverted schedule's first step predicts x_0 where it goes to, as if x_T held some of it.
+    reads_elsewhere = schedule == "inverted" and steps < 1000
+    assert float(covariance) == pytest.approx(float(process.abar[0]), rel=4e-3 if reads_elsewhere else 1e-9)
     point = torch.tensor([0.7], dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
     mean, covariance = law(lambda _: optimal(process, *point), process, 1, steps=steps, **SAMPLERS["small"])
     assert float(mean) == pytest.approx(0.7, abs=1e-9)

@@ -111,7 +111,10 @@ def test_noise_is_asked_for_by_the_number_of_the_step_and_not_at_the_last(option
     assert asked == expected
 
 
-def test_predict_sees_table_indices_from_the_last_to_the_first():
+@pytest.mark.parametrize(
+    ("schedule", "expected"), [("linear", [999, 749, 500, 250, 0]), ("inverted", [749, 749, 500, 250, 0])]
+)
+def test_predict_sees_table_indices_downwards_and_a_blind_step_asks_where_it_goes_to(schedule, expected):
     seen = []
 
     def predict(x, t):
@@ -120,8 +123,30 @@ def test_predict_sees_table_indices_from_the_last_to_the_first():
         seen.append(sorted(set(t.tolist())))
         return network(x, t)
 
-    run(predict, GaussianProcess(alpha_bar("inverted", 21)), start(), steps=5)
-    assert seen == [[20], [15], [10], [5], [0]]
+    run(predict, GaussianProcess(alpha_bar(schedule, 1000)), start(), steps=5)
+    assert seen == [[level] for level in expected]
+
+
+@pytest.mark.parametrize("steps", [20, 100, 250])
+@pytest.mark.parametrize("method", ["ddpm", "ddim"])
+def test_a_small_error_of_eps_stays_small_at_the_inverted_schedule(method, steps):
+    """A point as data and an eps that is off by 0.01, which at an abar of 1e-5 is an x0 that is off by 3."""
+    process, point = GaussianProcess(alpha_bar("inverted", 1000)), 0.3
+    wrong = torch.where(start() > 0, 0.01, -0.01)
+
+    def predict(x, t):
+        abar = float(process.abar[t[0]])
+        return (x - math.sqrt(abar) * point) / math.sqrt(1 - abar) + wrong
+
+    plan = reverse_steps(process.abar, method=method, steps=steps, variance="small", eta=0.0)
+    first = next(denoise_loop(predict, plan, start(), clip=True, noise=drawn(2)))
+    assert float((first.x0 - point).abs().max()) < 0.06
+
+
+def test_a_whole_chain_is_never_blind():
+    for schedule in ("inverted", "cosine", "linear", "sigmoid"):
+        plan = reverse_steps(alpha_bar(schedule, 1000), method="ddpm", steps=1000, variance="small", eta=0.0)
+        assert [(step.read_t, step.read_abar) for step in plan] == [(step.t, step.abar) for step in plan]
 
 
 @pytest.mark.parametrize("clip", [False, True])
@@ -285,7 +310,8 @@ def test_alternating_between_equal_predictions_is_the_plain_sampler(method):
 
 def test_alternating_asks_at_each_level_for_the_prediction_that_was_chosen_there():
     process, predicts = GaussianProcess(alpha_bar("inverted", 100)), views(3)
-    plan = reverse_steps(process.abar, method="ddpm", steps=12, variance="small", eta=0.0)
+    plan = reverse_steps(process.abar, method="ddpm", steps=13, variance="small", eta=0.0)
+    plan = [step for step in plan if step.read_t == step.t]  # the blind first one asks as the second does
     choice = {step.t: number for step, number in zip(plan, [2, 0, 1, 1, 0, 2, 2, 0, 1, 0, 1, 2], strict=True)}
     states = list(denoise_loop(alternating(predicts, choice.__getitem__), plan, start(), clip=False, noise=drawn(2)))
     x = start()
