@@ -33,7 +33,7 @@ test-fast: $(STAMP)
 	$(BIN)/python -m pytest -q -m "not ray and not slow and not learn"
 
 test-learn: $(STAMP)
-	$(BIN)/python -m pytest -q -s -m learn --timeout 3600
+	$(BIN)/python -m pytest -q -s tests/learn -m learn --timeout 7200 --results docs/results.md
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -m "not learn"

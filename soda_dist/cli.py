@@ -1,6 +1,7 @@
 """What every job shares: arguments, progress lines, exit codes. Imports nothing heavy."""
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -61,22 +62,28 @@ def parse(arguments: argparse.ArgumentParser, argv: list[str]) -> argparse.Names
         sketch.add_argument("--preset", default=default, required=default is None)
         sketch.add_argument("--print-config", action="store_true")
         known, rest = sketch.parse_known_args(argv)
-        print(
-            dump_config(load_config(known.preset, [item for item in rest if "=" in item and not item.startswith("-")]))
-        )
+        say(dump_config(load_config(known.preset, [item for item in rest if "=" in item and not item.startswith("-")])))
         raise SystemExit(0)
     return arguments.parse_intermixed_args(argv)
 
 
 def say(line: str) -> None:
-    """Show a progress line now, whatever the output is connected to."""
-    print(line, flush=True)
+    """Show a progress line now, whatever the output is connected to.
+
+    Where nobody reads it any more, as after `| head`, the job cleans up and ends with exit code 141, without a
+    traceback.
+    """
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        raise SystemExit(141) from None
 
 
 def run(main: Callable[[list[str]], str]) -> NoReturn:
     """Run a job; its last line is the URI of what it made.
 
-    Exit codes: 0 done, 2 the user's mistake, 130 interrupted, 1 everything else.
+    Exit codes: 0 done, 2 the user's mistake, 130 interrupted, 141 nobody reads the output, 1 everything else.
     """
     try:
         made = main(sys.argv[1:])

@@ -34,8 +34,6 @@ class Run:
     """Without z (or Palette's image) the loss must be worse by a tenth."""
     hears_pose: bool = False
     """Without poses too."""
-    many_sources: bool = False
-    """One source must be worse than three."""
 
 
 RUNS = {
@@ -54,9 +52,7 @@ RUNS = {
     "relative vector": Run(
         {"data": CAMERAS, "pose": {"conditioning": "relative", "mask_rate": 0.1, "scale": 1.0}}, hears_pose=True
     ),
-    "three sources": Run(
-        {"data": {**CAMERAS, "sources": (1, 3)}, "aggregation": {"kind": "transformer"}}, many_sources=True
-    ),
+    "three sources": Run({"data": {**CAMERAS, "sources": (1, 3)}, "aggregation": {"kind": "transformer"}}),
     "same view": Run({"data": {"views": "same"}}),
     "encoder-decoder": Run({"method": "encdec", "denoiser": NO_MASKS}),
     "auto-encoder": Run({"method": "encdec", "denoiser": NO_MASKS, "data": {"views": "same"}}),

@@ -1,7 +1,8 @@
 """Each method learns: against the best predictor that knows pixels' means and variances alone, on held-out objects."""
 
+import time
+
 import pytest
-import torch
 
 from soda_dist.data.storage import open_folder
 from tests.learn.methods import RUNS, config_of
@@ -17,21 +18,18 @@ def scenes(tmp_path_factory):
     return write_scenes(tmp_path_factory.mktemp("scenes"), objects=500, test_objects=64, views=8, size=32)
 
 
-def check(name: str, steps: int, most: float, scenes, tmp_path) -> None:
+def check(name: str, steps: int, most: float, scenes, tmp_path, results) -> None:
     """Train for `steps`; the loss must be below `most` of the trivial one, and worse without what should be heard."""
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        config, run = config_of(name, steps), RUNS[name]
-        model = train(config, scenes, open_folder(str(tmp_path)))
-        pairs = held_out(config, scenes)
-        loss, trivial = loss_of(model, config, pairs), trivial_loss(config, pairs)
-        blind = loss_of(model, config, pairs, latent=False)
-        placeless = loss_of(model, config, pairs, pose=False) if run.hears_pose else None
-    finally:
-        torch.set_num_threads(threads)
-    figures = f"{loss / trivial:.3f} of the trivial loss, without z {blind / trivial:.3f}"
-    print(f"{name}, {steps} steps: {figures}" + (f", without poses {placeless / trivial:.3f}" if placeless else ""))
+    start = time.monotonic()
+    config, run = config_of(name, steps), RUNS[name]
+    model = train(config, scenes, open_folder(str(tmp_path)))
+    pairs = held_out(config, scenes)
+    loss, trivial = loss_of(model, config, pairs), trivial_loss(config, pairs)
+    blind = loss_of(model, config, pairs, latent=False)
+    placeless = loss_of(model, config, pairs, pose=False) if run.hears_pose else None
+    figures = f"{loss / trivial:.3f}; without z {blind / trivial:.3f}"
+    figures += f"; without poses {placeless / trivial:.3f}" if placeless else ""
+    results.add(f"Each method learns: loss over the trivial predictor's, {steps} steps", name, figures, _since(start))
     assert loss < most * trivial, figures
     if run.hears_source:
         assert blind > (MASKED if steps >= LONG else 1.01) * loss, figures
@@ -41,13 +39,17 @@ def check(name: str, steps: int, most: float, scenes, tmp_path) -> None:
         assert placeless > 1.01 * loss, placeless / loss
 
 
+def _since(start: float) -> float:
+    return time.monotonic() - start
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SODA", "cross attention, cameras", "encoder-decoder", "unconditional", "Palette"])
-def test_each_method_learns_in_short(name, scenes, tmp_path) -> None:
-    check(name, SHORT, 0.9, scenes, tmp_path)
+def test_each_method_learns_in_short(name, scenes, tmp_path, results) -> None:
+    check(name, SHORT, 0.9, scenes, tmp_path, results)
 
 
 @pytest.mark.learn
 @pytest.mark.parametrize("name", RUNS)
-def test_each_variant_learns(name, scenes, tmp_path) -> None:
-    check(name, LONG, 0.4, scenes, tmp_path)
+def test_each_variant_learns(name, scenes, tmp_path, results) -> None:
+    check(name, LONG, 0.4, scenes, tmp_path, results)

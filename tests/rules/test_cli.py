@@ -71,3 +71,31 @@ def test_a_folder_without_a_manifest_is_named(tmp_path):
     assert done.returncode == 2
     assert "manifest.json" in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists(), "nothing is written before the input is right"
+
+
+def test_a_job_whose_output_nobody_reads_ends_without_a_traceback() -> None:
+    """The reader goes after one line, as `| head -1` does; a page in the pipe's buffer would hide that."""
+    command = [sys.executable, "-c", WRITER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None and job.stderr is not None
+        assert job.stdout.readline() == "line 0\n"
+        job.stdout.close()
+        error = job.stderr.read()
+        assert job.wait() == 141
+    assert error == "cleaned up\n"
+
+
+WRITER = """
+import sys
+from soda_dist.cli import run, say
+
+def main(argv):
+    try:
+        for number in range(10**6):
+            say(f"line {number}")
+    finally:
+        print("cleaned up", file=sys.stderr)
+    return ""
+
+run(main)
+"""
