@@ -95,9 +95,19 @@ def held_out(config: RunConfig, data: Folder) -> Pairs:
 
 @torch.no_grad()
 def loss_of(
-    model, config: RunConfig, pairs: Pairs, *, latent: bool = True, pose: bool = True, sources: int = 99
+    model,
+    config: RunConfig,
+    pairs: Pairs,
+    *,
+    latent: bool = True,
+    pose: bool = True,
+    elsewhere: bool = False,
+    sources: int = 99,
 ) -> float:
-    """Mean loss over held-out pairs with fixed noise; without z, or poses, or with fewer sources."""
+    """Mean loss over held-out pairs with fixed noise; without z, or poses, or with fewer sources.
+
+    `elsewhere`: each target is told the camera of another one.
+    """
     batch, total = to_device(pairs, torch.device("cpu")), 0.0
     posed = batch.target_pose.shape[1] > 0
     for at in range(0, HELD_OUT, 64):
@@ -117,7 +127,7 @@ def loss_of(
             Batch(
                 Sources(source_input(source), shown, source_pose if posed else None),
                 target_input(target),
-                target_pose if posed else None,
+                (target_pose.roll(1, 0) if elsewhere else target_pose) if posed else None,
             ),
             t=draws.t,
             eps=draws.eps,
