@@ -80,8 +80,9 @@ def quiet(line: str) -> None:
 
 
 @pytest.mark.learn
-@pytest.mark.parametrize(("sources", "guidance"), [(1, 1.0), (1, 2.0), (3, 1.0)])
-def test_novel_views_beat_the_nearest_source_and_the_mean_image(trained, results, sources, guidance) -> None:
+@pytest.mark.parametrize(("sources", "guidance", "margin"), [(1, 1.0, 3.0), (1, 2.0, 2.0), (3, 1.0, 2.0)])
+def test_novel_views_beat_the_nearest_source_and_the_mean_image(trained, results, sources, guidance, margin) -> None:
+    """In dB. Guidance trades likeness for distinctness, and the nearest of three sources is nearer."""
     start = time.monotonic()
     facts, _ = trained.shown(HELD_OUT, sources=sources, guidance=guidance)
     psnr = {name: facts[name]["psnr"]["value"] for name in ("model", "nearest_source", "mean_image")}
@@ -96,7 +97,6 @@ def test_novel_views_beat_the_nearest_source_and_the_mean_image(trained, results
         results.picture("novel_views.png", title, trained.shown(4, guidance=guidance)[1]["novel_views.png"])
         what = f"training, {STEPS} steps of {trained.config.train.global_batch}, one to three sources"
         results.add(SECTION, what, f"loss {trained.loss:.4f}", trained.seconds)
-    margin = 3.0 if sources == 1 else 1.0  # the nearest of three is nearer
     assert psnr["model"] > max(psnr["nearest_source"], psnr["mean_image"]) + margin, figure
 
 
