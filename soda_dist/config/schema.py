@@ -87,7 +87,7 @@ class Encoder(Node):
     model: str | None = None
     """timm's name of the frozen encoder; it is never downloaded."""
     weights: str | None = None
-    """File or URI of its weights, safetensors."""
+    """File or URI of its weights: safetensors, or a PyTorch state dict, of which nothing but tensors is read."""
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """Digest that the weights must have."""
     width: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0

@@ -1,18 +1,15 @@
 """A frozen, pretrained image encoder, as unCLIP has (section F.1, table 6: DALL-E2)."""
 
-import hashlib
 from difflib import get_close_matches
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
-from soda_dist.errors import UserError
 from soda_dist.models.pixels import IMAGENET_MEAN, IMAGENET_STD
+from soda_dist.weights import fill, read_weights
 
 _SHOWN = 5
 """Names that a message lists at most."""
@@ -91,33 +88,16 @@ def load_frozen(encoder: FrozenEncoder, content: bytes, sha256: str) -> None:
 
     Args:
         encoder: what to fill.
-        content: the file's bytes, safetensors.
+        content: the file's bytes: safetensors, or what `torch.save` makes of a state dict.
         sha256: digest that they must have, in hexadecimal.
 
     Raises:
-        UserError: another digest, no safetensors, or another model's weights.
+        UserError: another digest, a file of anything but tensors, or another model's weights.
     """
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != sha256.lower():
-        got = f"{sha256}, where the file's is {digest}"
-        raise UserError("encoder.weights_sha256", got, "the digest of the weights", "get the right file, or correct it")
-    try:
-        found = load_tensors(content)
-    except (SafetensorError, KeyError) as error:  # KeyError: a dtype that torch does not have
-        got = f"{len(content)} bytes that are not safetensors ({error})"
-        raise UserError("encoder.weights", got, "safetensors", "convert the weights, or get them again") from None
+    found = read_weights(content, sha256, field="encoder.weights")
     own: dict[str, Tensor] = encoder.backbone.state_dict()
     found = {name: tensor for name, tensor in found.items() if name in own or not encoder.is_classifiers(name)}
-    complaints = {
-        "without": sorted(own.keys() - found.keys()),
-        "with unknown": sorted(found.keys() - own.keys()),
-        "with another shape or kind of number in": [n for n in own if n in found and not _fits(found[n], own[n])],
-    }
-    if any(complaints.values()):
-        got = " and ".join(f"weights {how} {_listed(names)}" for how, names in complaints.items() if names)
-        raise UserError("encoder.weights", got, "the tensors of encoder.model", "name the model that they belong to")
-    for name, tensor in own.items():
-        tensor.copy_(found[name])
+    fill(own, found, field="encoder.weights", network="encoder.model")
 
 
 def _built(model: str) -> Any:
@@ -144,11 +124,3 @@ def _freeze(model: nn.Module) -> None:
         for name, parameter in list(owner._parameters.items()):
             del owner._parameters[name]
             owner.register_buffer(name, None if parameter is None else parameter.detach().clone())
-
-
-def _fits(tensor: Tensor, own: Tensor) -> bool:
-    return tensor.shape == own.shape and tensor.is_floating_point() == own.is_floating_point()
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -128,6 +128,13 @@ def test_a_file_without_the_classifier_will_do_and_dtypes_are_converted():
     assert torch.equal(ours.backbone.pos_embed, theirs.pos_embed)
 
 
+def test_a_pytorch_file_of_tensors_will_do():
+    theirs, ours, file = original("test_vit"), frozen("test_vit"), io.BytesIO()
+    torch.save(theirs.state_dict(), file)
+    load(ours, file.getvalue())
+    assert torch.equal(ours.backbone.pos_embed, theirs.pos_embed)
+
+
 def refusal(encoder: FrozenEncoder, content: bytes, sha256: str | None = None) -> UserError:
     """The error; nothing of the file may have been taken over."""
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
@@ -161,11 +168,12 @@ def pickled() -> bytes:
     return file.getvalue()
 
 
-def test_what_is_not_safetensors_is_refused():
+def test_what_is_no_file_of_tensors_is_refused():
     whole = file_of(original("test_vit"))
     for content in (pickled(), whole[:-1], whole[:1000], whole[:7], b"", b"<html>no such file</html>"):
         error = refusal(frozen("test_vit"), content)
-        assert (error.field, error.allowed) == ("encoder.weights", "safetensors")
+        assert error.field == "encoder.weights"
+        assert error.allowed == "safetensors or a PyTorch file of nothing but tensors by name"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ PACKAGE = "soda_dist"
 
 LAYERS = [
     {"errors"},
-    {"config"},
+    {"config", "weights"},
     {"diffusion", "models", "metrics"},
     {"data"},
     {"training"},

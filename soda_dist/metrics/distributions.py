@@ -1,0 +1,228 @@
+"""How near two sets of images are as distributions of features: FID, KID, precision and recall (section E.2).
+
+FID needs the features' moments alone, which merge exactly whoever computed them; KID, precision and recall need the
+features themselves. All compute in float64, since FID and KID are small differences of large sums.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+KID_SUBSETS: Final = 100
+KID_SUBSET_SIZE: Final = 1000
+KID_SEED: Final = 2020
+"""torch-fidelity's own three."""
+NEIGHBOURS: Final = 3
+"""Kynkaanniemi et al. 2019, and torch-fidelity."""
+BLOCK = 2048
+ROUNDING = 1e-13
+"""Of squared distances, relative to squared norms: features count as equal within 3e-7 of their length."""
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """What FID needs of a set of features; arrays of numpy, to be sent between processes as they are.
+
+    Attributes:
+        count: how many features, N.
+        mean: float64 [D]; 0 where there are none.
+        scatter: float64 [D, D], the sum over features f of (f - mean)(f - mean)^T: N - 1 times the covariance.
+    """
+
+    count: int
+    mean: NDArray[np.float64]
+    scatter: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class KernelDistance:
+    """KID over random subsets: its mean, which may lie slightly below 0, and its standard deviation."""
+
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """Both in [0, 1]: the share of generated features near a real one, and of real ones near a generated one."""
+
+    precision: float
+    recall: float
+
+
+def moments(features: Tensor) -> Moments:
+    """Count, mean and scatter of features [N, D], any real dtype and device, N = 0 too.
+
+    Raises:
+        ValueError: not two axes, or values that are not finite.
+    """
+    _check(features)
+    rows = features.double()
+    mean = rows.sum(dim=0) / max(len(rows), 1)
+    centred = rows - mean
+    return Moments(len(rows), mean.cpu().numpy(), (centred.T @ centred).cpu().numpy())
+
+
+def merge(a: Moments, b: Moments) -> Moments:
+    """Moments of both sets together (Chan et al. 1979, pairwise), exact up to rounding, whatever the order.
+
+    Raises:
+        ValueError: features of two widths.
+    """
+    _check_widths(len(a.mean), len(b.mean))
+    count = a.count + b.count
+    share, apart = 1.0 / max(count, 1), a.mean - b.mean
+    scatter = a.scatter + b.scatter + np.outer(apart, apart) * (a.count * b.count * share)
+    return Moments(count, (a.count * a.mean + b.count * b.mean) * share, scatter)
+
+
+def fid(a: Moments, b: Moments) -> float:
+    """Heusel et al. 2017: |mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), covariances S with N - 1.
+
+    With S = R R^T, of the symmetric eigenvalue problem, the last trace is the sum of the singular values of R_a^T R_b.
+    Eigenvalues below rounding are dropped from R, so singular covariances (N <= D) cost no digits; the eigenvalues of
+    the product S_a S_b, which torch-fidelity sums, have an error of 1e-16 whose root, 1e-8, enters up to D times.
+
+    The value falls as N grows: compare FIDs of equal counts alone.
+
+    Args:
+        a, b: symmetric in their roles, two features or more in each.
+
+    Raises:
+        ValueError: fewer features, or of two widths.
+    """
+    _check_widths(len(a.mean), len(b.mean))
+    if min(a.count, b.count) < 2:
+        raise ValueError(f"fid: got {a.count} and {b.count} features, needs two or more of each")
+    covariance_a, covariance_b = a.scatter / (a.count - 1), b.scatter / (b.count - 1)
+    shared = np.linalg.svd(_root(covariance_a).T @ _root(covariance_b), compute_uv=False).sum()
+    apart = a.mean - b.mean
+    return float(apart @ apart + np.trace(covariance_a) + np.trace(covariance_b) - 2.0 * shared)
+
+
+def kid(
+    generated: Tensor,
+    real: Tensor,
+    *,
+    subsets: int = KID_SUBSETS,
+    subset_size: int = KID_SUBSET_SIZE,
+    seed: int = KID_SEED,
+) -> KernelDistance:
+    """Binkowski et al. 2018: unbiased squared MMD with the kernel (x . y / D + 1)^3, over random subsets.
+
+    Subsets are drawn as torch-fidelity draws them, so equal seeds give its values; it computes in the features' dtype.
+
+    Args:
+        generated: [N, D], any real dtype; real: [M, D].
+        subsets: how many are drawn from each side, each without replacement.
+        subset_size: 2 to min(N, M).
+
+    Raises:
+        ValueError: too few features for a subset, of two widths, or not finite.
+    """
+    _check_pair(generated, real)
+    if subsets < 1 or not 2 <= subset_size <= min(len(generated), len(real)):
+        got = f"{subsets} subsets of {subset_size} for {len(generated)} and {len(real)} features"
+        raise ValueError(f"kid: got {got}; allowed: one or more of 2 to the smaller count")
+    rng = np.random.RandomState(seed)
+    distances = []
+    for _ in range(subsets):
+        x, y = (side[_drawn(rng, len(side), subset_size)].double() for side in (generated, real))
+        distances.append(_squared_mmd(x, y))
+    return KernelDistance(float(np.mean(distances)), float(np.std(distances)))
+
+
+def precision_recall(
+    generated: Tensor, real: Tensor, *, neighbours: int = NEIGHBOURS, block: int = BLOCK
+) -> PrecisionRecall:
+    """Kynkaanniemi et al. 2019: the share of each side inside the balls of the other.
+
+    A feature's ball reaches to its `neighbours`-th nearest neighbour on its own side, the surface included. Equal
+    features, as a generator that repeats itself gives, are at distance 0, where torch-fidelity's leave it to rounding.
+
+    Args:
+        generated: [N, D], any real dtype; real: [M, D].
+        block: rows whose distances to as many others are held at once; it does not change the result.
+
+    Raises:
+        ValueError: not more than `neighbours` features on a side, of two widths, or not finite.
+    """
+    _check_pair(generated, real)
+    if not 1 <= neighbours < min(len(generated), len(real)):
+        got = f"neighbours={neighbours} for {len(generated)} and {len(real)} features"
+        raise ValueError(f"precision_recall: got {got}; allowed: from 1, with more features than that on each side")
+    precision = _inside(generated, real, neighbours, block)
+    return PrecisionRecall(precision, _inside(real, generated, neighbours, block))
+
+
+def _root(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """R [D, rank] with R R^T the covariance; numpy's bound says what of its rank is rounding."""
+    values, vectors = np.linalg.eigh(covariance)
+    kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
+    return vectors[:, kept] * np.sqrt(values[kept])
+
+
+def _drawn(rng: np.random.RandomState, count: int, size: int) -> Tensor:
+    return torch.from_numpy(rng.choice(count, size, replace=False))
+
+
+def _squared_mmd(x: Tensor, y: Tensor) -> float:
+    """Unbiased for x, y [m, D]: a feature is not compared with itself."""
+    m = len(x)
+    within = sum(kernel.sum() - kernel.trace() for kernel in (_kernel(x, x), _kernel(y, y)))
+    return float(within / (m * (m - 1)) - 2.0 * _kernel(x, y).mean())
+
+
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    return (x @ y.T / x.shape[1] + 1.0) ** 3
+
+
+def _inside(queries: Tensor, centres: Tensor, neighbours: int, block: int) -> float:
+    """Share of queries that lie in the ball of any centre."""
+    radii = torch.cat([_squared_radii(rows, centres, neighbours, block) for rows in centres.split(block)])
+    hits = 0
+    for rows in queries.split(block):
+        hit = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+        for some, radius in zip(centres.split(block), radii.split(block), strict=True):
+            hit |= (_squared_distances(rows, some) <= radius).any(dim=1)
+        hits += int(hit.sum())
+    return hits / len(queries)
+
+
+def _squared_radii(rows: Tensor, centres: Tensor, neighbours: int, block: int) -> Tensor:
+    """To the `neighbours`-th nearest centre of each row; it is a centre itself, which comes first."""
+    nearest = torch.empty(len(rows), 0, dtype=torch.float64, device=rows.device)
+    for some in centres.split(block):
+        nearest = torch.cat([nearest, _squared_distances(rows, some)], dim=1)
+        nearest = nearest.topk(min(neighbours + 1, nearest.shape[1]), dim=1, largest=False).values
+    return nearest[:, -1]
+
+
+def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """By products, which are fast, but leave equal features apart by rounding: what is below it counts as 0."""
+    x, y = x.double(), y.double()
+    squares = x.square().sum(dim=1)[:, None] + y.square().sum(dim=1)
+    apart = squares - 2.0 * (x @ y.T)
+    return apart.where(apart > ROUNDING * squares, 0.0)
+
+
+def _check(features: Tensor) -> None:
+    if features.ndim != 2:
+        raise ValueError(f"features: got {list(features.shape)}; allowed: [N, D]")
+    if not features.isfinite().all():
+        raise ValueError("features: got values that are not finite; allowed: finite ones")
+
+
+def _check_pair(generated: Tensor, real: Tensor) -> None:
+    _check(generated)
+    _check(real)
+    _check_widths(generated.shape[1], real.shape[1])
+
+
+def _check_widths(a: int, b: int) -> None:
+    if a != b:
+        raise ValueError(f"features: got widths {a} and {b}; allowed: equal ones")
