@@ -6,26 +6,11 @@ steps are optimizer updates, and batches count view pairs.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from soda_dist.config.checks import CHECKS
-
-Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NotNegative = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
-
-Sources = Annotated[int, Field(ge=1, le=16)]
-
-
-class Node(BaseModel):
-    """A strict, frozen part of the tree: unknown keys and wrong types are errors."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+from soda_dist.config.evaluation import Evaluation
+from soda_dist.config.fields import Count, CountOrZero, Fraction, Node, NotNegative, Positive, Rate, Sources
 
 
 class Augmentation(Node):
@@ -247,60 +232,6 @@ class Scale(Node):
     """Times that a lost worker group is started again; -1: without limit (spot machines)."""
     start_timeout_s: Positive = 600.0
     """Longest wait for the workers' resources, autoscaling included."""
-
-
-class Probe(Node):
-    """The linear probe (section E.1, table 12)."""
-
-    epochs: Count = 20
-    batch: Count = 256
-    learning_rates: Annotated[tuple[Positive, ...], Field(min_length=1)] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-    """All are trained at once; the best on held-out training rows is reported."""
-    dropout: Rate = 0.1
-    label_smoothing: Rate = 0.0
-    """0.1 for ImageNet."""
-    weight_std: Positive = 0.02
-    bias: float = 0.0
-    """Initial bias; -10 for ImageNet."""
-
-
-class Knn(Node):
-    """Weighted nearest neighbours by cosine similarity."""
-
-    k: Count = 20
-    temperature: Positive = 0.07
-
-
-class Activations(Node):
-    """Where a denoiser is read as an encoder (section F.1): a layer's pooled activations over a noised image."""
-
-    layers: tuple[str, ...] = ()
-    """Candidates, such as `up.0`; none: all layers."""
-    noise_levels: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (0.01, 0.05, 0.1, 0.25)
-    """Candidates, as shares of `diffusion.steps` (our reading)."""
-    search_images: Annotated[int, Field(ge=20)] = 2000
-    """First training images on which the best pair of the two is found, a fifth of them held out."""
-
-
-class Evaluation(Node):
-    """What is measured on a trained run."""
-
-    train_split: str = "train"
-    test_split: str = "test"
-    max_train_images: Count | None = None
-    """First images of the split, in the order of keys; none: all."""
-    max_test_images: Count | None = None
-    label: str | None = None
-    """Column to predict; none: the data set's main label."""
-    batch: Count = 128
-    actors: Count = 1
-    latents: Literal["encoder", "denoiser"] = "encoder"
-    """What is probed; a method without an encoder is always read in its denoiser."""
-    activations: Activations = Activations()
-    images: Count = 8
-    """Images in each sample and reconstruction grid."""
-    probe: Probe = Probe()
-    knn: Knn = Knn()
 
 
 class RunConfig(Node):

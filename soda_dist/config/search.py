@@ -5,8 +5,8 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from soda_dist.config.fields import Count, Node, NotNegative
 from soda_dist.config.load import parse_yaml, validate
-from soda_dist.config.schema import Count, Node, NotNegative
 from soda_dist.errors import UserError
 
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, ValidationError
 
-from soda_dist.config.schema import Node
+from soda_dist.config.fields import Node
 from soda_dist.data.storage import Folder
 from soda_dist.errors import UserError
 

@@ -120,6 +120,20 @@ class Crew(Generic[Piece, Result]):
                     yield call.piece, result
             tick()
 
+    def each(self, job: Callable[[Any, Any], Result], argument: Any) -> list[Result]:
+        """`job(state, argument)` of every actor that has done work; called when no work is under way.
+
+        An actor that is lost meanwhile is left out, and another hired in its place.
+        """
+        asked = {member.actor.do.remote(job, argument): member for member in self._members if member.ready}
+        found = []
+        for future, member in asked.items():
+            try:
+                found.append(ray.get(future))
+            except LOST as error:
+                self._lost(_Call(member, None), error, deque(), [])
+        return found
+
     def _hire(self) -> None:
         member = _Member(_actor_class(self._resources).remote(self._setup))
         self._members.append(member)

@@ -1,12 +1,17 @@
-"""Latents of a split, extracted by actors, beside those of an untrained encoder and raw pixels."""
+"""Latents of a split, extracted by actors, beside those of an untrained encoder and raw pixels.
+
+They stay as Parquet in the run's `latents/ADDRESS/SPLIT/`, a file for each piece of the split: `key`, `name`, whether
+the image was readable, every label of the data set, and a column of vectors for each encoder.
+"""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -14,11 +19,11 @@ from torch.nn import functional as F
 
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.shards import Manifest, ShardReader, read_manifest
-from soda_dist.data.storage import open_folder
+from soda_dist.data.storage import Folder, open_folder
 from soda_dist.distributed.centred import Centred, addressed_noise, centred, pose_columns
 from soda_dist.distributed.crew import Crew
-from soda_dist.distributed.farm import Progress
 from soda_dist.distributed.session import Say
+from soda_dist.distributed.stored import address, load, store
 from soda_dist.errors import UserError
 from soda_dist.models.encoder import Encoder
 from soda_dist.models.method import DiffusionMethod, Method
@@ -29,6 +34,17 @@ from soda_dist.training.checkpoint import load_model
 
 PIXELS = 32
 """Longest side of the raw-pixel baseline."""
+MODEL_SECTIONS = (
+    "seed",
+    "method",
+    "data",
+    "encoder",
+    "aggregation",
+    "pose",
+    "denoiser",
+    "diffusion",
+)
+"""Of the configuration: what a model's initial weights and its views are a function of."""
 NORM_ROWS = 256
 """Training images that give an untrained encoder's batch norms their statistics."""
 UNTRAINED = (
@@ -56,6 +72,8 @@ class Models:
     config: RunConfig
     reader: dict[str, ShardReader]
     device: torch.device
+    kept: dict[Any, Any] = field(default_factory=dict)
+    """What jobs keep from one piece to the next."""
 
     @cached_property
     def untrained(self) -> Method:
@@ -80,12 +98,12 @@ class Models:
         return [(images[at : at + batch], None if poses is None else poses[at : at + batch], None) for at in starts]
 
 
-def load_models(run_uri: str, data_uri: str, step: int, config: RunConfig, device: str) -> Models:
-    """What an actor sets itself up with: the EMA model of `step`, and readers of the splits of evaluation."""
+def load_models(run_uri: str, data_uri: str, step: int, ema: bool, config: RunConfig, device: str) -> Models:
+    """What an actor sets itself up with: the model of `step`, and readers of the splits of evaluation."""
     import cv2
 
     cv2.setNumThreads(1)  # an actor has one CPU
-    model, _, _ = load_model(open_folder(run_uri), step)
+    model, _, _ = load_model(open_folder(run_uri), step, ema=ema)
     return Models(model.to(device).eval(), config, readers(data_uri, config), torch.device(device))
 
 
@@ -124,10 +142,13 @@ class Piece:
     first_row: int
     """Ordinal of the first row in the split: its key."""
     rows: int
-    labels: tuple[str, ...] = ()
-    """Columns to read beside the image."""
     points: tuple[Point, ...] = ()
     """Where the denoiser is read; none: the encoder's latents."""
+
+    @property
+    def file(self) -> str:
+        """The piece's name on storage."""
+        return f"{self.first_row:010d}-{self.rows}.parquet"
 
 
 def plan_pieces(
@@ -135,7 +156,6 @@ def plan_pieces(
     groups: Sequence[int],
     limit: int | None,
     batch: int,
-    labels: tuple[str, ...] = (),
     points: tuple[Point, ...] = (),
 ) -> list[Piece]:
     """The first `limit` rows (none: all) as pieces of whole row groups, each of at least `batch` rows but the last.
@@ -149,37 +169,28 @@ def plan_pieces(
     for number, rows in enumerate(groups):
         row += rows
         if row - first >= batch or row >= total:
-            pieces.append(Piece(split, tuple(range(start, number + 1)), first, min(row, total) - first, labels, points))
+            pieces.append(Piece(split, tuple(range(start, number + 1)), first, min(row, total) - first, points))
             start, first = number + 1, row
         if row >= total:
             break
     return pieces
 
 
-@dataclass(frozen=True)
-class Extract:
-    """What one piece became; arrays are rows in the order of keys."""
-
-    first_row: int
-    ok: NDArray[np.bool_]
-    labels: NDArray[np.int64]
-    """int64 [n, columns]."""
-    arrays: dict[str, NDArray[Any]]
-    """`trained` and `untrained` float32 [n, D], `pixels` uint8 [n, P]; of no meaning where not ok."""
-    unreadable: tuple[str, ...]
-    """Names of the rows that are not ok."""
-
-
 @torch.no_grad()
-def extract(models: Models, piece: Piece) -> Extract:
+def extract(models: Models, piece: Piece) -> pa.Table:
     """The work of an actor: read, decode, encode.
 
+    Returns:
+        A row for each of the piece's: `key`, `name`, `ok` (bool, whether the image could be read), the data set's
+        labels as int64, and vectors: `trained` and `untrained` (float32) and `pixels` (uint8), or one for each of
+        several points; they mean nothing where not ok.
+
     Raises:
-        UserError: a shard is damaged, or a label is missing in a row.
+        UserError: a shard is damaged.
     """
-    table = rows_of(
-        models.reader[piece.split], piece, ["key", "image", "name", *piece.labels, *pose_columns(models.config)]
-    )
+    reader = models.reader[piece.split]
+    labels = list(reader.manifest.labels)
+    table = rows_of(reader, piece, ["key", "image", "name", *labels, *pose_columns(models.config)])
     if table.column("key").to_pylist() != list(range(piece.first_row, piece.first_row + piece.rows)):
         raise RuntimeError(f"rows {piece.first_row} and on of {piece.split} have other keys than their ordinals")
     seen = centred(table, models.config)
@@ -187,14 +198,15 @@ def extract(models: Models, piece: Piece) -> Extract:
     for at in range(0, piece.rows, models.config.evaluation.batch):
         rows = slice(at, at + models.config.evaluation.batch)
         parts.append(_arrays(models, seen.rows(rows), piece.first_row + at, piece.points))
-    names = table.column("name").to_pylist()
-    return Extract(
-        first_row=piece.first_row,
-        ok=seen.ok,
-        labels=_labels(table, piece),
-        arrays={name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]},
-        unreadable=tuple(names[row] for row in np.flatnonzero(~seen.ok)),
-    )
+    columns = {name: table.column(name).combine_chunks() for name in ("key", "name")}
+    columns["ok"] = pa.array(seen.ok)
+    columns |= {f"label/{name}": table.column(name).cast(pa.int64()).combine_chunks() for name in labels}
+    vectors = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+    return pa.table(columns | {f"vector/{name}": _vectors(array) for name, array in vectors.items()})
+
+
+def _vectors(array: NDArray[Any]) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1])
 
 
 def _arrays(models: Models, seen: Centred, first_key: int, points: tuple[Point, ...]) -> dict[str, Tensor]:
@@ -251,62 +263,102 @@ def rows_of(reader: ShardReader, piece: Piece, columns: list[str]) -> pa.Table:
     return pa.concat_tables([reader.group(number, columns) for number in piece.groups]).slice(0, piece.rows)
 
 
-def _labels(table: pa.Table, piece: Piece) -> NDArray[np.int64]:
-    columns = [table.column(name) for name in piece.labels]
-    for name, column in zip(piece.labels, columns, strict=True):
-        if column.null_count:
-            got = f"{column.null_count} rows of split {piece.split} without a value"
-            raise UserError(name, got, "a value in every row", "evaluate another label or split")
-    arrays = [column.cast(pa.int64()).to_numpy() for column in columns]
-    return np.stack(arrays, axis=1) if arrays else np.zeros((len(table), 0), np.int64)
-
-
 @dataclass(frozen=True)
 class Features:
     """The readable rows of a split in the order of keys."""
 
-    labels: NDArray[np.int64]
-    """int64 [n, columns]."""
+    split: str
+    table: pa.Table
+    """The data set's labels, int64 with nulls where there is none."""
     arrays: dict[str, NDArray[Any]]
     """By encoder, [n, D]: float32, pixels uint8."""
     unreadable: list[str]
     """Names of the rows that are left out."""
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.table)
+
+    def labels(self, columns: Sequence[str]) -> NDArray[np.int64]:
+        """int64 [n, columns].
+
+        Raises:
+            UserError: a row without a value.
+        """
+        found = []
+        for name in columns:
+            column = self.table.column(name)
+            if column.null_count:
+                got = f"{column.null_count} rows of split {self.split} without a value"
+                raise UserError(name, got, "a value in every row", "evaluate another label or split")
+            found.append(column.to_numpy())
+        return np.stack(found, axis=1)
 
 
-def collect(crew: Crew[Piece, Extract], pieces: list[Piece], say: Say) -> Features:
+def place_of(root: Folder, config: RunConfig, weights: str, shards: Sequence[str], points: Sequence[Point]) -> Folder:
+    """Where the latents of a split lie: the name says what decides them.
+
+    Args:
+        root: the run's folder.
+        weights: digest of the checkpoint.
+        shards: digests of the split's shards.
+        points: where the denoiser is read.
+    """
+    e = config.evaluation
+    facts = {
+        "weights": weights,
+        "shards": shards,
+        "points": [str(point) for point in points],
+        # All that the initial weights, the views and the noise depend on.
+        "config": config.model_dump(mode="json", include=set(MODEL_SECTIONS)),
+        "precision": config.train.precision,
+        "evaluation": [e.batch, e.train_split],
+    }
+    return root.child(f"latents/{address(facts)}")
+
+
+def collect(crew: Crew[Piece, None], place: Folder, pieces: list[Piece], say: Say) -> Features:
     """The features of all pieces, each row once.
 
     Raises:
         UserError: the model gives values that are not finite.
     """
-    split, total = pieces[0].split, sum(piece.rows for piece in pieces)
-    progress = Progress(say, f"latents of {split}", "images", total)
-    seen = np.zeros(total, np.bool_)
-    ok = np.zeros(total, np.bool_)
-    labels = np.zeros((total, len(pieces[0].labels)), np.int64)
+    split = pieces[0].split
+    folder = place.child(split)
+    store(crew, folder, extract, pieces, say, f"latents of {split}")
+    return read_features(folder, pieces)
+
+
+def read_features(folder: Folder, pieces: Sequence[Piece]) -> Features:
+    """What `collect` has left on storage.
+
+    Raises:
+        UserError: values that are not finite.
+    """
+    total = sum(piece.rows for piece in pieces)
     arrays: dict[str, NDArray[Any]] = {}
-    unreadable: dict[int, tuple[str, ...]] = {}
-    for number, part in crew.share_out(extract, pieces, progress.tick):
-        rows = slice(part.first_row, part.first_row + len(part.ok))
-        if len(part.ok) != pieces[number].rows or seen[rows].any():
-            raise RuntimeError(f"rows {rows} of {split} came twice or not whole")
-        seen[rows], ok[rows], labels[rows] = True, part.ok, part.labels
-        for name, array in part.arrays.items():
-            arrays.setdefault(name, np.empty((total, array.shape[1]), array.dtype))[rows] = array
-        unreadable[number] = part.unreadable
-        progress.add(len(part.ok))
-    progress.close()
-    if not seen.all():
-        raise RuntimeError(f"{int((~seen).sum())} rows of {split} were lost")
-    if not ok.all():
-        labels, arrays = labels[ok], {name: array[ok] for name, array in arrays.items()}
+    facts, at = [], 0
+    for piece in pieces:
+        table = load(folder, piece)
+        ok = table.column("ok").to_numpy()
+        for name in (name for name in table.column_names if name.startswith("vector/")):
+            column = table.column(name).combine_chunks()
+            rows = column.flatten().to_numpy().reshape(len(column), -1)[ok]
+            whole = arrays.setdefault(name.removeprefix("vector/"), np.empty((total, rows.shape[1]), rows.dtype))
+            whole[at : at + len(rows)] = rows
+        facts.append(table.select([name for name in table.column_names if not name.startswith("vector/")]))
+        at += int(ok.sum())
+    rows = pa.concat_tables(facts)
+    if rows.column("key").to_pylist() != list(range(total)):
+        raise RuntimeError(f"{folder.uri} lacks rows, or has some twice")
+    arrays = {name: array[:at] for name, array in arrays.items()}
     for name, array in arrays.items():
         if name not in ("untrained", "pixels"):
-            _check_finite(array, split)
-    return Features(labels, arrays, [name for number in sorted(unreadable) for name in unreadable[number]])
+            _check_finite(array, pieces[0].split)
+    ok = rows.column("ok")
+    labels = [name for name in rows.column_names if name.startswith("label/")]
+    kept = rows.filter(ok).select(labels).rename_columns([name.removeprefix("label/") for name in labels])
+    unreadable = rows.filter(pc.invert(ok)).column("name").to_pylist()
+    return Features(pieces[0].split, kept, arrays, unreadable)
 
 
 def _check_finite(latents: NDArray[Any], split: str) -> None:
@@ -323,8 +375,8 @@ def _blocks(array: NDArray[Any], rows: int = 65536) -> Iterator[NDArray[Any]]:
 
 def check_splits(manifest: Manifest, config: RunConfig) -> None:
     """A `UserError` for a split that the data set does not have, or has without rows."""
-    for field in ("train_split", "test_split"):
-        name = getattr(config.evaluation, field)
+    for which in ("train_split", "test_split"):
+        name = getattr(config.evaluation, which)
         filled = [split for split, found in manifest.splits.items() if found.rows]
         if name not in filled:
-            raise UserError(f"evaluation.{field}", name, ", ".join(filled), "choose a split with rows")
+            raise UserError(f"evaluation.{which}", name, ", ".join(filled), "choose a split with rows")

@@ -37,13 +37,15 @@ class Target:
 
     def of(self, features: Features) -> NDArray[np.int64]:
         """Labels as the metrics take them: [N] of a class or factor, [N, A] of attributes."""
-        return features.labels if self.kind == "attribute" else features.labels[:, 0]
+        labels = features.labels(self.columns)
+        return labels if self.kind == "attribute" else labels[:, 0]
 
-    def check(self, features: Features, split: str) -> None:
-        """A `UserError` for values that the manifest does not name."""
-        low, high = int(features.labels.min()), int(features.labels.max())
+    def check(self, features: Features) -> None:
+        """A `UserError` for rows without a value, or values that the manifest does not name."""
+        labels = features.labels(self.columns)
+        low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= self.classes:
-            got = f"{self.name} with values {low}..{high} in {split}"
+            got = f"{self.name} with values {low}..{high} in {features.split}"
             raise UserError(
                 "evaluation.label", got, f"0..{self.classes - 1}, as named in the manifest", "choose another"
             )

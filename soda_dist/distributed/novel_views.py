@@ -1,16 +1,14 @@
 """Novel views (section 4.2.2): held-out objects, seen from cameras that are asked for, given one source or several."""
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from soda_dist.config.schema import RunConfig
-from soda_dist.data.relations import OBJECT
 from soda_dist.distributed.centred import Centred, centred, pose_columns
 from soda_dist.distributed.crew import Crew
+from soda_dist.distributed.drawings import object_runs, rows_at
 from soda_dist.distributed.features import Models
 from soda_dist.distributed.samples import Drawing, Subjects, draw_all, likeness
 from soda_dist.distributed.session import Say
@@ -33,11 +31,12 @@ def pick_objects(models: Models, count: int) -> tuple[Subjects, list[int]]:
     """
     config = models.config
     split, given = config.evaluation.test_split, config.sampling.sources
-    runs = _objects(models, split)
+    runs = object_runs(models.reader[split])
     found: list[tuple[NDArray[np.int64], Centred]] = []
     wanted = [runs[place * len(runs) // count] for place in range(min(count, len(runs)))]
     for start, stop in wanted:
-        seen = centred(_rows(models, split, start, stop, ["image", *pose_columns(config)]), config)
+        rows = rows_at(models.reader[split], range(start, stop), ["image", *pose_columns(config)])
+        seen = centred(rows, config)
         readable = np.flatnonzero(seen.ok)
         if len(readable) > given:
             found.append((start + readable, seen))
@@ -62,22 +61,6 @@ def _asked(keys: NDArray[np.int64], seen: Centred, given: int) -> Subjects:
         target=seen.target[targets],
         pose=seen.pose[targets],
     )
-
-
-def _objects(models: Models, split: str) -> list[tuple[int, int]]:
-    """[start, stop) in keys of each object of the split; its rows are neighbours."""
-    reader = models.reader[split]
-    values = reader.column(OBJECT).to_numpy()
-    edges = np.concatenate([[0], 1 + np.flatnonzero(np.diff(values)), [len(values)]]).tolist()
-    return list(pairwise(edges))
-
-
-def _rows(models: Models, split: str, start: int, stop: int, columns: list[str]) -> pa.Table:
-    reader = models.reader[split]
-    ends = np.cumsum(reader.groups)
-    first, last = (int(np.searchsorted(ends, key, side="right")) for key in (start, stop - 1))
-    table = pa.concat_tables([reader.group(group, columns) for group in range(first, last + 1)])
-    return table.slice(start - int(ends[first]) + reader.groups[first], stop - start)
 
 
 def show_novel_views(crew: Crew[Any, Any], config: RunConfig, say: Say) -> tuple[dict[str, Any], dict[str, bytes]]:

@@ -1,17 +1,18 @@
 """Which layer of a denoiser, at which noise level, is read as its latents (section F.1): found on training images."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import ray
 
 from soda_dist.config.schema import RunConfig
-from soda_dist.data.shards import Manifest
 from soda_dist.distributed.crew import Crew
 from soda_dist.distributed.farm import Progress
 from soda_dist.distributed.features import Features, Point, collect, plan_pieces
 from soda_dist.distributed.measure import Target, Task, measure
 from soda_dist.distributed.session import Say
+from soda_dist.distributed.subject import Subject
 from soda_dist.errors import UserError
 from soda_dist.training.build import build_model
 
@@ -38,26 +39,31 @@ def candidates(config: RunConfig) -> list[Point]:
     return [Point(layer, round(level * last)) for layer in a.layers or names for level in a.noise_levels]
 
 
-def find_point(
-    crew: Crew[Any, Any], manifest: Manifest, config: RunConfig, target: Target, say: Say
-) -> tuple[Point, dict[str, float]]:
+def find_point(subject: Subject, target: Target) -> tuple[Point, dict[str, float]]:
     """The candidate whose probe is best on held-out training images, and the accuracy of each by its text."""
-    points = candidates(config)
+    if target.name not in subject.points:
+        subject.points[target.name] = _found(subject, target)
+    return subject.points[target.name]
+
+
+def _found(subject: Subject, target: Target) -> tuple[Point, dict[str, float]]:
+    config, manifest, say = subject.config, subject.manifest, subject.say
+    points = tuple(candidates(config))
     if len(points) == 1:
         return points[0], {}
     split = config.evaluation.train_split
     rows = config.evaluation.activations.search_images
     groups = manifest.split(split).groups
-    pieces = plan_pieces(split, groups, rows, config.evaluation.batch, target.columns, tuple(points))
-    features = collect(crew, pieces, say)
-    scores = _scores(crew, features, points, config, target, say)
+    pieces = plan_pieces(split, groups, rows, config.evaluation.batch, points)
+    features = collect(subject.crew, subject.latents(split, points), pieces, say)
+    scores = _scores(subject.crew, features, points, config, target, say)
     best = max(points, key=lambda point: scores[str(point)])
     say(f"latents are {best}: {scores[str(best)]:.1%} on {len(features) // HELD_OUT:,} held-out training images")
     return best, scores
 
 
 def _scores(
-    crew: Crew[Any, Any], features: Features, points: list[Point], config: RunConfig, target: Target, say: Say
+    crew: Crew[Any, Any], features: Features, points: Sequence[Point], config: RunConfig, target: Target, say: Say
 ) -> dict[str, float]:
     held = np.arange(len(features)) % HELD_OUT == 0
     values = target.of(features)

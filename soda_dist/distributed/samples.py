@@ -32,6 +32,8 @@ GUIDANCE = (1.0, 2.0, 3.0)
 CHUNK = 8
 """Images that an actor draws at a time."""
 STRIP_IMAGES, STRIP_STEPS = 2, 8
+FREE_COLUMNS = 4
+"""Samples in a row of the sheet of samples without a source."""
 
 Images = NDArray[np.uint8]
 
@@ -213,37 +215,31 @@ def draw_all(crew: Crew[Drawing, Drawn], drawings: list[Drawing], say: Say) -> l
 
 
 def likeness(images: Images, target: Images) -> dict[str, dict[str, float]]:
-    """PSNR and SSIM of 8-bit reconstructions, mean and standard error over the images."""
+    """PSNR and SSIM of 8-bit images, mean and standard error over the images."""
+    return {name: mean_of(values) for name, values in zip(("psnr", "ssim"), pixel_scores(images, target), strict=True)}
+
+
+def pixel_scores(images: Images, target: Images) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """PSNR in dB and SSIM of each 8-bit image, float64 [n]."""
     one, other = (torch.tensor(each).permute(0, 3, 1, 2).double() / 255 for each in (images, target))
-    scores = {"psnr": psnr(one, other), "ssim": ssim(one, other)}
-    spread = math.sqrt(max(len(images) - 1, 1) * len(images))
-    return {
-        name: {"value": float(values.mean()), "standard_error": float((values - values.mean()).norm()) / spread}
-        for name, values in scores.items()
-    }
+    return psnr(one, other).numpy(), ssim(one, other).numpy()
 
 
-def show(crew: Crew[Any, Any], config: RunConfig, say: Say) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The samples task: facts for reconstruction.json, and the pictures by file name."""
+def mean_of(values: NDArray[np.float64]) -> dict[str, float]:
+    """The mean with its standard error, for a result."""
+    spread = math.sqrt(max(len(values) - 1, 1) * len(values))
+    return {"value": float(values.mean()), "standard_error": float(np.linalg.norm(values - values.mean())) / spread}
+
+
+def show(crew: Crew[Any, Any], config: RunConfig, say: Say) -> dict[str, bytes]:
+    """Pictures of reconstructions by file name: a row for each of a few images."""
     subjects = choose(crew, config.evaluation.images)
-    facts = {
-        "split": config.evaluation.test_split,
-        "images": len(subjects.keys),
-        "keys": subjects.keys.tolist(),
-        "settings": config.sampling.model_dump(mode="json"),
-    }
     if config.method == "encdec":
         (drawn,) = draw_all(crew, [Drawing(subjects, 1.0, 0, 0)], say)
         rows = [list(row) for row in zip(subjects.target, drawn.images, strict=True)]
-        facts["guidance"] = {"1": likeness(drawn.images, subjects.target)}
-        return facts, {"samples.png": image_grid(rows, ["source", "decoded"])}
+        return {"reconstruction.png": image_grid(rows, ["source", "decoded"])}
     own = config.sampling.guidance
     strip = min(STRIP_IMAGES, len(subjects.keys))
-    if config.method == "unconditional":
-        (drawn,) = draw_all(crew, [Drawing(subjects, 1.0, 1, strip)], say)
-        facts["guidance"] = {}
-        picture = image_grid([[image] for image in drawn.images], ["sample"])
-        return facts, {"samples.png": picture, "denoising.png": _strip(drawn)}
     reconstructed = [Drawing(subjects, guidance, 0, 0) for guidance in GUIDANCE]
     *drawn_all, other, free = draw_all(
         crew, [*reconstructed, Drawing(subjects, own, 1, strip), Drawing(subjects, 0.0, 0, 0)], say
@@ -253,10 +249,23 @@ def show(crew: Crew[Any, Any], config: RunConfig, say: Say) -> tuple[dict[str, A
         list(row)
         for row in zip(subjects.target, *(each.images for each in drawn_all), other.images, free.images, strict=True)
     ]
-    facts["guidance"] = {
-        f"{w:g}": likeness(each.images, subjects.target) for w, each in zip(GUIDANCE, drawn_all, strict=True)
+    return {"reconstruction.png": image_grid(rows, columns), "denoising.png": _strip(other)}
+
+
+def free_samples(crew: Crew[Any, Any], config: RunConfig, say: Say) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Images without any source: facts for samples.json, and the pictures by file name."""
+    subjects = choose(crew, config.evaluation.images)
+    without = 1.0 if config.method == "unconditional" else 0.0  # there nothing is left out
+    noises = [Drawing(subjects, without, 1 + number, 0) for number in range(FREE_COLUMNS)]
+    strip = replace(noises[0], strip=min(STRIP_IMAGES, len(subjects.keys)))
+    drawn = draw_all(crew, [strip, *noises[1:]], say)
+    rows = [list(row) for row in zip(*(each.images for each in drawn), strict=True)]
+    facts = {
+        "counts": {"images": len(rows) * FREE_COLUMNS},
+        "settings": config.sampling.model_dump(mode="json"),
     }
-    return facts, {"samples.png": image_grid(rows, columns), "denoising.png": _strip(other)}
+    pictures = {"samples.png": image_grid(rows, ["sample"] * FREE_COLUMNS)}
+    return facts, pictures | ({"denoising.png": _strip(drawn[0])} if config.method == "unconditional" else {})
 
 
 def _strip(drawn: Drawn) -> bytes:

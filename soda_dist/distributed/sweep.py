@@ -98,7 +98,8 @@ def _trial(
             pretrain(configs[number], data, folder.uri, tell, until=rung)
         accuracy = _accuracy(folder, rung)
         if accuracy is None:
-            evaluate(folder.uri, data, "probe", str(rung), [], tell)
+            one = [] if configs[number].evaluation.actors else ["evaluation.actors=1"]  # the cluster is shared
+            evaluate(folder.uri, data, "probe", str(rung), one, tell)
             accuracy = _accuracy(folder, rung)
         tune.report({OBJECTIVE: accuracy, "step": rung})
 

@@ -21,10 +21,13 @@ ENCODERS = {"trained": "trained", "untrained": "untrained", "pixels": "raw pixel
 MEASURES = {"top1": "top-1", "top5": "top-5", "macro_f1": "macro F1", "accuracy": "accuracy"}
 TASKS = {"probe": "linear probe", "knn": "nearest neighbours"}
 PICTURES = {
-    "samples.png": (
+    "reconstruction.png": (
         "Each row starts from one image: the source view, its reconstructions at rising guidance from the same noise, "
         "another sample from the same latent, and a sample without any latent."
     ),
+    "samples.png": "Images drawn without any source, each from its own noise.",
+    "importance.png": "How much each number of the latent tells of each factor.",
+    "sections.png": "Which section of the latent holds which factor.",
     "denoising.png": "From noise to image: the state, and the clean image that the network predicts from it.",
     "novel_views.png": (
         "Held-out objects: what the encoder was given, what was drawn for the cameras asked for, and the truth beneath."
@@ -184,12 +187,18 @@ def _pictures(run: Folder) -> list[dict[str, Any]]:
         return []
     latest = max(found)
     pictures = []
-    for name in sorted(found[latest], key=lambda name: name.rsplit("/", 1)[1] != "samples.png"):
+    for name in sorted(found[latest], key=_order):
         title = name.rsplit("/", 1)[1]
         data = base64.b64encode(run.read(name)).decode()
         caption = PICTURES.get(title, title)
         pictures.append({"step": latest, "title": title, "caption": caption, "source": f"data:image/png;base64,{data}"})
     return pictures
+
+
+def _order(name: str) -> int:
+    """Pictures that the page knows come first, in the order of its table."""
+    title = name.rsplit("/", 1)[1]
+    return list(PICTURES).index(title) if title in PICTURES else len(PICTURES)
 
 
 def _attempts(run: Folder) -> list[dict[str, str]]:

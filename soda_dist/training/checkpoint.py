@@ -192,8 +192,11 @@ def _copy_overlaps(key: str, values: Tensor, pieces: list[Fragment], missing: di
             missing[piece.name, piece.start, kind] -= high - low
 
 
-def load_model(run: Folder, step: int | None = None) -> tuple[Method, RunConfig, int]:
-    """The EMA model of a run in eval mode, its configuration and its step (none: the latest complete one)."""
+def load_model(run: Folder, step: int | None = None, *, ema: bool = True) -> tuple[Method, RunConfig, int]:
+    """A run's model in eval mode, its configuration and its step (none: the latest complete one).
+
+    `ema`: with the running mean of the weights, or with those that training goes on from.
+    """
     steps = complete_steps(run)
     if not steps:
         raise UserError(
@@ -206,13 +209,32 @@ def load_model(run: Folder, step: int | None = None) -> tuple[Method, RunConfig,
     config = parse_config(_read(folder, manifest, "config.json").decode(), f"{folder.uri}/config.json")
     model = build_model(config)
     try:
-        tensors = load_tensors(_read(folder, manifest, "model.safetensors"))
+        load_plain_state_dict(model, load_tensors(_read(folder, manifest, "model.safetensors")))
+        if not ema:
+            _fill_live(model, folder, manifest)
     except SafetensorError as error:
-        raise UserError(
-            f"{folder.uri}/model.safetensors", str(error), "safetensors", "remove this checkpoint"
-        ) from None
-    load_plain_state_dict(model, tensors)
+        raise UserError(f"{folder.uri}", str(error), "safetensors", "remove this checkpoint") from None
     return model.eval().requires_grad_(False), config, step
+
+
+def _fill_live(model: Method, folder: Folder, manifest: dict[str, Any]) -> None:
+    """Parameters as the optimizer left them; buffers have no running mean."""
+    live = dict(model.named_parameters())
+    for name in (entry["name"] for entry in manifest["files"] if entry["name"].startswith("state-")):
+        for key, values in load_tensors(_read(folder, manifest, name)).items():
+            kind, rest = key.split("/", 1)
+            parameter, text = rest.rsplit("/", 1)
+            owner, _, inner = parameter.partition(".")
+            if kind == "param" and owner == "model":
+                live[inner].data.view(-1)[int(text) : int(text) + len(values)].copy_(values)
+
+
+def weights_digest(run: Folder, step: int, *, ema: bool) -> str:
+    """SHA-256 over the digests of the files that `load_model` reads."""
+    prefixes = ("model.", "config.") if ema else ("model.", "config.", "state-")
+    files = read_manifest(run, step)["files"]
+    chosen = sorted(f"{entry['name']} {entry['sha256']}" for entry in files if entry["name"].startswith(prefixes))
+    return hashlib.sha256("\n".join(chosen).encode()).hexdigest()
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -50,8 +50,9 @@ def scenes(tmp_path_factory) -> Path:
 def test_a_baseline_is_probed_and_drawn(name, data, tmp_path) -> None:
     train(str(tmp_path), config_of(name, evaluation=QUICK, train={"steps": 3}))
     said: list[str] = []
+    drawn = "samples" if name == "unconditional" else "reconstruction"
     with ray_session(cpus=2):
-        found = evaluate(str(tmp_path), str(data), "probe,samples", "latest", [], said.append)
+        found = evaluate(str(tmp_path), str(data), f"probe,{drawn}", "latest", [], said.append)
     probe = found["probe"]
     assert probe["counts"]["train"] == 44 and 0.3 < probe["encoders"]["pixels"]["estimates"]["top1"]["value"] <= 1
     if name == "encdec":
@@ -63,7 +64,7 @@ def test_a_baseline_is_probed_and_drawn(name, data, tmp_path) -> None:
         assert search[probe["read_at"]] == max(search.values()), "the best of the search is what is read"
         assert probe["encoders"]["trained"]["dimension"] == (8 if "down.0" in probe["read_at"] else 16)
         assert any(line.startswith("latents are ") for line in said)
-    assert Image.open(BytesIO(open_folder(str(tmp_path)).read("eval/3/samples.png"))).size[0] > 100
+    assert Image.open(BytesIO(open_folder(str(tmp_path)).read(f"eval/3/{drawn}.png"))).size[0] > 100
     assert "novel_views" not in found
 
 

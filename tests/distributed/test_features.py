@@ -2,25 +2,32 @@
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
 
+from soda_dist.config.load import with_fields
 from soda_dist.data.shards import ShardReader
-from soda_dist.data.storage import open_folder
+from soda_dist.data.storage import Folder, open_folder
 from soda_dist.data.views import center_views
 from soda_dist.distributed.features import (
-    Extract,
+    Features,
     Models,
     Piece,
+    Point,
     check_splits,
     collect,
     extract,
     load_models,
+    place_of,
     plan_pieces,
     raw_pixels,
+    read_features,
     readers,
     settle_norms,
 )
@@ -39,7 +46,7 @@ def alone(views: torch.Tensor) -> Sources:
 
 
 class LocalCrew:
-    """The crew's one method in this process; pieces are done in a seeded random order."""
+    """The crew's methods in this process; pieces are done in a seeded random order."""
 
     def __init__(self, models: object, seed: int = 0) -> None:
         self._models, self._seed = models, seed
@@ -48,6 +55,9 @@ class LocalCrew:
         for number in np.random.default_rng(self._seed).permutation(len(pieces)).tolist():
             yield number, job(self._models, pieces[number])
 
+    def each(self, job, argument):
+        return [job(self._models, argument)]
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Models:
@@ -55,7 +65,7 @@ def models(tmp_path_factory) -> Models:
     config = tiny_config(train={"steps": 3})
     small_data(path / "data")
     train(str(path / "run"), config)
-    return load_models(str(path / "run"), str(path / "data"), 3, config, "cpu")
+    return load_models(str(path / "run"), str(path / "data"), 3, True, config, "cpu")
 
 
 @pytest.mark.parametrize("limit", [None, 1, 10, 16, 17, 31, 1000])
@@ -73,12 +83,17 @@ def test_pieces_cover_the_first_rows_once_and_in_order(limit: int | None, batch:
     assert all(p.rows > starts[p.groups[-1]] - p.first_row for p in pieces), "no group is read in vain"
 
 
-def test_latents_are_those_of_the_trained_and_the_initial_encoder(models: Models) -> None:
-    pieces = plan_pieces("train", models.reader["train"].groups, None, 16, ("colour", "bright"))
-    features = collect(LocalCrew(models), pieces, lambda line: None)
+@pytest.fixture
+def place(tmp_path: Path) -> Folder:
+    return open_folder(str(tmp_path / "latents"))
+
+
+def test_latents_are_those_of_the_trained_and_the_initial_encoder(models: Models, place: Folder) -> None:
+    pieces = plan_pieces("train", models.reader["train"].groups, None, 16)
+    features = collect(LocalCrew(models), place, pieces, lambda line: None)
     assert len(features) == 44 and features.unreadable == ["train/13.png"]
     keys = np.delete(np.arange(45), 13)
-    assert (features.labels == np.stack([keys % 3, keys % 2], axis=1)).all()
+    assert (features.labels(("colour", "bright")) == np.stack([keys % 3, keys % 2], axis=1)).all()
 
     reader = ShardReader(models.reader["train"].folder, models.reader["train"].manifest, "train")
     images = [image for g in range(5) for image in reader.group(g, ["image"]).column("image").to_pylist()]
@@ -97,35 +112,84 @@ def test_latents_are_those_of_the_trained_and_the_initial_encoder(models: Models
     assert np.abs(features.arrays["trained"] - features.arrays["untrained"]).max() > 1e-3
 
 
-def test_the_order_in_which_pieces_are_done_decides_nothing(models: Models) -> None:
-    pieces = plan_pieces("test", models.reader["test"].groups, None, 8, ("colour",))
-    one, other = (collect(LocalCrew(models, seed), pieces, lambda line: None) for seed in (1, 2))
+def test_the_order_in_which_pieces_are_done_decides_nothing(models: Models, place: Folder) -> None:
+    pieces = plan_pieces("test", models.reader["test"].groups, None, 8)
+    one, other = (
+        collect(LocalCrew(models, seed), place.child(str(seed)), pieces, lambda line: None) for seed in (1, 2)
+    )
     assert all((one.arrays[name] == other.arrays[name]).all() for name in one.arrays)
-    assert (one.labels == other.labels).all()
+    assert one.table == other.table
 
 
-def test_a_limit_takes_the_first_rows(models: Models) -> None:
+def test_a_limit_takes_the_first_rows(models: Models, place: Folder) -> None:
     groups = models.reader["train"].groups
-    some = collect(LocalCrew(models), plan_pieces("train", groups, 12, 16, ("colour",)), lambda line: None)
-    whole = collect(LocalCrew(models), plan_pieces("train", groups, None, 16, ("colour",)), lambda line: None)
+    some = collect(LocalCrew(models), place, plan_pieces("train", groups, 12, 16), lambda line: None)
+    said: list[str] = []
+    whole = collect(LocalCrew(models), place, plan_pieces("train", groups, None, 16), said.append)
+    assert not any("from before" in line for line in said), "a part of a piece is not the piece"
     np.testing.assert_allclose(some.arrays["trained"], whole.arrays["trained"][:12], rtol=1e-4, atol=1e-5)
 
 
-def test_a_lost_and_a_doubled_piece_are_noticed(models: Models) -> None:
-    pieces = plan_pieces("test", models.reader["test"].groups, None, 8, ())
-    done = [(number, extract(models, piece)) for number, piece in enumerate(pieces)]
+def test_pieces_that_are_there_are_not_done_again(models: Models, place: Folder) -> None:
+    pieces = plan_pieces("test", models.reader["test"].groups, None, 8)
+    collect(LocalCrew(models), place, pieces[:-1], lambda line: None)
 
-    class Careless:
-        def __init__(self, results: list[tuple[int, Extract]]) -> None:
-            self.results = results
+    class Counting(LocalCrew):
+        done: list[Piece]
 
         def share_out(self, job, pieces, tick):
-            yield from self.results
+            self.done = list(pieces)
+            return super().share_out(job, pieces, tick)
 
-    with pytest.raises(RuntimeError, match="10 rows of test were lost"):
-        collect(Careless(done[:-1]), pieces, lambda line: None)
-    with pytest.raises(RuntimeError, match="twice"):
-        collect(Careless([*done, done[0]]), pieces, lambda line: None)
+    crew, said = Counting(models), []
+    whole = collect(crew, place, pieces, said.append)
+    assert crew.done == pieces[-1:] and len(whole) == 29
+    assert "latents of test: 20 of 30 images are there from before" in said
+    alone = collect(LocalCrew(models), place.child("alone"), pieces, lambda line: None)
+    assert all((whole.arrays[name] == alone.arrays[name]).all() for name in whole.arrays)
+
+
+def test_a_lost_and_a_doubled_piece_are_noticed(models: Models, place: Folder) -> None:
+    pieces = plan_pieces("test", models.reader["test"].groups, None, 8)
+    collect(LocalCrew(models), place, pieces, lambda line: None)
+    folder = place.child("test")
+    with pytest.raises(RuntimeError, match="lacks rows, or has some twice"):
+        read_features(folder, [pieces[0], pieces[2]])
+    folder.write(pieces[1].file, folder.read(pieces[0].file))
+    with pytest.raises(RuntimeError, match="lacks rows, or has some twice"):
+        read_features(folder, pieces)
+
+
+def test_the_place_of_latents_says_what_they_depend_on(place: Folder) -> None:
+    config = tiny_config()
+
+    def at(weights="a", shards=("b",), points=(), **changed) -> str:
+        return place_of(place, with_fields(config, changed), weights, shards, points).uri
+
+    assert at() == at() == at(**{"evaluation.probe.epochs": 3, "scale.workers": 2})
+    others = [
+        at(weights="c"), at(shards=("b", "c")), at(points=(Point("up.0", 1),)), at(seed=5),
+        at(**{"data.source_size": 24}), at(**{"evaluation.batch": 7}), at(**{"train.precision": "bf16"}),
+    ]  # fmt: skip
+    assert len({at(), *others}) == 1 + len(others)
+
+
+def test_latents_lie_as_parquet_with_keys_and_labels(models: Models, place: Folder) -> None:
+    pieces = plan_pieces("test", models.reader["test"].groups, 8, 8)
+    collect(LocalCrew(models), place, pieces, lambda line: None)
+    (entry,) = place.list()
+    table = pq.read_table(f"{place.uri}/{entry.name}")
+    assert table.column("key").to_pylist() == list(range(8))
+    assert table.column("ok").to_pylist() == [False, *[True] * 7]
+    assert table.column("label/colour").to_pylist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert table.schema.field("vector/trained").type == pa.list_(pa.float32(), 12)
+
+
+def test_a_row_without_a_value_is_told_when_it_is_asked_for() -> None:
+    features = Features("test", pa.table({"a": pa.array([1, None]), "b": pa.array([1, 2])}), {}, [])
+    assert features.labels(["b"]).tolist() == [[1], [2]]
+    with pytest.raises(UserError, match="a: got 1 rows of split test without a value"):
+        features.labels(["b", "a"])
 
 
 def test_rows_that_are_not_where_their_key_says_are_noticed(models: Models) -> None:
@@ -139,22 +203,17 @@ def _with_nan(module: nn.Module, args: tuple, z: torch.Tensor) -> torch.Tensor:
     return z
 
 
-def test_a_diverged_encoder_is_the_users_to_know(models: Models) -> None:
+def test_a_diverged_encoder_is_the_users_to_know(models: Models, place: Folder) -> None:
     model = copy.deepcopy(models.model)
     model.encoder.register_forward_hook(_with_nan)
-    pieces = plan_pieces("test", models.reader["test"].groups, None, 8, ())
+    pieces = plan_pieces("test", models.reader["test"].groups, None, 8)
     with pytest.raises(UserError, match="2 latents of test that are not finite"):
-        collect(LocalCrew(replace(models, model=model)), pieces, lambda line: None)
+        collect(LocalCrew(replace(models, model=model)), place, pieces, lambda line: None)
 
 
-def test_an_unknown_label_column_is_the_users_mistake(models: Models) -> None:
-    with pytest.raises(UserError, match="column: got colr"):
-        extract(models, Piece("test", (0,), 0, 10, ("colr",)))
-
-
-def test_progress_ends_with_the_whole(models: Models) -> None:
+def test_progress_ends_with_the_whole(models: Models, place: Folder) -> None:
     lines: list[str] = []
-    collect(LocalCrew(models), plan_pieces("test", models.reader["test"].groups, None, 8, ()), lines.append)
+    collect(LocalCrew(models), place, plan_pieces("test", models.reader["test"].groups, None, 8), lines.append)
     assert "latents of test: 30 of 30 images" in lines[-1]
 
 

@@ -184,7 +184,7 @@ def test_a_run_with_nothing_but_its_configuration_says_what_is_missing(tmp_path:
     run.write("config.yaml", dump_config(load_config(SMALL)).encode())
     page = _page(run)
     assert f"python jobs/evaluate.py --run {run.uri} --data URI --tasks probe,knn" in page.sections["representation"]
-    assert f"python jobs/evaluate.py --run {run.uri} --data URI --tasks samples" in page.sections["samples"]
+    assert f"python jobs/evaluate.py --run {run.uri} --data URI --tasks reconstruction" in page.sections["samples"]
     assert f"python jobs/pretrain.py --preset NAME --data URI --run {run.uri}" in page.sections["training"]
     assert "No provenance.json" in page.sections["provenance"]
     assert "could not be read in training: 0" in page.sections["training"]

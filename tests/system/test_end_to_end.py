@@ -101,7 +101,7 @@ def test_prepare_pretrain_kill_resume_evaluate(head: Head, tmp_path: Path, s3_ur
     assert f"{straight}/report.html" in printed
     probe = run.read_json("eval/8/probe.json")
     assert 0 <= probe["value"] <= 1
-    assert run.read("eval/8/samples.png").startswith(b"\x89PNG")
+    assert run.read("eval/8/reconstruction.png").startswith(b"\x89PNG")
     assert b"<html" in run.read("report.html")
 
 

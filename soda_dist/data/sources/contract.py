@@ -10,7 +10,7 @@ import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
-from soda_dist.config.schema import Node
+from soda_dist.config.fields import Node
 from soda_dist.data.shards import Label
 
 FORMATS = ("JPEG", "MPO", "PNG")

@@ -1,0 +1,36 @@
+"""The tasks of evaluation. A new one is a file beside these and a row in `TASKS`."""
+
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+from soda_dist.distributed.subject import Result, Subject
+from soda_dist.distributed.tasks import classify, fid, reconstruct, views
+from soda_dist.errors import UserError
+
+
+class Task(NamedTuple):
+    """What `jobs/evaluate.py --tasks` names."""
+
+    check: Callable[[Subject], None]
+    """A `UserError` for what the task needs and the run or the data lack; called before any work."""
+    do: Callable[[Subject], Result]
+    """Does it, and records the result."""
+
+
+TASKS: Final[dict[str, Task]] = {
+    "probe": Task(classify.check, classify.probe),
+    "knn": Task(classify.check_knn, classify.knn),
+    "reconstruction": Task(reconstruct.check, reconstruct.reconstruct),
+    "samples": Task(reconstruct.check_samples, reconstruct.samples),
+    "novel_views": Task(views.check, views.draw_views),
+    "fid": Task(fid.check, fid.measure),
+}
+
+
+def chosen(text: str) -> Sequence[str]:
+    """Tasks that a comma-separated text names, in the order of the table; a `UserError` for others."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in TASKS]
+    if unknown or not names:
+        raise UserError("--tasks", ", ".join(unknown) or "nothing", ", ".join(TASKS), "choose some of them")
+    return [name for name in TASKS if name in names]
