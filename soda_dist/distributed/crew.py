@@ -62,7 +62,7 @@ class _Call:
 
 
 class Crew(Generic[Piece, Result]):
-    """A context in which `actors` actors are alive.
+    """A context in which `actors` actors are alive from the first work on.
 
     Each calls `setup` once and does jobs on what it returned. Work begins with the first actor that is ready, so a
     cluster that can only start some of them is slower, not stuck.
@@ -86,8 +86,6 @@ class Crew(Generic[Piece, Result]):
         self._waiting_since = time.monotonic()
 
     def __enter__(self) -> Self:
-        for _ in range(self._count):
-            self._hire()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -108,6 +106,10 @@ class Crew(Generic[Piece, Result]):
         """
         todo, losses = deque(range(len(pieces))), [0] * len(pieces)
         left = len(pieces)
+        if not self._members:
+            self._waiting_since = time.monotonic()
+            for _ in range(self._count):
+                self._hire()
         while left:
             self._deal(job, pieces, todo)
             for call, result, error in self._finished():

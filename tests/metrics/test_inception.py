@@ -1,7 +1,6 @@
 """The Inception network against torch-fidelity's own use of it: same weights, same images, same values."""
 
 import hashlib
-import io
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,10 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 from soda_dist.errors import UserError
 from soda_dist.metrics import inception
 from soda_dist.metrics.distributions import fid, kid, moments, precision_recall
-from soda_dist.metrics.inception import Inception, features, is_published, load_inception
+from soda_dist.metrics.inception import features, is_published, load_inception
+from tests.metrics.networks import inception_weights, saved
 
 pytestmark = pytest.mark.usefixtures("without_network")
-
-
-def saved(value: object) -> bytes:
-    file = io.BytesIO()
-    torch.save(value, file)
-    return file.getvalue()
 
 
 def load(content: bytes) -> nn.Module:
@@ -33,18 +27,7 @@ def load(content: bytes) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def weights() -> dict[str, Tensor]:
-    """Test weights: random, of a size that keeps signals alive through all layers, statistics that are not 0 and 1."""
-    generator = torch.Generator().manual_seed(1)
-    drawn = {}
-    for name, tensor in Inception().state_dict().items():
-        noise = torch.randn(tensor.shape, generator=generator)
-        if name.endswith("conv.weight"):
-            drawn[name] = noise * (2.0 / tensor[0].numel()) ** 0.5
-        elif name.endswith("num_batches_tracked"):
-            drawn[name] = torch.tensor(5)
-        else:
-            drawn[name] = 0.1 * noise + (1.0 if name.endswith(("bn.weight", "running_var")) else 0.0)
-    return drawn
+    return inception_weights()
 
 
 @pytest.fixture(scope="module")

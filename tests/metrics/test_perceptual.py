@@ -1,7 +1,6 @@
 """LPIPS against package lpips building itself from the same trunk."""
 
 import hashlib
-import io
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -16,6 +15,7 @@ from torchvision.models import AlexNet_Weights, VGG16_Weights
 from soda_dist.errors import UserError
 from soda_dist.metrics import perceptual
 from soda_dist.metrics.perceptual import SMALLEST_SIDE, Trunk, is_published, load_lpips, lpips_distance
+from tests.metrics.networks import saved
 
 pytestmark = pytest.mark.usefixtures("without_network")
 
@@ -32,12 +32,6 @@ def drawn(net: Trunk) -> nn.Module:
 
 def tensors_of(layers: nn.Module) -> dict[str, Tensor]:
     return {f"features.{name}": tensor for name, tensor in layers.state_dict().items()}
-
-
-def saved(value: object) -> bytes:
-    file = io.BytesIO()
-    torch.save(value, file)
-    return file.getvalue()
 
 
 def load(content: bytes, net: Trunk) -> nn.Module:
