@@ -1,23 +1,41 @@
-"""Measure this machine: ingest against a torch DataLoader, the training loop against bare PyTorch.
+"""Measure this machine: ingest, training loop, sampler and training step.
 
 Every figure is a ratio of one run, printed beside the rates it is made of; benchmark.json holds them all.
-  python jobs/benchmark.py data  [--small URI] [--photographs URI]
-  python jobs/benchmark.py train [--data URI] [a.b=value ...]
+  python jobs/benchmark.py data   [--small URI] [--photographs URI]     against a torch DataLoader
+  python jobs/benchmark.py train  [--data URI] [a.b=value ...]          against bare PyTorch
+  python jobs/benchmark.py sample [--device cuda] [--preset NAME] [a.b=value ...]  against diffusers; bf16, compiled
+  python jobs/benchmark.py step   [--device cuda] [--preset NAME] [a.b=value ...]  bf16, compiled, share of a matmul
 """
+
+import argparse
 
 from soda_dist.cli import add_uri, parser, run, say
 
 
 def main(argv: list[str]) -> str:
     arguments = parser(__doc__)
-    arguments.add_argument("what", choices=["data", "train"], help="what is measured")
+    arguments.add_argument("what", choices=["data", "train", "sample", "step"], help="what is measured")
     add_uri(arguments, "--photographs", "data: prepared shards of photographs; none: left out", required=False)
     add_uri(arguments, "--small", "data: prepared shards of 32 px images; none: rendered ones", required=False)
     add_uri(arguments, "--data", "train: prepared shards; none: rendered ones", required=False)
     add_uri(arguments, "--out", "folder for benchmark.json; none: not written", required=False)
+    arguments.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="sample, step")
+    arguments.add_argument("--preset", default="cifar10", metavar="NAME|FILE", help="sample, step")
     arguments.add_argument("overrides", nargs="*", metavar="a.b=value", help="overrides of the preset cifar10")
     args = arguments.parse_intermixed_args(argv)
+    return _without_ray(args) if args.what in ("sample", "step") else _with_ray(args)
 
+
+def _without_ray(args: argparse.Namespace) -> str:
+    from soda_dist.distributed import sampling_speed, step_speed
+    from soda_dist.distributed.rounds import conclude
+
+    measure = sampling_speed.measure_sampling if args.what == "sample" else step_speed.measure_step
+    return conclude(measure(args.preset, args.overrides, args.device, say), args.out, say)
+
+
+def _with_ray(args: argparse.Namespace) -> str:
+    from soda_dist.distributed.rounds import conclude
     from soda_dist.distributed.session import ray_session
 
     with ray_session(cpus=4):
@@ -27,7 +45,7 @@ def main(argv: list[str]) -> str:
             results = benchmark.measure_data(args.small, args.photographs, say)
         else:
             results = benchmark.measure_train(args.data, args.overrides, say)
-        return benchmark.conclude(results, args.out, say)
+        return conclude(results, args.out, say)
 
 
 if __name__ == "__main__":

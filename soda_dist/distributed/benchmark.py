@@ -1,8 +1,4 @@
-"""The benchmarks of `jobs/benchmark.py`: ratios of one run, with the rates they are made of.
-
-The sides of a ratio alternate in rounds, since machines are shared and drift; a side's rate is the median of its
-rounds, and the ratio is to the best of the other sides.
-"""
+"""`benchmark.py data` and `train`: the ingest against a torch DataLoader, the training loop against bare PyTorch."""
 
 import logging
 import statistics
@@ -28,17 +24,16 @@ from soda_dist.data.views import view_pairs
 from soda_dist.distributed.ingest import stream
 from soda_dist.distributed.prepare import prepare
 from soda_dist.distributed.pretrain import pretrain
+from soda_dist.distributed.rounds import Result, compare
 from soda_dist.distributed.session import Say
 from soda_dist.distributed.torchvision_baseline import Decoder, TorchvisionPairs
 from soda_dist.training.build import build_objective, build_optimizer
 from soda_dist.training.loop import to_device
 
-ROUNDS = 3
 TRAIN_STEPS = 12
 SECONDS = 12.0
 """How long a side of the ingest is watched in a round, after its pipeline has filled."""
 DECODERS: tuple[Decoder, ...] = ("Pillow", "tensors")
-Result = dict[str, Any]
 
 
 def measure_train(data_uri: str | None, overrides: list[str], say: Say) -> list[Result]:
@@ -63,7 +58,7 @@ def measure_train(data_uri: str | None, overrides: list[str], say: Say) -> list[
             "Ray + DeepSpeed": lambda number: _loop_rate(config, data_uri, f"{scratch}/run-{number}"),
             "bare PyTorch": lambda number: ray.get(on_worker.remote(config, data_uri)),
         }
-        return [_compare("training loop", sides, "pairs/s", 1 / 1.15, say)]
+        return [compare("training loop", sides, "pairs/s", 1 / 1.15, say)]
 
 
 def _rendered(uri: str, say: Say) -> str:
@@ -127,8 +122,8 @@ def _data_ratios(name: str, config: RunConfig, uri: str, limit: float, piece: in
         **{f"torchvision, {d}": partial(_their_cpu_rate, images, config, d, piece) for d in DECODERS},
     }
     return [
-        _compare(f"ingest, {name}", ingest, "pairs/s", limit, say),
-        _compare(f"views, {name}", alone, "pairs/CPU-s", 1.0, say),
+        compare(f"ingest, {name}", ingest, "pairs/s", limit, say),
+        compare(f"views, {name}", alone, "pairs/CPU-s", 1.0, say),
     ]
 
 
@@ -199,37 +194,3 @@ def _cpu_rate(views: Callable[[Sequence[bytes], int], None], images: list[bytes]
     start = time.process_time()
     views(images[first + piece : first + 2 * piece], first + piece)
     return piece / (time.process_time() - start)
-
-
-def _compare(name: str, sides: dict[str, Callable[[int], float]], unit: str, limit: float, say: Say) -> Result:
-    """Rates of each side in turn, for every round; the first side is ours."""
-    rounds: dict[str, list[float]] = {side: [] for side in sides}
-    for number in range(ROUNDS):
-        for side, measure in sides.items():
-            rounds[side].append(measure(number))
-        rates = ", ".join(f"{side} {rates[-1]:.4g}" for side, rates in rounds.items())
-        say(f"{name}, round {number + 1} of {ROUNDS}, {unit}: {rates}")
-    medians = {side: statistics.median(rates) for side, rates in rounds.items()}
-    ours, *others = medians.values()
-    return {
-        "name": name,
-        "unit": unit,
-        "median": {side: float(f"{rate:.4g}") for side, rate in medians.items()},
-        "rounds": rounds,
-        "ratio": round(ours / max(others), 3),
-        "limit": round(limit, 3),
-    }
-
-
-def conclude(results: list[Result], out_uri: str | None, say: Say) -> str:
-    """Print the table; write benchmark.json if a folder is given, and return its URI."""
-    for result in results:
-        sides = "  ".join(f"{side} {rate:g}" for side, rate in result["median"].items())
-        verdict = "within" if result["ratio"] >= result["limit"] else "BELOW"
-        say(f"{result['name']} ({result['unit']}): {sides}")
-        say(f"  ratio {result['ratio']:.3f}, {verdict} the limit {result['limit']:g}")
-    if out_uri is None:
-        return ""
-    folder = open_folder(out_uri)
-    folder.write_json("benchmark.json", results)
-    return folder.file_uri("benchmark.json")

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from soda_dist.config.schema import RunConfig
@@ -32,6 +32,12 @@ def plan(config: RunConfig) -> dict[str, Any]:
     }
 
 
+def some_pose(config: RunConfig) -> Tensor | None:
+    """A pose to run the networks with, float32 [1, P], of no meaning; none where the data has no poses."""
+    width = {"none": 0, "pixels": PIXEL_POSE, "cameras": CAMERA_POSE}[config.data.pose]
+    return torch.eye(5)[:1].repeat(1, 5)[:, :width] if width else None
+
+
 def _count(module: nn.Module) -> int:
     frozen = sum(b.numel() for b in module.buffers()) if not any(True for _ in module.parameters()) else 0
     return frozen + sum(parameter.numel() for parameter in module.parameters())
@@ -39,8 +45,7 @@ def _count(module: nn.Module) -> int:
 
 def _flops(model: Method, config: RunConfig) -> dict[str, int]:
     data = config.data
-    width = {"none": 0, "pixels": PIXEL_POSE, "cameras": CAMERA_POSE}[data.pose]
-    camera = torch.eye(5)[:1].repeat(1, 5)[:, :width] if width else None
+    camera = some_pose(config)
     sources = Sources(
         torch.zeros(1, 1, 3, data.source_size, data.source_size),
         torch.ones(1, 1, dtype=torch.bool),
