@@ -1,11 +1,10 @@
 """Accuracy and F1 of class scores, each with its standard error."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.metrics import f1_score
 from torch import Tensor
 
 BOOTSTRAP_DRAWS = 200
@@ -41,28 +40,53 @@ class Scores:
 
 
 def score(logits: Tensor, labels: Tensor, *, seed: int) -> dict[str, Estimate]:
-    """Section E.1: top-1 accuracy of classes (top-5 too where there are more than five), F1 of binary attributes.
+    """Section E.1: accuracy of classes (top-5 too where there are more than five), F1 of binary attributes.
+
+    Classes have macro F1 as well, the mean over the classes that occur among labels or predictions.
 
     Args:
         logits: [N, C] for labels [N]; [N, A, 2] for labels [N, A].
         labels: int64.
         seed: of the bootstrap that gives F1 its standard error.
     """
+    predicted = logits.argmax(dim=-1)
     if labels.ndim == 1:
         ks = (1, 5) if logits.shape[1] > 5 else (1,)
-        return {f"top{k}": binomial(top_k(logits, labels, k), len(labels)) for k in ks}
-    predicted = logits.argmax(dim=-1)
+        found = {f"top{k}": binomial(top_k(logits, labels, k), len(labels)) for k in ks}
+        return {**found, "macro_f1": _f1_of_classes(predicted, labels, logits.shape[1], seed)}
     per_image = (predicted == labels).double().mean(dim=1)
     accuracy = Estimate(float(per_image.mean()), float(per_image.std(correction=0)) / len(labels) ** 0.5)
     f1 = Estimate(macro_f1(predicted, labels), _f1_error(predicted, labels, seed))
     return {"macro_f1": f1, "accuracy": accuracy}
 
 
+def details_of(logits: Tensor, labels: Tensor) -> dict[str, list[float]]:
+    """Facts beside `score`: for labels [N, A] each attribute's F1, by its position; nothing for classes."""
+    if labels.ndim == 1:
+        return {}
+    return {"f1_by_attribute": f1_by_attribute(logits.argmax(dim=-1), labels)}
+
+
 def headline(logits: Tensor, labels: Tensor) -> float:
     """The value that a choice between classifiers goes by: top-1 accuracy, or macro F1 for attributes."""
+    return headline_of(tally(logits, labels))
+
+
+def tally(logits: Tensor, labels: Tensor) -> Tensor:
+    """Counts behind `headline`, float64: of several sets of rows they add up.
+
+    Hits and rows, [2], for classes; hits, claims and positives of each attribute, [3, A].
+    """
     if labels.ndim == 1:
-        return top_k(logits, labels, 1)
-    return macro_f1(logits.argmax(dim=-1), labels)
+        return torch.stack([_among_top(logits, labels, 1).sum(), labels.new_tensor(len(labels))]).double()
+    return _f1_counts(logits.argmax(dim=-1), labels)
+
+
+def headline_of(counts: Tensor) -> float:
+    """`headline` from the sum of tallies."""
+    if counts.ndim == 1:
+        return float(counts[0] / counts[1])
+    return float(_f1(*counts).mean())
 
 
 def top_k(logits: Tensor, labels: Tensor, k: int) -> float:
@@ -77,10 +101,14 @@ def top_k(logits: Tensor, labels: Tensor, k: int) -> float:
     """
     if k > logits.shape[1]:
         raise ValueError(f"top_k: got k={k} for {logits.shape[1]} classes")
+    return float(_among_top(logits, labels, k).double().mean())
+
+
+def _among_top(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     own = logits.gather(1, labels[:, None])
     classes = torch.arange(logits.shape[1], device=logits.device)
     ahead = (logits > own) | ((logits == own) & (classes < labels[:, None]))
-    return float((ahead.sum(dim=1) < k).double().mean())
+    return ahead.sum(dim=1) < k
 
 
 def macro_f1(predicted: Tensor, labels: Tensor) -> float:
@@ -89,9 +117,12 @@ def macro_f1(predicted: Tensor, labels: Tensor) -> float:
     Args:
         predicted, labels: int64 [N, A], 0 or 1.
     """
-    if labels.shape[1] == 1:
-        return float(f1_score(labels[:, 0].cpu(), predicted[:, 0].cpu(), zero_division=0.0))
-    return float(f1_score(labels.cpu(), predicted.cpu(), average="macro", zero_division=0.0))
+    return float(np.mean(f1_by_attribute(predicted, labels)))
+
+
+def f1_by_attribute(predicted: Tensor, labels: Tensor) -> list[float]:
+    """A values, as `macro_f1` takes the mean of."""
+    return _f1(*_f1_counts(predicted, labels)).tolist()
 
 
 def binomial(share: float, count: int) -> Estimate:
@@ -99,14 +130,42 @@ def binomial(share: float, count: int) -> Estimate:
     return Estimate(share, (share * (1.0 - share) / count) ** 0.5)
 
 
+def _f1_counts(predicted: Tensor, labels: Tensor) -> Tensor:
+    """Hits, claims and positives: float64 [3, A]."""
+    return torch.stack([(column > 0).double().sum(0) for column in (predicted * labels, predicted, labels)])
+
+
+def _f1(hits: Tensor, claims: Tensor, positives: Tensor) -> Tensor:
+    """2 hits / (claims + positives); 0 where there are neither. For counts, of which there are whole ones only."""
+    return 2 * hits / (claims + positives).clamp(min=1.0)
+
+
+def _draws(count: int, seed: int) -> Iterator[Tensor]:
+    """How often each of `count` rows is drawn, float64 [count], in each draw of the bootstrap."""
+    generator = np.random.default_rng([seed, 0xF1])
+    for _ in range(BOOTSTRAP_DRAWS):
+        yield torch.from_numpy(np.bincount(generator.integers(count, size=count), minlength=count)).double()
+
+
 def _f1_error(predicted: Tensor, labels: Tensor, seed: int) -> float:
     """Standard deviation of macro F1 over bootstrap draws of the rows."""
     predicted, labels = predicted.cpu().double(), labels.cpu().double()
-    count = len(labels)
-    generator = np.random.default_rng([seed, 0xF1])
     values = []
-    for _ in range(BOOTSTRAP_DRAWS):
-        weights = torch.from_numpy(np.bincount(generator.integers(count, size=count), minlength=count)).double()
-        hits, claims, positives = (weights @ column for column in (predicted * labels, predicted, labels))
-        values.append(float((2 * hits / (claims + positives).clamp(min=1.0)).mean()))
+    for weights in _draws(len(labels), seed):
+        counts = (weights @ column for column in (predicted * labels, predicted, labels))
+        values.append(float(_f1(*counts).mean()))
     return float(np.std(values))
+
+
+def _f1_of_classes(predicted: Tensor, labels: Tensor, classes: int, seed: int) -> Estimate:
+    predicted, labels = predicted.cpu(), labels.cpu()
+
+    def mean(weights: Tensor) -> float:
+        hits, claims, positives = (
+            torch.bincount(column, weight, classes)
+            for column, weight in ((labels, weights * (predicted == labels)), (predicted, weights), (labels, weights))
+        )
+        return float(_f1(hits, claims, positives)[claims + positives > 0].mean())
+
+    values = [mean(weights) for weights in _draws(len(labels), seed)]
+    return Estimate(mean(torch.ones(len(labels), dtype=torch.float64)), float(np.std(values)))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from soda_dist.metrics.classification import Labelled, Scores, score
+from soda_dist.metrics.classification import Labelled, Scores, details_of, score
 
 BLOCK = 4096
 
@@ -16,7 +16,7 @@ def evaluate(
     votes = knn_votes(
         train.latents, train.labels, test.latents, classes=classes, k=k, temperature=temperature, block=block
     )
-    return Scores(score(votes, test.labels, seed=seed), {"k": k})
+    return Scores(score(votes, test.labels, seed=seed), {"k": k, **details_of(votes, test.labels)})
 
 
 def knn_votes(

@@ -1,18 +1,45 @@
-"""The linear probe (section E.1, table 12): how well a linear classifier reads a label from frozen latents."""
+"""The linear probe (section E.1, table 12): how well a linear classifier reads a label from frozen latents.
+
+Several workers, each with a part of the rows, fit the same probe as one with all of them.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from soda_dist.metrics.classification import Labelled, Scores, headline, score
+from soda_dist.metrics.classification import Labelled, Scores, details_of, headline_of, score, tally
+from soda_dist.models.layers import dropped
 
 HELD_OUT = 0.1
 NORM_EPS = 1e-10
 """Far below batch norm's usual 1e-5: latents may be small, and their scale must not matter."""
+_BLOCK = 65536
+"""Rows that are widened to float64 at a time: the latents may fill most of the memory."""
+
+
+class Workers(Protocol):
+    """The processes that fit a probe together, as one of them sees them."""
+
+    rank: int
+    world: int
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of a tensor over the workers, on the latents' device."""
+
+
+class _Alone:
+    rank, world = 0, 1
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values
+
+
+ALONE = _Alone()
 
 
 @dataclass(frozen=True)
@@ -38,7 +65,8 @@ class LinearProbe:
     def predict(self, latents: Tensor) -> Tensor:
         """Latents [N, D] to float32 logits, [N, classes] or [N, heads, classes]."""
         normal = (latents.float() - self.mean) * (self.variance + NORM_EPS).rsqrt()
-        return _shaped(F.linear(normal, self.weight, self.bias), self.heads)
+        outputs = F.linear(normal, self.weight, self.bias)
+        return outputs.unflatten(1, (self.heads, -1)) if self.heads else outputs
 
 
 def evaluate(
@@ -54,8 +82,15 @@ def evaluate(
     label_smoothing: float,
     weight_std: float,
     bias: float,
+    workers: Workers = ALONE,
 ) -> Scores:
-    """Fits a probe on `train` and scores it on `test`, which has no part in the choice of the learning rate."""
+    """Fits a probe on `train` and scores it on `test`, which has no part in the choice of the learning rate.
+
+    Args:
+        train: of this worker; its latents may be [passes, N, D].
+        test: whole; several workers may give different rows, and each scores its own.
+        workers, and the others: as `fit_probe`'s.
+    """
     probe = fit_probe(
         train.latents,
         train.labels,
@@ -68,10 +103,17 @@ def evaluate(
         label_smoothing=label_smoothing,
         weight_std=weight_std,
         bias=bias,
+        workers=workers,
     )
+    return probe_scores(probe, test, seed=seed)
+
+
+def probe_scores(probe: LinearProbe, test: Labelled, *, seed: int) -> Scores:
+    """A fitted probe on `test` (latents [M, D]), with how it was chosen; `seed` is of F1's bootstrap."""
+    logits = probe.predict(test.latents)
     held_out = {f"{rate:g}": value for rate, value in probe.held_out.items()}
-    details = {"learning_rate": probe.learning_rate, "held_out": held_out}
-    return Scores(score(probe.predict(test.latents), test.labels, seed=seed), details)
+    details = {"learning_rate": probe.learning_rate, "held_out": held_out, **details_of(logits, test.labels)}
+    return Scores(score(logits, test.labels, seed=seed), details)
 
 
 def fit_probe(
@@ -87,6 +129,7 @@ def fit_probe(
     label_smoothing: float,
     weight_std: float,
     bias: float,
+    workers: Workers = ALONE,
 ) -> LinearProbe:
     """Section E.1: batch norm without affine, dropout, one linear layer, softmax cross entropy, no weight decay.
 
@@ -96,26 +139,33 @@ def fit_probe(
     Our reading: Adam, with a cosine decay to zero. Batches are normalised by their own statistics, as batch norm
     does; the fitted probe uses those of all training rows, which the running averages of batch norm approach.
 
+    With several workers a row's number is its place in their parts, put together in the order of ranks. Batches, held
+    out rows and dropout masks are functions of the seed, the epoch and that number; the sums over a batch are taken
+    over the workers. So all get the probe that one with all rows gets, but for the order of summation.
+
     Args:
-        latents: [N, D], any real dtype.
+        latents: [N, D], any real dtype, this worker's rows; or [P, N, D], P draws of crops and flips of the same
+            images: epoch e reads draw e mod P, and statistics are over all of them.
         labels: int64 [N] in 0..classes-1, or [N, A] of 0 and 1 (`classes` is then 2).
-        seed: decides initial weights, held-out rows, order and dropout; equal seeds give equal probes on one device.
+        batch: rows of a step, over all workers.
+        seed: decides initial weights, held-out rows, order and dropout; equal seeds give equal probes.
+        workers: who fits along; every one must call this with the same other arguments.
 
     Raises:
-        ValueError: fewer than two rows, or labels outside 0..classes-1.
+        ValueError: fewer than two rows in all, or labels outside 0..classes-1; on every worker.
     """
-    _check(latents, labels, classes)
     recipe = _Recipe(classes, seed, epochs, batch, dropout, label_smoothing, weight_std, bias)
-    every_row = torch.arange(len(latents))
+    rows = _Rows(latents if latents.ndim == 3 else latents[None], labels, *_place(latents, labels, classes, workers))
+    everyone = torch.arange(rows.total)
     held_out: dict[float, float] = {}
     rate = learning_rates[0]
     if len(learning_rates) > 1:
-        shuffled = torch.randperm(len(latents), generator=torch.Generator().manual_seed(seed))
-        held, rest = shuffled.tensor_split([max(1, round(HELD_OUT * len(latents)))])
-        candidates = _train(latents, labels, rest, learning_rates, recipe)
-        held_out = {c.learning_rate: headline(c.predict(latents[held]), labels[held]) for c in candidates}
+        shuffled = torch.randperm(rows.total, generator=torch.Generator().manual_seed(seed))
+        held, rest = shuffled.tensor_split([max(1, round(HELD_OUT * rows.total))])
+        candidates = _train(rows, rest, learning_rates, recipe, workers)
+        held_out = {each.learning_rate: _headline(each, rows, held, workers) for each in candidates}
         rate = max(held_out, key=lambda each: held_out[each])
-    (probe,) = _train(latents, labels, every_row, [rate], recipe)
+    (probe,) = _train(rows, everyone, [rate], recipe, workers)
     return replace(probe, held_out=held_out)
 
 
@@ -131,61 +181,118 @@ class _Recipe:
     bias: float
 
 
-def _check(latents: Tensor, labels: Tensor, classes: int) -> None:
-    if len(latents) < 2 or len(latents) != len(labels):
-        raise ValueError(f"probe: got {len(latents)} latents and {len(labels)} labels, needs two or more of each")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= classes:
-        raise ValueError(f"probe: got labels {low}..{high} for {classes} classes")
+@dataclass(frozen=True)
+class _Rows:
+    """A worker's rows, and where they lie among those of all workers."""
+
+    latents: Tensor
+    """[P, N, D]."""
+    labels: Tensor
+    first: int
+    total: int
+
+    def own(self, numbers: Tensor) -> Tensor:
+        """Those of the given rows of all workers that are here, counted from this worker's first."""
+        return numbers[(numbers >= self.first) & (numbers < self.first + len(self.labels))] - self.first
 
 
-def _train(latents: Tensor, labels: Tensor, rows: Tensor, rates: Sequence[float], recipe: _Recipe) -> list[LinearProbe]:
+def _place(latents: Tensor, labels: Tensor, classes: int, workers: Workers) -> tuple[int, int]:
+    """This worker's first row among those of all workers, and their total; every worker checks what all of them have.
+
+    Raises:
+        ValueError: as `fit_probe`.
+    """
+    count = latents.shape[-2]
+    facts = torch.zeros(workers.world, 4, dtype=torch.int64, device=latents.device)
+    low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
+    facts[workers.rank] = torch.tensor([count, len(labels), low, high])
+    counts, labelled, lows, highs = workers.sum(facts).T.tolist()
+    if sum(counts) < 2 or counts != labelled:
+        raise ValueError(f"probe: got {sum(counts)} latents and {sum(labelled)} labels, needs two or more of each")
+    if min(lows) < 0 or max(highs) >= classes:
+        raise ValueError(f"probe: got labels {min(lows)}..{max(highs)} for {classes} classes")
+    return sum(counts[: workers.rank]), sum(counts)
+
+
+def _headline(probe: LinearProbe, rows: _Rows, numbers: Tensor, workers: Workers) -> float:
+    """The probe's headline value on the given rows, over all draws of them."""
+    own = rows.own(numbers)
+    counts = torch.stack([tally(probe.predict(draw[own]), rows.labels[own]) for draw in rows.latents]).sum(0)
+    return headline_of(workers.sum(counts))
+
+
+def _train(
+    rows: _Rows, numbers: Tensor, rates: Sequence[float], recipe: _Recipe, workers: Workers
+) -> list[LinearProbe]:
     """One probe for each learning rate, fitted on the given rows with shared batches and dropout masks."""
-    heads = labels.shape[1] if labels.ndim == 2 else 0
-    width, outputs = latents.shape[1], max(heads, 1) * recipe.classes
-    order = torch.Generator().manual_seed(recipe.seed)
-    masks = torch.Generator(latents.device).manual_seed(recipe.seed)
-    start = torch.randn(outputs, width, generator=order).to(latents.device) * recipe.weight_std
+    heads = rows.labels.shape[1] if rows.labels.ndim == 2 else 0
+    width, outputs = rows.latents.shape[2], max(heads, 1) * recipe.classes
+    mean, variance = _statistics(rows, numbers, workers)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    start = torch.randn(outputs, width, generator=generator).to(rows.latents.device) * recipe.weight_std
     layers = [(nn.Parameter(start.clone()), nn.Parameter(torch.full_like(start[:, 0], recipe.bias))) for _ in rates]
     groups = [{"params": list(layer), "lr": rate} for layer, rate in zip(layers, rates, strict=True)]
     optimizer = torch.optim.Adam(groups)
-    batch = min(recipe.batch, len(rows))
-    steps = recipe.epochs * (len(rows) // batch)
-    for step, chosen in enumerate(_batches(rows, batch, recipe.epochs, order)):
-        inputs = F.batch_norm(latents[chosen].float(), None, None, training=True, eps=NORM_EPS)
-        kept = torch.rand(inputs.shape, generator=masks, device=inputs.device) >= recipe.dropout
-        inputs = inputs * kept / (1.0 - recipe.dropout)
-        loss = sum(_loss(F.linear(inputs, *layer), labels[chosen], recipe) for layer in layers)
-        optimizer.zero_grad()
+    batch = min(recipe.batch, len(numbers))
+    steps = recipe.epochs * (len(numbers) // batch)
+    for step, (epoch, salt, chosen) in enumerate(_batches(numbers, batch, recipe.epochs, generator)):
+        own = rows.own(chosen)
+        inputs = normalised(rows.latents[epoch % len(rows.latents)][own].double() - mean, workers)
+        seeds = (own + (rows.first + salt)).to(inputs.device)
+        inputs = dropped(inputs, seeds, rate=recipe.dropout, number=0)
+        terms = batch * max(heads, 1)
+        loss = sum(_loss(F.linear(inputs, *layer), rows.labels[own], recipe) for layer in layers) / terms
         torch.as_tensor(loss).backward()
+        _sum_gradients([parameter for layer in layers for parameter in layer], workers)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * step / steps))
         optimizer.step()
-    mean, variance = _statistics(latents, rows)
+        optimizer.zero_grad()
     return [
-        LinearProbe(mean, variance, weight.detach(), bias.detach(), heads, rate, {})
+        LinearProbe(mean.float(), variance.float(), weight.detach(), bias.detach(), heads, rate, {})
         for (weight, bias), rate in zip(layers, rates, strict=True)
     ]
 
 
-def _batches(rows: Tensor, batch: int, epochs: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Full batches of every epoch; the rows left over differ from epoch to epoch, since the order does."""
-    full = len(rows) - len(rows) % batch
-    for _ in range(epochs):
-        yield from rows[torch.randperm(len(rows), generator=generator)[:full]].split(batch)
+def normalised(latents: Tensor, workers: Workers) -> Tensor:
+    """Batch norm without affine over the rows of all workers (section E.1): float64 [B, D] to float32 [B, D].
+
+    The latents should lie near zero: the variance is a difference of float64 sums.
+    """
+    sums = torch.stack([latents.sum(0), latents.square().sum(0), latents.new_full(latents.shape[1:], len(latents))])
+    first, second, count = workers.sum(sums)
+    mean = first / count
+    variance = (second / count - mean.square()).clamp_min(0)
+    return ((latents - mean) * (variance + NORM_EPS).rsqrt()).float()
+
+
+def _sum_gradients(parameters: Sequence[nn.Parameter], workers: Workers) -> None:
+    """Gradients are sums over the workers afterwards, by one exchange."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    total = workers.sum(torch.cat([gradient.flatten() for gradient in gradients]))
+    for gradient, part in zip(gradients, total.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def _batches(numbers: Tensor, batch: int, epochs: int, generator: torch.Generator) -> Iterator[tuple[int, int, Tensor]]:
+    """(epoch, what its dropout seeds start from, rows) of full batches; which are left over differs by the epoch."""
+    full = len(numbers) - len(numbers) % batch
+    for epoch in range(epochs):
+        salt = int(torch.randint(2**62, (), generator=generator))
+        for chosen in numbers[torch.randperm(len(numbers), generator=generator)[:full]].split(batch):
+            yield epoch, salt, chosen
 
 
 def _loss(logits: Tensor, labels: Tensor, recipe: _Recipe) -> Tensor:
     flat = logits.reshape(-1, recipe.classes)
-    return F.cross_entropy(flat, labels.reshape(-1), label_smoothing=recipe.label_smoothing)
+    return F.cross_entropy(flat, labels.reshape(-1), label_smoothing=recipe.label_smoothing, reduction="sum")
 
 
-def _statistics(latents: Tensor, rows: Tensor, block: int = 65536) -> tuple[Tensor, Tensor]:
-    """Mean and variance [D] over the rows, summed in float64 and in blocks: the latents may fill most of the memory."""
-    mean = sum((latents[part].double().sum(0) for part in rows.split(block)), torch.tensor(0.0)) / len(rows)
-    square = sum(((latents[part].double() - mean).square().sum(0) for part in rows.split(block)), torch.tensor(0.0))
-    return mean.float(), (square / len(rows)).float()
-
-
-def _shaped(outputs: Tensor, heads: int) -> Tensor:
-    return outputs.unflatten(1, (heads, -1)) if heads else outputs
+def _statistics(rows: _Rows, numbers: Tensor, workers: Workers) -> tuple[Tensor, Tensor]:
+    """Mean and variance over the given rows and all draws of them, float64 [D]."""
+    parts = [(draw, part) for draw in rows.latents for part in rows.own(numbers).split(_BLOCK)]
+    count = len(numbers) * len(rows.latents)
+    nothing = torch.zeros(rows.latents.shape[2], dtype=torch.float64, device=rows.latents.device)
+    mean = workers.sum(sum((draw[part].double().sum(0) for draw, part in parts), nothing)) / count
+    square = workers.sum(sum(((draw[part].double() - mean).square().sum(0) for draw, part in parts), nothing))
+    return mean, square / count

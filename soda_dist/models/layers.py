@@ -116,6 +116,13 @@ class AddressedDropPath(nn.Module):
         return f"rate={self.rate}, number={self.number}"
 
 
+def dropped(x: Tensor, seeds: Tensor, *, rate: float, number: int) -> Tensor:
+    """What `AddressedDropout` number `number` makes of `x` [B, ...], B from 0 on, under `addressed(seeds)`."""
+    if rate == 0 or len(x) == 0:
+        return x
+    return _dropped(x, _mixed(seeds), rate, number, x[0].numel())
+
+
 def _dropped(x: Tensor, streams: Tensor, rate: float, number: int | None, draws: int) -> Tensor:
     """`x` [B, ...] times an addressed mask of `draws` draws a sample (all of its elements, or one for all)."""
     if number is None:

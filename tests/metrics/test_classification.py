@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import f1_score, top_k_accuracy_score
 
-from soda_dist.metrics.classification import binomial, headline, macro_f1, score, top_k
+from soda_dist.metrics.classification import binomial, details_of, headline, headline_of, macro_f1, score, tally, top_k
 
 
 def _random(rows: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,16 +49,52 @@ def test_macro_f1_counts_an_attribute_never_predicted_as_zero() -> None:
     assert macro_f1(predicted, labels) == 0.5
 
 
+def test_f1_of_attributes_stands_in_their_order() -> None:
+    generator = torch.Generator().manual_seed(2)
+    labels, predicted = (torch.randint(2, (200, 4), generator=generator) for _ in range(2))
+    predicted[:, 2] = labels[:, 2]
+    logits = torch.nn.functional.one_hot(predicted, 2).float()
+    expected = [f1_score(labels[:, a], predicted[:, a]) for a in range(4)]
+    assert details_of(logits, labels) == {"f1_by_attribute": pytest.approx(expected)}
+    assert expected[2] == 1.0 and max(expected[:2]) < 0.8
+    assert details_of(logits[:, 0], labels[:, 0]) == {}
+
+
+def test_macro_f1_of_classes_equals_scikit_learn_where_a_class_does_not_occur() -> None:
+    logits, labels = _random(300, 7, seed=3)
+    labels[labels == 4] = 2
+    logits[:, 5] = -10.0  # labelled but never predicted; class 4 is predicted but never labelled
+    logits[:, 6], labels[labels == 6] = -10.0, 1  # neither
+    expected = f1_score(labels, logits.argmax(1), average="macro", zero_division=0.0)
+    assert score(logits, labels, seed=0)["macro_f1"].value == pytest.approx(expected)
+
+
+def test_f1_error_of_classes_is_the_spread_over_repeated_test_sets() -> None:
+    repeats = [score(*_random(300, 4, seed), seed=0)["macro_f1"] for seed in range(100)]
+    spread = np.std([each.value for each in repeats])
+    assert repeats[0].standard_error == pytest.approx(spread, rel=0.25)
+
+
+@pytest.mark.parametrize("attributes", [0, 3])
+def test_tallies_of_parts_add_up_to_the_whole(attributes: int) -> None:
+    logits, labels = _random(90, 6)
+    if attributes:
+        logits, labels = logits.unflatten(1, (3, 2)), labels[:, None] // torch.tensor([1, 2, 3]) % 2
+    cuts = zip(logits.split([10, 0, 80]), labels.split([10, 0, 80]), strict=True)
+    assert headline_of(sum(tally(*part) for part in cuts)) == headline(logits, labels)
+
+
 def test_classes_get_top5_only_when_there_are_more_than_five() -> None:
-    assert list(score(*_random(50, 5), seed=0)) == ["top1"]
+    assert list(score(*_random(50, 5), seed=0)) == ["top1", "macro_f1"]
     estimates = score(*_random(50, 6), seed=0)
-    assert list(estimates) == ["top1", "top5"]
+    assert list(estimates) == ["top1", "top5", "macro_f1"]
     assert estimates["top5"].value > estimates["top1"].value
 
 
 def test_binomial_error_is_the_closed_form_and_the_spread_of_repeats() -> None:
     assert binomial(0.5, 100).standard_error == pytest.approx(0.05)
-    repeats = [score(*_random(400, 4, seed), seed=0)["top1"] for seed in range(300)]
+    repeats = [binomial(top_k(*_random(400, 4, seed), 1), 400) for seed in range(300)]
+    assert score(*_random(400, 4), seed=0)["top1"] == repeats[0]
     spread = np.std([each.value for each in repeats])
     assert repeats[0].standard_error == pytest.approx(spread, rel=0.2)
 
