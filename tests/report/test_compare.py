@@ -1,0 +1,291 @@
+"""The comparison: our figures are those of the results, and each difference has its note."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from soda_dist.errors import UserError
+from soda_dist.report.compare import compare
+from tests.report import evaluated_runs as make
+from tests.report.evaluated_runs import ROWS, gso, imagenet
+
+ROOT = Path(__file__).parents[2]
+
+
+def table(text: str) -> dict[str, list[str]]:
+    """Cells by the row's name, of a Markdown page; of equal names the first."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if line.startswith("| "):
+            cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+            found.setdefault(re.sub(r"\*\*|( \(.*\))?(\[\^\d+\])*$", "", cells[0]).strip("*"), cells)
+    return found
+
+
+def footnotes(text: str) -> dict[str, str]:
+    return dict(re.findall(r"^\[\^(\d+)\]: (.*)$", text, re.MULTILINE))
+
+
+def noted(cell: str, text: str) -> list[str]:
+    """The footnotes that a cell refers to."""
+    return [footnotes(text)[number] for number in re.findall(r"\[\^(\d+)\]", cell)]
+
+
+def figures(row: list[str]) -> list[str]:
+    return [re.sub(r"\[\^\d+\]", "", cell) for cell in row[2:]]
+
+
+def test_a_run_like_the_papers_has_no_note_but_its_budget(tmp_path: Path) -> None:
+    text = compare([imagenet(tmp_path)], "1")
+    row = table(text)["run"]
+    assert row[1] == "run"
+    assert figures(row) == ["71.6 ± 0.1", "89.4 ± 0.1", "–"]
+    (budget,) = noted(row[0], text)
+    epochs = 1000 * 4096 / 1_281_167
+    assert budget.startswith(
+        f"trained for 1,000 steps of 4,096 pairs ({epochs:.1f} epochs); the paper's, in batches of"
+    )
+    assert noted(row[2], text) == [] and noted(row[3], text) == []
+    assert noted(row[4], text) == ["only of runs with data.augment=both data.augmentation.randaugment_rate=0."]
+
+
+def test_the_papers_rows_stand_above_with_its_own_model_in_bold(tmp_path: Path) -> None:
+    text = compare([imagenet(tmp_path)], "1")
+    rows = table(text)
+    assert figures(rows["SODA (ours)"]) == ["72.2", "90.5", "69.1"] and rows["SODA (ours)"][0] == "**SODA (ours)**"
+    assert figures(rows["MAE"]) == ["68.0", "–", "68.0"] and rows["MAE"][0] == "MAE"
+    assert noted(rows["iGPT"][4], text) == ["the paper marks this figure."] and noted(rows["iGPT"][2], text) == []
+    assert text.index("| MAE ") < text.index("| **SODA (ours)**") < text.index("| **run**")
+
+
+def test_epochs_are_those_that_training_logged(tmp_path: Path) -> None:
+    uri = imagenet(tmp_path)
+    lines = '{"step": 500, "epoch": 4.0}\n{"step": 900, "epoch": 7.2}\n{"step": 1500, "epoch": 99.0}\n'
+    (tmp_path / "run" / "metrics.jsonl").write_text(lines)
+    assert "(8.0 epochs)" in compare([uri], "1")
+
+
+OFF = {
+    "resolution": ("data.source_size=96", "source 96 px, target 128 px; the paper's 224 and 128 px."),
+    "encoder": ("encoder.arch=resnet18", "encoder resnet18; the paper's is resnet50x2."),
+    "width": ("encoder.width=0.5", "encoder resnet50x2 at width 0.5; the paper's is resnet50x2."),
+}
+
+
+@pytest.mark.parametrize(("override", "says"), OFF.values(), ids=OFF)
+def test_what_sets_a_run_apart_is_noted_at_its_name(override: str, says: str, tmp_path: Path) -> None:
+    text = compare([imagenet(tmp_path, override)], "1")
+    assert says in noted(table(text)["run"][0], text)
+    assert says not in compare([imagenet(tmp_path / "other")], "1")
+
+
+COUNTS = {"train": 1_281_167, "test": 50_000, "unreadable_train": 0, "unreadable_test": 0}
+PARTS = {
+    "test": ({"counts": COUNTS | {"test": 300}}, "measured on 300 of the 50,000 images of val."),
+    "train": ({"counts": COUNTS | {"train": 4000}}, "fitted on 4,000 of the 1,281,167 images of train."),
+    "split": ({"splits": {"train": "train", "test": "train"}}, "measured on the split train; the paper's is val."),
+}
+
+
+@pytest.mark.parametrize(("changes", "says"), PARTS.values(), ids=PARTS)
+def test_what_sets_a_figure_apart_is_noted_at_it(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
+    text = compare([imagenet(tmp_path, **changes)], "1")
+    assert says in noted(table(text)["run"][2], text)
+    assert says not in noted(table(text)["run"][0], text)
+
+
+def test_unreadable_images_make_no_part_of_a_split(tmp_path: Path) -> None:
+    text = compare([imagenet(tmp_path, counts=COUNTS | {"test": 49_990, "unreadable_test": 10})], "1")
+    assert noted(table(text)["run"][2], text) == []
+
+
+def test_a_column_that_expects_another_training_says_so(tmp_path: Path) -> None:
+    text = compare([imagenet(tmp_path, "data.augmentation.randaugment_rate=0")], "1")
+    row = table(text)["run"]
+    rate = "data.augmentation.randaugment_rate"
+    assert noted(row[2], text) == [f"trained with {rate}=0; the paper's with {rate}=0.65."]
+    assert figures(row)[2] == "71.6 ± 0.1" and noted(row[4], text) == []
+
+
+def test_another_data_set_a_part_of_one_and_an_unknown_one(tmp_path: Path) -> None:
+    other = imagenet(tmp_path / "a", name="other")
+    make.write_data(tmp_path / "a/data", "cifar10")
+    part = imagenet(tmp_path / "b", name="part")
+    make.write_data(tmp_path / "b/data", "imagenet", {"train": 100_000, "val": 50_000})
+    unknown = imagenet(tmp_path / "c", name="unknown")
+    (tmp_path / "c/data/manifest.json").unlink()
+    text = compare([other, part, unknown], "1")
+    rows = table(text)
+    assert "another data set: cifar10; the paper's is ImageNet1K." in noted(rows["other"][0], text)
+    said = "a part of the data set: 150,000 images; the paper's has 1,280,000."
+    assert said in noted(rows["part"][0], text) and said not in noted(rows["other"][0], text)
+    assert noted(rows["unknown"][0], text)[0].startswith("the data set is not known: its manifest is not found (")
+    assert "(an unknown number of epochs)" in noted(rows["unknown"][0], text)[-1]
+
+
+def test_novel_views_of_one_source_beside_table_3(tmp_path: Path) -> None:
+    text = compare([gso(tmp_path)], "3")
+    row = table(text)["run"]
+    assert figures(row) == ["21.12 ± 0.00", "0.811 ± 0.001", "3.46", "0.122 ± 0.001"]
+    splits = "the paper cut its own splits (80/10/10) and does not publish which image is where."
+    assert all(noted(cell, text) == [splits] for cell in row[2:])
+    assert text.count("| **run**") == 1 and "Runs on other data sets" not in text
+    assert text.index("## GSO") < text.index("| **run**") < text.index("## ShapeNet")
+
+
+def test_a_run_on_none_of_several_data_sets_stands_below_them(tmp_path: Path) -> None:
+    uri = gso(tmp_path)
+    make.write_data(tmp_path / "data", "cifar10", {"train": 96_000, "test": 12_000})
+    text = compare([uri], "3")
+    assert text.index("## NMR") < text.index("## Runs on other data sets (noted against GSO)") < text.index("| **run**")
+    assert "another data set: cifar10; the paper's is GSO." in noted(table(text)["run"][0], text)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["sampling.guidance=1"], "guidance 1; the paper's is 2.5."),
+        (["sampling.steps=20"], "sampled by ddpm in 20 steps; the paper's by ddpm in 75 to 250."),
+        (["sampling.method=ddim"], "sampled by ddim in 100 steps; the paper's by ddpm in 75 to 250."),
+    ],
+)
+def test_another_way_of_sampling_is_noted(overrides: list[str], says: str, tmp_path: Path) -> None:
+    text = compare([gso(tmp_path, *overrides)], "3")
+    row = table(text)["run"]
+    assert says in noted(row[2], text) and says not in noted(row[4], text), "FID's own settings are the paper's"
+
+
+def test_test_weights_make_no_fid_that_can_be_compared(tmp_path: Path) -> None:
+    text = compare([gso(tmp_path, published=False)], "3")
+    says = "FID by test weights, not by the published network: it can be compared with no other figure."
+    row = table(text)["run"]
+    assert says in noted(row[4], text) and says not in noted(row[2], text)
+
+
+def test_fid_by_sources_is_asked_for_at_the_number_of_the_column(tmp_path: Path) -> None:
+    text = compare([gso(tmp_path, fid_sampling=("sampling.sources=3",))], "5")
+    row = table(text)["run"]
+    assert figures(row) == ["not measured", "3.456", "not measured", "not measured", "not measured"]
+    (note,) = noted(row[4], text)
+    assert "--tasks fid --step 1000 sampling.sources=5 evaluation.inception.weights=FILE" in note
+
+
+def test_what_is_not_measured_names_its_command(tmp_path: Path) -> None:
+    (tmp_path / "a b").mkdir()
+    uri = imagenet(tmp_path / "a b")
+    text = compare([uri], "9")
+    row = table(text)["run"]
+    assert figures(row)[:4] == ["not measured"] * 4 and figures(row)[4] == "71.57 ± 0.10"
+    (note,) = noted(row[2], text)
+    words = shlex.split(re.search(r"`(.*)`", note)[1])
+    assert words[:4] == ["python", "jobs/evaluate.py", "--run", uri]
+    assert words[words.index("--tasks") + 1] == "reconstruction" and words[words.index("--step") + 1] == "1000"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "shown"),
+    [
+        ((), "g2", "18.25 ± 0.00"),
+        (("sampling.guidance=2.5",), "g2_5", "18.25 ± 0.00"),
+        (("sampling.guidance=3",), "g2", "not measured"),
+        (("method=encdec", "denoiser.layer_mask_rate=0", "denoiser.guidance_mask_rate=0"), "g1", "18.25 ± 0.00"),
+    ],
+)
+def test_reconstructions_are_those_at_the_runs_guidance(
+    overrides: tuple[str, ...], key: str, shown: str, tmp_path: Path
+) -> None:
+    data, rows = make.write_data(tmp_path / "data", "celebahq"), ROWS["celebahq"]
+    how = make.sampling("celebahq", *(o for o in overrides if o.startswith("sampling.")))
+    results = {
+        "probe": make.probe(rows, "test", macro_f1=0.7111, accuracy=0.99),
+        "dci": make.dci(rows, 0.61, 0.52, 0.43),
+        "reconstruction": make.reconstruction(3000, "test", how, **{key: {"psnr": 18.25, "ssim": 0.8, "lpips": 0.3}}),
+        "fid": make.fid(3000, "test", how, reconstruction=11.5, samples=99.0),
+    }
+    row = table(compare([make.write_run(tmp_path / "run", "celebahq", overrides, data, results)], "11"))["run"]
+    assert figures(row)[:4] == ["71.11 ± 0.10", "61.00 ± 0.10", "52.00 ± 0.10", "43.00 ± 0.10"]
+    assert figures(row)[4] == shown and figures(row)[6] == "11.50"
+
+
+def test_an_unconditional_run_has_no_reconstruction_and_the_fid_of_its_samples(tmp_path: Path) -> None:
+    data = make.write_data(tmp_path / "data", "celebahq")
+    overrides = ("method=unconditional", "denoiser.layer_mask_rate=0", "denoiser.guidance_mask_rate=0")
+    results = {"fid": make.fid(3000, "test", make.sampling("celebahq"), reconstruction=1.0, samples=25.5)}
+    text = compare([make.write_run(tmp_path / "run", "celebahq", overrides, data, results)], "6")
+    row = table(text)["run"]
+    assert figures(row)[4:] == ["–", "–", "25.50", "–"]
+    assert noted(row[6], text) == ["method=unconditional has none."]
+
+
+def test_the_mean_of_three_scores_has_no_standard_error(tmp_path: Path) -> None:
+    data = make.write_data(tmp_path / "data", "mpi3d_toy")
+    results = {"dci": make.dci(ROWS["mpi3d_toy"], 0.9, 0.6, 0.3)}
+    text = compare([make.write_run(tmp_path / "run", "mpi3d_toy", (), data, results)], "4")
+    assert figures(table(text)["run"]) == ["60.00"]
+    assert "the paper's figure is the mean over MPI3D's four sets." in noted(table(text)["run"][0], text)
+
+
+def test_the_latest_evaluated_step_is_taken_or_the_one_asked_for(tmp_path: Path) -> None:
+    data = make.write_data(tmp_path / "data", "imagenet")
+    for step, top1 in ((900, 0.5), (10_000, 0.7), (2000, 0.6)):
+        result = {"probe": make.probe(ROWS["imagenet"], "val", top1=top1, top5=0.9)}
+        uri = make.write_run(tmp_path / "run", "imagenet", (), data, result, step)
+    assert figures(table(compare([uri], "1"))["run"])[0] == "70.0 ± 0.1"
+    text = compare([uri], "1", step="900")
+    assert figures(table(text)["run"])[0] == "50.0 ± 0.1" and "trained for 900 steps" in text
+    with pytest.raises(UserError, match="900, 2000, 10000, latest"):
+        compare([uri], "1", step="901")
+
+
+def test_runs_are_told_apart_by_folder_and_by_what_differs(tmp_path: Path) -> None:
+    uris = [
+        imagenet(tmp_path / "a"),
+        imagenet(
+            tmp_path / "b", "data.views=same", "scale.workers=32", "evaluation.batch=7", "optim.lr=1e-3", "seed=4"
+        ),
+    ]
+    names = [line.split("|")[1].strip() for line in compare(uris, "1").splitlines() if line.startswith("| **")][1:]
+    assert re.sub(r"\[\^\d+\]", "", names[0]) == "**a/run** (views=augmented, seed=0, lr=0.0004)"
+    assert re.sub(r"\[\^\d+\]", "", names[1]) == "**b/run** (views=same, seed=4, lr=0.001)"
+    single = table(compare(uris[:1], "1"))["run"][0]
+    assert single.startswith("**run** (method=soda, views=augmented, arch=resnet50x2, ")
+    with pytest.raises(UserError, match="twice"):
+        compare([uris[0], f"{uris[0]}/"], "1")
+
+
+def _job(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "jobs/compare.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_job_prints_markdown_or_says_where_it_wrote(tmp_path: Path) -> None:
+    uri = imagenet(tmp_path)
+    done = _job("--runs", uri, "--table", "1")
+    assert (done.returncode, done.stdout) == (0, compare([uri], "1")), done.stderr
+    done = _job("--runs", uri, "--table", "1", "--format", "html", "--out", str(tmp_path / "out"))
+    assert done.stdout == f"{tmp_path}/out/compare-1.html\n"
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "arguments", "says"),
+    [
+        (False, ["--table", "1"], "which has no evaluation"),
+        (True, ["--table", "13"], "--table: got 13; allowed: 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, G.3"),
+        (True, ["--table", "1", "--format", "pdf"], "--format: got pdf; allowed: markdown, latex, html"),
+        (None, ["--table", "1"], "which has no config.yaml"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(
+    evaluated: bool | None, arguments: list[str], says: str, tmp_path: Path
+) -> None:
+    uri = imagenet(tmp_path) if evaluated else str(tmp_path / "run")
+    if evaluated is False:
+        make.write_run(tmp_path / "run", "imagenet", (), tmp_path, {})
+    done = _job("--runs", uri, *arguments)
+    assert done.returncode == 2 and says in done.stderr, done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
