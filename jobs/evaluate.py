@@ -1,31 +1,44 @@
-"""Evaluate checkpoints of a run on data with splits and labels; writes eval/STEP/TASK.json, pictures and the report.
+"""Evaluate checkpoints of a run, or any encoder; writes eval/STEP/TASK.json, pictures and the report.
 
 python jobs/evaluate.py --run URI --data URI --tasks probe,knn,dci,reconstruction,samples,novel_views,fid [--step N]
+python jobs/evaluate.py --encoder FILE|timm:NAME --data URI --out URI --tasks probe,knn,dci
 """
 
 from soda_dist.cli import add_uri, parser, run, say
+from soda_dist.errors import UserError
 
 
 def main(argv: list[str]) -> str:
     arguments = parser(__doc__)
-    add_uri(arguments, "--run", "folder of the run")
+    add_uri(arguments, "--run", "folder of the run", required=False)
     add_uri(arguments, "--data", "folder of prepared shards")
-    arguments.add_argument("--tasks", default="probe,knn,reconstruction", help="comma-separated names of tasks")
+    arguments.add_argument("--tasks", default="probe,knn", help="comma-separated names of tasks")
     arguments.add_argument("--step", default="latest", metavar="N|latest|all", help="checkpoints to evaluate")
     arguments.add_argument("--ema", choices=["true", "false"], default="true", help="the running mean of the weights")
+    arguments.add_argument("--encoder", metavar="FILE|timm:NAME", help="a checkpoint's encoder.safetensors, or timm's")
+    add_uri(arguments, "--weights", "of timm's encoder; none: those that timm downloads", required=False)
+    arguments.add_argument("--weights-sha256", metavar="HEX", help="digest that the weights must have")
+    add_uri(arguments, "--out", "folder for the results of --encoder", required=False)
     arguments.add_argument(
         "overrides", nargs="*", metavar="a.b=value", help="overrides of the sections evaluation, sampling and scale"
     )
     args = arguments.parse_intermixed_args(argv)
+    if (args.run is None) == (args.encoder is None) or (args.encoder is None) != (args.out is None):
+        raise UserError("arguments", "neither or both", "--run, or --encoder with --out", "name what is evaluated")
 
     from soda_dist.distributed.session import ray_session
 
     with ray_session(cpus=2):
-        from soda_dist.distributed.evaluate import evaluate
+        from soda_dist.distributed.evaluate import evaluate, evaluate_encoder
+        from soda_dist.distributed.origins import encoder_origin
         from soda_dist.report.report import write_report
 
-        evaluate(args.run, args.data, args.tasks, args.step, args.overrides, say, ema=args.ema == "true")
-        return write_report(args.run)
+        if args.encoder is None:
+            evaluate(args.run, args.data, args.tasks, args.step, args.overrides, say, ema=args.ema == "true")
+            return write_report(args.run)
+        origin = encoder_origin(args.encoder, args.weights, args.weights_sha256)
+        evaluate_encoder(origin, args.data, args.tasks, args.out, args.overrides, say)
+        return write_report(args.out)
 
 
 if __name__ == "__main__":

@@ -112,6 +112,8 @@ class Evaluation(Node):
     batch: Count = 128
     actors: Count | None = None
     """Actors that do the work; none: as many as the cluster has GPUs for them, or CPUs where there are no GPUs."""
+    baselines: bool = True
+    """Whether an untrained encoder and raw pixels are measured beside the trained one."""
     latents: Literal["encoder", "denoiser"] = "encoder"
     """What is probed; a method without an encoder is always read in its denoiser."""
     activations: Activations = Activations()

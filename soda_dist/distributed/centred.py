@@ -47,17 +47,20 @@ def pose_columns(config: RunConfig) -> list[str]:
     return list(CAMERA_COLUMNS) if config.data.pose == "cameras" else []
 
 
-def centred(table: pa.Table, config: RunConfig) -> Centred:
-    """Central views of a table's rows, with columns `image` and `pose_columns`."""
+def centred(table: pa.Table, config: RunConfig, *, target: bool = True) -> Centred:
+    """Central views of a table's rows, with columns `image` and `pose_columns`; without `target` it has no rows."""
     data = config.data
     images = table.column("image").to_pylist()
     source, ok = center_views(images, size=data.source_size, resize=data.eval_resize)
     same = data.source_size == data.target_size
-    target = source if same else center_views(images, size=data.target_size, resize=data.eval_resize)[0]
+    if target:
+        drawn = source if same else center_views(images, size=data.target_size, resize=data.eval_resize)[0]
+    else:
+        drawn = np.zeros((0, data.target_size, data.target_size, 3), np.uint8)
     pose = None
     if data.pose != "none":
         pose = center_poses(table, size=data.source_size, resize=data.eval_resize, pose=data.pose)
-    return Centred(source, target, pose, ok)
+    return Centred(source, drawn, pose, ok)
 
 
 def addressed_noise(seed: int, keys: NDArray[np.int64], noise: int, step: int, side: int) -> Tensor:

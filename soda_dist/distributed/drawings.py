@@ -140,7 +140,7 @@ def draw_members(models: Models, members: Members) -> pa.Table:
     if of.kind == "samples":
         places = np.arange(members.first, members.first + members.rows)
         subjects = replace(subjects, keys=places)
-    model = models.model if of.aggregation == "own" else with_mean(models.model)
+    model = models.method if of.aggregation == "own" else with_mean(models.method)
     own = replace(models, model=model, config=config)
     guidance = 0.0 if of.kind == "samples" and config.method != "unconditional" else of.how.guidance
     drawn = draw(own, Drawing(subjects, guidance, NOISE[of.kind], 0)).images

@@ -6,18 +6,19 @@ from typing import Any
 
 import ray
 
-from soda_dist.config.load import parse_config, parse_yaml, with_fields
+from soda_dist.config.load import dump_config, parse_config, parse_yaml, with_fields
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.shards import Manifest, check_shards, read_manifest
 from soda_dist.data.storage import Folder, open_folder
 from soda_dist.distributed.crew import Crew
 from soda_dist.distributed.features import check_splits, load_models
+from soda_dist.distributed.origins import Checkpoint, Origin
 from soda_dist.distributed.session import Say, autoscaler_active, check_resources
 from soda_dist.distributed.subject import Result, Subject
-from soda_dist.distributed.tasks import TASKS, chosen
+from soda_dist.distributed.tasks import TASKS, check, chosen
 from soda_dist.distributed.tasks.reconstruct import scored
 from soda_dist.errors import UserError
-from soda_dist.training.checkpoint import complete_steps, weights_digest
+from soda_dist.training.checkpoint import complete_steps
 
 FREE_SECTIONS = ("evaluation", "sampling", "scale")
 
@@ -54,23 +55,45 @@ def evaluate(
     run, data = open_folder(run_uri), open_folder(data_uri)
     config, steps = _configuration(run, overrides), _steps(run, step)
     manifest = _checked_manifest(data, config)
-    subjects = [_subject(run, data, manifest, config, at, ema, say) for at in steps]
-    for name in names:
-        TASKS[name].check(subjects[0])
-    results: dict[str, Result] = {}
-    for subject in subjects:
-        try:
-            results = {name: TASKS[name].do(subject) for name in names}
-        finally:
-            subject.close()
-    return results
+    subjects = [_subject(run, data, manifest, config, Checkpoint(run, at, ema), say) for at in steps]
+    check(names, subjects[0])
+    return [_do(names, subject) for subject in subjects][-1]
+
+
+def evaluate_encoder(
+    origin: Origin, data_uri: str, tasks: str, out_uri: str, overrides: Sequence[str], say: Say
+) -> dict[str, Result]:
+    """Do `tasks` on an encoder alone; results lie in `eval/0` of the folder `out_uri`, as a run's do.
+
+    Args:
+        overrides: of the sections data, evaluation and scale.
+
+    Returns and raises as `evaluate`.
+    """
+    names = chosen(tasks)
+    data = open_folder(data_uri)
+    config = _overridden(origin.configuration(), overrides, ("data", "evaluation", "scale"), "an encoder has no more")
+    manifest = _checked_manifest(data, config)
+    out = open_folder(out_uri)
+    subject = _subject(out, data, manifest, config, origin, say)
+    check(names, subject)
+    out.write("config.yaml", dump_config(config).encode())  # for the report
+    return _do(names, subject)
+
+
+def _do(names: Sequence[str], subject: Subject) -> dict[str, Result]:
+    try:
+        return {name: TASKS[name].do(subject) for name in names}
+    finally:
+        subject.close()
 
 
 def guidance_scores(run_uri: str, data_uri: str, guidance: Sequence[float]) -> list[dict[str, float]]:
     """PSNR and SSIM of the latest checkpoint's reconstructions at each guidance scale, from the same noise."""
     run, data = open_folder(run_uri), open_folder(data_uri)
     config, (step,) = _configuration(run, ()), _steps(run, "latest")
-    subject = _subject(run, data, _checked_manifest(data, config), config, step, True, _silent)
+    origin = Checkpoint(run, step, ema=True)
+    subject = _subject(run, data, _checked_manifest(data, config), config, origin, _silent)
     try:
         rows = [scored(subject, config.sampling.model_copy(update={"guidance": w})) for w in guidance]
     finally:
@@ -82,19 +105,19 @@ def _silent(line: str) -> None:
     """A `Say` for work that is told of by its caller."""
 
 
-def _subject(
-    run: Folder, data: Folder, manifest: Manifest, config: RunConfig, step: int, ema: bool, say: Say
-) -> Subject:
+def _subject(run: Folder, data: Folder, manifest: Manifest, config: RunConfig, origin: Origin, say: Say) -> Subject:
+    trained = origin if isinstance(origin, Checkpoint) else None
     return Subject(
         run=run,
         data=data,
         manifest=manifest,
         config=config,
-        step=step,
-        ema=ema,
-        weights=weights_digest(run, step, ema=ema),
+        step=trained.step if trained else 0,
+        ema=trained.ema if trained else True,
+        weights=origin.digest(),
         say=say,
-        hire=partial(_crew, run.uri, data.uri, step, ema, config, say),
+        hire=partial(_crew, origin, data.uri, config, say),
+        alone=trained is None,
     )
 
 
@@ -106,14 +129,19 @@ def _configuration(run: Folder, overrides: Sequence[str]) -> RunConfig:
         raise UserError(
             "--run", f"{run.uri}, which has no config.yaml", "the folder of a run", "check the URI"
         ) from None
+    config = parse_config(text, run.file_uri("config.yaml"))
+    return _overridden(config, overrides, FREE_SECTIONS, "pretrain anew to change anything else")
+
+
+def _overridden(config: RunConfig, overrides: Sequence[str], sections: Sequence[str], remedy: str) -> RunConfig:
     fields = {}
     for override in overrides:
         path, equals, value = override.partition("=")
-        if not equals or path.split(".")[0] not in FREE_SECTIONS:
-            allowed = ", ".join(f"{section}.field=value" for section in FREE_SECTIONS)
-            raise UserError("override", override, allowed, "pretrain anew to change anything else")
+        if not equals or path.split(".")[0] not in sections:
+            allowed = ", ".join(f"{section}.field=value" for section in sections)
+            raise UserError("override", override, allowed, remedy)
         fields[path] = parse_yaml(value, path)
-    return with_fields(parse_config(text, run.file_uri("config.yaml")), fields)
+    return with_fields(config, fields)
 
 
 def _steps(run: Folder, wanted: str) -> list[int]:
@@ -138,13 +166,13 @@ def _checked_manifest(data: Folder, config: RunConfig) -> Manifest:
     return manifest
 
 
-def _crew(run_uri: str, data_uri: str, step: int, ema: bool, config: RunConfig, say: Say) -> Crew[Any, Any]:
+def _crew(origin: Origin, data_uri: str, config: RunConfig, say: Say) -> Crew[Any, Any]:
     resources = _resources(config)
     needed = {"GPU" if name == "num_gpus" else "CPU": count for name, count in resources.items()}
     check_resources(needed, say)
     device = "cuda" if "num_gpus" in resources else "cpu"
     return Crew(
-        setup=partial(load_models, run_uri, data_uri, step, ema, config, device),
+        setup=partial(load_models, origin, data_uri, config, device),
         actors=config.evaluation.actors or _fitting(needed),
         resources=resources,
         start_timeout_s=config.scale.start_timeout_s,

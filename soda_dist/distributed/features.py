@@ -4,7 +4,7 @@ They stay as Parquet in the run's `latents/ADDRESS/SPLIT/`, a file for each piec
 the image was readable, every label of the data set, and a column of vectors for each encoder.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -22,15 +22,16 @@ from soda_dist.data.shards import Manifest, ShardReader, read_manifest
 from soda_dist.data.storage import Folder, open_folder
 from soda_dist.distributed.centred import Centred, addressed_noise, centred, pose_columns
 from soda_dist.distributed.crew import Crew
+from soda_dist.distributed.origins import Origin
 from soda_dist.distributed.session import Say
 from soda_dist.distributed.stored import address, load, store
 from soda_dist.errors import UserError
+from soda_dist.models.alone import EncoderAlone
 from soda_dist.models.encoder import Encoder
 from soda_dist.models.method import DiffusionMethod, Method
 from soda_dist.models.pixels import source_input, target_input
 from soda_dist.models.soda import Encoding
-from soda_dist.training.build import build_model, load_frozen_weights
-from soda_dist.training.checkpoint import load_model
+from soda_dist.training.build import build_model
 
 PIXELS = 32
 """Longest side of the raw-pixel baseline."""
@@ -68,43 +69,49 @@ class Point:
 class Models:
     """What an actor holds. `config` gives sizes and evaluation; the networks are as their checkpoint says."""
 
-    model: Method
+    model: Method | EncoderAlone
     config: RunConfig
     reader: dict[str, ShardReader]
     device: torch.device
+    fresh: Callable[[RunConfig], Method | EncoderAlone] = build_model
+    """Makes the model as it was before training."""
     kept: dict[Any, Any] = field(default_factory=dict)
     """What jobs keep from one piece to the next."""
 
     @cached_property
-    def untrained(self) -> Method:
-        """The run's model at its first step, fit for eval mode; made on first use."""
-        fresh = build_model(self.config)
-        load_frozen_weights(fresh, self.config)
-        fresh = fresh.to(self.device).eval().requires_grad_(False)
+    def untrained(self) -> Method | EncoderAlone:
+        """The model before training, fit for eval mode; made on first use."""
+        fresh = self.fresh(self.config).to(self.device).eval().requires_grad_(False)
         encoder = getattr(fresh, "encoder", None)
         if isinstance(encoder, Encoder):
             settle_norms(encoder, self._first_training_batches())
         return fresh
+
+    @property
+    def method(self) -> Method:
+        """The model as one that draws; tasks that need it are refused for an encoder alone."""
+        assert isinstance(self.model, Method)
+        return self.model
 
     def _first_training_batches(self) -> list[tuple[Tensor, Tensor | None, None]]:
         """What the encoder takes, whole batches of the first training images (one that is not, if they are fewer)."""
         split, batch = self.config.evaluation.train_split, self.config.evaluation.batch
         reader = self.reader[split]
         piece = plan_pieces(split, reader.groups, NORM_ROWS, NORM_ROWS)[0]
-        seen = centred(rows_of(reader, piece, ["image", *pose_columns(self.config)]), self.config)
+        seen = centred(rows_of(reader, piece, ["image", *pose_columns(self.config)]), self.config, target=False)
         images = source_input(torch.from_numpy(seen.source[seen.ok])).to(self.device)
         poses = None if seen.pose is None else torch.from_numpy(seen.pose[seen.ok]).to(self.device)
         starts = range(0, max(len(images) // batch * batch, 1), batch)
         return [(images[at : at + batch], None if poses is None else poses[at : at + batch], None) for at in starts]
 
 
-def load_models(run_uri: str, data_uri: str, step: int, ema: bool, config: RunConfig, device: str) -> Models:
-    """What an actor sets itself up with: the model of `step`, and readers of the splits of evaluation."""
+def load_models(origin: Origin, data_uri: str, config: RunConfig, device: str) -> Models:
+    """What an actor sets itself up with: the networks, and readers of the splits of evaluation."""
     import cv2
 
     cv2.setNumThreads(1)  # an actor has one CPU
-    model, _, _ = load_model(open_folder(run_uri), step, ema=ema)
-    return Models(model.to(device).eval(), config, readers(data_uri, config), torch.device(device))
+    model = origin.load().to(device).eval()
+    return Models(model, config, readers(data_uri, config), torch.device(device), origin.fresh)
 
 
 def readers(data_uri: str, config: RunConfig) -> dict[str, ShardReader]:
@@ -193,7 +200,7 @@ def extract(models: Models, piece: Piece) -> pa.Table:
     table = rows_of(reader, piece, ["key", "image", "name", *labels, *pose_columns(models.config)])
     if table.column("key").to_pylist() != list(range(piece.first_row, piece.first_row + piece.rows)):
         raise RuntimeError(f"rows {piece.first_row} and on of {piece.split} have other keys than their ordinals")
-    seen = centred(table, models.config)
+    seen = centred(table, models.config, target=bool(piece.points))
     parts: list[dict[str, Tensor]] = []
     for at in range(0, piece.rows, models.config.evaluation.batch):
         rows = slice(at, at + models.config.evaluation.batch)
@@ -214,25 +221,27 @@ def _arrays(models: Models, seen: Centred, first_key: int, points: tuple[Point, 
     if len(points) > 1:
         read = activations(models, models.model, seen, first_key, points)
         return {str(point): read[point] for point in points}
-    both = {"trained": models.model, "untrained": models.untrained}
     arrays = {}
-    for name, model in both.items():
+    for name in ("trained", "untrained") if models.config.evaluation.baselines else ("trained",):
+        model = models.model if name == "trained" else models.untrained
         if points:
             arrays[name] = activations(models, model, seen, first_key, points)[points[0]]
         else:
             arrays[name] = _latents(models, model, seen)
-    return {**arrays, "pixels": raw_pixels(torch.from_numpy(seen.source))}
+    if models.config.evaluation.baselines:
+        arrays["pixels"] = raw_pixels(torch.from_numpy(seen.source))
+    return arrays
 
 
-def _latents(models: Models, model: Method, seen: Centred) -> Tensor:
+def _latents(models: Models, model: Method | EncoderAlone, seen: Centred) -> Tensor:
     """The encoder's, float32 [n, D] on the CPU; the mean over the grid where there is no bottleneck."""
-    assert isinstance(model, Encoding)
+    assert isinstance(model, Encoding | EncoderAlone)
     z = model.encode(seen.sources(models.device))
     return (z.mean(1) if z.ndim == 3 else z).float().cpu()
 
 
 def activations(
-    models: Models, model: Method, seen: Centred, first_key: int, points: tuple[Point, ...]
+    models: Models, model: Method | EncoderAlone, seen: Centred, first_key: int, points: tuple[Point, ...]
 ) -> dict[Point, Tensor]:
     """The denoiser's at `points`, float32 [n, C] each on the CPU; a row's noise is a function of its key."""
     assert isinstance(model, DiffusionMethod)
@@ -311,7 +320,7 @@ def place_of(root: Folder, config: RunConfig, weights: str, shards: Sequence[str
         # All that the initial weights, the views and the noise depend on.
         "config": config.model_dump(mode="json", include=set(MODEL_SECTIONS)),
         "precision": config.train.precision,
-        "evaluation": [e.batch, e.train_split],
+        "evaluation": [e.batch, e.train_split, e.baselines],
     }
     return root.child(f"latents/{address(facts)}")
 

@@ -122,7 +122,7 @@ def measure_all(
         check_neighbours(config, len(features[0]))
     labels = (ray.put(target.of(features[0])), ray.put(target.of(features[1])))
     tasks = []
-    for encoder in ENCODERS:
+    for encoder in (name for name in ENCODERS if name in features[0].arrays):
         arrays = (ray.put(features[0].arrays[encoder]), ray.put(features[1].arrays[encoder]))
         for metric in metrics:
             settings = getattr(config.evaluation, metric).model_dump(mode="json")
@@ -137,7 +137,7 @@ def measure_all(
 
 
 def _result(metric: str, found: dict[tuple[str, str], dict[str, Any]], tasks: Sequence[Task]) -> dict[str, Any]:
-    encoders = {encoder: found[metric, encoder] for encoder in ENCODERS}
+    encoders = {encoder: found[metric, encoder] for encoder in ENCODERS if (metric, encoder) in found}
     name, headline = next(iter(encoders["trained"]["estimates"].items()))
     settings = next(task.settings for task in tasks if task.metric == metric)
     return {"metric": name, **headline, "encoders": encoders, "settings": settings}

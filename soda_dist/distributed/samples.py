@@ -125,7 +125,7 @@ def pick_subjects(models: Models, count: int) -> Subjects:
 @torch.no_grad()
 def draw(models: Models, drawing: Drawing) -> Drawn:
     """The work of an actor: encode the sources, denoise from addressed noise."""
-    subjects, model, how = drawing.subjects, models.model, models.config.sampling
+    subjects, model, how = drawing.subjects, models.method, models.config.sampling
     keys, side = subjects.keys, subjects.target.shape[1]
 
     def noise(step: int) -> Tensor:

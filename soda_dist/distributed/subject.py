@@ -23,11 +23,12 @@ class Subject:
     """A checkpoint under evaluation.
 
     Attributes:
-        run: the run's folder.
+        run: the run's folder, where latents, drawn images and results lie.
         data, manifest: the prepared data set.
         config: the run's configuration with the overrides of this evaluation.
         step: of the checkpoint.
         ema: whether the weights are the running mean.
+        alone: whether there is an encoder and nothing to draw with.
         weights: digest of the checkpoint's files.
         say: where progress and tables are shown.
         hire: makes the crew, whose actors hold `features.Models`.
@@ -42,6 +43,7 @@ class Subject:
     weights: str
     say: Say
     hire: Callable[[], Crew[Any, Any]]
+    alone: bool = False
     points: dict[str, tuple[Point, dict[str, float]]] = field(default_factory=dict)
     """Where a denoiser is read, by the label that the search went by, with each candidate's accuracy."""
     _crew: Crew[Any, Any] | None = None

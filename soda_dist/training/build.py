@@ -54,6 +54,13 @@ def build_model(config: RunConfig) -> Method:
                 return Palette(size=size, denoiser=denoiser, process=_process(config), precision=precision)
 
 
+def build_encoder(config: RunConfig) -> nn.Module:
+    """The freshly initialised encoder alone, on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return _encoder(config)
+
+
 def build_objective(config: RunConfig) -> Objective:
     """The model with its training objective: what an engine trains.
 

@@ -27,6 +27,7 @@ from soda_dist.distributed.drawings import (
     with_mean,
 )
 from soda_dist.distributed.features import Models, load_models, readers
+from soda_dist.distributed.origins import Checkpoint
 from soda_dist.distributed.samples import Drawing, draw, pick_subjects
 from soda_dist.distributed.subject import Subject
 from soda_dist.distributed.tasks.reconstruct import set_scores
@@ -55,7 +56,7 @@ def models(tmp_path_factory) -> Models:
     config = tiny_config(train={"steps": 3})
     small_data(path / "data")
     train(str(path / "run"), config)
-    return load_models(str(path / "run"), str(path / "data"), 3, True, config, "cpu")
+    return load_models(Checkpoint(open_folder(str(path / "run")), 3, True), str(path / "data"), config, "cpu")
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ from soda_dist.distributed.features import (
     readers,
     settle_norms,
 )
+from soda_dist.distributed.origins import Checkpoint
 from soda_dist.errors import UserError
 from soda_dist.models.condition import Sources
 from soda_dist.models.pixels import source_input
@@ -65,7 +66,7 @@ def models(tmp_path_factory) -> Models:
     config = tiny_config(train={"steps": 3})
     small_data(path / "data")
     train(str(path / "run"), config)
-    return load_models(str(path / "run"), str(path / "data"), 3, True, config, "cpu")
+    return load_models(Checkpoint(open_folder(str(path / "run")), 3, True), str(path / "data"), config, "cpu")
 
 
 @pytest.mark.parametrize("limit", [None, 1, 10, 16, 17, 31, 1000])

@@ -19,6 +19,7 @@ from soda_dist.distributed import drawings, farm
 from soda_dist.distributed.drawings import DrawnSet, draw_set, image_set, images_of, load_set
 from soda_dist.distributed.evaluate import evaluate
 from soda_dist.distributed.features import Models, load_models
+from soda_dist.distributed.origins import Checkpoint
 from soda_dist.distributed.perception import check_weights, judge_of, lpips_scores, set_moments
 from soda_dist.distributed.session import ray_session
 from soda_dist.errors import UserError
@@ -65,7 +66,7 @@ def models(place: Path) -> Models:
     config = tiny_config(**LARGER, evaluation={"batch": 5, "images": 2})
     config = with_fields(config, weights(place, "inception", "inception.pth"))
     config = with_fields(config, weights(place, "lpips", "alexnet.pth"))
-    return load_models(str(place / "run"), str(place / "data"), 3, True, config, "cpu")
+    return load_models(Checkpoint(open_folder(str(place / "run")), 3, True), str(place / "data"), config, "cpu")
 
 
 def _set(models: Models, tmp_path: Path, crew: LocalCrew):
@@ -168,7 +169,7 @@ def test_missing_weights_say_what_to_fetch_and_where_to_put_it(models: Models, f
 def test_images_too_small_for_lpips_are_told_in_one_line(place: Path, tmp_path: Path) -> None:
     config = with_fields(tiny_config(train={"steps": 3}), weights(place, "lpips", "alexnet.pth"))
     train(str(tmp_path / "run"), config)
-    models = load_models(str(tmp_path / "run"), str(place / "data"), 3, True, config, "cpu")
+    models = load_models(Checkpoint(open_folder(str(tmp_path / "run")), 3, True), str(place / "data"), config, "cpu")
     subject, folder, pieces = _set(models, tmp_path, LocalCrew(models))
     with pytest.raises(UserError, match=r"evaluation.lpips: .*needs 31 or more on each side"):
         lpips_scores(subject, folder, pieces)

@@ -15,15 +15,17 @@ class Task(NamedTuple):
     """A `UserError` for what the task needs and the run or the data lack; called before any work."""
     do: Callable[[Subject], Result]
     """Does it, and records the result."""
+    draws: bool = False
+    """Whether it needs more of a run than its encoder."""
 
 
 TASKS: Final[dict[str, Task]] = {
     "probe": Task(classify.check, classify.probe),
     "knn": Task(classify.check_knn, classify.knn),
-    "reconstruction": Task(reconstruct.check, reconstruct.reconstruct),
-    "samples": Task(reconstruct.check_samples, reconstruct.samples),
-    "novel_views": Task(views.check, views.draw_views),
-    "fid": Task(fid.check, fid.measure),
+    "reconstruction": Task(reconstruct.check, reconstruct.reconstruct, draws=True),
+    "samples": Task(reconstruct.check_samples, reconstruct.samples, draws=True),
+    "novel_views": Task(views.check, views.draw_views, draws=True),
+    "fid": Task(fid.check, fid.measure, draws=True),
 }
 
 
@@ -34,3 +36,12 @@ def chosen(text: str) -> Sequence[str]:
     if unknown or not names:
         raise UserError("--tasks", ", ".join(unknown) or "nothing", ", ".join(TASKS), "choose some of them")
     return [name for name in TASKS if name in names]
+
+
+def check(names: Sequence[str], subject: Subject) -> None:
+    """A `UserError` for the first task that lacks what it needs."""
+    for name in names:
+        if TASKS[name].draws and subject.alone:
+            allowed = ", ".join(other for other, task in TASKS.items() if not task.draws)
+            raise UserError("--tasks", f"{name} of an encoder alone", allowed, "leave it out, or evaluate a run")
+        TASKS[name].check(subject)

@@ -1,0 +1,161 @@
+"""Encoders that are evaluated without a run: a checkpoint's file, a model of timm; and what they are refused for."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save
+
+from soda_dist.data.storage import open_folder
+from soda_dist.data.views import center_views
+from soda_dist.distributed.evaluate import evaluate, evaluate_encoder
+from soda_dist.distributed.features import collect, load_models, plan_pieces
+from soda_dist.distributed.origins import Checkpoint, EncoderFile, TimmEncoder, encoder_origin
+from soda_dist.distributed.session import ray_session
+from soda_dist.errors import UserError
+from soda_dist.training.checkpoint import load_model
+from tests.distributed.small_run import small_data, train
+from tests.distributed.test_features import LocalCrew
+from tests.tiny import tiny_config
+
+MODEL = "test_resnet"
+"""A small one of timm's, made for 160 px."""
+
+
+def _silent(line: str) -> None:
+    return None
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("origins")
+    small_data(path / "data")
+    train(str(path / "run"), tiny_config(train={"steps": 3}, evaluation={"knn": {"k": 5}}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights(place: Path) -> tuple[str, str]:
+    """A file of random weights of MODEL, and its digest."""
+    torch.manual_seed(4)
+    content = save(timm.create_model(MODEL, pretrained=False).state_dict())
+    (place / "timm.safetensors").write_bytes(content)
+    return str(place / "timm.safetensors"), hashlib.sha256(content).hexdigest()
+
+
+def _latents(origin, place: Path, tmp_path: Path) -> dict[str, np.ndarray]:
+    models = load_models(origin, str(place / "data"), origin.configuration(), "cpu")
+    pieces = plan_pieces("test", models.reader["test"].groups, 10, 128)
+    return collect(LocalCrew(models), open_folder(str(tmp_path / "latents")), pieces, _silent).arrays
+
+
+def test_an_encoders_file_gives_the_latents_of_its_run(place: Path, tmp_path: Path) -> None:
+    file = EncoderFile(str(place / "run/checkpoints/000000003/encoder.safetensors"))
+    run = Checkpoint(open_folder(str(place / "run")), 3, ema=True)
+    alone, whole = (_latents(origin, place, tmp_path / str(n)) for n, origin in enumerate((file, run)))
+    for name in ("trained", "untrained", "pixels"):
+        np.testing.assert_allclose(alone[name], whole[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_of_timm_gives_timms_own_features(place: Path, tmp_path: Path, weights: tuple[str, str]) -> None:
+    origin = TimmEncoder(MODEL, *weights)
+    config = origin.configuration()
+    model = timm.create_model(MODEL, pretrained=False, num_classes=0).eval()
+    torch.manual_seed(4)
+    model.load_state_dict(timm.create_model(MODEL, pretrained=False).state_dict(), strict=False)
+    info = model.pretrained_cfg
+    assert (config.data.source_size, config.data.eval_resize) == (160, pytest.approx(1 / info["crop_pct"], rel=1e-5))
+    reader = load_models(origin, str(place / "data"), config, "cpu").reader["test"]
+    images = reader.group(0, ["image"]).column("image").to_pylist()
+    views = center_views(images, size=160, resize=config.data.eval_resize)[0][1:]  # the first one is no image
+    pixels = torch.from_numpy(views).permute(0, 3, 1, 2).double() / 255
+    mean, std = (torch.tensor(info[name], dtype=torch.float64).view(3, 1, 1) for name in ("mean", "std"))
+    with torch.no_grad():
+        expected = model(((pixels - mean) / std).float()).numpy()
+    np.testing.assert_allclose(_latents(origin, place, tmp_path)["trained"], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_published_weights_are_read_from_the_cache_that_timm_keeps(
+    place: Path, tmp_path: Path, weights: tuple[str, str], monkeypatch
+) -> None:
+    repository = timm.get_pretrained_cfg("test_resnet.r160_in1k").hf_hub_id.replace("/", "--")
+    snapshot = tmp_path / f"models--{repository}" / "snapshots" / "0"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").write_bytes(Path(weights[0]).read_bytes())
+    (tmp_path / f"models--{repository}" / "refs").mkdir()
+    (tmp_path / f"models--{repository}" / "refs" / "main").write_text("0")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    published, given = TimmEncoder("test_resnet.r160_in1k", None, None), TimmEncoder(MODEL, *weights)
+    assert published.digest() == given.digest()
+
+
+def test_weights_out_of_reach_are_told_in_one_line(monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"test_resnet, whose weights cannot be had .*--weights-sha256") as caught:
+        TimmEncoder(MODEL, None, None).load()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.ray
+def test_an_encoder_alone_is_probed_as_its_run_is(place: Path, tmp_path: Path) -> None:
+    file = EncoderFile(str(place / "run/checkpoints/000000003/encoder.safetensors"))
+    out = str(tmp_path / "out")
+    with ray_session(cpus=2):
+        found = evaluate_encoder(file, str(place / "data"), "probe,knn", out, ["evaluation.actors=1"], _silent)
+        ran = evaluate(str(place / "run"), str(place / "data"), "probe,knn", "3", ["evaluation.actors=1"], _silent)
+    for task in ("probe", "knn"):
+        assert found[task]["encoders"]["trained"]["estimates"] == ran[task]["encoders"]["trained"]["estimates"]
+        assert open_folder(out).read_json(f"eval/0/{task}.json") == found[task]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "overrides", "message"),
+    [
+        ("probe,fid", [], r"--tasks: got fid of an encoder alone; allowed: probe, knn"),
+        ("probe", ["encoder.width=2"], r"override: got encoder.width=2; allowed: data.field=value, evaluation"),
+        ("probe", ["evaluation.label=shape"], r"evaluation.label: got shape"),
+    ],
+)
+def test_what_an_encoder_alone_cannot_do_is_refused(place: Path, tmp_path, tasks, overrides, message) -> None:
+    file = EncoderFile(str(place / "run/checkpoints/000000003/encoder.safetensors"))
+    with pytest.raises(UserError, match=message):
+        evaluate_encoder(file, str(place / "data"), tasks, str(tmp_path), overrides, _silent)
+
+
+def test_wrong_encoders_are_told_in_one_line(place: Path, tmp_path: Path, weights: tuple[str, str]) -> None:
+    with pytest.raises(UserError, match="an existing file, or timm:NAME"):
+        EncoderFile(str(tmp_path / "no.safetensors")).configuration()
+    with pytest.raises(UserError, match=r"without config\.json beside it"):
+        EncoderFile(weights[0]).configuration()
+    (tmp_path / "config.json").write_bytes((place / "run/checkpoints/000000003/config.json").read_bytes())
+    (tmp_path / "encoder.safetensors").write_bytes(Path(weights[0]).read_bytes())
+    with pytest.raises(UserError, match=r"encoder\.safetensors .*missing"):
+        EncoderFile(str(tmp_path / "encoder.safetensors")).load()
+    with pytest.raises(UserError, match=r"timm:resnet_seventeen; allowed: timm's models"):
+        TimmEncoder("resnet_seventeen", None, None).configuration()
+    with pytest.raises(UserError, match="one of --weights and --weights-sha256"):
+        encoder_origin("timm:resnet18", "a", None)
+    with pytest.raises(UserError, match="leave it out"):
+        encoder_origin("a.safetensors", "a", "b")
+
+
+def test_weights_without_the_running_mean_are_those_that_training_goes_on_from(tmp_path: Path) -> None:
+    config = tiny_config(train={"steps": 3}, optim={"ema_decay": 0.9999})
+    run = train(str(tmp_path), config)
+    mean, live = (load_model(run, 3, ema=ema)[0] for ema in (True, False))
+    digests = {Checkpoint(run, 3, ema).digest() for ema in (True, False)}
+    assert len(digests) == 2
+    moved = [float((a - b).abs().max()) for a, b in zip(mean.parameters(), live.parameters(), strict=True)]
+    assert max(moved) > 1e-4, "in three steps the running mean has hardly left the beginning"
+    from safetensors.torch import load_file
+
+    state = {}
+    for file in (tmp_path / "checkpoints/000000003").glob("state-*.safetensors"):
+        state |= load_file(file)
+    for name, parameter in live.named_parameters():
+        stored = state[f"param/model.{name}/0"]
+        assert torch.equal(parameter.flatten(), stored)
