@@ -22,7 +22,7 @@ class Ours:
         task: `eval/STEP/TASK.json`, and the name that `jobs/evaluate.py --tasks` has for it.
         paths: of an estimate in that file, names with dots between; of several, the mean is taken. `{guidance}` is the
             scale of the run's own sampling, `{drawn}` the set that a method draws for a reconstruction, `{views}` the
-            entry of the column's number of sources, joined as in training.
+            first entry of the column's number of sources, which are joined as in training.
         scale: what turns the estimate into the paper's unit.
         sources: path of the number of sources, where the file holds one number alone.
         options: what the command needs besides the task.
@@ -164,7 +164,7 @@ def _walk(run: Evaluated, result: dict[str, Any], path: str, column: Column) -> 
     node: Any = result
     for part in path.split("."):
         if part == "{views}":
-            node = _views(run, node, column.sources)
+            node = _views(node, column.sources)
         else:
             node = node.get(_filled(run, result, part)) if isinstance(node, dict) else None
     return node
@@ -179,12 +179,8 @@ def _filled(run: Evaluated, result: dict[str, Any], part: str) -> str:
     return part
 
 
-def _views(run: Evaluated, sets: Any, sources: int | None) -> Any:
-    joined = run.field("aggregation.kind")
-    for entry in sets if isinstance(sets, list) else []:
-        if entry.get("sources") == sources and (sources == 1 or entry.get("aggregation") == joined):
-            return entry
-    return None
+def _views(sets: Any, sources: int | None) -> Any:
+    return next((entry for entry in sets or () if entry.get("sources") == sources), None)
 
 
 def _estimate(found: Any) -> Figure | None:

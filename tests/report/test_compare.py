@@ -182,6 +182,8 @@ def test_what_is_not_measured_names_its_command(tmp_path: Path) -> None:
     row = table(text)["run"]
     assert figures(row)[:4] == ["not measured"] * 4 and figures(row)[4] == "71.57 ± 0.10"
     (note,) = noted(row[2], text)
+    assert noted(row[3], text) == [note], "PSNR and SSIM have one command, and so one footnote"
+    assert len(set(footnotes(text).values())) == len(footnotes(text))
     words = shlex.split(re.search(r"`(.*)`", note)[1])
     assert words[:4] == ["python", "jobs/evaluate.py", "--run", uri]
     assert words[words.index("--tasks") + 1] == "reconstruction" and words[words.index("--step") + 1] == "1000"
