@@ -233,6 +233,7 @@ def _draw_time(config: RunConfig, batches: list[MicroBatch]) -> str:
                 target_size=data.target_size,
                 sections=config.denoiser.sections,
                 rates=(config.denoiser.layer_mask_rate, config.denoiser.guidance_mask_rate, config.pose.mask_rate),
+                device=device,
             )
 
     return f"its random numbers take {1e3 * seconds(draws, device):.1f} ms"

@@ -130,7 +130,8 @@ def _dropped(x: Tensor, streams: Tensor, rate: float, number: int | None, draws:
     if len(streams) != len(x):
         raise ValueError(f"addressed: got {len(streams)} seeds with a batch of {len(x)}; allowed: one a sample")
     dropped = min(round(rate * _LEVELS), _LEVELS - 1)
-    keep = _lanes(streams.to(x.device), number, draws).ge_(dropped - _LEVELS // 2)
+    lanes = _opaque_lanes if torch.compiler.is_compiling() else _lanes
+    keep = lanes(streams.to(x.device), number, draws).ge_(dropped - _LEVELS // 2)
     shape = x.shape if draws > 1 else (len(x),) + (1,) * (x.ndim - 1)
     # The scale is a multiplication of its own: folded into a bf16 mask it would be off by 0.2%.
     return x * (_LEVELS / (_LEVELS - dropped)) * keep.reshape(shape)
@@ -151,6 +152,17 @@ def _lanes(streams: Tensor, number: int, count: int) -> Tensor:
     cells ^= cells >> 16
     cells *= -2048144789
     return cells.view(torch.int16).flatten(1)[:, :count]
+
+
+@torch.library.custom_op("soda_dist::lanes", mutates_args=())
+def _opaque_lanes(streams: Tensor, number: int, count: int) -> Tensor:
+    """`_lanes` for torch.compile, which does not look inside: Triton refuses its constants of 64 bits."""
+    return _lanes(streams, number, count).contiguous()
+
+
+@_opaque_lanes.register_fake
+def _(streams: Tensor, number: int, count: int) -> Tensor:
+    return streams.new_empty(len(streams), count, dtype=torch.int16)
 
 
 def _mixed(x: Tensor) -> Tensor:

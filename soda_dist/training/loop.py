@@ -153,10 +153,10 @@ class Book:
 
 
 def to_device(pairs: Pairs, device: torch.device) -> MicroBatch:
-    """A micro-batch's arrays as tensors on `device`."""
-    return MicroBatch(
-        *(torch.from_numpy(getattr(pairs, name)).to(device, non_blocking=True) for name in MicroBatch._fields)
-    )
+    """A micro-batch's arrays as tensors on `device`; `index` stays on the CPU, where it is read."""
+    tensors = {name: torch.from_numpy(getattr(pairs, name)) for name in MicroBatch._fields}
+    moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items() if name != "index"}
+    return MicroBatch(**moved, index=tensors["index"])
 
 
 def _shown(line: dict[str, Any], total: int, bad: int, remaining: float) -> str:

@@ -48,7 +48,7 @@ class Objective(nn.Module):
             target: [B, r, r, 3] uint8.
             ok: [B] bool; False rows (images that could not be read) count as zero, so that the mean's
                 denominator, and with it every other sample's weight, does not depend on them.
-            index: [B] int64, position in the run: the address of the sample's random numbers.
+            index: [B] int64, position in the run: the address of the sample's random numbers; on any device.
             present: [B, S] bool, which slots of `source` hold a view.
             source_pose: [B, S, P] float32; P is 0 where the data has no poses.
             target_pose: [B, P] float32.
@@ -62,6 +62,7 @@ class Objective(nn.Module):
             target_size=target.shape[1],
             sections=self.model.sections,
             rates=self.mask_rates,
+            device=source.device,
         )
         clean = source_input(source)
         noised = clean

@@ -51,32 +51,34 @@ def draw(
     target_size: int,
     sections: int,
     rates: tuple[float, float, float],
+    device: torch.device | None = None,
 ) -> Draws:
     """Random numbers for the samples at positions `index` ([B] int64) of the run with `seed`.
 
     `rates` are those of layer, guidance and pose masking (sections 3.2.1 and 3.3): a section is zeroed by itself with
     the first, the whole of z with the second, the poses with the third. `sources` are the views S that get noise.
+    The numbers are made on `device`, none being that of `index`. An index on the CPU spares the GPU a wait.
     """
-    device = index.device
+    device = index.device if device is None else device
     layer_rate, guidance_rate, pose_rate = rates
+    positions = index.tolist()
     generator = torch.Generator(device=device)
-    t, eps, source, keep, pose_keep, seeds = [], [], [], [], [], []
-    for position in index.tolist():
-        address = mix64(seed, position)
-        generator.manual_seed(address >> 1)
-        uniform = torch.rand(sections + 2, generator=generator, device=device)
-        eps.append(torch.randn(3, target_size, target_size, generator=generator, device=device))
+    uniform = torch.empty(len(positions), sections + 2, device=device)
+    eps = torch.empty(len(positions), 3, target_size, target_size, device=device)
+    source = torch.empty(len(positions), sources, 3, source_size, source_size, device=device)
+    for row, position in enumerate(positions):  # as few launches as there are: on a GPU they are the cost
+        generator.manual_seed(mix64(seed, position) >> 1)
+        torch.rand(sections + 2, generator=generator, out=uniform[row])
+        torch.randn(3, target_size, target_size, generator=generator, out=eps[row])
         if sources:
-            source.append(torch.randn(sources, 3, source_size, source_size, generator=generator, device=device))
-        t.append((uniform[0] * timesteps).long())
-        keep.append((uniform[2:] >= layer_rate) & (uniform[1] >= guidance_rate))
-        pose_keep.append(mix64(seed, position, 2) >= pose_rate * 2.0**64)
-        seeds.append(mix64(seed, position, 1) >> 1)
+            torch.randn(sources, 3, source_size, source_size, generator=generator, out=source[row])
+    pose_keep = [mix64(seed, position, 2) >= pose_rate * 2.0**64 for position in positions]
+    seeds = [mix64(seed, position, 1) >> 1 for position in positions]
     return Draws(
-        t=torch.stack(t).clamp_(max=timesteps - 1),
-        eps=torch.stack(eps),
-        source_noise=torch.stack(source) if sources else None,
-        keep=torch.stack(keep),
+        t=(uniform[:, 0] * timesteps).long().clamp_(max=timesteps - 1),
+        eps=eps,
+        source_noise=source if sources else None,
+        keep=(uniform[:, 2:] >= layer_rate) & (uniform[:, 1:2] >= guidance_rate),
         pose_keep=torch.tensor(pose_keep, device=device),
         seeds=torch.tensor(seeds, device=device),
     )

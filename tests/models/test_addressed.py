@@ -192,3 +192,16 @@ def test_wrong_use_is_refused():
     for seeds in (torch.zeros(2), torch.zeros(2, 1, dtype=torch.int64)):
         with pytest.raises(ValueError, match="int64"), addressed(seeds):
             pass
+
+
+def test_a_compiled_network_has_the_same_masks() -> None:
+    """By the default compiler, which cannot generate the hash itself on a GPU."""
+    layer = AddressedDropout(0.3).train()
+    layer.number = 3
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), layer)
+    x, seeds = torch.randn(4, 3, 12, 12), torch.arange(4)
+    with addressed(seeds):
+        plain = network(x)
+        compiled = torch.compile(network)(x)
+    torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-6)
+    assert (compiled == 0).float().mean() > 0.2 and ((compiled == 0) == (plain == 0)).all()
