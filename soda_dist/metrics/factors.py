@@ -147,8 +147,8 @@ def factor_vae(
 
     A vote holds one factor at the value of a random row, draws `batch` rows of that value with replacement and names
     the code whose variance fell most, relative to its variance over all rows. Codes are then matched to factors by
-    majority, and the score is the share of further votes that the match gets right. Codes whose standard deviation is
-    below `threshold` take no part; 0 where none is left.
+    majority, and the score is the share of further votes that the match gets right. Codes that do not vary, or whose
+    standard deviation is below `threshold`, take no part; 0 where none is left.
 
     Our reading: rows come from a labelled set in place of a generator, so a value that one row alone has is never held.
 
@@ -158,7 +158,8 @@ def factor_vae(
         seed: equal seeds give equal scores.
     """
     codes, values = checked_codes("codes", codes), checked_values("values", values, len(codes))
-    active = np.flatnonzero(np.std(codes, axis=0, ddof=1, dtype=np.float64) >= threshold)
+    spread = np.std(codes, axis=0, ddof=1, dtype=np.float64)
+    active = np.flatnonzero((spread >= threshold) & (spread > 0.0))
     if not len(active):
         return 0.0
     generator = np.random.default_rng([seed, 0xFAC])
@@ -316,15 +317,18 @@ def _fit_machines(code: Floats, machines: _Machines) -> tuple[Floats, Floats]:
     """Slope and offset [P] that minimise (slope^2 + offset^2) / 2 + sum of weight * max(0, 1 - sign * margin)^2.
 
     Newton's method: the loss is quadratic as long as the same rows lie within the margin, so a step ends at the minimum
-    once these are right. At this weight of the loss, whole steps have reached it in under ten on any codes tried.
+    once these are right. Whole steps reached it in at most 16 on 3,000 codes of every scale, heavy tails among them.
+
+    Raises:
+        ArithmeticError: no minimum within `SVM_ITERATIONS` steps.
     """
     moments = _Moments(code, machines)
     at = np.zeros((2, len(machines.group)))
     for _ in range(SVM_ITERATIONS):
         before, at = at, _newton(at, moments, machines)
         if np.all(np.abs(at - before) <= 1e-9 * (1.0 + np.abs(at))):
-            break
-    return at[0], at[1]
+            return at[0], at[1]
+    raise ArithmeticError(f"a support vector machine on one code has no minimum within {SVM_ITERATIONS} steps")
 
 
 def _newton(at: Floats, moments: _Moments, machines: _Machines) -> Floats:

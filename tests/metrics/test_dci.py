@@ -119,6 +119,12 @@ def test_a_factor_within_one_section_is_complete_however_many_codes_hold_it() ->
     assert section_scores(importance, [(0, 4), (4, 8)]).share[:, 1].tolist() == [0.0, 0.0]
 
 
+def test_one_section_holds_every_factor_whole_and_tells_none_apart() -> None:
+    result = section_scores(np.eye(4), [(0, 4)])
+    assert result.share.tolist() == [[1.0] * 4]
+    assert (result.disentanglement, result.completeness) == (pytest.approx(0.0), 1.0)
+
+
 @pytest.mark.parametrize("bounds", [[(0, 4), (5, 8)], [(0, 4), (3, 8)], [(0, 4)], [(4, 8), (0, 4)], []])
 def test_sections_must_partition_the_codes(bounds: list[tuple[int, int]]) -> None:
     with pytest.raises(ValueError, match=r"bounds: got .*from 0 to 8"):
@@ -137,6 +143,27 @@ def test_lightgbm_scores_within_two_hundredths_of_scikit_learn() -> None:
     ):
         right = np.mean([model.score(codes, factor) for model, factor in zip(models, values.T)])
         assert informativeness == pytest.approx(right, abs=0.01)
+
+
+def _entangled(rows: int, seed: int) -> tuple[Floats, Integers]:
+    """64 codes: five factors, one of them rare, each in ten codes of its own and a little in others; a third bent."""
+    generator, fixed = np.random.default_rng(seed), np.random.default_rng(5)
+    values = np.stack(
+        [*(generator.integers(levels, size=rows) for levels in (4, 3, 2, 2)), generator.random(rows) < 0.15], axis=1
+    ).astype(np.int64)
+    mixture = fixed.normal(size=(5, 64)) * 0.25 * (fixed.random((5, 64)) < 0.3)
+    mixture[np.arange(50) % 5, np.arange(50)] += fixed.uniform(0.2, 1.5, size=50)
+    codes = (values - values.mean(axis=0)) / values.std(axis=0) @ mixture + generator.normal(size=(rows, 64))
+    codes[:, ::3] = np.tanh(codes[:, ::3])
+    return codes, values
+
+
+@pytest.mark.slow
+def test_lightgbm_scores_within_two_hundredths_of_scikit_learn_on_mixed_and_redundant_codes() -> None:
+    split = *_entangled(2000, seed=0), *_entangled(2000, seed=1)
+    ours, theirs = (dci(*split, regressor=name, seed=0, threads=1) for name in ("lightgbm", "sklearn"))
+    for field in ("disentanglement", "completeness", "informativeness_train", "informativeness_test"):
+        assert getattr(ours, field) == pytest.approx(getattr(theirs, field), abs=0.02)
 
 
 @pytest.mark.parametrize("classes", [2, 3])

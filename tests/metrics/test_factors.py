@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import mutual_info_score
 from sklearn.svm import LinearSVC
 
+from soda_dist.metrics import factors
 from soda_dist.metrics.factors import code_accuracy, factor_vae, mig, modularity, mutual_information, sap
 
 Floats = NDArray[np.float64]
@@ -207,3 +208,15 @@ def test_what_cannot_be_scored_is_refused_by_name() -> None:
     codes[9, 1] = np.inf
     with pytest.raises(ValueError, match="codes: got values that are not finite in code 1"):
         modularity(codes, values)
+
+
+def test_a_code_that_does_not_vary_takes_no_part_at_any_threshold() -> None:
+    codes = np.concatenate([np.full((len(GRID), 1), 0.25), GRID.astype(np.float64)], axis=1)
+    assert factor_vae(codes, GRID, seed=0, threshold=0.0, **VOTES) == 1.0
+
+
+def test_a_machine_that_is_not_at_its_minimum_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes, values = _mixed(100, 2, seed=8)
+    monkeypatch.setattr(factors, "SVM_ITERATIONS", 1)
+    with pytest.raises(ArithmeticError, match="no minimum within 1 steps"):
+        sap(codes, values, codes, values)
