@@ -17,21 +17,22 @@ RETRIES = 10
 
 
 def farm_out(
-    function: Callable[..., Any], calls: Iterable[tuple], tick: Callable[[], None]
+    function: Callable[..., Any], calls: Iterable[tuple], tick: Callable[[], None], *, cpus: int = 1
 ) -> Iterator[tuple[int, Any]]:
-    """(number of the call, its result) for every call, in the order in which they end.
+    """(number of the call, its result) for every call of `cpus` CPUs, in the order in which they end.
 
-    Two calls a CPU are under way, so that a cluster that grows gets more. `tick` is called about once a second.
+    Twice as many calls as find room are under way, so that a cluster that grows gets more. `tick` is called about once
+    a second.
 
     Raises:
         UserError: a call met one; the other calls are cancelled.
     """
-    task = ray.remote(num_cpus=1, max_retries=RETRIES)(function)
+    task = ray.remote(num_cpus=cpus, max_retries=RETRIES)(function)
     running: dict[Any, int] = {}
     numbered = enumerate(calls)
     try:
         while True:
-            limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+            limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)) // cpus)
             while len(running) < limit and (call := next(numbered, None)):
                 running[task.remote(*call[1])] = call[0]
             if not running:
