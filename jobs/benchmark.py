@@ -1,8 +1,9 @@
-"""Measure this machine: ingest, training loop, sampler and training step.
+"""Measure this machine: ingest, training loop, DCI, sampler and training step.
 
 Every figure is a ratio of one run, printed beside the rates it is made of; benchmark.json holds them all.
   python jobs/benchmark.py data   [--small URI] [--photographs URI]     against a torch DataLoader
   python jobs/benchmark.py train  [--data URI] [a.b=value ...]          against bare PyTorch
+  python jobs/benchmark.py dci    [rows=N] [codes=N] [rounds=N]          against scikit-learn
   python jobs/benchmark.py sample [--device cuda] [--preset NAME] [a.b=value ...]  against diffusers; bf16, compiled
   python jobs/benchmark.py step   [--device cuda] [--preset NAME] [a.b=value ...]  bf16, compiled, share of a matmul
 """
@@ -14,14 +15,14 @@ from soda_dist.cli import add_uri, parser, run, say
 
 def main(argv: list[str]) -> str:
     arguments = parser(__doc__)
-    arguments.add_argument("what", choices=["data", "train", "sample", "step"], help="what is measured")
+    arguments.add_argument("what", choices=["data", "train", "dci", "sample", "step"], help="what is measured")
     add_uri(arguments, "--photographs", "data: prepared shards of photographs; none: left out", required=False)
     add_uri(arguments, "--small", "data: prepared shards of 32 px images; none: rendered ones", required=False)
     add_uri(arguments, "--data", "train: prepared shards; none: rendered ones", required=False)
     add_uri(arguments, "--out", "folder for benchmark.json; none: not written", required=False)
     arguments.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="sample, step")
     arguments.add_argument("--preset", default="cifar10", metavar="NAME|FILE", help="sample, step")
-    arguments.add_argument("overrides", nargs="*", metavar="a.b=value", help="overrides of the preset cifar10")
+    arguments.add_argument("overrides", nargs="*", metavar="a.b=value", help="overrides of the preset, or of dci's sizes")
     args = arguments.parse_intermixed_args(argv)
     return _without_ray(args) if args.what in ("sample", "step") else _with_ray(args)
 
@@ -43,6 +44,10 @@ def _with_ray(args: argparse.Namespace) -> str:
 
         if args.what == "data":
             results = benchmark.measure_data(args.small, args.photographs, say)
+        elif args.what == "dci":
+            from soda_dist.distributed.benchmark_dci import measure_dci
+
+            results = measure_dci(args.overrides, say)
         else:
             results = benchmark.measure_train(args.data, args.overrides, say)
         return conclude(results, args.out, say)

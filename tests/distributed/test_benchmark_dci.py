@@ -1,0 +1,45 @@
+"""DCI's benchmark: what it is scaled by, what it plants, and one small measurement from end to end."""
+
+import numpy as np
+import pytest
+
+from soda_dist.distributed import benchmark_dci
+from soda_dist.distributed.benchmark_dci import LEVELS, SLICE, measure_dci, planted, trees
+from soda_dist.distributed.session import ray_session
+from soda_dist.errors import UserError
+
+
+def test_a_round_grows_the_trees_that_scikit_learn_grows() -> None:
+    codes, values, _ = planted(60, 20, seed=0)
+    for factor in SLICE:
+        model = benchmark_dci.GradientBoostingClassifier(n_estimators=1, max_depth=1).fit(codes, values[:, factor])
+        assert model.estimators_.size == trees((LEVELS[factor],))
+    assert trees(LEVELS) == 70
+
+
+def test_factors_lie_in_their_sections() -> None:
+    codes, values, bounds = planted(4000, 100, seed=0)
+    assert bounds == [(10 * n, 10 * n + 10) for n in range(10)]
+    seen = np.abs(np.corrcoef(codes.T, values.T)[:100, 100:])
+    assert (seen.reshape(10, 10, 10).mean(axis=1).argmax(axis=0) == np.arange(10)).all()
+    again, other = planted(4000, 100, seed=0)[0], planted(4000, 100, seed=1)[0]
+    assert (again == codes).all() and (other != codes).all()
+
+
+@pytest.mark.ray
+def test_a_small_measurement_names_both_sides_and_their_ratio() -> None:
+    said = list[str]()
+    with ray_session(cpus=2):
+        (result,) = measure_dci(["rows=300", "codes=40", "rounds=3"], said.append)
+    assert result["name"] == "DCI, 300 x 40, 10 factors" and result["limit"] == 20.0
+    (ours,), theirs = result["rounds"].values()
+    assert result["ratio"] == pytest.approx(ours / max(theirs), abs=0.001)
+    assert list(result["median"].values()) == pytest.approx([ours, max(theirs)], rel=0.001)
+    slices = [float(line.split()[-2]) for line in said if "a slice of 6 trees" in line]
+    assert [3600 / rate for rate in theirs] == pytest.approx([s / 6 * 70 * 3 for s in slices], rel=0.01)
+
+
+@pytest.mark.parametrize("override", ["rowz=3", "rows=x", "rows=0", "rows", "codes=9"])
+def test_other_sizes_are_refused(override: str) -> None:
+    with pytest.raises(UserError):
+        measure_dci([override], lambda _: None)
