@@ -1,7 +1,8 @@
 """DCI on the cluster against disentanglement_lib's way: scikit-learn's boosting, one factor after the other.
 
 scikit-learn would take most of a day, so its side is a slice, one round of boosting of some factors, scaled up by the
-number of trees. A tree's time does not depend on its round: each of its levels sorts every code of every row.
+number of trees. A tree's time depends neither on its round nor on the number of values: each of its levels sorts every
+code of every row (measured at 2,000 x 128: within 15% for 1 to 8 rounds and 2 to 10 values).
 """
 
 import time

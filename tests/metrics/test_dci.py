@@ -219,6 +219,13 @@ def test_codes_of_noise_score_near_zero_and_predict_by_chance(regressor: str) ->
         assert result.importance.max() < 0.1
 
 
+def test_lasso_shrinks_the_one_code_that_is_the_factor_by_alpha() -> None:
+    values = np.tile([3, 5, 9, 12], 10)
+    code = 7.0 - 2.0 * np.searchsorted([3, 5, 9, 12], values)[:, None]
+    fit = fit_factor(code, values, code, values, regressor="lasso", seed=0, threads=1)
+    assert fit.importance[0] == pytest.approx(1.0 - 0.02, abs=1e-6)
+
+
 def test_lasso_shares_a_factor_between_two_views_of_it() -> None:
     train, values = _grid(30, 0.3, 2, seed=0)
     test, truth = _grid(10, 0.3, 2, seed=1)
