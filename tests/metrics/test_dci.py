@@ -125,7 +125,9 @@ def test_one_section_holds_every_factor_whole_and_tells_none_apart() -> None:
     assert (result.disentanglement, result.completeness) == (pytest.approx(0.0), 1.0)
 
 
-@pytest.mark.parametrize("bounds", [[(0, 4), (5, 8)], [(0, 4), (3, 8)], [(0, 4)], [(4, 8), (0, 4)], []])
+@pytest.mark.parametrize(
+    "bounds", [[(0, 4), (5, 8)], [(0, 4), (4, 4), (4, 8)], [(0, 4), (3, 8)], [(0, 4)], [(4, 8), (0, 4)], []]
+)
 def test_sections_must_partition_the_codes(bounds: list[tuple[int, int]]) -> None:
     with pytest.raises(ValueError, match=r"bounds: got .*from 0 to 8"):
         section_scores(np.ones((8, 2)), bounds)
