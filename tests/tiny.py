@@ -58,6 +58,7 @@ def pairs_at(config: RunConfig, start: int, stop: int) -> Pairs:
         key=index,
         ok=np.ones(count, bool),
         index=index,
+        label=np.zeros((count, 0), np.int64),
         name=[""] * count,
     )
 

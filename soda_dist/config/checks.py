@@ -218,6 +218,16 @@ def evaluation(config: "RunConfig") -> Iterator[Problem]:
         yield "evaluation.latents", "denoiser with method=encdec", "encoder", "it has no denoiser"
 
 
+def online_probe(config: "RunConfig") -> Iterator[Problem]:
+    train, name = config.train, config.method
+    if train.online_probe and name in ("unconditional", "palette"):
+        yield "train.online_probe", f"true with method={name}", "false", "it has no encoder; or choose another method"
+    if train.online_probe_label is not None and not train.online_probe:
+        got = f"{train.online_probe_label} with train.online_probe=false"
+        yield "train.online_probe_label", got, "nothing", "set train.online_probe=true, or leave it out"
+
+
 CHECKS: tuple[Check, ...] = (
     levels, attention, encoder, method, conditioning, latent, views, poses, batch, steps, evaluation,
+    online_probe,
 )  # fmt: skip

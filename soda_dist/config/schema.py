@@ -214,6 +214,13 @@ class Train(Node):
     checkpoint_every_steps: Count = 1000
     keep_checkpoints: Count = 2
     """Complete checkpoints kept; older ones are removed."""
+    online_probe: bool = False
+    """Whether a linear probe is trained along, behind a stopped gradient (section E.1), and its accuracy logged. Its
+    dropout, label smoothing and initial values are those of `evaluation.probe`."""
+    online_probe_label: str | None = None
+    """Column that it predicts; `attributes`: all of them; none: the data set's main label."""
+    online_probe_lr: Positive = 1e-3
+    """Its learning rate, constant (our reading)."""
 
 
 class Scale(Node):

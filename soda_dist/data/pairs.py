@@ -1,9 +1,10 @@
 """View pairs of any stretch of the run: the one piece that the Ray ingest and a plain loop both call."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from soda_dist.config.schema import Data
 from soda_dist.data.draws import Ints
+from soda_dist.data.labels import labels_of
 from soda_dist.data.order import Order
 from soda_dist.data.poses import CAMERA_COLUMNS, Cameras, read_cameras
 from soda_dist.data.relations import OBJECT, main_label, source_keys
@@ -44,6 +46,8 @@ class Pairs:
     """bool [n]: every image of the pair could be read; a loss must leave the others out."""
     index: Ints
     """int64 [n]: position in the run."""
+    label: Ints
+    """int64 [n, L]: what a probe that is trained along predicts of the first source's row; L is 0 without one."""
     name: list[str]
     """n texts: for a pair that is not ok the path of an image that could not be read, empty for the others."""
 
@@ -81,19 +85,28 @@ def _check_several_views(reader: ShardReader) -> None:
         raise UserError("data.views", got, "several views of an object", "prepare them, or choose augmented")
 
 
-def read_pairs(reader: ShardReader, order: Order, start: int, stop: int, *, seed: int, data: Data) -> Pairs:
+def read_pairs(
+    reader: ShardReader, order: Order, start: int, stop: int, *, seed: int, data: Data, labels: Sequence[str] = ()
+) -> Pairs:
     """The pairs at positions start..stop-1; images of each row group are fetched once.
+
+    Args:
+        reader, order: of the split.
+        start, stop: positions in the run.
+        seed: of the run.
+        data: what the views are.
+        labels: columns of `Pairs.label`.
 
     Raises:
         UserError: of the reader: a shard is missing, truncated or altered, or lacks a column that `check_data` looks
-            for. Images that cannot be read raise nothing.
+            for; a row has no label of `labels`. Images that cannot be read raise nothing.
     """
     located = order.locate(start, stop)
     key = order.key(located.group, located.row)
     sources = source_keys(reader, order, key, located.epoch, seed=seed, data=data)
     wanted = np.column_stack([sources, key])
     rows = np.unique(wanted[wanted >= 0])
-    images, names, stored = _fetch(reader, order, rows, data)
+    images, names, stored, label = _fetch(reader, order, rows, data, labels)
     shown = np.where(wanted >= 0, np.searchsorted(rows, wanted), -1)
     views = view_pairs(images, shown, key, located.epoch, seed=seed, data=data, stored=stored)
     return Pairs(
@@ -105,29 +118,40 @@ def read_pairs(reader: ShardReader, order: Order, start: int, stop: int, *, seed
         key=key,
         ok=views.ok,
         index=np.arange(start, stop),
+        label=label[shown[:, 0]],
         name=["" if place < 0 else names[place] for place in views.unread.tolist()],
     )
 
 
 def local_pairs(
-    reader: ShardReader, order: Order, start: int, batch: int, *, seed: int, data: Data, threads: int
+    reader: ShardReader,
+    order: Order,
+    start: int,
+    batch: int,
+    *,
+    seed: int,
+    data: Data,
+    threads: int,
+    labels: Sequence[str] = (),
 ) -> Iterator[Pairs]:
     """Successive batches from position `start` on, without end, in this process.
 
     Args:
         batch: pairs in each.
         threads: that prepare batches ahead, one each; 0: a batch is made when it is asked for. The pairs are the same.
+        labels: as `read_pairs` takes them.
     """
+    read = partial(read_pairs, reader, order, seed=seed, data=data, labels=labels)
     if threads == 0:
         while True:
-            yield read_pairs(reader, order, start, start + batch, seed=seed, data=data)
+            yield read(start, start + batch)
             start += batch
     ahead: deque[Future[Pairs]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="pairs") as pool:
         try:
             while True:
                 while len(ahead) <= threads:
-                    ahead.append(pool.submit(read_pairs, reader, order, start, start + batch, seed=seed, data=data))
+                    ahead.append(pool.submit(read, start, start + batch))
                     start += batch
                 yield ahead.popleft().result()
         finally:
@@ -138,12 +162,15 @@ def _camera_columns(data: Data) -> dict[str, pa.DataType]:
     return CAMERA_COLUMNS if data.pose == "cameras" else {}
 
 
-def _fetch(reader: ShardReader, order: Order, keys: Ints, data: Data) -> tuple[list[bytes], list[str], Cameras | None]:
-    """Bytes, paths and (if poses are cameras) cameras of the rows with these keys, which ascend."""
-    columns = [*COLUMNS, *_camera_columns(data)]
+def _fetch(
+    reader: ShardReader, order: Order, keys: Ints, data: Data, labels: Sequence[str]
+) -> tuple[list[bytes], list[str], Cameras | None, Ints]:
+    """Bytes, paths, (if poses are cameras) cameras and labels of the rows with these keys, which ascend."""
+    columns = [*COLUMNS, *_camera_columns(data), *labels]
     images: list[bytes] = []
     names: list[str] = []
     stored = [Cameras(np.zeros((0, 4, 4)), np.zeros((0, 3, 3)))]
+    label = [np.zeros((0, len(labels)), np.int64)]
     groups, rows = order.find(keys)
     for group in np.unique(groups).tolist():
         table = reader.group(group, columns).take(rows[groups == group])
@@ -151,5 +178,6 @@ def _fetch(reader: ShardReader, order: Order, keys: Ints, data: Data) -> tuple[l
         names += table.column("name").to_pylist()
         if data.pose == "cameras":
             stored.append(read_cameras(table))
+        label.append(labels_of(table, labels, reader.manifest) if labels else np.zeros((len(table), 0), np.int64))
     joined = Cameras(*(np.concatenate(column) for column in zip(*stored, strict=True)))
-    return images, names, joined if data.pose == "cameras" else None
+    return images, names, joined if data.pose == "cameras" else None, np.concatenate(label)

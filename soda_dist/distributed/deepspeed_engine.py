@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from soda_dist.config.schema import RunConfig
-from soda_dist.training.engine import Fragment, MicroBatch, StepResult, adam_state
+from soda_dist.training.engine import Fragment, MicroBatch, StepResult, adam_state, probed
 from soda_dist.training.objective import Objective
 
 BUCKET_ELEMENTS = 16_000_000
@@ -68,7 +68,9 @@ class DeepSpeedEngine:
             total = total + loss.detach() / accumulation
         flats = self._flats()
         torch._foreach_lerp_([self._ema[id(f)] for f in flats], [f.detach() for f in flats], 1 - self._ema_decay)
-        return StepResult(total, norm if self._stage == 0 else torch.as_tensor(self._engine.get_global_grad_norm()))
+        if self._stage != 0:
+            norm = torch.as_tensor(self._engine.get_global_grad_norm())
+        return StepResult(total, norm, probed(self.objective))
 
     def _flats(self) -> list[Tensor]:
         return list({id(flat): flat for _, _, _, flat, _ in self._pieces()}.values())

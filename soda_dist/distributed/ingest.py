@@ -22,6 +22,7 @@ from ray.data.datasource import Datasource, ReadTask
 from ray.data.extensions import ArrowTensorArray
 
 from soda_dist.config.schema import Data, RunConfig
+from soda_dist.data.labels import probe_labels
 from soda_dist.data.order import Order
 from soda_dist.data.pairs import Pairs, read_pairs
 from soda_dist.data.poses import POSE_SIZES
@@ -34,8 +35,8 @@ ROWS_PER_TASK = 2048
 TASKS_PER_DATASET = 256
 """Starting a dataset costs about a millisecond a task, so a run is a chain of datasets."""
 
-TENSORS, NUMBERS = ("source", "present", "target", "source_pose", "target_pose"), ("key", "ok", "index")
-"""Fields of `Pairs` beside `name`: of several elements a row (or none, as poses may be), and of one."""
+TENSORS, NUMBERS = ("source", "present", "target", "source_pose", "target_pose", "label"), ("key", "ok", "index")
+"""Fields of `Pairs` beside `name`: of several elements a row (or none, as poses and labels may be), and of one."""
 
 REST_S = 0.02
 
@@ -74,8 +75,10 @@ def _read(data_uri: str, config: RunConfig, plan: list[Slice]) -> Iterator[pa.Ta
 
     cv2.setNumThreads(1)  # a task has one CPU
     reader, order = _opened(data_uri, config)
+    probe = probe_labels(reader.manifest, config.train)
+    labels = probe.columns if probe else ()
     for start, stop in plan:
-        yield _table(read_pairs(reader, order, start, stop, seed=config.seed, data=config.data))
+        yield _table(read_pairs(reader, order, start, stop, seed=config.seed, data=config.data, labels=labels))
 
 
 def _table(pairs: Pairs) -> pa.Table:
@@ -176,7 +179,7 @@ def _datasets(order: Order, config: RunConfig, rank: int, first_step: int) -> It
 
 
 def row_bytes(data: Data) -> int:
-    """Of one pair in a block: its pixels, poses and marks."""
+    """Of one pair in a block: its pixels, poses and marks; labels are too few to count."""
     most, size = data.sources[1], POSE_SIZES[data.pose]
     return 3 * (most * data.source_size**2 + data.target_size**2) + 4 * size * (most + 1) + most
 

@@ -13,6 +13,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
 from soda_dist.config.load import dump_config, parse_config
 from soda_dist.config.provenance import provenance
 from soda_dist.config.schema import RunConfig
+from soda_dist.data.labels import ProbeLabels, probe_labels
 from soda_dist.data.pairs import check_data
 from soda_dist.data.shards import ShardReader, check_shards, read_manifest
 from soda_dist.data.storage import Folder, open_folder
@@ -49,6 +50,7 @@ def pretrain(config: RunConfig, data_uri: str, run_uri: str, say: Say, until: in
         raise UserError("data.train_split", split, ", ".join(manifest.splits), "choose one of them")
     check_shards(data, manifest, split)
     check_data(ShardReader(data, manifest, split), config.data)
+    labels = probe_labels(manifest, config.train)
     claim(run, config)
     steps, end = complete_steps(run), min(until or config.train.steps, config.train.steps)
     if steps and steps[-1] >= end:
@@ -59,7 +61,10 @@ def pretrain(config: RunConfig, data_uri: str, run_uri: str, say: Say, until: in
     say(f"{rows} rows of {manifest.kind}; {config.train.steps} steps of {config.train.global_batch} pairs")
     hold_statistics_here()
     with board(say) as lines:
-        job = {"config": config, "data": data.uri, "run": run.uri, "rows": rows, "until": end, "board": lines}
+        job = {
+            "config": config, "data": data.uri, "run": run.uri, "rows": rows, "until": end, "labels": labels,
+            "board": lines,
+        }  # fmt: skip
         _run_trainer(job, config, run, say)
     return run.uri
 
@@ -217,7 +222,7 @@ def _train(job: dict[str, Any]) -> None:
     context = ProcessGroupContext(device, job["board"].put.remote)
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(config.scale.cpus_per_worker)))
-    engine = build_engine(config, context.device)
+    engine = build_engine(config, context.device, job["labels"])
     fit(
         context,
         engine,
@@ -229,12 +234,14 @@ def _train(job: dict[str, Any]) -> None:
     )
 
 
-def build_engine(config: RunConfig, device: torch.device) -> Engine:
-    """The configured engine in an initialised process group."""
-    objective = build_objective(config).to(device)
+def build_engine(config: RunConfig, device: torch.device, labels: ProbeLabels | None = None) -> Engine:
+    """The configured engine in an initialised process group; `labels` are those of an online probe."""
+    objective = build_objective(config, labels).to(device)
     world = dist.get_world_size()
     if world > 1:
         synchronize_norms(objective, sum_over_workers)
+        if objective.online_probe is not None:
+            objective.online_probe.workers = ProcessGroupContext(device, None)
     optimizer = build_optimizer(config, objective)
     if config.scale.engine == "deepspeed":
         from soda_dist.distributed.deepspeed_engine import DeepSpeedEngine

@@ -237,7 +237,9 @@ def _train(
     steps = recipe.epochs * (len(numbers) // batch)
     for step, (epoch, salt, chosen) in enumerate(_batches(numbers, batch, recipe.epochs, generator)):
         own = rows.own(chosen)
-        inputs = normalised(rows.latents[epoch % len(rows.latents)][own].double() - mean, workers)
+        inputs = rows.latents[epoch % len(rows.latents)][own].double() - mean
+        center, spread = moments(inputs, workers)
+        inputs = ((inputs - center) * (spread + NORM_EPS).rsqrt()).float()
         seeds = (own + (rows.first + salt)).to(inputs.device)
         inputs = dropped(inputs, seeds, rate=recipe.dropout, number=0)
         terms = batch * max(heads, 1)
@@ -254,16 +256,15 @@ def _train(
     ]
 
 
-def normalised(latents: Tensor, workers: Workers) -> Tensor:
-    """Batch norm without affine over the rows of all workers (section E.1): float64 [B, D] to float32 [B, D].
+def moments(latents: Tensor, workers: Workers) -> tuple[Tensor, Tensor]:
+    """Mean and variance over the rows of all workers, which batch norm takes: of float64 [B, D], both float64 [D].
 
-    The latents should lie near zero: the variance is a difference of float64 sums.
+    The latents should lie near zero: the variance is a difference of sums.
     """
     sums = torch.stack([latents.sum(0), latents.square().sum(0), latents.new_full(latents.shape[1:], len(latents))])
     first, second, count = workers.sum(sums)
-    mean = first / count
-    variance = (second / count - mean.square()).clamp_min(0)
-    return ((latents - mean) * (variance + NORM_EPS).rsqrt()).float()
+    mean = first / count.clamp_min(1)
+    return mean, (second / count.clamp_min(1) - mean.square()).clamp_min(0)
 
 
 def _sum_gradients(parameters: Sequence[nn.Parameter], workers: Workers) -> None:

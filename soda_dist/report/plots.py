@@ -52,6 +52,7 @@ class Curve:
 
 CURVES = (
     Curve("loss", "Loss", "log", True),
+    Curve("probe_accuracy", "Accuracy of the probe that is trained along", "percent", True),
     Curve("lr", "Learning rate", "scientific", False),
     Curve("grad_norm", "Gradient norm", "log", False),
     Curve("images_per_second", "Throughput, image pairs per second", "rate", False),

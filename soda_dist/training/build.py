@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from soda_dist.config.schema import RunConfig
+from soda_dist.data.labels import ProbeLabels
 from soda_dist.data.storage import locate
 from soda_dist.diffusion.process import GaussianProcess
 from soda_dist.diffusion.schedules import alpha_bar
@@ -20,6 +21,7 @@ from soda_dist.models.poses import PoseGrid, PoseVector
 from soda_dist.models.pretrained import FrozenEncoder, load_frozen
 from soda_dist.models.soda import EncDec, Soda
 from soda_dist.training.objective import Objective
+from soda_dist.training.online_probe import OnlineProbe
 
 
 def build_model(config: RunConfig) -> Method:
@@ -61,12 +63,15 @@ def build_encoder(config: RunConfig) -> nn.Module:
         return _encoder(config)
 
 
-def build_objective(config: RunConfig) -> Objective:
-    """The model with its training objective: what an engine trains.
+def build_objective(config: RunConfig, labels: ProbeLabels | None = None) -> Objective:
+    """The model with its training objective: what an engine trains; `labels` are those of `train.online_probe`.
 
     Raises:
+        ValueError: labels without an online probe, or the other way round.
         UserError: a frozen encoder's weights are missing, or not those of the digest or the model.
     """
+    if (labels is not None) != config.train.online_probe:
+        raise ValueError(f"labels: got {labels}; allowed: what train.online_probe={config.train.online_probe} needs")
     model = build_model(config)
     load_frozen_weights(model, config)
     return Objective(
@@ -75,6 +80,22 @@ def build_objective(config: RunConfig) -> Objective:
         timesteps=config.diffusion.steps,
         source_noise=config.data.source_noise,
         mask_rates=(config.denoiser.layer_mask_rate, config.denoiser.guidance_mask_rate, config.pose.mask_rate),
+        online_probe=None if labels is None else _online_probe(config, labels),
+    )
+
+
+def _online_probe(config: RunConfig, labels: ProbeLabels) -> OnlineProbe:
+    probe = config.evaluation.probe
+    return OnlineProbe(
+        width=config.encoder.latent_dim,
+        classes=labels.classes,
+        heads=labels.heads,
+        seed=config.seed,
+        lr=config.train.online_probe_lr,
+        dropout=probe.dropout,
+        label_smoothing=probe.label_smoothing,
+        weight_std=probe.weight_std,
+        bias=probe.bias,
     )
 
 

@@ -2,9 +2,9 @@
 
 `checkpoints/STEP/` holds the fragments that each rank owns in `state-RANK-of-WORLD-PART.safetensors` (tensors named
 KIND/PARAMETER/START; in parts, so that memory stays bounded), the running statistics, the EMA weights in plain names
-(`model.safetensors`, and alone in `encoder.safetensors` the encoder, if there is one), the configuration, and
-`manifest.json`, written last: a folder without it does not count. A frozen encoder lies in `model.safetensors` alone; a
-run that goes on reads it where it came from.
+(`model.safetensors`, and alone in `encoder.safetensors` the encoder, if there is one), an online probe with its
+optimizer's state, the configuration, and `manifest.json`, written last: a folder without it does not count. A frozen
+encoder lies in `model.safetensors` alone; a run that goes on reads it where it came from.
 """
 
 import hashlib
@@ -21,14 +21,17 @@ from soda_dist.config.load import parse_config
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.storage import Folder
 from soda_dist.errors import UserError
+from soda_dist.metrics.probe import LinearProbe
 from soda_dist.models.equalize import load_plain_state_dict, plain_state_dict
 from soda_dist.models.method import Method
 from soda_dist.models.pretrained import FrozenEncoder
 from soda_dist.training.build import build_model
 from soda_dist.training.context import WorkerContext
 from soda_dist.training.engine import KINDS, Engine, Fragment
+from soda_dist.training.online_probe import OnlineProbe, linear_probe
 
 MANIFEST = "manifest.json"
+ONLINE_PROBE = "online_probe.safetensors"
 VERSION = 1
 PART_BYTES = 256 << 20
 """Of a state file: writing holds about three times as much. A larger parameter gets a file of its own."""
@@ -113,6 +116,10 @@ def _write_exports(
         _write(folder, "model.safetensors", save_tensors(_contiguous(plain))),
         _write(folder, "config.json", json.dumps(config.model_dump(), indent=1).encode()),
     ]
+    probe = engine.objective.online_probe
+    if probe is not None:
+        state = {name: value.cpu() for name, value in probe.state_dict().items()}
+        written.append(_write(folder, ONLINE_PROBE, save_tensors(_contiguous(state))))
     if encoder:
         written.append(_write(folder, "encoder.safetensors", save_tensors(_contiguous(encoder))))
     return written
@@ -171,6 +178,31 @@ def restore(run: Folder, step: int, engine: Engine, context: WorkerContext) -> N
     for name, values in buffers.items():
         live[name].copy_(values)
     engine.restored(manifest["updates"])
+    if engine.objective.online_probe is not None:
+        _restore_probe(engine.objective.online_probe, folder, manifest)
+
+
+def _restore_probe(probe: OnlineProbe, folder: Folder, manifest: dict[str, Any]) -> None:
+    state = _read_probe(folder, manifest)
+    have, want = state["shape"].tolist(), probe.shape.tolist()
+    if have != want or state["layer"].shape != probe.layer.shape:
+        got, allowed = (f"{heads or 'no'} attributes, {classes} classes" for heads, classes in (have, want))
+        raise UserError(f"{folder.uri}/{ONLINE_PROBE}", got, allowed, "train on the data that the run began with")
+    probe.load_state_dict(state)
+
+
+def _read_probe(folder: Folder, manifest: dict[str, Any]) -> dict[str, Tensor]:
+    if all(entry["name"] != ONLINE_PROBE for entry in manifest["files"]):
+        remedy = "set train.online_probe=true from the run's first step on"
+        raise UserError(folder.uri, "no online probe", "a checkpoint of a run that trained one", remedy)
+    return load_tensors(_read(folder, manifest, ONLINE_PROBE))
+
+
+def load_online_probe(run: Folder, step: int) -> LinearProbe:
+    """The probe that was trained along up to `step`; UserError if the run trained none."""
+    folder, manifest = run.child(_name(step)), read_manifest(run, step)
+    config = parse_config(_read(folder, manifest, "config.json").decode(), f"{folder.uri}/config.json")
+    return linear_probe(_read_probe(folder, manifest), config.train.online_probe_lr)
 
 
 def _state_files(manifest: dict[str, Any], context: WorkerContext) -> list[str]:

@@ -30,6 +30,7 @@ class MicroBatch(NamedTuple):
     present: Tensor
     source_pose: Tensor
     target_pose: Tensor
+    label: Tensor
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,14 @@ class Fragment:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What an update says: both scalars stay on the device until they are read."""
+    """What an update says: all of it stays on the device until it is read."""
 
     loss: Tensor
     """Mean loss of this worker's micro-batches."""
     grad_norm: Tensor
-    """Global gradient norm before clipping."""
+    """Global gradient norm before clipping; an online probe has no part in it."""
+    probe: Tensor | None = None
+    """Of an online probe, float32 [3]: summed cross entropy, hits and labels of the global batch."""
 
 
 class Engine(Protocol):
@@ -61,7 +64,7 @@ class Engine(Protocol):
     objective: Objective
 
     def step(self, micro_batches: Iterable[MicroBatch], lr: float) -> StepResult:
-        """Gradients of the mean over the micro-batches and workers, clipped; an Adam update at `lr`; the EMA."""
+        """Gradients of the mean over the micro-batches and workers, clipped; an Adam update at `lr`; EMA; a probe's."""
 
     def fragments(self) -> Iterator[Fragment]:
         """This rank's share of the state, as live views."""
@@ -75,6 +78,11 @@ class Engine(Protocol):
 
     def ema_weights(self) -> AbstractContextManager[dict[str, Tensor] | None]:
         """On every rank: inside, rank 0 has the EMA weights whole by name (CPU); the others have None."""
+
+
+def probed(objective: Objective) -> Tensor | None:
+    """The online probe's own update, which follows the model's; see `StepResult.probe`."""
+    return None if objective.online_probe is None else objective.online_probe.update()
 
 
 def adam_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
@@ -126,7 +134,7 @@ class PlainEngine:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         torch._foreach_lerp_(self._ema, [p.detach() for p in self._params], 1 - self._ema_decay)
-        return StepResult(total, norm)
+        return StepResult(total, norm, probed(self.objective))
 
     def fragments(self) -> Iterator[Fragment]:
         for number, (name, parameter, ema) in enumerate(zip(self._names, self._params, self._ema, strict=True)):

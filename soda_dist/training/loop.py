@@ -82,6 +82,7 @@ class Book:
     first_step: int
     _losses: list[torch.Tensor] = field(default_factory=list)
     _norms: list[torch.Tensor] = field(default_factory=list)
+    _probe: list[torch.Tensor] = field(default_factory=list)
     _bad: list[dict[str, Any]] = field(default_factory=list)
     _waited: float = 0.0
 
@@ -106,6 +107,8 @@ class Book:
     def add(self, result: StepResult) -> None:
         self._losses.append(result.loss)
         self._norms.append(result.grad_norm)
+        if result.probe is not None:
+            self._probe.append(result.probe)
         self._step += 1
 
     def log(self, step: int, lr: float) -> None:
@@ -127,6 +130,7 @@ class Book:
             "loss": loss,
             "grad_norm": norm,
             "lr": lr,
+            **self._probed(),
             "images_per_second": round(steps * batch / seconds, 2),
             "wait_fraction": round(min(1.0, waited * steps / seconds), 4),
             "time": round(time.time(), 1),
@@ -138,8 +142,15 @@ class Book:
             if now - self._flushed > FLUSH_SECONDS:
                 self.flush()
             self.context.say(_shown(line, self.config.train.steps, len(bad), self._remaining(step, now)))
-        self._losses, self._norms, self._bad, self._waited = [], [], [], 0.0
+        self._losses, self._norms, self._probe, self._bad, self._waited = [], [], [], [], 0.0
         self._since, self._logged = now, step
+
+    def _probed(self) -> dict[str, float]:
+        """The online probe's mean over the window, each label before it was trained on; empty without one."""
+        if not self._probe:
+            return {}
+        loss, hits, labels = torch.stack(self._probe).double().sum(0).tolist()
+        return {"probe_loss": loss / max(labels, 1), "probe_accuracy": hits / max(labels, 1)}
 
     def _remaining(self, step: int, now: float) -> float:
         return (now - self._started) / (step - self.first_step) * (self.config.train.steps - step)
@@ -166,4 +177,6 @@ def _shown(line: dict[str, Any], total: int, bad: int, remaining: float) -> str:
         f"step {line['step']}/{total}  epoch {line['epoch']:.2f}  loss {line['loss']:.4f}  lr {line['lr']:.2e}  "
         f"{rate:.{0 if rate >= 10 else 2}f} pairs/s  waiting {line['wait_fraction']:.0%}  left {eta}"
     )
+    if "probe_accuracy" in line:
+        text += f"  probe {line['probe_accuracy']:.1%}"
     return text + (f"  unreadable rows {bad}" if bad else "")

@@ -1,5 +1,8 @@
 """The training objective: uint8 views in, one loss out."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +10,7 @@ from soda_dist.models.condition import Sources
 from soda_dist.models.layers import addressed
 from soda_dist.models.method import Batch, Method
 from soda_dist.models.pixels import source_input, target_input
+from soda_dist.training.online_probe import OnlineProbe
 from soda_dist.training.randomness import draw
 
 
@@ -19,10 +23,18 @@ class Objective(nn.Module):
         timesteps: T.
         source_noise: standard deviation of the noise on the normalised sources.
         mask_rates: of layer, guidance and pose masking.
+        online_probe: trained along on the encoder's latents, by the engine.
     """
 
     def __init__(
-        self, *, model: Method, seed: int, timesteps: int, source_noise: float, mask_rates: tuple[float, float, float]
+        self,
+        *,
+        model: Method,
+        seed: int,
+        timesteps: int,
+        source_noise: float,
+        mask_rates: tuple[float, float, float],
+        online_probe: OnlineProbe | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -30,6 +42,7 @@ class Objective(nn.Module):
         self.timesteps = timesteps
         self.source_noise = source_noise
         self.mask_rates = mask_rates
+        self.online_probe = online_probe
 
     def forward(
         self,
@@ -40,8 +53,9 @@ class Objective(nn.Module):
         present: Tensor,
         source_pose: Tensor,
         target_pose: Tensor,
+        label: Tensor,
     ) -> Tensor:
-        """Mean loss over a micro-batch, a float32 scalar.
+        """Mean loss over a micro-batch, a float32 scalar. In training an online probe takes its latents.
 
         Args:
             source: [B, S, s, s, 3] uint8.
@@ -52,6 +66,7 @@ class Objective(nn.Module):
             present: [B, S] bool, which slots of `source` hold a view.
             source_pose: [B, S, P] float32; P is 0 where the data has no poses.
             target_pose: [B, P] float32.
+            label: [B, L] int64, the online probe's; L is 0 without one.
         """
         draws = draw(
             self.seed,
@@ -74,7 +89,7 @@ class Objective(nn.Module):
             target=target_input(target),
             pose=target_pose if posed else None,
         )
-        with addressed(draws.seeds):
+        with addressed(draws.seeds), self._latents() as seen:
             losses = self.model.loss(
                 batch,
                 t=draws.t,
@@ -82,4 +97,19 @@ class Objective(nn.Module):
                 keep=draws.keep,
                 pose_keep=draws.pose_keep if posed else None,
             )
+        if self.online_probe is not None and self.training:
+            self.online_probe.take(seen[0], label, ok, draws.seeds)
         return torch.where(ok, losses, 0.0).mean()
+
+    @contextmanager
+    def _latents(self) -> Iterator[list[Tensor]]:
+        """What the model's aggregation returns meanwhile: z as the loss meets it. Nothing without an online probe."""
+        seen: list[Tensor] = []
+        if self.online_probe is None:
+            yield seen
+            return
+        handle = self.model.get_submodule("aggregation").register_forward_hook(lambda _, __, z: seen.append(z))
+        try:
+            yield seen
+        finally:
+            handle.remove()

@@ -63,6 +63,8 @@ CONTRADICTIONS = [
     ((*VIT, "data.source_size=36"), "data.source_size", ("data.source_size=40",)),
     (("evaluation.latents=denoiser", "method=encdec", *NO_MASKS), "evaluation.latents",
      ("evaluation.latents=encoder",)),
+    (("method=palette", *NO_LAYERS, "train.online_probe=true"), "train.online_probe", ("train.online_probe=false",)),
+    (("train.online_probe_label=colour",), "train.online_probe_label", ("train.online_probe=true",)),
 ]  # fmt: skip
 
 

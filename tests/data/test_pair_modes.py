@@ -28,7 +28,7 @@ MODES: dict[str, dict[str, Any]] = {
     "object as it is": {"views": "object", "sources": (2, 2), "pose": "cameras", "augment": "none"},
     "class": {"views": "class", "sources": (1, 2), "augment": "source"},
 }
-ARRAYS = ("source", "present", "target", "source_pose", "target_pose", "key", "ok", "index")
+ARRAYS = ("source", "present", "target", "source_pose", "target_pose", "key", "ok", "index", "label")
 
 
 def data_of(**fields: Any) -> Data:

@@ -42,7 +42,7 @@ def equal(a: Pairs, b: Pairs) -> bool:
 
 
 def joined(parts: list[Pairs]) -> Pairs:
-    names = ("source", "present", "target", "source_pose", "target_pose", "key", "ok", "index")
+    names = ("source", "present", "target", "source_pose", "target_pose", "key", "ok", "index", "label")
     arrays = {k: np.concatenate([getattr(p, k) for p in parts]) for k in names}
     return Pairs(**arrays, name=[name for p in parts for name in p.name])
 

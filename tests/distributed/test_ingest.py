@@ -110,6 +110,23 @@ def test_a_block_holds_no_more_than_its_bytes_however_large_the_micro_batch(data
     assert np.array_equal(cut[0].source, pairs.source)
 
 
+def test_labels_come_through_where_a_probe_is_trained_along(data):
+    from soda_dist.distributed.ingest import slices, stream
+
+    train = {"global_batch": 16, "steps": 4, "online_probe": True, "checkpoint_every_steps": 100}
+    scale = {"workers": 2, "data_memory_mb": 64}
+    for label, columns in {None: ["colour"], "attributes": ["bright", "late"]}.items():
+        config = tiny_config(train={**train, "online_probe_label": label}, scale=scale)
+        reader = ShardReader(open_folder(data), read_manifest(open_folder(data)), "train")
+        order = Order([g for shard in GROUPS for g in shard], config.seed, 16, config.data.shuffle_groups)
+        for pairs, (start, stop) in zip(
+            stream(data, config, 1, 0), [slices(config, 1, s)[0] for s in range(4)], strict=True
+        ):
+            expected = read_pairs(reader, order, start, stop, seed=config.seed, data=config.data, labels=columns)
+            assert pairs.label.shape == (8, len(columns)) and pairs.label.dtype == np.int64
+            assert np.array_equal(pairs.label, expected.label)
+
+
 def keys_by_step(data, workers, first=0, micro=None):
     from soda_dist.distributed.ingest import stream
 

@@ -127,6 +127,17 @@ def test_the_numbers_in_the_tables_are_those_of_the_files(run: Folder) -> None:
     assert reconstruction == [(21.3456, "21.35 ± 0.44"), (0.71234, "0.712 ± 0.021")] * 2
 
 
+def test_the_curve_of_a_probe_that_was_trained_along_is_shown_where_there_is_one(run: Folder) -> None:
+    title = "Accuracy of the probe that is trained along"
+    write_report(run.uri)
+    assert title not in run.read("report.html").decode()
+    lines = [json.loads(line) for line in run.read("metrics.jsonl").splitlines()]
+    probed = [{**line, "probe_accuracy": 0.1 + line["step"] / 1000, "probe_loss": 1.0} for line in lines]
+    run.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in probed).encode())
+    write_report(run.uri)
+    assert title in run.read("report.html").decode()
+
+
 def test_the_head_of_the_page_states_the_last_step_and_the_latest_probe(run: Folder) -> None:
     head = _page(run).sections[""]
     for text in ("600 of 600", "38,400", "0.0333", "85.5", "93.4%", "55.1%", "61.2%"):

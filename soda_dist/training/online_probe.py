@@ -1,0 +1,144 @@
+"""The linear probe that is trained in tandem with the model, behind a stopped gradient (section E.1)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.adam import adam
+
+from soda_dist.metrics.probe import ALONE, NORM_EPS, LinearProbe, Workers, moments
+from soda_dist.models.layers import dropped
+
+BETAS, EPS = (0.9, 0.999), 1e-8
+MOMENTUM = 0.1
+"""Of the running statistics, as torch's batch norm has it."""
+DROPOUT_NUMBER = 1 << 20
+"""Beyond the numbers of the model's own dropout layers, whose seeds it shares."""
+
+
+class OnlineProbe(nn.Module):
+    """Batch norm without affine, dropout, a linear layer, softmax cross entropy; Adam without weight decay.
+
+    All of its state are buffers and it makes its own updates, so that no engine sees it: neither clipping nor weight
+    decay nor sharding nor the mean of the weights, and the model's weights are bit for bit those without it. An update
+    is over the global batch, whatever the workers and micro-batches; every worker holds the whole probe.
+
+    Our reading: z is what the denoiser is given in training, before masking; the label is that of the first source's
+    image; the learning rate is constant, since z goes on changing.
+
+    Args:
+        width: D, of z.
+        classes: of the label; 2 of attributes.
+        heads: 0 for a label, else the number of attributes.
+        seed: of the initial weights.
+        lr: learning rate.
+        dropout, label_smoothing, weight_std, bias: as `fit_probe`'s.
+    """
+
+    layer: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    updates: Tensor
+    mean: Tensor
+    variance: Tensor
+    shape: Tensor
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        classes: int,
+        heads: int,
+        seed: int,
+        lr: float,
+        dropout: float,
+        label_smoothing: float,
+        weight_std: float,
+        bias: float,
+    ) -> None:
+        super().__init__()
+        self.lr, self.dropout, self.label_smoothing = lr, dropout, label_smoothing
+        self.workers: Workers = ALONE
+        self._classes = classes
+        self._taken: list[tuple[Tensor, Tensor, Tensor]] = []
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randn(max(heads, 1) * classes, width, generator=generator) * weight_std
+        layer = torch.cat([weight, torch.full((len(weight), 1), float(bias))], 1)  # the last column is the bias
+        self.register_buffer("layer", layer)
+        self.register_buffer("exp_avg", torch.zeros_like(layer))
+        self.register_buffer("exp_avg_sq", torch.zeros_like(layer))
+        self.register_buffer("updates", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("variance", torch.ones(width))
+        self.register_buffer("shape", torch.tensor([heads, classes]))
+
+    def take(self, z: Tensor, label: Tensor, ok: Tensor, seeds: Tensor) -> None:
+        """Keep a micro-batch for the next update; no gradient goes back through it.
+
+        Args:
+            z: [B, D], or [B, N, D] where it is a grid, of which the mean is taken.
+            label: int64 [B, 1] or [B, heads].
+            ok: bool [B]; the other rows are left out.
+            seeds: int64 [B], of the rows' dropout.
+        """
+        z = z.detach().float()
+        self._taken.append(((z.mean(1) if z.ndim == 3 else z)[ok], label[ok], seeds[ok]))
+
+    @torch.no_grad()
+    def update(self) -> Tensor:
+        """One step on all that was taken; float32 [3]: summed cross entropy, hits and labels, over the workers.
+
+        Hits are counted before the step and without dropout. On every worker.
+        """
+        z, label, seeds = (torch.cat(parts) for parts in zip(*self._taken, strict=True))
+        self._taken = []
+        mean, variance = moments(z.double(), self.workers)
+        self.mean.lerp_(mean.float(), MOMENTUM)
+        self.variance.lerp_(variance.float(), MOMENTUM)
+        inputs = ((z - mean) * (variance + NORM_EPS).rsqrt()).float()
+        with torch.enable_grad():
+            layer = self.layer.clone().requires_grad_()
+            logits = self._logits(dropped(inputs, seeds, rate=self.dropout, number=DROPOUT_NUMBER), layer)
+            loss = F.cross_entropy(logits, label.flatten(), label_smoothing=self.label_smoothing, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, layer)
+        hits = (self._logits(inputs, self.layer).argmax(1) == label.flatten()).sum()
+        facts = torch.stack([loss.detach(), hits.float(), loss.new_tensor(label.numel())])
+        total = self.workers.sum(torch.cat([gradient.flatten(), facts]))
+        gradient, facts = total[:-3].view_as(layer), total[-3:]
+        adam(
+            [self.layer],
+            [gradient / facts[2].clamp_min(1)],
+            [self.exp_avg],
+            [self.exp_avg_sq],
+            [],
+            [self.updates],
+            amsgrad=False,
+            beta1=BETAS[0],
+            beta2=BETAS[1],
+            lr=self.lr,
+            weight_decay=0.0,
+            eps=EPS,
+            maximize=False,
+        )
+        return facts
+
+    def _logits(self, inputs: Tensor, layer: Tensor) -> Tensor:
+        """[B, D] to [B * heads, classes]."""
+        return F.linear(inputs, layer[:, :-1], layer[:, -1]).reshape(-1, self._classes)
+
+    def fitted(self) -> LinearProbe:
+        """The probe as it is now, with the running statistics of z."""
+        return linear_probe(self.state_dict(), self.lr)
+
+
+def linear_probe(state: dict[str, Tensor], lr: float) -> LinearProbe:
+    """A probe from an `OnlineProbe`'s state."""
+    layer = state["layer"].clone()
+    return LinearProbe(
+        mean=state["mean"].clone(),
+        variance=state["variance"].clone(),
+        weight=layer[:, :-1],
+        bias=layer[:, -1],
+        heads=int(state["shape"][0]),
+        learning_rate=lr,
+        held_out={},
+    )
