@@ -22,7 +22,7 @@ def main(argv: list[str]) -> str:
     add_uri(arguments, "--out", "folder for benchmark.json; none: not written", required=False)
     arguments.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="sample, step")
     arguments.add_argument("--preset", default="cifar10", metavar="NAME|FILE", help="sample, step")
-    arguments.add_argument("overrides", nargs="*", metavar="a.b=value", help="overrides of the preset, or of dci's sizes")
+    arguments.add_argument("overrides", nargs="*", metavar="a.b=value", help="overrides; of dci: sizes")
     args = arguments.parse_intermixed_args(argv)
     return _without_ray(args) if args.what in ("sample", "step") else _with_ray(args)
 

@@ -89,6 +89,10 @@ class Crew(Generic[Piece, Result]):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.dismiss()
+
+    def dismiss(self) -> None:
+        """Ends the actors, so that others may have what they hold; the next work starts new ones."""
         for member in self._members:
             ray.kill(member.actor)
         self._members, self._calls = [], {}

@@ -153,6 +153,7 @@ def noise_batches(config: RunConfig, device: torch.device) -> list[MicroBatch]:
             present=torch.ones(size, views, dtype=torch.bool),
             source_pose=poses[:, None].repeat(1, views, 1),
             target_pose=poses,
+            label=torch.zeros(size, 0, dtype=torch.int64),
         )
 
     return [MicroBatch(*(part.to(device) for part in batch(n))) for n in range(2 * config.accumulation)]

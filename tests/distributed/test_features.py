@@ -56,6 +56,9 @@ class LocalCrew:
         for number in np.random.default_rng(self._seed).permutation(len(pieces)).tolist():
             yield number, job(self._models, pieces[number])
 
+    def dismiss(self):
+        return None
+
     def each(self, job, argument):
         return [job(self._models, argument)]
 

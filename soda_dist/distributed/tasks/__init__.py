@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from soda_dist.distributed.subject import Result, Subject
-from soda_dist.distributed.tasks import classify, fid, reconstruct, views
+from soda_dist.distributed.tasks import classify, disentangle, fid, reconstruct, views
 from soda_dist.errors import UserError
 
 
@@ -22,6 +22,7 @@ class Task(NamedTuple):
 TASKS: Final[dict[str, Task]] = {
     "probe": Task(classify.check, classify.probe),
     "knn": Task(classify.check_knn, classify.knn),
+    "dci": Task(disentangle.check, disentangle.disentangle),
     "reconstruction": Task(reconstruct.check, reconstruct.reconstruct, draws=True),
     "samples": Task(reconstruct.check_samples, reconstruct.samples, draws=True),
     "novel_views": Task(views.check, views.draw_views, draws=True),
