@@ -99,6 +99,25 @@ class Fid(Node):
     """First images whose features are kept, for KID, precision and recall."""
 
 
+class Tools(Node):
+    """Pictures by the latent tools (sections 4.3.1 and E.3)."""
+
+    images: Annotated[int, Field(ge=2)] = 4
+    """Of the test split, in each picture; interpolation and mixing pair them."""
+    directions: Count = 6
+    """Principal directions of z."""
+    ks: Annotated[tuple[float, ...], Field(min_length=1)] = (-3.0, -1.5, 0.0, 1.5, 3.0)
+    """Moves along a direction, in standard deviations of the latents."""
+    weights: Annotated[int, Field(ge=2)] = 7
+    """Steps of an interpolation, its ends among them."""
+    noises: Count = 4
+    """Draws of each masked latent."""
+    attributes: Count = 4
+    """First attributes, or values of a class or factor, of `evaluation.label`, that images are moved along."""
+    measured_images: Annotated[int, Field(ge=2)] = 32
+    """Of the test split, on which the effect of these moves is measured."""
+
+
 class Evaluation(Node):
     """What is measured on a trained run."""
 
@@ -127,3 +146,4 @@ class Evaluation(Node):
     inception: Weights = Weights()
     lpips: Lpips = Lpips()
     fid: Fid = Fid()
+    tools: Tools = Tools()

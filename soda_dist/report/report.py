@@ -32,6 +32,24 @@ PICTURES = {
     "novel_views.png": (
         "Held-out objects: what the encoder was given, what was drawn for the cameras asked for, and the truth beneath."
     ),
+    "interpolation.png": (
+        "Between two images: drawn from latents on the way from one to the other, along a line and along a great "
+        "circle; the noise is the same along a row."
+    ),
+    "directions.png": (
+        "Images moved along the principal directions of the latents, by standard deviations; in brackets the share of "
+        "the variance that lies along the direction."
+    ),
+    "sections_traversal.png": (
+        "Images moved along the first principal direction of each section of the latent; section 0 modulates the "
+        "outermost layers. In brackets its share of the section's variance."
+    ),
+    "mixing.png": (
+        "Sections of B's latent put into A's one after another, from the outermost layers inwards and the other way."
+    ),
+    "resampled.png": "One section of each image's latent replaced by that of a random training image.",
+    "masking.png": "Parts of the latent masked and so drawn freely, each row with the same draws of noise.",
+    "attributes.png": "Images moved along the linear probe's direction of an attribute, by standard deviations.",
 }
 
 

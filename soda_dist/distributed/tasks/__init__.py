@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from soda_dist.distributed.subject import Result, Subject
-from soda_dist.distributed.tasks import classify, disentangle, fid, reconstruct, views
+from soda_dist.distributed.tasks import classify, disentangle, fid, latent_tools, reconstruct, views
 from soda_dist.errors import UserError
 
 
@@ -27,6 +27,7 @@ TASKS: Final[dict[str, Task]] = {
     "samples": Task(reconstruct.check_samples, reconstruct.samples, draws=True),
     "novel_views": Task(views.check, views.draw_views, draws=True),
     "fid": Task(fid.check, fid.measure, draws=True),
+    "latents": Task(latent_tools.check, latent_tools.draw_sheets, draws=True),
 }
 
 
