@@ -156,6 +156,18 @@ def test_a_move_of_nothing_is_the_reconstruction(models: Models, sheets) -> None
             assert (row[1] != row[3]).any()
 
 
+def test_moves_go_along_the_direction_of_greatest_variance(models: Models, sheets, tmp_path: Path) -> None:
+    latents = _subject(models, tmp_path, []).features("train", None).arrays["trained"].astype(np.float64)
+    _, singular, rows = np.linalg.svd(latents - latents.mean(0))
+    direction, sigma = rows[0] * np.sign(rows[0, np.abs(rows[0]).argmax()]), singular[0] / np.sqrt(len(latents) - 1)
+    assert sheets[1]["directions"][0]["sigma"] == pytest.approx(sigma, rel=1e-4)
+    subjects = pick_subjects(models, 4)
+    for column, k in ((1, -2.0), (3, 2.0)):
+        z = (encode_subjects(models, subjects) + k * sigma * direction).astype(np.float32)
+        drawn = draw_given(models, Given(subjects.keys, z, None)).images
+        _near([row[column] for row in sheets[0]["directions.png"][0][:4]], drawn)
+
+
 def test_ends_of_interpolations_and_of_mixings_are_reconstructions(models: Models, sheets) -> None:
     subjects = pick_subjects(models, 4)
     z = encode_subjects(models, subjects)
