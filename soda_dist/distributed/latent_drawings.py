@@ -65,7 +65,7 @@ class Redrawn:
 
 def section_of(models: Models, _: None) -> Tensor:
     """The section of z that each of its elements belongs to, int64 [D]; the work of an actor."""
-    model = models.model
+    model = models.method
     assert isinstance(model, Soda | EncDec)
     return (model.denoiser if isinstance(model, Soda) else model.decoder).section_of.cpu()
 
@@ -73,8 +73,8 @@ def section_of(models: Models, _: None) -> Tensor:
 @torch.no_grad()
 def encode_subjects(models: Models, subjects: Subjects) -> NDArray[np.float32]:
     """z of the subjects' sources, float32 [n, D]; the work of an actor."""
-    assert isinstance(models.model, Encoding)
-    return models.model.encode(subjects.sources(models.device)).cpu().numpy()
+    assert isinstance(models.method, Encoding)
+    return models.method.encode(subjects.sources(models.device)).cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def find_directions(models: Models, pool: Pool) -> list[Directions]:
 @torch.no_grad()
 def draw_given(models: Models, given: Given) -> Redrawn:
     """The work of an actor: guided denoising as `samples.draw` does it, from z in place of its sources."""
-    model, how, device = models.model, models.config.sampling, models.device
+    model, how, device = models.method, models.config.sampling, models.device
     side = models.config.data.target_size
     pose = None if given.pose is None else torch.tensor(given.pose, device=device)
     keep = _kept(model.sections, (*how.masked_sections, *given.masked), len(given.keys), device)
@@ -160,7 +160,7 @@ def unguided(condition: Condition, guide: Guide, guided: Sequence[int] | None, s
 
 def _encode_again(models: Models, images: Images, pose: Tensor | None) -> NDArray[np.float32]:
     """z of drawn images, each as a source: they are central crops already."""
-    assert isinstance(models.model, Encoding)
+    assert isinstance(models.method, Encoding)
     size = models.config.data.source_size
     views = images
     if images.shape[1] != size:
@@ -168,7 +168,7 @@ def _encode_again(models: Models, images: Images, pose: Tensor | None) -> NDArra
     source = source_input(torch.tensor(views, device=models.device))[:, None]
     present = torch.ones(len(views), 1, dtype=torch.bool, device=models.device)
     sources = Sources(source, present, None if pose is None else pose[:, None])
-    return models.model.encode(sources).cpu().numpy()
+    return models.method.encode(sources).cpu().numpy()
 
 
 def encode_all(crew: Crew[Subjects, NDArray[np.float32]], subjects: Subjects) -> NDArray[np.float32]:
