@@ -1,0 +1,66 @@
+"""The task dci on real Ray tasks: what is written, against the metric's own functions; and what it refuses."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from soda_dist.config.load import with_fields
+from soda_dist.data.storage import open_folder
+from soda_dist.distributed.evaluate import evaluate
+from soda_dist.distributed.session import ray_session
+from soda_dist.distributed.tasks.disentangle import factor_columns
+from soda_dist.errors import UserError
+from soda_dist.metrics import dci
+from tests.distributed.small_run import small_data, train
+from tests.tiny import tiny_config
+
+EVALUATION = {"batch": 8, "dci": {"factors": ("colour", "bright"), "rounds": 5}}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("disentangle")
+    small_data(path / "data")
+    train(str(path / "run"), tiny_config(train={"steps": 3}, evaluation=EVALUATION))
+    return path
+
+
+@pytest.mark.ray
+def test_dci_of_latents_is_the_metrics_own(place: Path) -> None:
+    said: list[str] = []
+    with ray_session(cpus=2):
+        found = evaluate(str(place / "run"), str(place / "data"), "dci", "latest", [], said.append)["dci"]
+    run = open_folder(str(place / "run"))
+    assert run.read_json("eval/3/dci.json") == found
+    assert (found["factors"], found["counts"]) == (["colour", "bright"], {"train": 44, "test": 29})
+    importance = np.load(place / "run/eval/3/importance.npy", allow_pickle=False)
+    assert importance.shape == (12, 2)
+    accuracy = np.array([factor["accuracy"] for factor in found["by_factor"].values()])
+    expected = dci.scores(importance, accuracy, accuracy)
+    assert found["disentanglement"] == found["value"] == pytest.approx(expected.disentanglement)
+    assert found["completeness"] == pytest.approx(expected.completeness)
+    assert found["informativeness"] == pytest.approx(accuracy.mean())
+    assert set(found["others"]) == {"mig", "sap", "factor_vae", "modularity"}
+    share = np.array(found["sections"]["share"])
+    assert share.shape == (3, 2)
+    np.testing.assert_allclose(share.sum(0), 1)
+    assert all(run.read(f"eval/3/{name}.png").startswith(b"\x89PNG") for name in ("importance", "sections"))
+    assert any(line.startswith("DCI over 2 factors, 44 training images: disentanglement") for line in said)
+
+
+def test_factors_are_those_that_are_named_or_the_data_sets_own(place: Path, tmp_path: Path) -> None:
+    manifest, config = small_data(tmp_path / "data"), tiny_config()
+    assert factor_columns(manifest, config) == ("bright", "late"), "attributes, where there are no factors"
+    with pytest.raises(UserError, match=r"evaluation\.dci\.factors: got shape; allowed: colour, bright, late"):
+        factor_columns(manifest, with_fields(config, {"evaluation.dci.factors": ["shape"]}))
+    bare = manifest.model_copy(update={"labels": {"colour": manifest.labels["colour"]}})
+    with pytest.raises(UserError, match=r"--tasks: got dci of data without factors or attributes"):
+        factor_columns(bare, config)
+
+
+def test_dci_without_an_encoder_is_refused(place: Path) -> None:
+    with pytest.raises(UserError, match=r"dci of a denoiser's activations"):
+        evaluate(
+            str(place / "run"), str(place / "data"), "dci", "latest", ["evaluation.latents=denoiser"], lambda line: None
+        )
