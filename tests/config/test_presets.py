@@ -392,6 +392,7 @@ def test_each_command_takes_a_training_step_in_a_small_size(preset: str, fields:
         torch.ones(count, slots, dtype=torch.bool),
         torch.tensor(pose).expand(count, slots, -1),
         torch.tensor(pose).expand(count, -1),
+        torch.zeros(count, 0, dtype=torch.int64),
     )
     loss.backward()
     assert 0 < loss.item() < 100

@@ -199,6 +199,7 @@ def test_shapes_and_types(pose: str, size: int, seen: ShardReader) -> None:
             "key": ((n,), np.int64),
             "ok": ((n,), np.bool_),
             "index": ((n,), np.int64),
+            "label": ((n, 0), np.int64),
         }
         assert len(pairs.name) == n
 
