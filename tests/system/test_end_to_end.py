@@ -94,7 +94,7 @@ def test_prepare_pretrain_kill_resume_evaluate(head: Head, tmp_path: Path, s3_ur
     assert "nothing left to do: step 8 of 8 is there" in printed
 
     code, printed = submit(
-        head, tmp_path, "jobs/evaluate.py", "--run", straight, "--data", data, "--tasks", "probe,knn,samples"
+        head, tmp_path, "jobs/evaluate.py", "--run", straight, "--data", data, "--tasks", "probe,knn,reconstruction"
     )
     assert code == 0, printed
     run = open_folder(straight)
