@@ -26,6 +26,34 @@ class ProbeLabels:
     """0 for a class or a factor, else the number of attributes, each of two classes."""
 
 
+@dataclass(frozen=True)
+class ChosenLabel:
+    """What a label's name stands for."""
+
+    name: str
+    kind: str
+    """`class`, `factor` or `attribute`."""
+    columns: tuple[str, ...]
+    """One, or those of all attributes together."""
+    classes: int
+
+
+def choose_label(manifest: Manifest, wanted: str | None, *, field: str, remedy: str) -> ChosenLabel:
+    """The label called `wanted` (none: the data set's main one), or all attributes together under ATTRIBUTES.
+
+    Raises:
+        UserError: there is none; of `field`, with `remedy`.
+    """
+    name = wanted or manifest.main_label
+    attributes = tuple(column for column, found in manifest.labels.items() if found.kind == "attribute")
+    if name == ATTRIBUTES and attributes and name not in manifest.labels:
+        return ChosenLabel(name, "attribute", attributes, 2)
+    if name is None or name not in manifest.labels:
+        allowed = ", ".join([*manifest.labels, *([ATTRIBUTES] if attributes else [])]) or "none: the data has no labels"
+        raise UserError(field, name, allowed, remedy)
+    return ChosenLabel(name, manifest.labels[name].kind, (name,), len(manifest.labels[name].names))
+
+
 def probe_labels(manifest: Manifest, train: Train) -> ProbeLabels | None:
     """What the run's online probe predicts; None where it has none.
 
@@ -34,15 +62,9 @@ def probe_labels(manifest: Manifest, train: Train) -> ProbeLabels | None:
     """
     if not train.online_probe:
         return None
-    name = train.online_probe_label or manifest.main_label
-    attributes = tuple(column for column, found in manifest.labels.items() if found.kind == "attribute")
-    if name == ATTRIBUTES and attributes and name not in manifest.labels:
-        return ProbeLabels(attributes, 2, len(attributes))
-    if name is None or name not in manifest.labels:
-        allowed = ", ".join([*manifest.labels, *([ATTRIBUTES] if attributes else [])]) or "none: the data has no labels"
-        raise UserError(FIELD, name, allowed, "name a label column, or set train.online_probe=false")
-    label = manifest.labels[name]
-    return ProbeLabels((name,), len(label.names), int(label.kind == "attribute"))
+    remedy = "name a label column, or set train.online_probe=false"
+    label = choose_label(manifest, train.online_probe_label, field=FIELD, remedy=remedy)
+    return ProbeLabels(label.columns, label.classes, len(label.columns) if label.kind == "attribute" else 0)
 
 
 def labels_of(table: pa.Table, columns: Sequence[str], manifest: Manifest) -> Ints:

@@ -9,7 +9,7 @@ from ray._private.state import state
 
 from soda_dist.distributed.farm import Progress, farm_out
 from soda_dist.distributed.session import Say
-from soda_dist.metrics.dci import ROUNDS, FactorFit, Regressor, check_split, fit_factor
+from soda_dist.metrics.dci import ROUNDS, FactorFit, Regressor, check_split, fit_factor, stacked
 from soda_dist.metrics.factors import Floats
 
 
@@ -52,12 +52,7 @@ def fit_factors(
         fits[order[number]] = fit
         progress.add(1)
     progress.close()
-    ordered = [fits[factor] for factor in range(factors)]
-    return (
-        np.stack([fit.importance for fit in ordered], axis=1),
-        np.array([fit.train_accuracy for fit in ordered]),
-        np.array([fit.test_accuracy for fit in ordered]),
-    )
+    return stacked([fits[factor] for factor in range(factors)])
 
 
 def _fit_column(

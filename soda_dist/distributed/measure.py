@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from soda_dist.config.schema import RunConfig
+from soda_dist.data.labels import choose_label
 from soda_dist.data.shards import Manifest
 from soda_dist.distributed.crew import Crew
 from soda_dist.distributed.farm import Progress
@@ -21,9 +22,6 @@ from soda_dist.distributed.session import Say
 from soda_dist.errors import UserError
 from soda_dist.metrics import METRICS, Labelled
 from soda_dist.report.report import ENCODERS
-
-ATTRIBUTES = "attributes"
-"""The label that stands for all attribute columns of a data set together."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +51,9 @@ class Target:
 
 def choose_target(manifest: Manifest, label: str | None) -> Target:
     """The target called `label`, or the data set's main one; a `UserError` if there is none."""
-    name = label or manifest.main_label
-    attributes = tuple(column for column, found in manifest.labels.items() if found.kind == "attribute")
-    if name == ATTRIBUTES and attributes and name not in manifest.labels:
-        return Target(name, "attribute", attributes, 2)
-    if name is None or name not in manifest.labels:
-        allowed = ", ".join([*manifest.labels, *([ATTRIBUTES] if attributes else [])]) or "none: the data has no labels"
-        raise UserError("evaluation.label", name, allowed, "name a label column, or leave out probe and knn")
-    return Target(name, manifest.labels[name].kind, (name,), len(manifest.labels[name].names))
+    remedy = "name a label column, or leave out probe and knn"
+    found = choose_label(manifest, label, field="evaluation.label", remedy=remedy)
+    return Target(found.name, found.kind, found.columns, found.classes)
 
 
 def check_neighbours(config: RunConfig, rows: int) -> None:

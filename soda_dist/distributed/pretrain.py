@@ -22,10 +22,10 @@ from soda_dist.distributed.progress import board
 from soda_dist.distributed.session import Say, check_resources, training_resources
 from soda_dist.errors import UserError
 from soda_dist.models.layers import synchronize_norms
-from soda_dist.training.build import build_objective, build_optimizer
+from soda_dist.training.build import build_objective, build_optimizer, plain_engine
 from soda_dist.training.checkpoint import complete_steps
 from soda_dist.training.collectives import ProcessGroupContext, set_collective_timeout, sum_over_workers
-from soda_dist.training.engine import Engine, PlainEngine
+from soda_dist.training.engine import Engine
 from soda_dist.training.loop import fit
 
 COLLECTIVE_TIMEOUT_S = 600.0
@@ -242,20 +242,12 @@ def build_engine(config: RunConfig, device: torch.device, labels: ProbeLabels | 
         synchronize_norms(objective, sum_over_workers)
         if objective.online_probe is not None:
             objective.online_probe.workers = ProcessGroupContext(device, None)
-    optimizer = build_optimizer(config, objective)
     if config.scale.engine == "deepspeed":
         from soda_dist.distributed.deepspeed_engine import DeepSpeedEngine
 
+        optimizer = build_optimizer(config, objective)
         engine: Engine = DeepSpeedEngine(objective=objective, optimizer=optimizer, config=config, device=device)
     else:
-        engine = PlainEngine(
-            objective=objective,
-            optimizer=optimizer,
-            clip_norm=config.optim.clip_norm,
-            ema_decay=config.optim.ema_decay,
-            accumulation=config.accumulation,
-            rank=dist.get_rank(),
-            world=world,
-        )
+        engine = plain_engine(config, objective, rank=dist.get_rank(), world=world)
     set_collective_timeout(COLLECTIVE_TIMEOUT_S)
     return engine

@@ -19,7 +19,7 @@ from soda_dist.config.schema import RunConfig
 from soda_dist.distributed.rounds import Result, Side, alternate, ratio
 from soda_dist.distributed.session import Say
 from soda_dist.errors import UserError
-from soda_dist.training.build import build_objective, build_optimizer
+from soda_dist.training.build import build_objective, plain_engine
 from soda_dist.training.engine import MicroBatch, PlainEngine
 from soda_dist.training.plan import some_pose
 from soda_dist.training.randomness import draw
@@ -183,15 +183,7 @@ def _engine(config: RunConfig, mode: Mode, device: torch.device) -> PlainEngine:
         for name in ("encoder", "denoiser", "decoder"):
             if (network := getattr(objective.model, name, None)) is not None:
                 network.compile()
-    return PlainEngine(
-        objective=objective,
-        optimizer=build_optimizer(config, objective),
-        clip_norm=config.optim.clip_norm,
-        ema_decay=config.optim.ema_decay,
-        accumulation=config.accumulation,
-        rank=0,
-        world=1,
-    )
+    return plain_engine(config, objective)
 
 
 def _side(engine: PlainEngine, mode: Mode, config: RunConfig, batches: list[MicroBatch]) -> Side:

@@ -102,7 +102,12 @@ def dci(
         fit_factor(train_codes, train, test_codes, test, regressor=regressor, seed=seed, threads=threads, rounds=rounds)
         for train, test in zip(train_values.T, test_values.T, strict=True)
     ]
-    return scores(
+    return scores(*stacked(fits))
+
+
+def stacked(fits: Sequence[FactorFit]) -> tuple[Floats, Floats, Floats]:
+    """The fits of all factors as `scores` takes them: importance [D, K], training and test accuracy [K]."""
+    return (
         np.stack([fit.importance for fit in fits], axis=1),
         np.array([fit.train_accuracy for fit in fits]),
         np.array([fit.test_accuracy for fit in fits]),

@@ -20,6 +20,7 @@ from soda_dist.models.method import Method
 from soda_dist.models.poses import PoseGrid, PoseVector
 from soda_dist.models.pretrained import FrozenEncoder, load_frozen
 from soda_dist.models.soda import EncDec, Soda
+from soda_dist.training.engine import PlainEngine
 from soda_dist.training.objective import Objective
 from soda_dist.training.online_probe import OnlineProbe
 
@@ -124,6 +125,19 @@ def build_optimizer(config: RunConfig, objective: Objective) -> torch.optim.Adam
     o = config.optim
     return torch.optim.AdamW(
         objective.parameters(), lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay, foreach=True
+    )
+
+
+def plain_engine(config: RunConfig, objective: Objective, *, rank: int = 0, world: int = 1) -> PlainEngine:
+    """The engine of bare PyTorch for one of `world` workers, on the device where `objective` is."""
+    return PlainEngine(
+        objective=objective,
+        optimizer=build_optimizer(config, objective),
+        clip_norm=config.optim.clip_norm,
+        ema_decay=config.optim.ema_decay,
+        accumulation=config.accumulation,
+        rank=rank,
+        world=world,
     )
 
 

@@ -143,8 +143,8 @@ def test_stochastic_conditioning_is_refused():
         sampling_speed.check_guided(tiny_config().sampling.model_copy(update={"stochastic": True}))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_missing_gpu_is_named(preset):
+def test_a_missing_gpu_is_named(preset, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="--device: got cuda"):
         measure_step(preset, [], "cuda", lambda _: None)
 

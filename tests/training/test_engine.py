@@ -2,8 +2,8 @@ import copy
 
 import torch
 
-from soda_dist.training.build import build_objective, build_optimizer
-from soda_dist.training.engine import KINDS, PlainEngine
+from soda_dist.training.build import build_objective, plain_engine
+from soda_dist.training.engine import KINDS
 from soda_dist.training.loop import to_device
 from tests.tiny import pairs_at, tiny_config
 
@@ -12,15 +12,7 @@ CPU = torch.device("cpu")
 
 def engine_of(config):
     objective = build_objective(config)
-    return PlainEngine(
-        objective=objective,
-        optimizer=build_optimizer(config, objective),
-        clip_norm=config.optim.clip_norm,
-        ema_decay=config.optim.ema_decay,
-        accumulation=config.accumulation,
-        rank=0,
-        world=1,
-    )
+    return plain_engine(config, objective)
 
 
 def test_a_step_is_clipped_adam_with_decoupled_decay_and_an_ema():

@@ -14,7 +14,7 @@ from soda_dist.data.storage import open_folder
 from soda_dist.errors import UserError
 from soda_dist.metrics.classification import headline
 from soda_dist.training import checkpoint
-from soda_dist.training.build import build_objective, build_optimizer
+from soda_dist.training.build import build_objective, plain_engine
 from soda_dist.training.context import LocalContext
 from soda_dist.training.engine import PlainEngine
 from soda_dist.training.loop import fit, to_device
@@ -36,15 +36,7 @@ def config_of(online: bool = True, probe: dict | None = None, lr: float = 1e-3, 
 
 def engine_of(config: RunConfig, labels: ProbeLabels = CLASS) -> PlainEngine:
     objective = build_objective(config, labels if config.train.online_probe else None)
-    return PlainEngine(
-        objective=objective,
-        optimizer=build_optimizer(config, objective),
-        clip_norm=config.optim.clip_norm,
-        ema_decay=config.optim.ema_decay,
-        accumulation=config.accumulation,
-        rank=0,
-        world=1,
-    )
+    return plain_engine(config, objective)
 
 
 def train(run, config, labels=CLASS, stop=None) -> PlainEngine:
