@@ -1,18 +1,20 @@
 """Evaluate checkpoints of a run, or any encoder; writes eval/STEP/TASK.json, pictures and the report.
 
-python jobs/evaluate.py --run URI --data URI --tasks probe,knn,dci,reconstruction,samples,novel_views,fid [--step N]
+python jobs/evaluate.py --run URI --data URI --tasks probe,knn,dci,reconstruction [--step N]
 python jobs/evaluate.py --encoder FILE|timm:NAME --data URI --out URI --tasks probe,knn,dci
 """
 
 from soda_dist.cli import add_uri, parser, run, say
 from soda_dist.errors import UserError
 
+TASKS = "comma-separated: probe, knn, dci, reconstruction, samples, novel_views, fid, latents"
+
 
 def main(argv: list[str]) -> str:
     arguments = parser(__doc__)
     add_uri(arguments, "--run", "folder of the run", required=False)
     add_uri(arguments, "--data", "folder of prepared shards")
-    arguments.add_argument("--tasks", default="probe,knn", help="comma-separated names of tasks")
+    arguments.add_argument("--tasks", default="probe,knn", help=TASKS)
     arguments.add_argument("--step", default="latest", metavar="N|latest|all", help="checkpoints to evaluate")
     arguments.add_argument("--ema", choices=["true", "false"], default="true", help="the running mean of the weights")
     arguments.add_argument("--encoder", metavar="FILE|timm:NAME", help="a checkpoint's encoder.safetensors, or timm's")
@@ -24,7 +26,9 @@ def main(argv: list[str]) -> str:
     )
     args = arguments.parse_intermixed_args(argv)
     if (args.run is None) == (args.encoder is None) or (args.encoder is None) != (args.out is None):
-        raise UserError("arguments", "neither or both", "--run, or --encoder with --out", "name what is evaluated")
+        raise UserError(
+            "--run, --encoder", "none or too many", "--run, or --encoder with --out", "name what is evaluated"
+        )
 
     from soda_dist.distributed.session import ray_session
 

@@ -219,3 +219,10 @@ def test_a_data_set_without_labels_says_so(place: Path) -> None:
         choose_target(manifest, None)
     one = manifest.model_copy(update={"labels": {"a": Label(kind="factor", names=("x", "y"))}, "main_label": "a"})
     assert choose_target(one, None) == Target("a", "factor", ("a",), 2)
+
+
+def test_the_jobs_help_names_every_task() -> None:
+    from jobs.evaluate import TASKS as named
+    from soda_dist.distributed.tasks import TASKS
+
+    assert named.removeprefix("comma-separated: ").split(", ") == list(TASKS)
