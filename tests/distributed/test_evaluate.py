@@ -222,7 +222,7 @@ def test_a_data_set_without_labels_says_so(place: Path) -> None:
 
 
 def test_the_jobs_help_names_every_task() -> None:
-    from jobs.evaluate import TASKS as named
+    import jobs.evaluate
     from soda_dist.distributed.tasks import TASKS
 
-    assert named.removeprefix("comma-separated: ").split(", ") == list(TASKS)
+    assert jobs.evaluate.TASKS.removeprefix("comma-separated: ").split(", ") == list(TASKS)
