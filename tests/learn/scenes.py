@@ -111,7 +111,7 @@ def loss_of(
     batch, total = to_device(pairs, torch.device("cpu")), 0.0
     posed = batch.target_pose.shape[1] > 0
     for at in range(0, HELD_OUT, 64):
-        source, target, _, _, present, source_pose, target_pose = (part[at : at + 64] for part in batch)
+        source, target, _, _, present, source_pose, target_pose, _ = (part[at : at + 64] for part in batch)
         draws = draw(
             1,
             torch.arange(FAR + at, FAR + at + 64),
