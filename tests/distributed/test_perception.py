@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import lpips
@@ -124,6 +125,37 @@ class Forgetful(LocalCrew):
             self._models.kept.clear()
             return []
         return super().each(job, argument)
+
+
+class TwoActors(LocalCrew):
+    """Work goes to two actors by turns; the second one is lost once before it hands over."""
+
+    lost = False
+
+    def __init__(self, models: Models) -> None:
+        super().__init__(models)
+        self._actors = [replace(models, kept={}), replace(models, kept={})]
+
+    def share_out(self, job, pieces, tick):
+        for number, piece in enumerate(pieces):
+            yield number, job(self._actors[number % 2], piece)
+
+    def each(self, job, argument):
+        if not self.lost:
+            self.lost = True
+            self._actors[1].kept.clear()
+            return [job(self._actors[0], argument)]
+        return [job(actor, argument) for actor in self._actors]
+
+
+def test_what_one_of_two_actors_had_summed_up_is_looked_at_again(models: Models, tmp_path, small_pieces) -> None:
+    subject, folder, pieces = _set(models, tmp_path, TwoActors(models))
+    found, _ = set_moments(subject, folder, pieces, "target", 0)
+    subject._crew = LocalCrew(models)
+    whole, _ = set_moments(subject, folder, pieces, "target", 0)
+    assert found.count == whole.count == len(load_ok(folder, pieces))
+    np.testing.assert_allclose(found.mean, whole.mean, rtol=1e-9)
+    np.testing.assert_allclose(found.scatter, whole.scatter, rtol=1e-6, atol=1e-9)
 
 
 def test_fid_is_torch_fidelitys_and_survives_a_lost_sum(models: Models, place: Path, tmp_path, small_pieces) -> None:
