@@ -1,0 +1,136 @@
+"""A group of ablations, described by a YAML file: variants of one configuration, what is measured, what is claimed."""
+
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from soda_dist.config.fields import Count, CountOrZero, Node, Sources
+from soda_dist.config.load import load_config, parse_yaml, validate, with_fields
+from soda_dist.config.schema import RunConfig
+from soda_dist.errors import UserError
+
+GROUPS = resources.files("soda_dist.config") / "ablations"
+
+
+class PaperColumn(Node):
+    """Where the paper has a measure."""
+
+    table: str
+    data: str
+    """A data set of the table."""
+    ours: str
+    """Its name among those of `soda_dist.report.evaluated.OURS`."""
+    sources: Sources | None = None
+    """Source views, where the table has several columns of one measure."""
+
+
+class Measure(Node):
+    """A column of the group's table."""
+
+    ours: str
+    """A row of `soda_dist.report.evaluated.OURS`."""
+    sources: Sources | None = None
+    """Source views that novel views are drawn from."""
+    paper: tuple[PaperColumn, ...] = ()
+
+
+class Variant(Node):
+    """A row of the group's table: what differs from the group's base."""
+
+    name: Annotated[str, Field(pattern=r"^[^|\n]*[A-Za-z0-9][^|\n]*$", max_length=60)]
+    fields: dict[str, Any] = {}
+    """Field of the configuration -> value."""
+    paper: dict[str, str] = {}
+    """Table of the paper -> the row there that is this variant."""
+
+    @property
+    def slug(self) -> str:
+        """The name as a folder is called."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+
+class Claim(Node):
+    """That one variant is ahead of others in a measure."""
+
+    measure: CountOrZero
+    """Its number in `measures`, from 0."""
+    variant: str
+    above: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Variants that it is claimed to be better than."""
+    equal: bool = False
+    """Whether no more is claimed than that they do not beat it."""
+
+
+class Rendered(Node):
+    """Data that the group renders for itself: `jobs/prepare_data.py KIND` with these options."""
+
+    kind: str
+    options: dict[str, int | float | str | bool] = {}
+
+
+class Ablation(Node):
+    """A group."""
+
+    title: str
+    data: Rendered
+    preset: str
+    fields: dict[str, Any] = {}
+    """What makes the preset small; left out where `--preset` names another one."""
+    seeds: Annotated[tuple[CountOrZero, ...], Field(min_length=1)] = (0, 1, 2)
+    concurrent: Count = 2
+    """Runs at a time, of a small setting."""
+    measures: Annotated[tuple[Measure, ...], Field(min_length=1)]
+    variants: Annotated[tuple[Variant, ...], Field(min_length=1)]
+    claims: tuple[Claim, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Ablation":
+        slugs = [variant.slug for variant in self.variants]
+        names = [variant.name for variant in self.variants]
+        for at, slug in enumerate(slugs):
+            if slug in slugs[:at]:
+                raise ValueError(f"variants|{names[at]} twice|names that differ in letters|rename one of them")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds|{', '.join(map(str, self.seeds))}|each seed once|leave one of them out")
+        for claim in self.claims:
+            for name in (claim.variant, *claim.above):
+                if name not in names:
+                    raise ValueError(f"claims|{name}|{', '.join(names)}|name a variant")
+            if claim.measure >= len(self.measures):
+                raise ValueError(f"claims|measure {claim.measure}|0..{len(self.measures) - 1}|count from 0")
+        return self
+
+    def config_of(self, variant: Variant, seed: int, base: RunConfig) -> RunConfig:
+        """The configuration of a variant over `base`; UserError as in `load_config`."""
+        return with_fields(base, {"seed": seed, **variant.fields})
+
+    def base(self, preset: str | None, overrides: Sequence[str]) -> RunConfig:
+        """What the variants have in common: the small setting, or `preset`, with overrides `a.b=value`."""
+        if preset is not None:
+            return load_config(preset, overrides)
+        return load_config(self.preset, [*(f"{path}={flow(value)}" for path, value in self.fields.items()), *overrides])
+
+
+def flow(value: Any) -> str:
+    """A value as YAML on one line, as an override has it."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(flow, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def group_names() -> list[str]:
+    """Groups that ship with the package."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in GROUPS.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_group(name: str) -> Ablation:
+    """The group of that name, or in the YAML file at that path; UserError as in `load_config`."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else GROUPS / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError("--group", name, f"{', '.join(group_names())}, or a .yaml file", "choose one of them")
+    tree = parse_yaml(path.read_text(encoding="utf-8"), name)
+    return validate(Ablation, tree if isinstance(tree, dict) else {})

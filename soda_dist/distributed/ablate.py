@@ -1,0 +1,250 @@
+"""Groups of ablations: every variant is trained with every seed, and measured.
+
+Variants that differ in sampling and evaluation alone share their training. A run lies in its own folder, is a run like
+any other, and what is measured on it is kept beside it; so the same command goes on where it stopped.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from soda_dist.config.ablation import Ablation, Variant, flow
+from soda_dist.config.provenance import provenance
+from soda_dist.config.schema import RunConfig
+from soda_dist.data.storage import Folder, open_folder
+from soda_dist.distributed.crew import Crew
+from soda_dist.distributed.evaluate import evaluate
+from soda_dist.distributed.prepare import prepare
+from soda_dist.distributed.pretrain import pretrain
+from soda_dist.distributed.progress import board
+from soda_dist.distributed.session import Say, check_resources, training_resources
+from soda_dist.errors import UserError
+from soda_dist.report.ablation import ablation_plot, as_markdown, summarize
+from soda_dist.report.evaluated import OURS, Figure, figure, read_run
+from soda_dist.report.paper import Column, read_paper
+
+AFTER_TRAINING = ("sampling", "evaluation", "scale")
+"""Sections that may differ between variants of one training."""
+GROUP, SUMMARY = "group.json", "ablation"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One variant's evaluation of a run: what differs from the run's own configuration."""
+
+    variant: Variant
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A training run, and the variants that are read from it."""
+
+    slug: str
+    seed: int
+    config: RunConfig
+    readings: tuple[Reading, ...]
+
+    @property
+    def name(self) -> str:
+        """Its folder's."""
+        return f"{self.slug}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """What all trials have in common."""
+
+    group: Ablation
+    data: str
+    out: str
+    board: Any
+
+
+def ablate(group: Ablation, base: RunConfig, data_uri: str | None, out_uri: str, say: Say) -> str:
+    """Train and measure all variants of `group` over `base`; returns the URI of the table.
+
+    Writes `ablation.json`, `ablation.md` and `ablation.png` into `out_uri`, and prints the table. Ray must be connected.
+
+    Args:
+        group: the variants, measures and claims.
+        base: what the variants have in common.
+        data_uri: prepared shards; none: the group's own are rendered into `data` of `out_uri`.
+        out_uri: made if absent; a folder of the same group goes on.
+        say: where progress and the table are shown.
+
+    Raises:
+        UserError: a variant's field does not fit, the folder is another group's, the data lacks what a measure needs,
+            or the cluster cannot hold one run.
+    """
+    trials = plan_trials(group, base)
+    out = open_folder(out_uri)
+    _claim(out, group, base, data_uri)
+    needed = {name: count * group.concurrent for name, count in training_resources(base).items()}
+    check_resources(needed, say)
+    data = data_uri or _rendered(group, out, say)
+    began = time.monotonic()
+    _train_all(group, trials, data, out, say)
+    figures = {
+        variant.name: [_read(out, variant, seed)["figures"] for seed in group.seeds] for variant in group.variants
+    }
+    summary = summarize(group, figures, read_paper())
+    text = as_markdown(summary)
+    seconds = [_read(out, variant, seed)["seconds"] for variant in group.variants for seed in group.seeds]
+    facts = {
+        "summary": summary, "base": base.model_dump(mode="json"), "data": data, "seconds_of_trials": sum(seconds),
+        "seconds_of_this_command": time.monotonic() - began, "provenance": provenance(),
+    }  # fmt: skip
+    out.write_json(f"{SUMMARY}.json", facts)
+    out.write(f"{SUMMARY}.png", ablation_plot(summary))
+    out.write(f"{SUMMARY}.md", text.encode())
+    say(text)
+    return out.file_uri(f"{SUMMARY}.md")
+
+
+def plan_trials(group: Ablation, base: RunConfig) -> list[Trial]:
+    """The training runs of a group, seed by seed; variants that are trained alike share one.
+
+    Raises:
+        UserError: a variant's field does not exist or does not fit, or a measure is unknown.
+    """
+    for measure in group.measures:
+        if measure.ours not in OURS:
+            raise UserError("measures.ours", measure.ours, ", ".join(OURS), "choose one of them")
+    trials: dict[str, Trial] = {}
+    for seed in group.seeds:
+        for variant in group.variants:
+            config = _config_of(group, variant, seed, base)
+            trained = config.model_copy(update={name: getattr(base, name) for name in AFTER_TRAINING})
+            key = trained.model_dump_json()
+            trial = trials.setdefault(key, Trial(variant.slug, seed, config, ()))
+            reading = Reading(variant, _difference(trial.config, config))
+            trials[key] = replace(trial, readings=(*trial.readings, reading))
+    return list(trials.values())
+
+
+def _config_of(group: Ablation, variant: Variant, seed: int, base: RunConfig) -> RunConfig:
+    try:
+        return group.config_of(variant, seed, base)
+    except UserError as error:
+        raise UserError(f"{variant.name}: {error.field}", error.got, error.allowed, error.remedy) from None
+
+
+def _difference(before: RunConfig, now: RunConfig) -> tuple[str, ...]:
+    """What `jobs/evaluate.py` is told so that a run that was started with `before` is evaluated with `now`."""
+    old, new = (_leaves({name: config.model_dump()[name] for name in AFTER_TRAINING}) for config in (before, now))
+    return tuple(f"{path}={flow(value)}" for path, value in new.items() if old[path] != value)
+
+
+def _leaves(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        leaves |= _leaves(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
+    return leaves
+
+
+def _claim(out: Folder, group: Ablation, base: RunConfig, data_uri: str | None) -> None:
+    record = {
+        "group": group.model_dump(mode="json"),
+        "base": base.model_dump(mode="json"),
+        "data": open_folder(data_uri).uri if data_uri else None,
+    }
+    if out.exists(GROUP):
+        if out.read_json(GROUP) != record:
+            raise UserError("--out", out.uri, "the folder of the same group", "use another --out for a changed one")
+        return
+    out.write_json(GROUP, record)
+
+
+def _rendered(group: Ablation, out: Folder, say: Say) -> str:
+    options = [f"{name}={flow(value)}" for name, value in group.data.options.items()]
+    return prepare(group.data.kind, None, out.child("data").uri, options, say)
+
+
+def _train_all(group: Ablation, trials: Sequence[Trial], data: str, out: Folder, say: Say) -> None:
+    """All trials that are not done, `group.concurrent` at a time."""
+    left = [trial for trial in trials if not _done(out, trial)]
+    if not left:
+        say(f"nothing left to train: {len(trials)} runs are there")
+        return
+    done = len(trials) - len(left)
+    with board(say) as lines:
+        place = Place(group, data, out.uri, lines)
+        crew: Crew[Trial, float] = Crew(
+            setup=partial(_placed, place),
+            actors=min(group.concurrent, len(left)),
+            resources={"num_cpus": 0},  # what trains and measures asks for its own
+            start_timeout_s=left[0].config.scale.start_timeout_s,
+            say=say,
+        )
+        with crew:
+            for number, seconds in crew.share_out(_do, left, lambda: None):
+                done += 1
+                say(f"{left[number].name} is done after {seconds:.0f} s: {done} of {len(trials)} runs")
+
+
+def _placed(place: Place) -> Place:
+    return place
+
+
+def _do(place: Place, trial: Trial) -> float:
+    """Trains one run to its end and measures it; returns the seconds this took."""
+    began = time.monotonic()
+    out = open_folder(place.out)
+    run = out.child(f"runs/{trial.name}")
+    trained = 0.0
+
+    def tell(line: str) -> None:
+        place.board.put.remote(f"{trial.name}: {line}")
+
+    try:
+        pretrain(trial.config, place.data, run.uri, tell)
+        trained = time.monotonic() - began
+    except FloatingPointError as error:
+        tell(str(error))
+        for reading in trial.readings:
+            _write(out, reading.variant, trial, [None] * len(place.group.measures), began, str(error))
+        return time.monotonic() - began
+    for reading in trial.readings:
+        if not out.exists(_name(reading.variant, trial.seed)):
+            at = time.monotonic() - trained / len(trial.readings)
+            tasks = ",".join(dict.fromkeys(OURS[measure.ours].task for measure in place.group.measures))
+            evaluate(run.uri, place.data, tasks, "latest", reading.overrides, tell)
+            _write(out, reading.variant, trial, _figures(place.group, run.uri), at, None)
+    return time.monotonic() - began
+
+
+def _figures(group: Ablation, run_uri: str) -> list[Figure | None]:
+    """What the group measures, from the results that have just been written."""
+    run = read_run(run_uri)
+    columns = [Column(metric="", ours=measure.ours, sources=measure.sources) for measure in group.measures]
+    return [figure(run, column) for column in columns]
+
+
+def _write(
+    out: Folder, variant: Variant, trial: Trial, figures: Sequence[Figure | None], began: float, failure: str | None
+) -> None:
+    result = {
+        "variant": variant.name,
+        "seed": trial.seed,
+        "run": trial.name,
+        "figures": [None if each is None else {"value": each.value, "standard_error": each.error} for each in figures],
+        "failure": failure,
+        "seconds": time.monotonic() - began,
+    }
+    out.write_json(_name(variant, trial.seed), result)
+
+
+def _read(out: Folder, variant: Variant, seed: int) -> dict[str, Any]:
+    result: dict[str, Any] = out.read_json(_name(variant, seed))
+    return result
+
+
+def _name(variant: Variant, seed: int) -> str:
+    return f"results/{variant.slug}-seed{seed}.json"
+
+
+def _done(out: Folder, trial: Trial) -> bool:
+    return all(out.exists(_name(reading.variant, trial.seed)) for reading in trial.readings)
