@@ -1,7 +1,7 @@
 """A group of ablations, described by a YAML file: variants of one configuration, what is measured, what is claimed."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,9 +42,9 @@ class Variant(Node):
     """A row of the group's table: what differs from the group's base."""
 
     name: Annotated[str, Field(pattern=r"^[^|\n]*[A-Za-z0-9][^|\n]*$", max_length=60)]
-    fields: dict[str, Any] = {}
+    fields: Annotated[dict[str, Any], Field(default_factory=dict)]
     """Field of the configuration -> value."""
-    paper: dict[str, str] = {}
+    paper: Annotated[dict[str, str], Field(default_factory=dict)]
     """Table of the paper -> the row there that is this variant."""
 
     @property
@@ -61,6 +61,8 @@ class Claim(Node):
     variant: str
     above: Annotated[tuple[str, ...], Field(min_length=1)]
     """Variants that it is claimed to be better than."""
+    their_measure: CountOrZero | None = None
+    """The measure that those are taken at; none: the same."""
     equal: bool = False
     """Whether no more is claimed than that they do not beat it."""
 
@@ -69,7 +71,7 @@ class Rendered(Node):
     """Data that the group renders for itself: `jobs/prepare_data.py KIND` with these options."""
 
     kind: str
-    options: dict[str, int | float | str | bool] = {}
+    options: Annotated[dict[str, int | float | str | bool], Field(default_factory=dict)]
 
 
 class Ablation(Node):
@@ -78,7 +80,7 @@ class Ablation(Node):
     title: str
     data: Rendered
     preset: str
-    fields: dict[str, Any] = {}
+    fields: Annotated[dict[str, Any], Field(default_factory=dict)]
     """What makes the preset small; left out where `--preset` names another one."""
     seeds: Annotated[tuple[CountOrZero, ...], Field(min_length=1)] = (0, 1, 2)
     concurrent: Count = 2
@@ -100,8 +102,9 @@ class Ablation(Node):
             for name in (claim.variant, *claim.above):
                 if name not in names:
                     raise ValueError(f"claims|{name}|{', '.join(names)}|name a variant")
-            if claim.measure >= len(self.measures):
-                raise ValueError(f"claims|measure {claim.measure}|0..{len(self.measures) - 1}|count from 0")
+            for number in (claim.measure, claim.their_measure or 0):
+                if number >= len(self.measures):
+                    raise ValueError(f"claims|measure {number}|0..{len(self.measures) - 1}|count from 0")
         return self
 
     def config_of(self, variant: Variant, seed: int, base: RunConfig) -> RunConfig:
@@ -117,7 +120,7 @@ class Ablation(Node):
 
 def flow(value: Any) -> str:
     """A value as YAML on one line, as an override has it."""
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return f"[{', '.join(map(flow, value))}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -127,10 +130,24 @@ def group_names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in GROUPS.iterdir() if entry.name.endswith(".yaml"))
 
 
-def load_group(name: str) -> Ablation:
-    """The group of that name, or in the YAML file at that path; UserError as in `load_config`."""
+def load_group(name: str, instead: Mapping[str, str | None] | None = None) -> Ablation:
+    """The group of that name, or in the YAML file at that path; UserError as in `load_config`.
+
+    `instead`: `seeds` (numbers with commas) and `concurrent`, as typed, in place of the group's.
+    """
     path = Path(name) if name.endswith((".yaml", ".yml")) else GROUPS / f"{name}.yaml"
     if not path.is_file():
         raise UserError("--group", name, f"{', '.join(group_names())}, or a .yaml file", "choose one of them")
     tree = parse_yaml(path.read_text(encoding="utf-8"), name)
-    return validate(Ablation, tree if isinstance(tree, dict) else {})
+    if not isinstance(tree, dict):
+        raise UserError(name, type(tree).__name__, "a mapping", "start from a shipped group")
+    for field, text in (instead or {}).items():
+        if text is not None:
+            tree[field] = _numbers(field, text) if field == "seeds" else _numbers(field, text)[0]
+    return validate(Ablation, tree)
+
+
+def _numbers(field: str, text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise UserError(f"--{field}", text, "numbers with commas" if field == "seeds" else "a number", "correct it")
+    return tuple(map(int, text.split(",")))

@@ -6,7 +6,7 @@ any other, and what is measured on it is kept beside it; so the same command goe
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,13 +21,14 @@ from soda_dist.distributed.pretrain import pretrain
 from soda_dist.distributed.progress import board
 from soda_dist.distributed.session import Say, check_resources, training_resources
 from soda_dist.errors import UserError
-from soda_dist.report.ablation import ablation_plot, as_markdown, summarize
+from soda_dist.report.ablation import ablation_plot, as_markdown, check_group, summarize
 from soda_dist.report.evaluated import OURS, Figure, figure, read_run
 from soda_dist.report.paper import Column, read_paper
 
 AFTER_TRAINING = ("sampling", "evaluation", "scale")
 """Sections that may differ between variants of one training."""
 GROUP, SUMMARY = "group.json", "ablation"
+MINUTE = 60.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Place:
 def ablate(group: Ablation, base: RunConfig, data_uri: str | None, out_uri: str, say: Say) -> str:
     """Train and measure all variants of `group` over `base`; returns the URI of the table.
 
-    Writes `ablation.json`, `ablation.md` and `ablation.png` into `out_uri`, and prints the table. Ray must be connected.
+    Writes `ablation.json`, `ablation.md` and `ablation.png` into `out_uri`, and shows the table. Ray must be connected.
 
     Args:
         group: the variants, measures and claims.
@@ -77,42 +78,26 @@ def ablate(group: Ablation, base: RunConfig, data_uri: str | None, out_uri: str,
 
     Raises:
         UserError: a variant's field does not fit, the folder is another group's, the data lacks what a measure needs,
-            or the cluster cannot hold one run.
+            or the cluster cannot hold the runs.
     """
+    check_group(group, read_paper())
     trials = plan_trials(group, base)
     out = open_folder(out_uri)
     _claim(out, group, base, data_uri)
     needed = {name: count * group.concurrent for name, count in training_resources(base).items()}
     check_resources(needed, say)
     data = data_uri or _rendered(group, out, say)
-    began = time.monotonic()
+    say(f"{len(group.variants)} variants, {len(group.seeds)} seeds: {len(trials)} runs of {base.train.steps} steps")
     _train_all(group, trials, data, out, say)
-    figures = {
-        variant.name: [_read(out, variant, seed)["figures"] for seed in group.seeds] for variant in group.variants
-    }
-    summary = summarize(group, figures, read_paper())
-    text = as_markdown(summary)
-    seconds = [_read(out, variant, seed)["seconds"] for variant in group.variants for seed in group.seeds]
-    facts = {
-        "summary": summary, "base": base.model_dump(mode="json"), "data": data, "seconds_of_trials": sum(seconds),
-        "seconds_of_this_command": time.monotonic() - began, "provenance": provenance(),
-    }  # fmt: skip
-    out.write_json(f"{SUMMARY}.json", facts)
-    out.write(f"{SUMMARY}.png", ablation_plot(summary))
-    out.write(f"{SUMMARY}.md", text.encode())
-    say(text)
-    return out.file_uri(f"{SUMMARY}.md")
+    return _conclude(group, base, trials, data, out, say)
 
 
 def plan_trials(group: Ablation, base: RunConfig) -> list[Trial]:
     """The training runs of a group, seed by seed; variants that are trained alike share one.
 
     Raises:
-        UserError: a variant's field does not exist or does not fit, or a measure is unknown.
+        UserError: a variant's field does not exist or does not fit.
     """
-    for measure in group.measures:
-        if measure.ours not in OURS:
-            raise UserError("measures.ours", measure.ours, ", ".join(OURS), "choose one of them")
     trials: dict[str, Trial] = {}
     for seed in group.seeds:
         for variant in group.variants:
@@ -146,8 +131,9 @@ def _leaves(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def _claim(out: Folder, group: Ablation, base: RunConfig, data_uri: str | None) -> None:
+    kept = group.model_copy(update={"seeds": (0,), "concurrent": 1})  # more seeds may follow
     record = {
-        "group": group.model_dump(mode="json"),
+        "group": kept.model_dump(mode="json"),
         "base": base.model_dump(mode="json"),
         "data": open_folder(data_uri).uri if data_uri else None,
     }
@@ -230,7 +216,7 @@ def _write(
         "variant": variant.name,
         "seed": trial.seed,
         "run": trial.name,
-        "figures": [None if each is None else {"value": each.value, "standard_error": each.error} for each in figures],
+        "figures": [None if each is None else asdict(each) for each in figures],
         "failure": failure,
         "seconds": time.monotonic() - began,
     }
@@ -240,6 +226,36 @@ def _write(
 def _read(out: Folder, variant: Variant, seed: int) -> dict[str, Any]:
     result: dict[str, Any] = out.read_json(_name(variant, seed))
     return result
+
+
+def _conclude(group: Ablation, base: RunConfig, trials: Sequence[Trial], data: str, out: Folder, say: Say) -> str:
+    """The table, the picture and all that they stand on."""
+    results = {variant.name: [_read(out, variant, seed) for seed in group.seeds] for variant in group.variants}
+    figures = {name: [_figures_of(result) for result in of_seeds] for name, of_seeds in results.items()}
+    seconds = sum(result["seconds"] for of_seeds in results.values() for result in of_seeds)
+    kind = open_folder(data).read_json("manifest.json")["kind"]
+    budget = (
+        f"{len(trials)} runs of {base.train.steps} steps of {base.train.global_batch} pairs on data of kind {kind}, "
+        f"{seconds / len(trials) / MINUTE:.1f} min each with its evaluation, {group.concurrent} at a time."
+    )
+    summary = summarize(group, figures, read_paper(), budget)
+    text = as_markdown(summary)
+    facts = {
+        "summary": asdict(summary),
+        "base": base.model_dump(mode="json"),
+        "data": data,
+        "failures": [result for of_seeds in results.values() for result in of_seeds if result["failure"]],
+        "provenance": provenance(),
+    }
+    out.write_json(f"{SUMMARY}.json", facts)
+    out.write(f"{SUMMARY}.png", ablation_plot(summary))
+    out.write(f"{SUMMARY}.md", text.encode())
+    say(text)
+    return out.file_uri(f"{SUMMARY}.md")
+
+
+def _figures_of(result: dict[str, Any]) -> list[Figure | None]:
+    return [None if each is None else Figure(**each) for each in result["figures"]]
 
 
 def _name(variant: Variant, seed: int) -> str:

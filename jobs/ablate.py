@@ -1,0 +1,39 @@
+"""Train and measure the variants of an ablation with several seeds; their table, the paper's rows beside them.
+
+The same command again goes on where it stopped.
+  python jobs/ablate.py --group NAME|FILE --out URI                                   small, on data that it renders
+  python jobs/ablate.py --group NAME|FILE --out URI --preset P --data URI [a.b=value ...]
+"""
+
+from soda_dist.cli import add_uri, parser, run, say
+from soda_dist.errors import UserError
+
+
+def main(argv: list[str]) -> str:
+    from soda_dist.config.ablation import group_names, load_group
+
+    arguments = parser(__doc__)
+    names = ", ".join(group_names())
+    arguments.add_argument("--group", required=True, metavar="NAME|FILE", help=f"{names}, or a YAML file")
+    add_uri(arguments, "--out", "folder of runs and results, made if absent")
+    add_uri(arguments, "--data", "folder of prepared shards; none: rendered as the group says", required=False)
+    arguments.add_argument("--preset", metavar="NAME|FILE", help="in place of the group's small setting")
+    arguments.add_argument("--seeds", metavar="N,N", help="in place of the group's; those that are done are kept")
+    arguments.add_argument("--concurrent", metavar="N", help="runs at a time, in place of the group's")
+    arguments.add_argument("overrides", nargs="*", metavar="a.b=value", help="overrides for all variants")
+    args = arguments.parse_intermixed_args(argv)
+    group = load_group(args.group, {"seeds": args.seeds, "concurrent": args.concurrent})
+    if args.preset and not args.data:
+        raise UserError("--data", "nothing with --preset", "a folder of prepared shards", "name the preset's data")
+    base = group.base(args.preset, args.overrides)
+
+    from soda_dist.distributed.session import ray_session, training_resources
+
+    with ray_session(training_resources(base)["CPU"] * group.concurrent):
+        from soda_dist.distributed.ablate import ablate
+
+        return ablate(group, base, args.data, args.out, say)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,301 @@
+"""A group of ablations as one table: our figures over seeds, the paper's beside them, and what became of its claims."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from scipy.stats import t as student
+
+from soda_dist.config.ablation import Ablation, Claim, Measure, PaperColumn, Variant
+from soda_dist.errors import UserError
+from soda_dist.report.evaluated import Figure
+from soda_dist.report.paper import Block, Paper
+from soda_dist.report.plots import ACCENT, FAINT, STYLE
+
+Figures = Mapping[str, Sequence[Sequence[Figure | None]]]
+"""By the variant's name: one sequence a seed, of a figure for each measure."""
+LEVEL = 0.95
+"""Of the interval that decides about a claim."""
+PAPER_ONLY = "–"
+PANEL, LINE = 3.0, 0.3
+"""Inches: a panel's width, a variant's height."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A variant's measure: the mean over seeds.
+
+    Attributes:
+        value: none where no seed has a figure.
+        error: its standard error: over seeds, or of the figure itself where there is one seed.
+        seeds: each seed's value; none where the run diverged or has no such figure.
+    """
+
+    value: float | None
+    error: float | None
+    seeds: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Head:
+    """A measure as the table calls it, and the paper's columns beside it, by their names."""
+
+    name: str
+    unit: str
+    better: str
+    paper: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant; `paper` has a value for each of a measure's columns of the paper, measure by measure."""
+
+    name: str
+    fields: dict[str, object]
+    cells: tuple[Cell, ...]
+    paper: tuple[tuple[float | None, ...], ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A claim about a pair: how far `variant` is ahead of `other`, seed by seed, in the direction that is better.
+
+    Attributes:
+        half: half the width of the interval around `ahead`: Student's over seeds, normal for one seed.
+        verdict: `seen` where the interval lies above 0, `against` where it lies below, else `within noise`; of a claim
+            that others do not beat it, `seen` unless `against`; `not measured` without figures.
+    """
+
+    variant: str
+    other: str
+    measure: str
+    ahead: float | None
+    half: float | None
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything that is shown."""
+
+    title: str
+    budget: str
+    seeds: tuple[int, ...]
+    heads: tuple[Head, ...]
+    rows: tuple[Row, ...]
+    outcomes: tuple[Outcome, ...]
+
+
+def check_group(group: Ablation, paper: Paper) -> None:
+    """A `UserError` for a measure that is not known, or a table, column or row that the paper does not have."""
+    measures = {column.ours for columns in paper.columns.values() for column in columns}
+    for measure in group.measures:
+        if measure.ours not in measures:
+            raise UserError("measures.ours", measure.ours, ", ".join(sorted(measures)), "choose one of them")
+        for column in measure.paper:
+            _place(column, paper)
+    for variant in group.variants:
+        for number, name in variant.paper.items():
+            names = [row.name for block in paper.table(number).blocks for row in block.rows]
+            if name not in names:
+                raise UserError(f"{variant.name}: paper", f"{name} of table {number}", ", ".join(names), "choose a row")
+
+
+def summarize(group: Ablation, figures: Figures, paper: Paper, budget: str) -> Summary:
+    """The table of a group.
+
+    Args:
+        group: with as many seeds as `figures` has.
+        figures: of every variant.
+        paper: where the figures beside ours are from.
+        budget: a sentence on what ours were trained with.
+
+    Raises:
+        UserError: as `check_group`.
+    """
+    check_group(group, paper)
+    heads = tuple(_head(measure, paper) for measure in group.measures)
+    rows = tuple(_row(group, variant, figures[variant.name], paper) for variant in group.variants)
+    outcomes = [_outcome(claim, other, heads, figures) for claim in group.claims for other in claim.above]
+    return Summary(group.title, budget, group.seeds, heads, rows, tuple(outcomes))
+
+
+def as_markdown(summary: Summary) -> str:
+    """The table in GitHub's Markdown, padded so that it can be read as it is, and the claims beneath it."""
+    several = len(summary.seeds) > 1
+    meaning = f"mean and standard error over {len(summary.seeds)} seeds" if several else "and its standard error"
+    heads = [""]
+    for head in summary.heads:
+        heads += [_named(head), *head.paper]
+    lines = [f"## {summary.title}", "", f"{summary.budget} Ours: {meaning}; the paper's columns name its tables.", ""]
+    lines += _table([heads, *(_texts(row, summary.heads) for row in summary.rows)])
+    lines += ["", *(f"- {_sentence(outcome, several)}" for outcome in summary.outcomes)]
+    return "\n".join(lines).strip() + "\n"
+
+
+def ablation_plot(summary: Summary) -> bytes:
+    """PNG bytes: a panel for each measure, a line for each variant; seeds faint, their mean with its error bold."""
+    names = [row.name for row in summary.rows][::-1]
+    with mpl.rc_context({**STYLE, "axes.grid.axis": "x"}):
+        size = (2.2 + PANEL * len(summary.heads), 0.9 + LINE * len(names))
+        canvas = Canvas(figsize=size, layout="constrained")
+        panels = canvas.subplots(1, len(summary.heads), sharey=True, squeeze=False)[0]
+        for at, (axes, head) in enumerate(zip(panels, summary.heads, strict=True)):
+            _panel(axes, [row.cells[at] for row in summary.rows][::-1])
+            axes.set_xlabel(_named(head))
+        panels[0].set_yticks(range(len(names)), names)
+        panels[0].set_ylim(-0.6, len(names) - 0.4)
+        buffer = BytesIO()
+        canvas.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
+def _panel(axes: Axes, cells: Sequence[Cell]) -> None:
+    for at, cell in enumerate(cells):
+        known = [value for value in cell.seeds if value is not None]
+        axes.scatter(known, [at] * len(known), color=FAINT, s=22, zorder=2)
+        if cell.value is not None:
+            axes.errorbar(cell.value, at, xerr=cell.error, fmt="o", color=ACCENT, markersize=6, linewidth=2, zorder=3)
+
+
+def _head(measure: Measure, paper: Paper) -> Head:
+    metric = next(c.metric for columns in paper.columns.values() for c in columns if c.ours == measure.ours)
+    known = paper.metrics[metric]
+    name = known.name + (f" from {measure.sources} source{'s' * (measure.sources > 1)}" if measure.sources else "")
+    return Head(name, known.unit, known.better, tuple(_paper_name(column, paper) for column in measure.paper))
+
+
+def _paper_name(column: PaperColumn, paper: Paper) -> str:
+    metric = paper.metrics[_column_of(_place(column, paper)[0], column, paper)[1]].name
+    return f"paper, {column.table}: {metric}, {paper.data_sets[column.data].name}"
+
+
+def _place(column: PaperColumn, paper: Paper) -> list[Block]:
+    """The parts of a table that have the column."""
+    blocks = [block for block in paper.table(column.table).blocks if block.data == column.data]
+    if not blocks:
+        known = sorted({block.data for block in paper.table(column.table).blocks})
+        raise UserError("measures.paper.data", f"{column.data} of table {column.table}", ", ".join(known), "choose one")
+    for block in blocks:
+        _column_of(block, column, paper)
+    return blocks
+
+
+def _column_of(block: Block, column: PaperColumn, paper: Paper) -> tuple[int, str]:
+    """Number and metric of the column in a part of a table."""
+    columns = paper.columns[block.columns]
+    for at, each in enumerate(columns):
+        if each.ours == column.ours and column.sources in (None, each.sources):
+            return at, each.metric
+    known = ", ".join(dict.fromkeys(each.ours for each in columns))
+    got = column.ours + (f" from {column.sources} sources" if column.sources else "")
+    raise UserError("measures.paper", f"{got} of table {column.table}", known, "choose a column of the table")
+
+
+def _row(group: Ablation, variant: Variant, figures: Sequence[Sequence[Figure | None]], paper: Paper) -> Row:
+    cells = tuple(_cell([seed[at] for seed in figures]) for at in range(len(group.measures)))
+    beside = tuple(
+        tuple(_paper_value(variant, column, paper) for column in measure.paper) for measure in group.measures
+    )
+    return Row(variant.name, variant.fields, cells, beside)
+
+
+def _paper_value(variant: Variant, column: PaperColumn, paper: Paper) -> float | None:
+    for block in _place(column, paper):
+        for row in block.rows:
+            if row.name == variant.paper.get(column.table):
+                return row.values[_column_of(block, column, paper)[0]]
+    return None
+
+
+def _cell(figures: Sequence[Figure | None]) -> Cell:
+    seeds = tuple(None if each is None else each.value for each in figures)
+    known = [value for value in seeds if value is not None]
+    if not known:
+        return Cell(None, None, seeds)
+    error = float(np.std(known, ddof=1)) / math.sqrt(len(known)) if len(known) > 1 else None
+    if len(figures) == 1 and figures[0] is not None:
+        error = figures[0].error
+    return Cell(float(np.mean(known)), error, seeds)
+
+
+def _outcome(claim: Claim, other: str, heads: Sequence[Head], figures: Figures) -> Outcome:
+    """Seeds are paired: both variants of a seed see the same pairs in the same order."""
+    theirs_at = claim.measure if claim.their_measure is None else claim.their_measure
+    head, sign = heads[claim.measure], 1.0 if heads[claim.measure].better == "higher" else -1.0
+    named = other if theirs_at == claim.measure else f"{other} ({heads[theirs_at].name})"
+    pairs = [
+        (ours[claim.measure], theirs[theirs_at])
+        for ours, theirs in zip(figures[claim.variant], figures[other], strict=True)
+    ]
+    known = [(ours, theirs) for ours, theirs in pairs if ours is not None and theirs is not None]
+    if not known:
+        return Outcome(claim.variant, named, head.name, None, None, "not measured")
+    ahead = [sign * (ours.value - theirs.value) for ours, theirs in known]
+    mean, half = float(np.mean(ahead)), _half_width(ahead, known[0])
+    verdict = "within noise" if half is None or abs(mean) <= half else "seen" if mean > 0 else "against"
+    if claim.equal and half is not None and verdict != "against":
+        verdict = "seen"
+    return Outcome(claim.variant, named, head.name, mean, half, verdict)
+
+
+def _half_width(ahead: Sequence[float], pair: tuple[Figure, Figure]) -> float | None:
+    if len(ahead) > 1:
+        error = float(np.std(ahead, ddof=1)) / math.sqrt(len(ahead))
+        return error * float(student.ppf((1 + LEVEL) / 2, len(ahead) - 1))
+    errors = [figure.error for figure in pair]
+    if None in errors:
+        return None
+    return math.hypot(*(error or 0.0 for error in errors)) * float(student.ppf((1 + LEVEL) / 2, math.inf))
+
+
+def _named(head: Head) -> str:
+    return head.name + (f", {head.unit}" if head.unit else "")
+
+
+def _digits(head: Head) -> int:
+    """After the point: those of a percentage or of decibels, more for shares."""
+    return {"%": 1, "dB": 2}.get(head.unit, 3)
+
+
+def _texts(row: Row, heads: Sequence[Head]) -> list[str]:
+    texts = [row.name]
+    for head, cell, paper in zip(heads, row.cells, row.paper, strict=True):
+        texts += [_shown(cell, _digits(head)), *(PAPER_ONLY if value is None else f"{value:g}" for value in paper)]
+    return texts
+
+
+def _shown(cell: Cell, digits: int) -> str:
+    lost = sum(value is None for value in cell.seeds)
+    if cell.value is None:
+        return PAPER_ONLY
+    text = f"{cell.value:.{digits}f}" + (f" ± {cell.error:.{digits}f}" if cell.error is not None else "")
+    return text + (f" ({lost} of {len(cell.seeds)} without)" if lost else "")
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    lines = [
+        " | ".join(
+            text.rjust(width) if at else text.ljust(width)
+            for at, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    rule = "|".join("-" * (width + 1) + ":" if at else "-" * (width + 2) for at, width in enumerate(widths))
+    return [f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])]
+
+
+def _sentence(outcome: Outcome, several: bool) -> str:
+    """The claim in words."""
+    about = f"{outcome.variant} against {outcome.other}, {outcome.measure}"
+    if outcome.ahead is None:
+        return f"{about}: {outcome.verdict}"
+    spread = f" ± {outcome.half:.2f}" if outcome.half is not None else ""
+    kind = "paired over seeds" if several else "of one seed"
+    return f"{about}: {outcome.ahead:+.2f}{spread} ({LEVEL:.0%} interval {kind}): **{outcome.verdict}**"
