@@ -241,7 +241,7 @@ def _differences(config: RunConfig, preset: str) -> Differences:
 
 
 def test_each_row_of_table_10_is_a_preset() -> None:
-    assert set(preset_names()) == {*TABLE_10, *(f"{name}-small" for name in SMALL), "demo", "cifar10"}
+    assert set(preset_names()) == {*TABLE_10, *(f"{name}-small" for name in SMALL), "demo", "cifar10", "solids"}
 
 
 @pytest.mark.parametrize("preset", TABLE_10)
@@ -290,9 +290,11 @@ def test_a_preset_is_short_and_its_heading_gives_its_own_command(preset: str) ->
     lines = (PRESETS / f"{preset}.yaml").read_text().splitlines()
     assert len(lines) < 25
     heading = "\n".join(line for line in lines if line.startswith("#"))
-    command = {"demo": "make demo", "imagenet": r"python jobs/pretrain_imagenet\.py"}.get(
-        preset, rf"python jobs/pretrain\.py --preset[ =]{preset}"
-    )
+    command = {
+        "demo": "make demo",
+        "imagenet": r"python jobs/pretrain_imagenet\.py",
+        "solids": r"python jobs/ablate\.py --group NAME --out URI",
+    }.get(preset, rf"python jobs/pretrain\.py --preset[ =]{preset}")
     assert re.search(rf"^#   {command}( --data \S+ --run \S+)?$", heading, re.MULTILINE)
     if preset in TABLE_10:
         assert "Not run at this scale." in heading

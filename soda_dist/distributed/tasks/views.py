@@ -3,6 +3,7 @@
 import time
 from typing import Any, Literal
 
+from soda_dist.config.schema import RunConfig
 from soda_dist.data.shards import ShardReader
 from soda_dist.distributed.drawings import DrawnSet, Members, draw_set, object_runs, view_set
 from soda_dist.distributed.novel_views import has_novel_views, show_novel_views
@@ -65,7 +66,7 @@ def draw_views(subject: Subject) -> Result:
     facts, pictures = show_novel_views(subject.crew, config, say)
     sets: list[dict[str, Any]] = []
     for sources in _sources(subject):
-        for joined in _ways(config.aggregation.kind, sources):
+        for joined in _ways(config, sources):
             pieces = asked_views(subject, sources, joined, config.evaluation.novel_views.objects)
             name = config.aggregation.kind if joined == "own" else joined
             what = f"novel views from {sources}, {name}" if sources > 1 else "novel views from 1"
@@ -84,8 +85,9 @@ def draw_views(subject: Subject) -> Result:
     return subject.record("novel_views", facts, pictures, began)
 
 
-def _ways(trained: str, sources: int) -> list[Joined]:
-    """How latents are joined: as trained, by their mean if that is another way, and one at random a step."""
+def _ways(config: RunConfig, sources: int) -> list[Joined]:
+    """How latents are joined, the configured way first: as trained, by their mean, one at random a step."""
     if sources == 1:
         return ["own"]
-    return ["own", "stochastic"] if trained == "mean" else ["own", "mean", "stochastic"]
+    ways: list[Joined] = ["own", "stochastic"] if config.aggregation.kind == "mean" else ["own", "mean", "stochastic"]
+    return sorted(ways, key=lambda way: way != "stochastic") if config.sampling.stochastic else ways
