@@ -26,6 +26,7 @@ SLICE = (6, 8, 9)
 HOLDERS = 12
 """Codes that hold a factor, within its section."""
 LIMIT = 20.0
+FACTS = ("disentanglement", "completeness", "informativeness_test")
 DEFAULTS = {"rows": 10_000, "codes": 2048, "rounds": ROUNDS}
 
 
@@ -64,6 +65,7 @@ def measure_dci(overrides: list[str], say: Say) -> list[dict[str, Any]]:
             "rounds": rates,
             "ratio": round(min(theirs) / ours, 3),
             "limit": LIMIT,
+            "facts": {name: float(f"{getattr(result, name):.4g}") for name in FACTS},
         }
     ]
 

@@ -5,6 +5,7 @@ import pytest
 
 from soda_dist.distributed import benchmark_dci
 from soda_dist.distributed.benchmark_dci import LEVELS, SLICE, measure_dci, planted, trees
+from soda_dist.distributed.rounds import conclude
 from soda_dist.distributed.session import ray_session
 from soda_dist.errors import UserError
 
@@ -36,6 +37,8 @@ def test_a_small_measurement_names_both_sides_and_their_ratio() -> None:
     assert result["ratio"] == pytest.approx(ours / max(theirs), abs=0.001)
     assert list(result["median"].values()) == pytest.approx([ours, max(theirs)], rel=0.001)
     slices = [float(line.split()[-2]) for line in said if "a slice of 6 trees" in line]
+    conclude([result], None, said.append)
+    assert said[-1].startswith(f"  ratio {result['ratio']:.3f}") and "; disentanglement 0." in said[-1]
     assert [3600 / rate for rate in theirs] == pytest.approx([s / 6 * 70 * 3 for s in slices], rel=0.01)
 
 
