@@ -67,6 +67,12 @@ class Subject:
         """The folder of this checkpoint's results."""
         return self.run.child(f"eval/{self.step}" if self.ema else f"eval/{self.step}/without-ema")
 
+    @property
+    def data_facts(self) -> Result:
+        """What a result says of its prepared data, which may be gone when somebody reads the result."""
+        rows = {name: split.rows for name, split in self.manifest.splits.items()}
+        return {"uri": self.data.uri, "kind": self.manifest.kind, "rows": rows}
+
     def rows(self, which: str) -> int:
         """Rows of the train or test split that evaluation uses."""
         rows = self.manifest.split(getattr(self.config.evaluation, f"{which}_split")).rows
@@ -106,6 +112,7 @@ class Subject:
             "ema": self.ema,
             "weights": self.weights,
             **facts,
+            "data": self.data_facts,
             "seed": self.config.seed,
             "seconds": time.monotonic() - began,
             "provenance": provenance(),

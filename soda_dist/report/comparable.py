@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from soda_dist.report.evaluated import OURS, SAMPLING, WEIGHTS, Evaluated, at
+from soda_dist.report.evaluated import OURS, SAMPLING, WEIGHTS, Evaluated, at, data_of
 from soda_dist.report.paper import Block, Column, DataSet, Paper
 
 WHOLE = 0.95
@@ -24,7 +24,7 @@ def cell_reasons(run: Evaluated, block: Block, column: Column, paper: Paper) -> 
     """What sets one measured figure apart, a sentence each."""
     data_set = paper.data_sets[block.data]
     result = run.results[OURS[column.ours].task]
-    reasons = [*_split(run, data_set, result), *_parts(run, result)]
+    reasons = [*_other_data(run, result), *_split(run, data_set, result), *_parts(result)]
     if column.metric in WEIGHTS:
         reasons += _weights(result, column.metric, paper)
     if OURS[column.ours].task in SAMPLING and run.field("method") != "encdec":
@@ -46,8 +46,7 @@ def shown(field: str, value: Any) -> str:
 
 def _data(run: Evaluated, data_set: DataSet) -> list[str]:
     if run.data is None:
-        where = run.data_uri or "nowhere"
-        return [f"the data set is not known: its manifest is not found ({where}); the paper's is {data_set.name}."]
+        return [f"the data set is not known: no result says what it is; the paper's is {data_set.name}."]
     if not is_of(run, data_set):
         return [f"another data set: {run.data.kind}; the paper's is {data_set.name}."]
     reasons = [f"{data_set.remark}."] if data_set.remark else []
@@ -78,6 +77,14 @@ def _budget(run: Evaluated, data_set: DataSet, paper: Paper) -> str:
     return f"{ours}; the paper's, in batches of {data_set.batch:,}, {paper.training}."
 
 
+def _other_data(run: Evaluated, result: dict[str, Any]) -> list[str]:
+    """A result on another kind of data than the run's latest, which the run stands for in the table."""
+    data = data_of(result)
+    if data is None or run.data is None or data.kind == run.data.kind:
+        return []
+    return [f"measured on {data.kind}; the latest result of this run is of {run.data.kind}."]
+
+
 def _split(run: Evaluated, data_set: DataSet, result: dict[str, Any]) -> list[str]:
     if not is_of(run, data_set):
         return []
@@ -89,8 +96,9 @@ def _split(run: Evaluated, data_set: DataSet, result: dict[str, Any]) -> list[st
     return []
 
 
-def _parts(run: Evaluated, result: dict[str, Any]) -> list[str]:
-    """Splits of which a part was used."""
+def _parts(result: dict[str, Any]) -> list[str]:
+    """Splits of which a part was used, of the data that this result is of."""
+    data = data_of(result)
     counts = result.get("counts") or {}
     tested, lost = counts.get("test", counts.get("images")), counts.get("unreadable_test", counts.get("unreadable", 0))
     used = {
@@ -101,7 +109,7 @@ def _parts(run: Evaluated, result: dict[str, Any]) -> list[str]:
     for what, (split, count, unreadable) in used.items():
         if split is None or count is None:
             continue
-        rows = run.data.rows.get(split) if run.data else None
+        rows = data.rows.get(split) if data else None
         if rows is None:
             reasons.append(f"{what} {count:,} images of {split}, whose size is not known.")
         elif count + unreadable < rows:

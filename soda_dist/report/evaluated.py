@@ -2,7 +2,6 @@
 
 import math
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,8 +66,9 @@ SAMPLING = {"reconstruction": "settings", "novel_views": "settings", "fid": "set
 
 @dataclass(frozen=True)
 class Data:
-    """The prepared data of an evaluation: its kind and the rows of each split."""
+    """The prepared data of an evaluation, as a result records it: its URI, its kind and the rows of each split."""
 
+    uri: str
     kind: str
     rows: dict[str, int]
 
@@ -82,16 +82,14 @@ class Evaluated:
         step: of the checkpoint.
         config: config.yaml as a tree.
         results: the JSON files of the step, by task.
-        data_uri: `--data` of the latest of these evaluations, if it is recorded.
-        data: what the manifest there says; none where it can not be read any more.
-        epochs: of training up to `step`; none where neither metrics.jsonl nor the manifest tells.
+        data: of the latest of these evaluations; none where no result says it.
+        epochs: of training up to `step`; none where neither metrics.jsonl nor the data's rows tell.
     """
 
     uri: str
     step: int
     config: dict[str, Any]
     results: dict[str, dict[str, Any]]
-    data_uri: str | None
     data: Data | None
     epochs: float | None
 
@@ -124,9 +122,8 @@ def read_run(uri: str, step: str = "latest") -> Evaluated:
         raise UserError("--step", f"{step} of {run.uri}", known, "choose an evaluated step")
     chosen = max(found) if step == "latest" else int(step)
     results = {task: run.read_json(name) for task, name in found[chosen].items()}
-    data_uri = _data_uri(results)
-    data = _data(data_uri)
-    return Evaluated(run.uri, chosen, config, results, data_uri, data, _epochs(run, chosen, config, data))
+    data = _latest_data(results)
+    return Evaluated(run.uri, chosen, config, results, data, _epochs(run, chosen, config, data))
 
 
 def figure(run: Evaluated, column: Column) -> Figure | None:
@@ -146,11 +143,18 @@ def figure(run: Evaluated, column: Column) -> Figure | None:
 def command(run: Evaluated, column: Column) -> str:
     """The command that measures a column's figure; words in capitals are the reader's to fill in."""
     ours = OURS[column.ours]
-    words = ["python", "jobs/evaluate.py", "--run", run.uri, "--data", run.data_uri or "URI", "--tasks", ours.task]
+    data = run.data.uri if run.data else "URI"
+    words = ["python", "jobs/evaluate.py", "--run", run.uri, "--data", data, "--tasks", ours.task]
     options = [f"sampling.sources={column.sources}"] if ours.sources else []
     if ours.task == "novel_views":
         options = [f"evaluation.novel_views.sources=[{column.sources}]"]
     return shlex.join([*words, "--step", str(run.step), *options, *ours.options])
+
+
+def data_of(result: dict[str, Any]) -> Data | None:
+    """The prepared data that a result is of; none where it does not say."""
+    facts = result.get("data")
+    return Data(facts["uri"], facts["kind"], facts["rows"]) if facts else None
 
 
 def at(tree: Any, path: str) -> Any:
@@ -210,27 +214,10 @@ def _results(run: Folder) -> dict[int, dict[str, str]]:
     return found
 
 
-def _data_uri(results: dict[str, dict[str, Any]]) -> str | None:
-    """`--data` of the latest command that a result records."""
-    said = sorted(
-        (at(result, "provenance.time") or "", at(result, "provenance.command")) for result in results.values()
-    )
-    for _, text in reversed([(time, text) for time, text in said if text]):
-        words: Sequence[str] = shlex.split(text)
-        for word, following in zip(words, [*words[1:], ""], strict=True):
-            if word == "--data" or word.startswith("--data="):
-                return word.partition("=")[2] or following
-    return None
-
-
-def _data(uri: str | None) -> Data | None:
-    if uri is None:
-        return None
-    try:
-        manifest = open_folder(uri).read_json("manifest.json")
-        return Data(manifest["kind"], {name: split["rows"] for name, split in manifest["splits"].items()})
-    except (FileNotFoundError, AttributeError, KeyError, TypeError, UserError):
-        return None
+def _latest_data(results: dict[str, dict[str, Any]]) -> Data | None:
+    """The data of the latest result that says it."""
+    known = [result for result in results.values() if data_of(result)]
+    return data_of(max(known, key=lambda result: at(result, "provenance.time") or "")) if known else None
 
 
 def _epochs(run: Folder, step: int, config: dict[str, Any], data: Data | None) -> float | None:

@@ -1,4 +1,4 @@
-"""Folders of evaluated runs and of their data, as the jobs leave them."""
+"""Folders of evaluated runs, as the jobs leave them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,27 +22,25 @@ def estimate(value: float, error: float | None = 0.001) -> dict[str, float | Non
     return {"value": value, "standard_error": error}
 
 
-def write_data(folder: Path, kind: str, rows: dict[str, int] | None = None) -> Path:
-    """A manifest, as far as a comparison reads it."""
-    splits = {name: {"rows": count} for name, count in (rows or ROWS[kind]).items()}
-    open_folder(str(folder)).write_json("manifest.json", {"version": 1, "kind": kind, "splits": splits})
-    return folder
+def data_facts(kind: str, rows: dict[str, int] | None = None) -> dict[str, Any]:
+    """What a result records of its prepared data, whose folder is nowhere."""
+    return {"uri": "/gone/data", "kind": kind, "rows": rows or ROWS[kind]}
 
 
 def write_run(
     folder: Path,
     preset: str,
     overrides: Sequence[str],
-    data: Path,
+    data: dict[str, Any],
     results: dict[str, dict[str, Any]],
     step: int = 1000,
 ) -> str:
-    """A run of a preset with these results at `step`; an existing run gets one more evaluated step."""
+    """A run of a preset with these results on `data` at `step`; an existing run gets one more evaluated step."""
     run, config = open_folder(str(folder)), load_config(preset, overrides)
     run.write("config.yaml", dump_config(config).encode())
-    origin = {"time": f"2024-01-01T00:00:{step % 60:02d}Z", "command": f"evaluate.py --run x --data {data}"}
+    origin = {"time": f"2024-01-01T00:00:{step % 60:02d}Z", "command": "evaluate.py --run x --data y"}
     for task, result in results.items():
-        common = {"task": task, "step": step, "seed": 0, "provenance": origin}
+        common = {"task": task, "step": step, "data": data, "seed": 0, "provenance": origin}
         run.write_json(f"eval/{step}/{task}.json", {**common, **result})
     return run.uri
 
@@ -115,9 +113,11 @@ def novel_views(images: int, settings: dict[str, Any], *sets: dict[str, Any]) ->
     }
 
 
-def imagenet(folder: Path, *overrides: str, name: str = "run", **changes: Any) -> str:
+def imagenet(
+    folder: Path, *overrides: str, name: str = "run", kind: str = "imagenet", rows: dict | None = None, **changes: Any
+) -> str:
     """A run like the paper's in all that can be; `changes` go into probe.json."""
-    data = write_data(folder / "data", "imagenet")
+    data = data_facts(kind, rows)
     result = {**probe(ROWS["imagenet"], "val", top1=0.71567, top5=0.8942), **changes}
     return write_run(folder / name, "imagenet", overrides, data, {"probe": result})
 
@@ -128,9 +128,15 @@ VIEWS = [
 ]
 
 
-def gso(folder: Path, *overrides: str, fid_sampling: tuple[str, ...] = (), published: bool = True) -> str:
+def gso(
+    folder: Path,
+    *overrides: str,
+    fid_sampling: tuple[str, ...] = (),
+    published: bool = True,
+    data: dict[str, Any] | None = None,
+) -> str:
     """A run on Google Scanned Objects, drawn from one source."""
-    data = write_data(folder / "data", "gso")
+    data = data or data_facts("gso")
     how = sampling("gso", *(o for o in overrides if o.startswith("sampling.")))
     distances = fid(12_000, "test", sampling("gso", *fid_sampling), published, reconstruction=7.0, novel_views=3.456)
     views = novel_views(12_000, how, *VIEWS)

@@ -113,19 +113,32 @@ def test_a_column_that_expects_another_training_says_so(tmp_path: Path) -> None:
 
 
 def test_another_data_set_a_part_of_one_and_an_unknown_one(tmp_path: Path) -> None:
-    other = imagenet(tmp_path / "a", name="other")
-    make.write_data(tmp_path / "a/data", "cifar10")
-    part = imagenet(tmp_path / "b", name="part")
-    make.write_data(tmp_path / "b/data", "imagenet", {"train": 100_000, "val": 50_000})
-    unknown = imagenet(tmp_path / "c", name="unknown")
-    (tmp_path / "c/data/manifest.json").unlink()
+    other = imagenet(tmp_path / "a", name="other", kind="cifar10")
+    part = imagenet(tmp_path / "b", name="part", rows={"train": 100_000, "val": 50_000})
+    unknown = imagenet(tmp_path / "c", name="unknown", data=None)
     text = compare([other, part, unknown], "1")
     rows = table(text)
     assert "another data set: cifar10; the paper's is ImageNet1K." in noted(rows["other"][0], text)
     said = "a part of the data set: 150,000 images; the paper's has 1,280,000."
     assert said in noted(rows["part"][0], text) and said not in noted(rows["other"][0], text)
-    assert noted(rows["unknown"][0], text)[0].startswith("the data set is not known: its manifest is not found (")
+    assert noted(rows["unknown"][0], text)[0] == (
+        "the data set is not known: no result says what it is; the paper's is ImageNet1K."
+    )
+    assert "measured on 50,000 images of val, whose size is not known." in noted(rows["unknown"][2], text)
     assert "(an unknown number of epochs)" in noted(rows["unknown"][0], text)[-1]
+
+
+def test_a_result_on_other_data_than_the_runs_latest_says_so(tmp_path: Path) -> None:
+    cifar, how = make.data_facts("cifar10"), make.sampling("imagenet")
+    probed = {**make.probe(ROWS["imagenet"], "val", top1=0.7, top5=0.9), "provenance": {"time": "2024-02-02T00:00:00Z"}}
+    drawn = {**make.reconstruction(10_000, "test", how, g2={"psnr": 18.25, "ssim": 0.8}), "data": cifar}
+    results = {"reconstruction": drawn, "probe": probed}
+    data = make.data_facts("imagenet")
+    text = compare([make.write_run(tmp_path / "run", "imagenet", (), data, results)], "9")
+    row = table(text)["run"]
+    assert "measured on cifar10; the latest result of this run is of imagenet." in noted(row[2], text)
+    assert not any("whose size" in note or "of the 50,000" in note for note in noted(row[2], text)), "all of CIFAR's"
+    assert noted(row[6], text) == [] and not any("another data set" in note for note in noted(row[0], text))
 
 
 def test_novel_views_of_one_source_beside_table_3(tmp_path: Path) -> None:
@@ -139,8 +152,7 @@ def test_novel_views_of_one_source_beside_table_3(tmp_path: Path) -> None:
 
 
 def test_a_run_on_none_of_several_data_sets_stands_below_them(tmp_path: Path) -> None:
-    uri = gso(tmp_path)
-    make.write_data(tmp_path / "data", "cifar10", {"train": 96_000, "test": 12_000})
+    uri = gso(tmp_path, data=make.data_facts("cifar10", {"train": 96_000, "test": 12_000}))
     text = compare([uri], "3")
     assert text.index("## NMR") < text.index("## Runs on other data sets (noted against GSO)") < text.index("| **run**")
     assert "another data set: cifar10; the paper's is GSO." in noted(table(text)["run"][0], text)
@@ -185,7 +197,7 @@ def test_what_is_not_measured_names_its_command(tmp_path: Path) -> None:
     assert noted(row[3], text) == [note], "PSNR and SSIM have one command, and so one footnote"
     assert len(set(footnotes(text).values())) == len(footnotes(text))
     words = shlex.split(re.search(r"`(.*)`", note)[1])
-    assert words[:4] == ["python", "jobs/evaluate.py", "--run", uri]
+    assert words[:6] == ["python", "jobs/evaluate.py", "--run", uri, "--data", "/gone/data"]
     assert words[words.index("--tasks") + 1] == "reconstruction" and words[words.index("--step") + 1] == "1000"
 
 
@@ -201,7 +213,7 @@ def test_what_is_not_measured_names_its_command(tmp_path: Path) -> None:
 def test_reconstructions_are_those_at_the_runs_guidance(
     overrides: tuple[str, ...], key: str, shown: str, tmp_path: Path
 ) -> None:
-    data, rows = make.write_data(tmp_path / "data", "celebahq"), ROWS["celebahq"]
+    data, rows = make.data_facts("celebahq"), ROWS["celebahq"]
     how = make.sampling("celebahq", *(o for o in overrides if o.startswith("sampling.")))
     results = {
         "probe": make.probe(rows, "test", macro_f1=0.7111, accuracy=0.99),
@@ -215,7 +227,7 @@ def test_reconstructions_are_those_at_the_runs_guidance(
 
 
 def test_an_unconditional_run_has_no_reconstruction_and_the_fid_of_its_samples(tmp_path: Path) -> None:
-    data = make.write_data(tmp_path / "data", "celebahq")
+    data = make.data_facts("celebahq")
     overrides = ("method=unconditional", "denoiser.layer_mask_rate=0", "denoiser.guidance_mask_rate=0")
     results = {"fid": make.fid(3000, "test", make.sampling("celebahq"), reconstruction=1.0, samples=25.5)}
     text = compare([make.write_run(tmp_path / "run", "celebahq", overrides, data, results)], "6")
@@ -225,7 +237,7 @@ def test_an_unconditional_run_has_no_reconstruction_and_the_fid_of_its_samples(t
 
 
 def test_the_mean_of_three_scores_has_no_standard_error(tmp_path: Path) -> None:
-    data = make.write_data(tmp_path / "data", "mpi3d_toy")
+    data = make.data_facts("mpi3d_toy")
     results = {"dci": make.dci(ROWS["mpi3d_toy"], 0.9, 0.6, 0.3)}
     text = compare([make.write_run(tmp_path / "run", "mpi3d_toy", (), data, results)], "4")
     assert figures(table(text)["run"]) == ["60.00"]
@@ -233,7 +245,7 @@ def test_the_mean_of_three_scores_has_no_standard_error(tmp_path: Path) -> None:
 
 
 def test_the_latest_evaluated_step_is_taken_or_the_one_asked_for(tmp_path: Path) -> None:
-    data = make.write_data(tmp_path / "data", "imagenet")
+    data = make.data_facts("imagenet")
     for step, top1 in ((900, 0.5), (10_000, 0.7), (2000, 0.6)):
         result = {"probe": make.probe(ROWS["imagenet"], "val", top1=top1, top5=0.9)}
         uri = make.write_run(tmp_path / "run", "imagenet", (), data, result, step)
@@ -287,7 +299,7 @@ def test_mistakes_are_one_line_and_exit_2(
 ) -> None:
     uri = imagenet(tmp_path) if evaluated else str(tmp_path / "run")
     if evaluated is False:
-        make.write_run(tmp_path / "run", "imagenet", (), tmp_path, {})
+        make.write_run(tmp_path / "run", "imagenet", (), {}, {})
     done = _job("--runs", uri, *arguments)
     assert done.returncode == 2 and says in done.stderr, done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
