@@ -188,6 +188,9 @@ def _views(sets: Any, sources: int | None) -> Any:
 
 
 def _estimate(found: Any) -> Figure | None:
+    """An estimate with its error, or a number without one."""
+    if isinstance(found, int | float):
+        return Figure(float(found), None)
     if isinstance(found, dict) and found.get("value") is not None:
         error = found.get("standard_error")
         return Figure(float(found["value"]), None if error is None else float(error))

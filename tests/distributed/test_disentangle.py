@@ -12,6 +12,8 @@ from soda_dist.distributed.session import ray_session
 from soda_dist.distributed.tasks.disentangle import factor_columns
 from soda_dist.errors import UserError
 from soda_dist.metrics import dci
+from soda_dist.report.evaluated import Figure, figure, read_run
+from soda_dist.report.paper import Column
 from tests.distributed.small_run import small_data, train
 from tests.tiny import tiny_config
 
@@ -32,6 +34,8 @@ def test_dci_of_latents_is_the_metrics_own(place: Path) -> None:
     with ray_session(cpus=2):
         found = evaluate(str(place / "run"), str(place / "data"), "dci", "latest", [], said.append)["dci"]
     run = open_folder(str(place / "run"))
+    for name in ("disentanglement", "completeness", "informativeness"):
+        assert figure(read_run(run.uri), Column("", f"dci.{name}")) == Figure(100 * found[name], None)
     assert run.read_json("eval/3/dci.json") == found
     assert (found["factors"], found["counts"]) == (["colour", "bright"], {"train": 44, "test": 29})
     importance = np.load(place / "run/eval/3/importance.npy", allow_pickle=False)

@@ -16,6 +16,7 @@ from soda_dist.distributed.measure import Target, choose_target
 from soda_dist.distributed.session import ray_session
 from soda_dist.errors import UserError
 from soda_dist.metrics import METRICS
+from soda_dist.report.evaluated import Data, read_run
 from soda_dist.report.report import write_report
 from tests.distributed.small_run import small_data, train
 from tests.tiny import tiny_config
@@ -67,8 +68,11 @@ def results(place: Path, session) -> tuple[dict, list[str]]:
 def test_results_are_written_and_say_what_they_are(place: Path, results) -> None:
     run, found = open_folder(str(place / "run")), results[0]
     assert list(found) == ["probe", "knn", "reconstruction"]
+    data = {"uri": str(place / "data"), "kind": "test", "rows": {"train": 45, "test": 30}}
     for name, result in found.items():
         assert run.read_json(f"eval/6/{name}.json") == result
+        assert result["data"] == data
+    assert read_run(run.uri).data == Data(**data)
     probe = found["probe"]
     counts = {"train": 44, "test": 29, "unreadable_train": 1, "unreadable_test": 1}
     assert probe["counts"] == counts and probe["unreadable"] == {"train": ["train/13.png"], "test": ["test/0.png"]}

@@ -63,9 +63,9 @@ def dci(rows: dict[str, int], disentanglement: float, completeness: float, infor
         "splits": {"train": "train", "test": "test"},
         "counts": {"train": rows["train"], "test": rows["test"]},
         "value": disentanglement,
-        "disentanglement": estimate(disentanglement),
-        "completeness": estimate(completeness),
-        "informativeness": estimate(informativeness),
+        "disentanglement": disentanglement,
+        "completeness": completeness,
+        "informativeness": informativeness,
     }
 
 
