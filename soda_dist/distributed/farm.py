@@ -11,7 +11,7 @@ from soda_dist.distributed.session import Say
 from soda_dist.errors import UserError
 
 SHOW_SECONDS, LONGEST_SECONDS = 3.0, 30.0
-"""Between two lines: a tenth of the time since the beginning, within these."""
+"""Between two lines: a tenth of the time since the beginning, within these; the longest where no unit was done."""
 RETRIES = 10
 """Times that a call is made again after its machine was lost."""
 
@@ -57,11 +57,11 @@ def _result(reference: Any) -> Any:
 
 
 class Progress:
-    """Says "WHAT: DONE of TOTAL UNITS, MB/s, time left" every few seconds."""
+    """Says "WHAT: DONE of TOTAL UNITS, MB/s, time left" every few seconds, more seldom while nothing gets done."""
 
     def __init__(self, say: Say, what: str, unit: str, total: int, *, done: int = 0) -> None:
         self._say, self._what, self._unit, self._total = say, what, unit, total
-        self._done = self._before = done
+        self._done = self._before = self._said = done
         self._bytes = 0
         self._began = self._shown = time.monotonic()
         self._last = ""
@@ -74,8 +74,10 @@ class Progress:
     def tick(self) -> None:
         """Shows a line if the last one is old enough."""
         pause = min(LONGEST_SECONDS, max(SHOW_SECONDS, 0.1 * (self._shown - self._began)))
+        if self._done == self._said:
+            pause = LONGEST_SECONDS
         if time.monotonic() - self._shown >= pause:
-            self._shown = time.monotonic()
+            self._shown, self._said = time.monotonic(), self._done
             self._last = self._line()
             self._say(self._last)
 

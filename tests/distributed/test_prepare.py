@@ -344,6 +344,21 @@ def test_progress_lines_are_seldom_and_say_what_is_left(monkeypatch: pytest.Monk
     assert lines[3] == "importing: 3,000 of 3,000 rows, 200 a second, 2.0 MB/s"
 
 
+def test_a_count_that_stands_still_is_seldom_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    from soda_dist.distributed import farm
+
+    now, lines, times = [0.0], [], []
+    monkeypatch.setattr(farm, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    progress = farm.Progress(lambda line: (lines.append(line), times.append(now[0])), "DCI", "factors", 10)
+    for second in range(1, 101):
+        now[0] = float(second)
+        if second == 70:
+            progress.add(1)
+        progress.tick()
+    assert times == [30.0, 60.0, 70.0, 100.0]
+    assert [line.split(",")[0] for line in lines] == ["DCI: 0 of 10 factors"] * 2 + ["DCI: 1 of 10 factors"] * 2
+
+
 def test_kill_and_run_again(tmp_path: Path) -> None:
     """SIGKILL of the whole job in the middle; finished shards are not touched again, and the result is the same."""
     options = ["objects=400", "test_objects=40", "views=2", "size=48", "rows_per_group=8", "groups_per_shard=2"]
