@@ -25,6 +25,11 @@ PICTURES = {
         "Each row starts from one image: the source view, its reconstructions at rising guidance from the same noise, "
         "another sample from the same latent, and a sample without any latent."
     ),
+    "sweep.png": (
+        "How like their originals reconstructions of test images are, against guidance and the number of sampling "
+        "steps. The full dot is the run's own way; bars are a standard error over the images, which are the same, "
+        "with the same noise, at every point."
+    ),
     "samples.png": "Images drawn without any source, each from its own noise.",
     "importance.png": "How much each number of the latent tells of each factor.",
     "sections.png": "Which section of the latent holds which factor.",

@@ -18,6 +18,7 @@ from soda_dist.errors import UserError
 from soda_dist.metrics import METRICS
 from soda_dist.report.evaluated import Data, read_run
 from soda_dist.report.report import write_report
+from soda_dist.report.sampling import sweep_png
 from tests.distributed.small_run import small_data, train
 from tests.tiny import tiny_config
 
@@ -86,6 +87,15 @@ def test_results_are_written_and_say_what_they_are(place: Path, results) -> None
 
 
 @pytest.mark.ray
+def test_the_sweep_has_each_way_of_sampling_once_and_is_drawn(place: Path, results) -> None:
+    result = results[0]["reconstruction"]
+    ways = [(row["guidance"], row["steps"]) for row in result["sweep"]]
+    assert ways == [(2.0, 5), (1.0, 5), (3.0, 5), (2.0, 2)]
+    assert list(result["guidance"]) == ["2", "1", "3"] and result["value"] == result["guidance"]["2"]["psnr"]["value"]
+    assert open_folder(str(place / "run")).read("eval/6/sweep.png") == sweep_png(result["sweep"])
+
+
+@pytest.mark.ray
 def test_tables_and_progress_are_shown(results) -> None:
     text = "\n".join(results[1])
     probe = results[0]["probe"]["encoders"]
@@ -141,7 +151,7 @@ def test_the_report_shows_these_results(place: Path, results) -> None:
     for task in ("probe", "knn"):
         for scores in results[0][task]["encoders"].values():
             assert f'data-value="{scores["estimates"]["top1"]["value"]}"' in text
-    assert text.count("data:image/png;base64") == 2
+    assert text.count("data:image/png;base64") == 3
 
 
 @pytest.mark.ray

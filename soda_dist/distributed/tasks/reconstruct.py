@@ -13,6 +13,7 @@ from soda_dist.distributed.perception import check_weights, facts_of, lpips_scor
 from soda_dist.distributed.samples import free_samples, mean_of, show
 from soda_dist.distributed.subject import Result, Subject
 from soda_dist.errors import UserError
+from soda_dist.report.sampling import sweep_png
 
 
 def check(subject: Subject) -> None:
@@ -36,7 +37,7 @@ def check_samples(subject: Subject) -> None:
 
 
 def reconstruct(subject: Subject) -> Result:
-    """`reconstruction.json`, `reconstruction.png` and `denoising.png`."""
+    """`reconstruction.json`, `reconstruction.png`, `denoising.png` and, of several ways of sampling, `sweep.png`."""
     began = time.monotonic()
     config = subject.config
     rows = [scored(subject, how) for how in _ways(config)]
@@ -52,7 +53,8 @@ def reconstruct(subject: Subject) -> Result:
         "settings": config.sampling.model_dump(mode="json"),
         "lpips": lpips_facts(subject),
     }
-    return subject.record("reconstruction", facts, show(subject.crew, config, subject.say), began)
+    pictures, curves = show(subject.crew, config, subject.say), sweep_png(rows)
+    return subject.record("reconstruction", facts, pictures | ({"sweep.png": curves} if curves else {}), began)
 
 
 def scored(subject: Subject, how: Sampling) -> dict[str, Any]:
