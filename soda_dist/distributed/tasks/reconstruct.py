@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 
 from soda_dist.config.schema import RunConfig, Sampling
 from soda_dist.data.storage import Folder
-from soda_dist.distributed.drawings import DrawnSet, Members, draw_set, image_set, load_set
-from soda_dist.distributed.perception import check_weights, facts_of, lpips_scores
+from soda_dist.distributed.drawings import DrawnSet, Members, draw_set, folder_of, image_set, load_set
+from soda_dist.distributed.perception import check_weights, facts_of, lpips_scores, set_moments
 from soda_dist.distributed.samples import free_samples, mean_of, show
 from soda_dist.distributed.subject import Result, Subject
 from soda_dist.errors import UserError
+from soda_dist.metrics.distributions import fid
 from soda_dist.report.sampling import sweep_png
 
 
@@ -21,6 +22,8 @@ def check(subject: Subject) -> None:
     if subject.config.method == "unconditional":
         raise UserError("--tasks", "reconstruction of an unconditional run", "samples, fid", "leave it out")
     check_lpips(subject)
+    if subject.config.evaluation.inception.weights is not None:
+        check_weights(subject.config, "inception")
 
 
 def check_lpips(subject: Subject) -> None:
@@ -40,7 +43,9 @@ def reconstruct(subject: Subject) -> Result:
     """`reconstruction.json`, `reconstruction.png`, `denoising.png` and, of several ways of sampling, `sweep.png`."""
     began = time.monotonic()
     config = subject.config
-    rows = [scored(subject, how) for how in _ways(config)]
+    ways = _ways(config)
+    rows = [scored(subject, how) for how in ways]
+    inception = _add_fid(subject, ways, rows) if config.evaluation.inception.weights is not None else None
     facts: dict[str, Any] = {
         "split": config.evaluation.test_split,
         "splits": {"test": config.evaluation.test_split},
@@ -52,6 +57,7 @@ def reconstruct(subject: Subject) -> Result:
         "sweep": rows,
         "settings": config.sampling.model_dump(mode="json"),
         "lpips": lpips_facts(subject),
+        "inception": inception,
     }
     pictures, curves = show(subject.crew, config, subject.say), sweep_png(rows)
     return subject.record("reconstruction", facts, pictures | ({"sweep.png": curves} if curves else {}), began)
@@ -59,12 +65,36 @@ def reconstruct(subject: Subject) -> Result:
 
 def scored(subject: Subject, how: Sampling) -> dict[str, Any]:
     """Reconstructions of the test split's images, and how like their originals they are."""
-    e = subject.config.evaluation
-    what = f"reconstructions at guidance {how.guidance:g}, {how.steps} steps"
-    pieces = image_set(subject, DrawnSet("reconstruction", e.test_split, how), e.reconstruction.images)
+    what = f"reconstructions at {_way(how)}"
+    pieces = _members(subject, how)
     scores, counts = set_scores(subject, draw_set(subject, pieces, what), pieces)
     subject.say(f"{what}: {score_line(scores)}")
     return {"guidance": how.guidance, "steps": how.steps, "counts": counts, **scores}
+
+
+def _add_fid(subject: Subject, ways: Sequence[Sampling], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Puts the FID of each way's reconstructions into its row; returns what a result says about Inception's weights.
+
+    The images that they are held against are the same for every way.
+    """
+    pieces = [_members(subject, how) for how in ways]
+    real, _ = set_moments(subject, folder_of(subject, pieces[0][0].of), pieces[0], "target", 0)
+    for how, some, row in zip(ways, pieces, rows, strict=True):
+        drawn, _ = set_moments(subject, folder_of(subject, some[0].of), some, "image", 0)
+        if drawn.count > 1:
+            row["fid"] = {"value": fid(drawn, real), "standard_error": None}
+            subject.say(f"FID of {drawn.count:,} reconstructions at {_way(how)}: {row['fid']['value']:.2f}")
+    ((_, facts),) = subject.crew.share_out(facts_of, ["inception"], lambda: None)
+    return facts
+
+
+def _members(subject: Subject, how: Sampling) -> list[Members]:
+    e = subject.config.evaluation
+    return image_set(subject, DrawnSet("reconstruction", e.test_split, how), e.reconstruction.images)
+
+
+def _way(how: Sampling) -> str:
+    return f"guidance {how.guidance:g}, {how.steps} steps"
 
 
 def _ways(config: RunConfig) -> list[Sampling]:
