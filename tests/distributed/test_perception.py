@@ -23,7 +23,6 @@ from soda_dist.distributed.features import Models, load_models
 from soda_dist.distributed.origins import Checkpoint
 from soda_dist.distributed.perception import check_weights, judge_of, lpips_scores, set_moments
 from soda_dist.distributed.session import ray_session
-from soda_dist.distributed.tasks import reconstruct
 from soda_dist.errors import UserError
 from soda_dist.metrics.distributions import fid
 from soda_dist.metrics.perceptual import load_lpips
@@ -113,28 +112,6 @@ def test_lpips_is_the_packages(models: Models, tmp_path: Path, place: Path, smal
     package.load_state_dict(own.state_dict())
     expected = package(pair[0] / 127.5 - 1, pair[1] / 127.5 - 1).flatten().detach().double().numpy()
     np.testing.assert_allclose(lpips_scores(subject, folder, pieces), expected, rtol=1e-4, atol=1e-6)
-
-
-def test_the_sweep_of_reconstructions_has_each_ways_fid(models: Models, tmp_path: Path, place: Path) -> None:
-    fields = {"evaluation.reconstruction": {"images": 6, "guidance": [0.5], "steps": [2]}, "sampling.guidance": 2.0}
-    own = replace(models, config=with_fields(models.config, fields))
-    subject = subject_of(own, open_folder(str(tmp_path)), own.config, LocalCrew(own), [])
-    reconstruct.check(subject)
-    result = reconstruct.reconstruct(subject)
-    assert [(row["guidance"], row["steps"]) for row in result["sweep"]] == [(2.0, 5), (0.5, 5), (2.0, 2)]
-    for row in result["sweep"]:
-        how = own.config.sampling.model_copy(update={"guidance": row["guidance"], "steps": row["steps"]})
-        pieces = image_set(subject, DrawnSet("reconstruction", "test", how), 6)
-        table = load_set(drawings.folder_of(subject, pieces[0].of), pieces, ["image", "target"])
-        images = [images_of(table.column(side)) for side in ("image", "target")]
-        expected = by_torch_fidelity(*images, place / "inception.pth")
-        assert row["fid"]["value"] == pytest.approx(expected, rel=1e-4) and row["fid"]["standard_error"] is None
-    assert len({row["fid"]["value"] for row in result["sweep"]}) == 3
-    assert result["inception"] == {"sha256": digest(place / "inception.pth"), "published": False}
-    assert result["guidance"]["2"]["fid"] == result["sweep"][0]["fid"]
-    subject.config = with_fields(own.config, {"evaluation.inception.weights": "/nowhere/a.pth"})
-    with pytest.raises(UserError, match=r"evaluation\.inception\.weights: got /nowhere/a.pth"):
-        reconstruct.check(subject)
 
 
 class Forgetful(LocalCrew):

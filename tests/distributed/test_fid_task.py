@@ -1,0 +1,168 @@
+"""The task fid: which sets a run has, what is held against what, and what it refuses; with quick features."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from soda_dist.config.load import with_fields
+from soda_dist.data.storage import open_folder
+from soda_dist.distributed.drawings import DrawnSet, Members, folder_of, image_set, images_of, load_set
+from soda_dist.distributed.features import Models, readers
+from soda_dist.distributed.subject import Subject
+from soda_dist.distributed.tasks import fid as task
+from soda_dist.distributed.tasks.views import asked_views
+from soda_dist.errors import UserError
+from soda_dist.metrics.distributions import kid, precision_recall
+from soda_dist.training.build import build_model
+from tests.distributed.colours import FACTS, colours, slow_fid, stand_in
+from tests.distributed.small_run import prepare, small_data
+from tests.distributed.test_drawings import subject_of
+from tests.distributed.test_features import LocalCrew
+from tests.learn.scenes import write_scenes
+from tests.models.methods import config_of
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("fid")
+    small_data(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("fid_scenes")
+    write_scenes(path, objects=4, test_objects=4, views=6, size=20)
+    return path
+
+
+def _subject(name: str, data: Path, run: Path, *, drawn: bool = True, **fields: Any) -> tuple[Subject, list[str]]:
+    """A run with fresh weights that hear z; `drawn`: there is a model to draw with."""
+    config = with_fields(config_of(name, evaluation={"batch": 5}, sampling={"steps": 2}), fields)
+    model: torch.nn.Module = build_model(config).eval().requires_grad_(False) if drawn else torch.nn.Module()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    models = Models(model, config, readers(str(data), config), torch.device("cpu"))
+    said: list[str] = []
+    return subject_of(models, open_folder(str(run)), config, LocalCrew(models, 1), said), said
+
+
+def _images(subject: Subject, pieces: Sequence[Members]) -> tuple[np.ndarray, np.ndarray]:
+    """What was drawn, and what it is held against."""
+    table = load_set(folder_of(subject, pieces[0].of), pieces, ["image", "target"])
+    return images_of(table.column("image")), images_of(table.column("target"))
+
+
+def test_each_set_is_held_against_as_many_images_of_the_test_split(data: Path, tmp_path: Path, monkeypatch) -> None:
+    stand_in(monkeypatch)
+    monkeypatch.setattr("soda_dist.distributed.drawings.PIECE", 4)
+    subject, said = _subject("soda", data, tmp_path, **{"evaluation.fid.images": 30})
+    result = task.measure(subject)
+    assert list(result["sets"]) == ["reconstruction", "samples"] and subject.place.read_json("fid.json") == result
+    found = {}
+    for kind, scores in result["sets"].items():
+        drawn, real = _images(subject, image_set(subject, DrawnSet(kind, "test", subject.config.sampling), 30))
+        assert scores["counts"] == {"images": 29, "unreadable": 1} and len(drawn) == 29
+        assert scores["fid"] == {"value": pytest.approx(slow_fid(drawn, real), rel=1e-6), "standard_error": None}
+        features = [torch.from_numpy(colours(each)) for each in (drawn, real)]
+        distance, share = kid(*features, subset_size=29), precision_recall(*features)
+        assert scores["kid_subset"] == 29
+        assert scores["kid"]["value"] == pytest.approx(distance.mean, abs=1e-9)
+        assert (scores["precision"]["value"], scores["recall"]["value"]) == (share.precision, share.recall)
+        for name in ("precision", "recall"):
+            p = scores[name]["value"]
+            assert scores[name]["standard_error"] == pytest.approx((p * (1 - p) / 29) ** 0.5)
+        assert any(line.startswith(f"FID of {kind}, 29 images: {scores['fid']['value']:.2f}, KID") for line in said)
+        found[kind] = scores["fid"]["value"]
+    assert found["reconstruction"] != found["samples"]
+    assert result["value"] == found["reconstruction"] and result["counts"] == {"images": 29, "unreadable": 1}
+    assert result["inception"] == FACTS
+    assert "these figures stand on test weights: they cannot be compared with published ones" in said
+
+
+def test_kid_is_over_subsets_of_the_first_features(data: Path, tmp_path: Path, monkeypatch) -> None:
+    stand_in(monkeypatch)
+    monkeypatch.setattr(task, "KID_SUBSET_SIZE", 5)
+    fields = {"evaluation.fid.images": 29, "evaluation.fid.feature_images": 8}
+    subject, _ = _subject("soda", data, tmp_path, **fields, **{"evaluation.fid.sets": ["reconstruction"]})
+    scores = task.measure(subject)["sets"]["reconstruction"]
+    drawn, real = _images(subject, image_set(subject, DrawnSet("reconstruction", "test", subject.config.sampling), 29))
+    distance = kid(*(torch.from_numpy(colours(each[:8])) for each in (drawn, real)), subset_size=5)
+    assert scores["kid_subset"] == 5 and scores["kid"]["value"] == pytest.approx(distance.mean, abs=1e-9)
+    assert scores["kid"]["standard_error"] == pytest.approx(distance.std / 10, abs=1e-9), "a hundred subsets"
+    assert scores["fid"]["value"] == pytest.approx(slow_fid(drawn, real), rel=1e-6), "of all images"
+
+
+@pytest.mark.parametrize(("count", "has"), [(3, False), (4, True)])
+def test_precision_needs_more_images_than_neighbours(
+    count: int, has: bool, data: Path, tmp_path: Path, monkeypatch
+) -> None:
+    stand_in(monkeypatch)
+    fields = {"evaluation.fid.images": count, "evaluation.fid.sets": ["samples"], "seed": 3}
+    subject, _ = _subject("soda", data, tmp_path, **fields)
+    assert ("precision" in task.measure(subject)["sets"]["samples"]) is has
+
+
+def test_novel_views_are_those_of_the_runs_own_sources_up_to_a_limit(scenes: Path, tmp_path: Path, monkeypatch) -> None:
+    stand_in(monkeypatch)
+    fields = {"evaluation.fid.images": 3, "evaluation.fid.sets": ["novel_views"], "data.sources": [1, 3]}
+    subject, _ = _subject("rays", scenes, tmp_path, **fields, **{"sampling.sources": 2, "sampling.steps": 2})
+    scores = task.measure(subject)["sets"]["novel_views"]
+    pieces = asked_views(subject, 2, "own", 3)
+    assert scores["counts"] == {"images": 3, "unreadable": 0}
+    assert scores["folder"] == folder_of(subject, pieces[0].of).uri
+    drawn, real = _images(subject, asked_views(subject, 2, "own", 3, limit=3))
+    assert scores["fid"]["value"] == pytest.approx(slow_fid(drawn, real), rel=1e-6)
+
+
+def test_a_split_with_one_readable_image_is_the_users_to_know(tmp_path: Path, monkeypatch) -> None:
+    stand_in(monkeypatch)
+    prepare(str(tmp_path / "data"), {"train": [[4]], "test": [[3]]}, {"test": {0, 2}})
+    subject, _ = _subject("soda", tmp_path / "data", tmp_path / "run")
+    with pytest.raises(UserError, match=r"evaluation\.fid\.images: got 1 readable images; allowed: two or more"):
+        task.measure(subject)
+
+
+SETS = {
+    "soda": ["reconstruction", "samples"],
+    "unconditional": ["samples"],
+    "palette": ["reconstruction"],
+    "encdec": ["reconstruction"],
+    "rays": ["reconstruction", "samples", "novel_views"],
+    "palette with rays": ["reconstruction", "novel_views"],
+}
+KINDS = ("reconstruction", "samples", "novel_views")
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_run_has_the_sets_that_it_can_draw_and_no_other(name: str, data: Path, scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "weights.pth").write_bytes(b"")
+    place = scenes if "rays" in name else data
+    weights = {"evaluation.inception.weights": str(tmp_path / "weights.pth")}
+    for kind in KINDS:
+        subject, _ = _subject(name, place, tmp_path, drawn=False, **weights, **{"evaluation.fid.sets": [kind]})
+        message = rf"evaluation\.fid\.sets: got {kind}; allowed: {', '.join(SETS[name])} with this run"
+        with nullcontext() if kind in SETS[name] else pytest.raises(UserError, match=message):
+            task.check(subject)
+    subject, _ = _subject(name, place, tmp_path, drawn=False, **weights)
+    task.check(subject)
+
+
+def test_what_is_missing_is_told_before_any_work(data: Path, scenes: Path, tmp_path: Path) -> None:
+    subject, _ = _subject("soda", data, tmp_path, drawn=False)
+    with pytest.raises(UserError, match=r"evaluation\.inception\.weights: got nothing"):
+        task.check(subject)
+    (tmp_path / "weights.pth").write_bytes(b"")
+    many = {"data.sources": [1, 7], "sampling.sources": 7}
+    fields = {"evaluation.inception.weights": str(tmp_path / "weights.pth"), **many}
+    subject, _ = _subject("rays", scenes, tmp_path, drawn=False, **fields)
+    with pytest.raises(UserError, match="7 sources of objects that have 6 views"):
+        task.check(subject)
+    subject.config = with_fields(subject.config, {"evaluation.fid.sets": ["samples"]})
+    task.check(subject)
