@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from soda_dist.config.fields import Count, Fraction, Node, NotNegative, Positive, Rate, Sources
+from soda_dist.config.fields import Count, CountOrZero, Fraction, Node, NotNegative, Positive, Rate, Sources
 
 
 class Probe(Node):
@@ -20,6 +20,14 @@ class Probe(Node):
     weight_std: Positive = 0.02
     bias: float = 0.0
     """Initial bias; -10 for ImageNet."""
+    passes: CountOrZero = 0
+    """Times that each training image is encoded with fresh crops and flips, which the epochs take in turn (D.3 and E.1,
+    for ImageNet); 0: once, without any."""
+    crop_flip_rate: Fraction = 0.65
+    """Of these views, in place of `data.augmentation.crop_flip_rate`; table 12 has it of crops, and our reading is that
+    flips go with them as in training. RandAugment is left out."""
+    workers: Count = 1
+    """That fit each probe together, each with a part of the training rows."""
 
 
 class Knn(Node):

@@ -1,4 +1,4 @@
-"""What evaluation sees: central views of images with their poses, and noise that belongs to their keys."""
+"""What evaluation sees: central or random views of images with their poses, and noise that belongs to their keys."""
 
 from dataclasses import dataclass
 
@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from soda_dist.config.schema import RunConfig
-from soda_dist.data.poses import CAMERA_COLUMNS
-from soda_dist.data.views import center_poses, center_views
+from soda_dist.data.poses import CAMERA_COLUMNS, read_cameras
+from soda_dist.data.views import center_poses, center_views, view_pairs
 from soda_dist.models.condition import Sources
 from soda_dist.models.pixels import source_input
 from soda_dist.training.randomness import mix64
@@ -21,7 +21,7 @@ PURPOSE = 0x5A3B1E
 
 @dataclass(frozen=True)
 class Centred:
-    """Central views of n images (section D.2)."""
+    """Views of n images, one of each: central (section D.2) unless `augmented` made them."""
 
     source: NDArray[np.uint8]
     """uint8 [n, s, s, 3], the encoder's; zeros where not ok."""
@@ -61,6 +61,31 @@ def centred(table: pa.Table, config: RunConfig, *, target: bool = True) -> Centr
     if data.pose != "none":
         pose = center_poses(table, size=data.source_size, resize=data.eval_resize, pose=data.pose)
     return Centred(source, drawn, pose, ok)
+
+
+def augmented(table: pa.Table, config: RunConfig, number: int, *, target: bool = True) -> Centred:
+    """Crops and flips alone, as the probe is fitted on (sections D.3, E.1): a function of (seed, number, key).
+
+    Area, aspect and flips are those of `data.augmentation`. Both views show the same, whatever training did: a latent
+    is of one place in the image.
+
+    Args:
+        table: as of `centred`, with `key` too.
+        number: of the pass, in place of an epoch.
+    """
+    rate = {"crop_flip_rate": config.evaluation.probe.crop_flip_rate, "randaugment_rate": 0.0}
+    how = config.data.augmentation.model_copy(update=rate)
+    one = {"views": "same", "sources": (1, 1), "augment": "both", "augmentation": how}
+    data = config.data.model_copy(update=one)
+    images, keys = table.column("image").to_pylist(), table.column("key").to_numpy()
+    shown = np.repeat(np.arange(len(images))[:, None], 2, 1)
+    if not target:
+        shown[:, 1] = -1
+    stored = read_cameras(table) if data.pose == "cameras" else None
+    epochs = np.full(len(images), number)
+    views = view_pairs(images, shown, keys, epochs, seed=config.seed, data=data, stored=stored)
+    drawn = views.target if target else views.target[:0]
+    return Centred(views.source[:, 0], drawn, None if data.pose == "none" else views.source_pose[:, 0], views.ok)
 
 
 def addressed_noise(seed: int, keys: NDArray[np.int64], noise: int, step: int, side: int) -> Tensor:

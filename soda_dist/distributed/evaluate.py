@@ -13,7 +13,7 @@ from soda_dist.data.storage import Folder, open_folder
 from soda_dist.distributed.crew import Crew
 from soda_dist.distributed.features import check_splits, load_models
 from soda_dist.distributed.origins import Checkpoint, Origin
-from soda_dist.distributed.session import Say, autoscaler_active, check_resources
+from soda_dist.distributed.session import Say, check_resources, evaluation_resources
 from soda_dist.distributed.subject import Result, Subject
 from soda_dist.distributed.tasks import TASKS, check, chosen
 from soda_dist.distributed.tasks.reconstruct import scored
@@ -167,14 +167,13 @@ def _checked_manifest(data: Folder, config: RunConfig) -> Manifest:
 
 
 def _crew(origin: Origin, data_uri: str, config: RunConfig, say: Say) -> Crew[Any, Any]:
-    resources = _resources(config)
-    needed = {"GPU" if name == "num_gpus" else "CPU": count for name, count in resources.items()}
+    needed = evaluation_resources(config)
     check_resources(needed, say)
-    device = "cuda" if "num_gpus" in resources else "cpu"
+    device = "cuda" if "GPU" in needed else "cpu"
     return Crew(
         setup=partial(load_models, origin, data_uri, config, device),
         actors=config.evaluation.actors or _fitting(needed),
-        resources=resources,
+        resources={f"num_{name.lower()}s": count for name, count in needed.items()},
         start_timeout_s=config.scale.start_timeout_s,
         say=say,
     )
@@ -184,11 +183,3 @@ def _fitting(needed: dict[str, float]) -> int:
     """How many actors of these resources the cluster has room for, one at least."""
     have = ray.cluster_resources()
     return max(1, int(min(have.get(name, 0.0) / count for name, count in needed.items())))
-
-
-def _resources(config: RunConfig) -> dict[str, float]:
-    """What one actor asks for: a training worker's share of a GPU where the cluster has or may get any, else a CPU."""
-    gpus = config.scale.gpus_per_worker
-    if gpus > 0 and (ray.cluster_resources().get("GPU", 0) > 0 or autoscaler_active()):
-        return {"num_gpus": gpus}
-    return {"num_cpus": 1}

@@ -6,7 +6,7 @@ the image was readable, every label of the data set, and a column of vectors for
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.shards import Manifest, ShardReader, read_manifest
 from soda_dist.data.storage import Folder, open_folder
-from soda_dist.distributed.centred import Centred, addressed_noise, centred, pose_columns
+from soda_dist.distributed.centred import Centred, addressed_noise, augmented, centred, pose_columns
 from soda_dist.distributed.crew import Crew
 from soda_dist.distributed.origins import Origin
 from soda_dist.distributed.session import Say
@@ -29,12 +28,11 @@ from soda_dist.errors import UserError
 from soda_dist.models.alone import EncoderAlone
 from soda_dist.models.encoder import Encoder
 from soda_dist.models.method import DiffusionMethod, Method
-from soda_dist.models.pixels import source_input, target_input
+from soda_dist.models.norms import settle_norms
+from soda_dist.models.pixels import raw_pixels, source_input, target_input
 from soda_dist.models.soda import Encoding
 from soda_dist.training.build import build_model
 
-PIXELS = 32
-"""Longest side of the raw-pixel baseline."""
 MODEL_SECTIONS = (
     "seed",
     "method",
@@ -122,24 +120,6 @@ def readers(data_uri: str, config: RunConfig) -> dict[str, ShardReader]:
     return {split: ShardReader(folder, manifest, split) for split in splits}
 
 
-@torch.no_grad()
-def settle_norms(module: nn.Module, batches: Sequence[tuple[Tensor | None, ...]]) -> None:
-    """Batch norms of a module in eval mode get the mean statistics of `batches`, each the module's arguments.
-
-    Everything else stays in eval mode. Without batch norms nothing happens.
-    """
-    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for number, batch in enumerate(batches if norms else ()):
-        for norm in norms:
-            norm.train()
-            norm.momentum = 1.0 / (number + 1)  # a running mean over the batches
-        module(*batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.eval()
-        norm.momentum = momentum
-
-
 @dataclass(frozen=True)
 class Piece:
     """Consecutive row groups of a split, of whose rows the first `rows` are used."""
@@ -151,11 +131,14 @@ class Piece:
     rows: int
     points: tuple[Point, ...] = ()
     """Where the denoiser is read; none: the encoder's latents."""
+    number: int | None = None
+    """Of the pass that crops and flips each image anew; none: central views."""
 
     @property
     def file(self) -> str:
         """The piece's name on storage."""
-        return f"{self.first_row:010d}-{self.rows}.parquet"
+        place = f"{self.first_row:010d}-{self.rows}.parquet"
+        return place if self.number is None else f"pass-{self.number:04d}-{place}"
 
 
 def plan_pieces(
@@ -200,11 +183,12 @@ def extract(models: Models, piece: Piece) -> pa.Table:
     table = rows_of(reader, piece, ["key", "image", "name", *labels, *pose_columns(models.config)])
     if table.column("key").to_pylist() != list(range(piece.first_row, piece.first_row + piece.rows)):
         raise RuntimeError(f"rows {piece.first_row} and on of {piece.split} have other keys than their ordinals")
-    seen = centred(table, models.config, target=bool(piece.points))
+    see = centred if piece.number is None else partial(augmented, number=piece.number)
+    seen = see(table, models.config, target=bool(piece.points))
     parts: list[dict[str, Tensor]] = []
     for at in range(0, piece.rows, models.config.evaluation.batch):
         rows = slice(at, at + models.config.evaluation.batch)
-        parts.append(_arrays(models, seen.rows(rows), piece.first_row + at, piece.points))
+        parts.append(_arrays(models, seen.rows(rows), piece.first_row + at, piece))
     columns = {name: table.column(name).combine_chunks() for name in ("key", "name")}
     columns["ok"] = pa.array(seen.ok)
     columns |= {f"label/{name}": table.column(name).cast(pa.int64()).combine_chunks() for name in labels}
@@ -216,16 +200,17 @@ def _vectors(array: NDArray[Any]) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1])
 
 
-def _arrays(models: Models, seen: Centred, first_key: int, points: tuple[Point, ...]) -> dict[str, Tensor]:
+def _arrays(models: Models, seen: Centred, first_key: int, piece: Piece) -> dict[str, Tensor]:
     """A batch's rows by encoder; at several points, those of the trained model alone, by the point's text."""
+    points, draw = piece.points, 0 if piece.number is None else piece.number + 1
     if len(points) > 1:
-        read = activations(models, models.model, seen, first_key, points)
+        read = activations(models, models.model, seen, first_key, points, draw)
         return {str(point): read[point] for point in points}
     arrays = {}
     for name in ("trained", "untrained") if models.config.evaluation.baselines else ("trained",):
         model = models.model if name == "trained" else models.untrained
         if points:
-            arrays[name] = activations(models, model, seen, first_key, points)[points[0]]
+            arrays[name] = activations(models, model, seen, first_key, points, draw)[points[0]]
         else:
             arrays[name] = _latents(models, model, seen)
     if models.config.evaluation.baselines:
@@ -241,9 +226,14 @@ def _latents(models: Models, model: Method | EncoderAlone, seen: Centred) -> Ten
 
 
 def activations(
-    models: Models, model: Method | EncoderAlone, seen: Centred, first_key: int, points: tuple[Point, ...]
+    models: Models,
+    model: Method | EncoderAlone,
+    seen: Centred,
+    first_key: int,
+    points: tuple[Point, ...],
+    draw: int = 0,
 ) -> dict[Point, Tensor]:
-    """The denoiser's at `points`, float32 [n, C] each on the CPU; a row's noise is a function of its key."""
+    """The denoiser's at `points`, float32 [n, C] each on the CPU; a row's noise is a function of its key and `draw`."""
     assert isinstance(model, DiffusionMethod)
     sources = seen.sources(models.device)
     target = target_input(torch.from_numpy(seen.target)).to(models.device)
@@ -252,20 +242,10 @@ def activations(
     found: dict[Point, Tensor] = {}
     for t in sorted({point.t for point in points}):
         keys = np.arange(first_key, first_key + len(seen.ok))
-        eps = addressed_noise(models.config.seed, keys, t, 0, target.shape[-1]).to(models.device)
+        eps = addressed_noise(models.config.seed, keys, t, draw, target.shape[-1]).to(models.device)
         read = model.activations(target, condition, t, eps)
         found |= {point: read[point.layer].cpu() for point in points if point.t == t}
     return found
-
-
-def raw_pixels(images: Tensor) -> Tensor:
-    """uint8 [B, h, w, 3] to uint8 [B, P]: the image, averaged down to at most 32 px a side, as one vector."""
-    side = max(images.shape[1:3])
-    if side <= PIXELS:
-        return images.flatten(1)
-    size = [max(1, round(length * PIXELS / side)) for length in images.shape[1:3]]
-    small = F.interpolate(images.permute(0, 3, 1, 2).float(), size, mode="bilinear", antialias=True)
-    return small.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).flatten(1)
 
 
 def rows_of(reader: ShardReader, piece: Piece, columns: list[str]) -> pa.Table:
@@ -303,7 +283,15 @@ class Features:
         return np.stack(found, axis=1)
 
 
-def place_of(root: Folder, config: RunConfig, weights: str, shards: Sequence[str], points: Sequence[Point]) -> Folder:
+def place_of(
+    root: Folder,
+    config: RunConfig,
+    weights: str,
+    shards: Sequence[str],
+    points: Sequence[Point],
+    *,
+    passes: bool = False,
+) -> Folder:
     """Where the latents of a split lie: the name says what decides them.
 
     Args:
@@ -311,9 +299,10 @@ def place_of(root: Folder, config: RunConfig, weights: str, shards: Sequence[str
         weights: digest of the checkpoint.
         shards: digests of the split's shards.
         points: where the denoiser is read.
+        passes: of views that are cropped and flipped; all passes lie together, however many there are.
     """
     e = config.evaluation
-    facts = {
+    facts: dict[str, Any] = {
         "weights": weights,
         "shards": shards,
         "points": [str(point) for point in points],
@@ -321,7 +310,7 @@ def place_of(root: Folder, config: RunConfig, weights: str, shards: Sequence[str
         "config": config.model_dump(mode="json", include=set(MODEL_SECTIONS)),
         "precision": config.train.precision,
         "evaluation": [e.batch, e.train_split, e.baselines],
-    }
+    } | ({"crop_flip_rate": e.probe.crop_flip_rate} if passes else {})
     return root.child(f"latents/{address(facts)}")
 
 
@@ -331,10 +320,17 @@ def collect(crew: Crew[Piece, None], place: Folder, pieces: list[Piece], say: Sa
     Raises:
         UserError: the model gives values that are not finite.
     """
+    return read_features(write_latents(crew, place, pieces, say), pieces)
+
+
+def write_latents(crew: Crew[Piece, None], place: Folder, pieces: list[Piece], say: Say) -> Folder:
+    """The folder of a split in which all these pieces lie afterwards."""
     split = pieces[0].split
     folder = place.child(split)
-    store(crew, folder, extract, pieces, say, f"latents of {split}")
-    return read_features(folder, pieces)
+    passes = len({piece.number for piece in pieces} - {None})
+    what = f"latents of {split}" + (f", {passes} augmented passes" if passes else "")
+    store(crew, folder, extract, pieces, say, what)
+    return folder
 
 
 def read_features(folder: Folder, pieces: Sequence[Piece]) -> Features:
@@ -362,16 +358,26 @@ def read_features(folder: Folder, pieces: Sequence[Piece]) -> Features:
     arrays = {name: array[:at] for name, array in arrays.items()}
     for name, array in arrays.items():
         if name not in ("untrained", "pixels"):
-            _check_finite(array, pieces[0].split)
-    ok = rows.column("ok")
+            check_finite(not_finite(array), pieces[0].split)
+    return features_of(pieces[0].split, rows, rows.column("ok"), arrays)
+
+
+def features_of(
+    split: str, rows: pa.Table, ok: pa.Array | pa.ChunkedArray, arrays: dict[str, NDArray[Any]]
+) -> Features:
+    """The features of the rows that are `ok`, of whose vectors `arrays` holds no others."""
     labels = [name for name in rows.column_names if name.startswith("label/")]
     kept = rows.filter(ok).select(labels).rename_columns([name.removeprefix("label/") for name in labels])
-    unreadable = rows.filter(pc.invert(ok)).column("name").to_pylist()
-    return Features(pieces[0].split, kept, arrays, unreadable)
+    return Features(split, kept, arrays, rows.filter(pc.invert(ok)).column("name").to_pylist())
 
 
-def _check_finite(latents: NDArray[Any], split: str) -> None:
-    bad = sum(int((~np.isfinite(part)).any(axis=1).sum()) for part in _blocks(latents))
+def not_finite(latents: NDArray[Any]) -> int:
+    """How many rows hold a value that is not finite."""
+    return sum(int((~np.isfinite(part)).any(axis=1).sum()) for part in _blocks(latents))
+
+
+def check_finite(bad: int, split: str) -> None:
+    """A `UserError` if latents of a trained encoder are not finite."""
     if bad:
         got = f"an encoder with {bad} latents of {split} that are not finite"
         raise UserError("--run", got, "a run that did not diverge", "evaluate an earlier step or lower optim.lr")

@@ -20,8 +20,11 @@ from soda_dist.distributed.farm import Progress
 from soda_dist.distributed.features import Features, Models
 from soda_dist.distributed.session import Say
 from soda_dist.errors import UserError
-from soda_dist.metrics import METRICS, Labelled
+from soda_dist.metrics import METRICS, Labelled, Scores
 from soda_dist.report.report import ENCODERS
+
+AROUND = ("passes", "crop_flip_rate", "workers")
+"""Settings of the probe that say what it is fitted on, and by whom."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,12 @@ def check_neighbours(config: RunConfig, rows: int) -> None:
         raise UserError("evaluation.knn.k", k, f"1..{rows}, the training images", "ask for fewer neighbours")
 
 
+def fit_settings(config: RunConfig, metric: str) -> dict[str, Any]:
+    """What the metric itself takes of its section in the configuration."""
+    settings = getattr(config.evaluation, metric).model_dump(mode="json")
+    return {name: value for name, value in settings.items() if name not in AROUND}
+
+
 @dataclass(frozen=True)
 class Task:
     """A piece of work: one metric on one encoder's features, which lie in Ray's object store."""
@@ -87,11 +96,16 @@ def measure(models: Models, task: Task) -> dict[str, Any]:
     )
     train, test = (Labelled(array, label) for array, label in zip(arrays, labels, strict=True))
     scores = METRICS[task.metric](train, test, classes=task.classes, seed=task.seed, **task.settings)
+    return plain_values(scores, train.latents.shape[1], time.monotonic() - start)
+
+
+def plain_values(scores: Scores, dimension: int, seconds: float) -> dict[str, Any]:
+    """An encoder's scores for the result's JSON."""
     return {
         "estimates": {name: vars(estimate) for name, estimate in scores.estimates.items()},
         "details": dict(scores.details),
-        "dimension": train.latents.shape[1],
-        "seconds": time.monotonic() - start,
+        "dimension": dimension,
+        "seconds": seconds,
     }
 
 
@@ -118,7 +132,7 @@ def measure_all(
     for encoder in (name for name in ENCODERS if name in features[0].arrays):
         arrays = (ray.put(features[0].arrays[encoder]), ray.put(features[1].arrays[encoder]))
         for metric in metrics:
-            settings = getattr(config.evaluation, metric).model_dump(mode="json")
+            settings = fit_settings(config, metric)
             tasks.append(Task(metric, encoder, arrays, labels, target.classes, config.seed, settings))
     progress = Progress(say, f"{' and '.join(metrics)} of {len(features[0]):,} images", "fits", len(tasks))
     found: dict[tuple[str, str], dict[str, Any]] = {}
@@ -126,13 +140,17 @@ def measure_all(
         found[tasks[number].metric, tasks[number].encoder] = scores
         progress.add(1)
     progress.close()
-    return {metric: _result(metric, found, tasks) for metric in metrics}
+    return {
+        metric: result_of(metric, {encoder: scores for (of, encoder), scores in found.items() if of == metric}, config)
+        for metric in metrics
+    }
 
 
-def _result(metric: str, found: dict[tuple[str, str], dict[str, Any]], tasks: Sequence[Task]) -> dict[str, Any]:
-    encoders = {encoder: found[metric, encoder] for encoder in ENCODERS if (metric, encoder) in found}
+def result_of(metric: str, found: dict[str, dict[str, Any]], config: RunConfig) -> dict[str, Any]:
+    """A metric's part of its result, from the scores of each encoder."""
+    encoders = {encoder: found[encoder] for encoder in ENCODERS if encoder in found}
     name, headline = next(iter(encoders["trained"]["estimates"].items()))
-    settings = next(task.settings for task in tasks if task.metric == metric)
+    settings = getattr(config.evaluation, metric).model_dump(mode="json")
     return {"metric": name, **headline, "encoders": encoders, "settings": settings}
 
 

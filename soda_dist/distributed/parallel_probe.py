@@ -37,6 +37,8 @@ class Rows:
     """To an array [n, D], or [passes, n, D] of training rows, as `fit_probe` takes them; any real dtype."""
     labels: Any
     """To int64 [n] or [n, A]."""
+    plain: Any = None
+    """To an array of the same training images without crops and flips, as `fit_probe` takes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +150,8 @@ def _first_result(calls: list[Any]) -> Scores:
 def _empty_like(rows: Rows) -> Rows:
     """No rows, of the given ones' width, dtype and number of labels: the part of a worker for which none is left."""
     slim = ray.remote(num_cpus=0)(_without_rows)
-    return Rows(slim.remote(rows.latents, -2), slim.remote(rows.labels, 0))
+    plain = None if rows.plain is None else slim.remote(rows.plain, -2)
+    return Rows(slim.remote(rows.latents, -2), slim.remote(rows.labels, 0), plain)
 
 
 def _without_rows(array: NDArray[Any], axis: int) -> NDArray[Any]:
@@ -180,9 +183,9 @@ class _Member:
         store = self._store or dist.TCPStore(*address, self._world, False, self._timeout)
         backend = "gloo" if self._device.type == "cpu" else "nccl"
         dist.init_process_group(backend, store=store, rank=self._rank, world_size=self._world, timeout=self._timeout)
-        own = self._labelled(parts)
+        own, plain = self._labelled(parts), self._plain(parts)
         together = ProcessGroupContext(self._device, None)
-        probe = fit_probe(own.latents, own.labels, workers=together, **settings)
+        probe = fit_probe(own.latents, own.labels, plain=plain, workers=together, **settings)
         scores = None if test is None else probe_scores(probe, self._labelled([test]), seed=settings["seed"])
         dist.barrier()  # the first worker holds the store that the others' groups need to the end
         return scores
@@ -191,6 +194,10 @@ class _Member:
         latents = [ray.get(part.latents) for part in parts]
         labels = [ray.get(part.labels) for part in parts]
         return Labelled(self._tensor(_joined(latents, -2)), self._tensor(_joined(labels, 0)))
+
+    def _plain(self, parts: Sequence[Rows]) -> Tensor | None:
+        arrays = [ray.get(part.plain) for part in parts if part.plain is not None]
+        return self._tensor(_joined(arrays, -2)) if arrays else None
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         with warnings.catch_warnings():

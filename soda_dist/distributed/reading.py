@@ -10,7 +10,7 @@ from soda_dist.config.schema import RunConfig
 from soda_dist.distributed.crew import Crew
 from soda_dist.distributed.farm import Progress
 from soda_dist.distributed.features import Features, Point, collect, plan_pieces
-from soda_dist.distributed.measure import Target, Task, measure
+from soda_dist.distributed.measure import Target, Task, fit_settings, measure
 from soda_dist.distributed.session import Say
 from soda_dist.distributed.subject import Subject
 from soda_dist.errors import UserError
@@ -68,7 +68,7 @@ def _scores(
     held = np.arange(len(features)) % HELD_OUT == 0
     values = target.of(features)
     labels = (ray.put(values[~held]), ray.put(values[held]))
-    settings = config.evaluation.probe.model_dump(mode="json")
+    settings = fit_settings(config, "probe")
     tasks = []
     for point in points:
         array = features.arrays[str(point)]

@@ -69,8 +69,21 @@ def training_resources(config: RunConfig) -> dict[str, float]:
     }
 
 
-def check_resources(needed: dict[str, float], say: Say) -> None:
-    """Refuse what the cluster cannot give, unless an autoscaler may add nodes: then say what is waited for."""
+def evaluation_resources(config: RunConfig) -> dict[str, float]:
+    """Of one actor of evaluation: a training worker's share of a GPU where there are any or may be, else a CPU."""
+    import ray
+
+    gpus = config.scale.gpus_per_worker
+    if gpus > 0 and (ray.cluster_resources().get("GPU", 0) > 0 or autoscaler_active()):
+        return {"GPU": gpus}
+    return {"CPU": 1}
+
+
+def check_resources(needed: dict[str, float], say: Say, *, setting: str = "scale.workers") -> None:
+    """Refuse what the cluster cannot give, unless an autoscaler may add nodes: then say what is waited for.
+
+    `setting`: the field that a smaller number of would need less.
+    """
     import ray
 
     have = ray.cluster_resources()
@@ -82,8 +95,9 @@ def check_resources(needed: dict[str, float], say: Say) -> None:
     if autoscaler_active():
         say(f"waiting for the autoscaler: the run needs {asked}, the cluster has {there} now")
         return
+    field = setting if setting.startswith("evaluation") else "scale"
     raise UserError(
-        "scale", f"a run that needs {asked}", f"at most {there}", "lower scale.workers or add nodes to the cluster"
+        field, f"a run that needs {asked}", f"at most {there}", f"lower {setting} or add nodes to the cluster"
     )
 
 

@@ -10,7 +10,7 @@ from soda_dist.config.schema import RunConfig
 from soda_dist.data.shards import Manifest
 from soda_dist.data.storage import Folder
 from soda_dist.distributed.crew import Crew
-from soda_dist.distributed.features import Features, Point, collect, place_of, plan_pieces
+from soda_dist.distributed.features import Features, Piece, Point, collect, place_of, plan_pieces
 from soda_dist.distributed.session import Say
 from soda_dist.errors import UserError
 
@@ -85,21 +85,30 @@ class Subject:
             UserError: fewer than two readable images.
         """
         if (which, point) not in self._features:
-            e = self.config.evaluation
-            split, limit = getattr(e, f"{which}_split"), getattr(e, f"max_{which}_images")
-            points = () if point is None else (point,)
-            pieces = plan_pieces(split, self.manifest.split(split).groups, limit, e.batch, points)
-            found = collect(self.crew, self.latents(split, points), pieces, self.say)
-            if len(found) < 2:
-                got = f"{split} with {len(found)} readable images"
-                raise UserError(f"evaluation.{which}_split", got, "two or more", "choose another split or more of it")
+            pieces = self.pieces(which, point)
+            found = collect(self.crew, self.latents(pieces[0].split, pieces[0].points), pieces, self.say)
+            self.check_readable(which, len(found))
             self._features[which, point] = found
         return self._features[which, point]
 
-    def latents(self, split: str, points: tuple[Point, ...]) -> Folder:
-        """Where latents of a split lie."""
+    def pieces(self, which: str, point: Point | None) -> list[Piece]:
+        """Of the rows of the train or test split that evaluation uses."""
+        e = self.config.evaluation
+        split, limit = getattr(e, f"{which}_split"), getattr(e, f"max_{which}_images")
+        points = () if point is None else (point,)
+        return plan_pieces(split, self.manifest.split(split).groups, limit, e.batch, points)
+
+    def check_readable(self, which: str, count: int) -> None:
+        """A `UserError` for fewer than two readable images in the train or test split."""
+        if count < 2:
+            split = getattr(self.config.evaluation, f"{which}_split")
+            got = f"{split} with {count} readable images"
+            raise UserError(f"evaluation.{which}_split", got, "two or more", "choose another split or more of it")
+
+    def latents(self, split: str, points: tuple[Point, ...], *, passes: bool = False) -> Folder:
+        """Where latents of a split lie; `passes`: of views that are cropped and flipped."""
         shards = [shard.sha256 for shard in self.manifest.split(split).shards]
-        return place_of(self.run, self.config, self.weights, shards, points)
+        return place_of(self.run, self.config, self.weights, shards, points, passes=passes)
 
     def record(self, task: str, facts: Result, pictures: Pictures, began: float) -> Result:
         """Writes `TASK.json` and the pictures, and returns what the JSON holds.

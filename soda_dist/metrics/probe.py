@@ -82,6 +82,7 @@ def evaluate(
     label_smoothing: float,
     weight_std: float,
     bias: float,
+    plain: Tensor | None = None,
     workers: Workers = ALONE,
 ) -> Scores:
     """Fits a probe on `train` and scores it on `test`, which has no part in the choice of the learning rate.
@@ -103,6 +104,7 @@ def evaluate(
         label_smoothing=label_smoothing,
         weight_std=weight_std,
         bias=bias,
+        plain=plain,
         workers=workers,
     )
     return probe_scores(probe, test, seed=seed)
@@ -129,6 +131,7 @@ def fit_probe(
     label_smoothing: float,
     weight_std: float,
     bias: float,
+    plain: Tensor | None = None,
     workers: Workers = ALONE,
 ) -> LinearProbe:
     """Section E.1: batch norm without affine, dropout, one linear layer, softmax cross entropy, no weight decay.
@@ -149,6 +152,8 @@ def fit_probe(
         labels: int64 [N] in 0..classes-1, or [N, A] of 0 and 1 (`classes` is then 2).
         batch: rows of a step, over all workers.
         seed: decides initial weights, held-out rows, order and dropout; equal seeds give equal probes.
+        plain: [N, D], the same images without crops and flips, as the test images are: on these the held-out rows
+            are scored; none: on `latents`.
         workers: who fits along; every one must call this with the same other arguments.
 
     Raises:
@@ -163,7 +168,8 @@ def fit_probe(
         shuffled = torch.randperm(rows.total, generator=torch.Generator().manual_seed(seed))
         held, rest = shuffled.tensor_split([max(1, round(HELD_OUT * rows.total))])
         candidates = _train(rows, rest, learning_rates, recipe, workers)
-        held_out = {each.learning_rate: _headline(each, rows, held, workers) for each in candidates}
+        seen = rows if plain is None else replace(rows, latents=plain if plain.ndim == 3 else plain[None])
+        held_out = {each.learning_rate: _headline(each, seen, held, workers) for each in candidates}
         rate = max(held_out, key=lambda each: held_out[each])
     (probe,) = _train(rows, everyone, [rate], recipe, workers)
     return replace(probe, held_out=held_out)

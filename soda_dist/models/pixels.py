@@ -6,6 +6,8 @@ from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+BASELINE_SIDE = 32
+"""Longest side of the raw-pixel baseline."""
 
 
 def source_input(images: Tensor) -> Tensor:
@@ -68,3 +70,13 @@ def to_uint8(images: Tensor) -> Tensor:
 def _planes(images: Tensor) -> Tensor:
     """uint8 [..., h, w, 3] to float32 [..., 3, h, w], contiguous: the group norms work on planes."""
     return images.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)
+
+
+def raw_pixels(images: Tensor) -> Tensor:
+    """uint8 [B, h, w, 3] to uint8 [B, P]: the image, averaged down to at most 32 px a side, as one vector."""
+    side = max(images.shape[1:3])
+    if side <= BASELINE_SIDE:
+        return images.flatten(1)
+    size = [max(1, round(length * BASELINE_SIDE / side)) for length in images.shape[1:3]]
+    small = F.interpolate(images.permute(0, 3, 1, 2).float(), size, mode="bilinear", antialias=True)
+    return small.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).flatten(1)

@@ -26,15 +26,14 @@ from soda_dist.distributed.features import (
     load_models,
     place_of,
     plan_pieces,
-    raw_pixels,
     read_features,
     readers,
-    settle_norms,
 )
 from soda_dist.distributed.origins import Checkpoint
 from soda_dist.errors import UserError
 from soda_dist.models.condition import Sources
-from soda_dist.models.pixels import source_input
+from soda_dist.models.norms import settle_norms
+from soda_dist.models.pixels import raw_pixels, source_input
 from soda_dist.training.build import build_model
 from soda_dist.training.checkpoint import load_model
 from tests.distributed.small_run import small_data, train

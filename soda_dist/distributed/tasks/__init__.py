@@ -20,7 +20,7 @@ class Task(NamedTuple):
 
 
 TASKS: Final[dict[str, Task]] = {
-    "probe": Task(classify.check, classify.probe),
+    "probe": Task(classify.check_probe, classify.probe),
     "knn": Task(classify.check_knn, classify.knn),
     "dci": Task(disentangle.check, disentangle.disentangle),
     "reconstruction": Task(reconstruct.check, reconstruct.reconstruct, draws=True),

@@ -5,8 +5,10 @@ from typing import Any
 
 from soda_dist.distributed.features import UNTRAINED, Features
 from soda_dist.distributed.measure import Target, check_neighbours, choose_target, majority, measure_all
+from soda_dist.distributed.probe_fits import extract_training, fit_probes, gang_of, needs_gang
 from soda_dist.distributed.reading import find_point, needs_point
 from soda_dist.distributed.subject import Result, Subject
+from soda_dist.errors import UserError
 from soda_dist.report.report import ENCODERS, MEASURES
 from soda_dist.report.report import TASKS as TITLES
 
@@ -16,6 +18,18 @@ def check(subject: Subject) -> None:
     choose_target(subject.manifest, subject.config.evaluation.label)
 
 
+def check_probe(subject: Subject) -> None:
+    """Needs labels; augmented passes need views that may be mirrored, and an epoch for each."""
+    check(subject)
+    data, probe = subject.config.data, subject.config.evaluation.probe
+    if probe.passes and data.pose == "cameras" and data.augmentation.flip:
+        got = f"{probe.passes} with data.pose=cameras and data.augmentation.flip=true"
+        raise UserError("evaluation.probe.passes", got, "0", "a mirrored view has no camera; leave it out")
+    if probe.passes > probe.epochs:
+        got = f"{probe.passes} with evaluation.probe.epochs={probe.epochs}"
+        raise UserError("evaluation.probe.passes", got, f"0..{probe.epochs}", "an epoch reads one pass; ask for fewer")
+
+
 def check_knn(subject: Subject) -> None:
     """Needs labels, and as many images as neighbours."""
     check(subject)
@@ -23,7 +37,7 @@ def check_knn(subject: Subject) -> None:
 
 
 def probe(subject: Subject) -> Result:
-    """`probe.json`."""
+    """`probe.json`; by `evaluation.probe.workers` workers, on `evaluation.probe.passes` augmented passes."""
     return _classify(subject, "probe")
 
 
@@ -36,14 +50,20 @@ def _classify(subject: Subject, metric: str) -> Result:
     began = time.monotonic()
     config, say = subject.config, subject.say
     target = choose_target(subject.manifest, config.evaluation.label)
+    gang = gang_of(subject) if metric == "probe" and needs_gang(config) else None
     point, found = find_point(subject, target) if needs_point(config) else (None, None)
-    features = [subject.features(which, point) for which in ("train", "test")]
-    for each in features:
+    training = extract_training(subject, point) if gang else None
+    train, test = training.facts if training else subject.features("train", point), subject.features("test", point)
+    for each in (train, test):
         target.check(each)
-    facts = _facts(subject, target, features)
+    facts = _facts(subject, target, [train, test])
     if point is not None:
         facts |= {"read_at": str(point), "search": found}
-    scores = measure_all(subject.crew, [metric], config, features, target, say)[metric]
+    if gang and training:
+        subject.crew.dismiss()  # the workers want what its actors hold
+        scores = fit_probes(subject, training, test, target, gang)
+    else:
+        scores = measure_all(subject.crew, [metric], config, [train, test], target, say)[metric]
     result = subject.record(metric, facts | scores, {}, began)
     _show(result, subject)
     return result

@@ -29,7 +29,7 @@ from soda_dist.distributed.latent_drawings import (
     find_directions,
     section_of,
 )
-from soda_dist.distributed.measure import Target, choose_target
+from soda_dist.distributed.measure import Target, choose_target, fit_settings
 from soda_dist.distributed.samples import Images, Subjects, choose, mean_of
 from soda_dist.distributed.subject import Pictures, Result, Subject
 from soda_dist.errors import UserError
@@ -101,7 +101,7 @@ def draw_sheets(subject: Subject) -> Result:
             target.of(train),
             target.classes,
             config.seed,
-            config.evaluation.probe.model_dump(mode="json"),
+            fit_settings(config, "probe"),
         )
         measured, more = sheets.attributes(target, rows)
         facts |= {"label": target.name, "kind": target.kind, **measured}
