@@ -164,3 +164,26 @@ def test_augmented_draws_help_where_one_draw_is_learnt_by_heart() -> None:
     many = headline(fit_probe(draws, labels, **settings).predict(test), truth)
     one = headline(fit_probe(draws[0], labels, **settings).predict(test), truth)
     assert many > one + 0.03
+
+
+@pytest.mark.parametrize("sizes", [[400], [150, 250]], ids=str)
+def test_learning_rates_are_compared_on_the_plain_rows_and_fitted_on_the_draws(sizes: list[int]) -> None:
+    """Plain rows of other images leave the choice to chance, and the fit at each rate as it was."""
+    draws, labels, classes = cases()["draws"]
+    settings = {**SETTINGS, "seed": 3, "classes": classes, "epochs": 8, "batch": 32}
+    usual = fit_probe(draws, labels, **settings)
+    assert max(usual.held_out.values()) > 0.7
+    lost = draws[0].roll(1, 0)
+    for shown, good in ((draws[0], True), (lost, False)):
+        found = together(
+            sizes,
+            lambda member, rows, shown=shown: fit_probe(
+                draws[:, rows], labels[rows], plain=shown[rows], workers=member, **settings
+            ),
+        )
+        for probe in found:
+            assert (max(probe.held_out.values()) > 0.7) == good
+            again = fit_probe(draws, labels, **{**settings, "learning_rates": (probe.learning_rate,)})
+            torch.testing.assert_close(probe.weight, again.weight, rtol=1e-4, atol=1e-5)
+    alone = fit_probe(draws, labels, plain=draws[:1], **settings)
+    assert fit_probe(draws, labels, plain=draws[0], **settings).held_out == alone.held_out != usual.held_out
