@@ -1,8 +1,9 @@
-"""Measure this machine: ingest, training loop, DCI, sampler and training step.
+"""Measure this machine: ingest, training loop, extraction of latents, DCI, sampler and training step.
 
 Every figure is a ratio of one run, printed beside the rates it is made of; benchmark.json holds them all.
   python jobs/benchmark.py data   [--small URI] [--photographs URI]     against a torch DataLoader
   python jobs/benchmark.py train  [--data URI] [a.b=value ...]          against bare PyTorch
+  python jobs/benchmark.py features [--data URI] [--preset NAME] [a.b=value ...]  against a plain loop; two actors
   python jobs/benchmark.py dci    [rows=N] [codes=N] [rounds=N]          against scikit-learn
   python jobs/benchmark.py sample [--device cuda] [--preset NAME] [a.b=value ...]  against diffusers; bf16, compiled
   python jobs/benchmark.py step   [--device cuda] [--preset NAME] [a.b=value ...]  bf16, compiled, share of a matmul
@@ -15,42 +16,43 @@ from soda_dist.cli import add_uri, parser, run, say
 
 def main(argv: list[str]) -> str:
     arguments = parser(__doc__)
-    arguments.add_argument("what", choices=["data", "train", "dci", "sample", "step"], help="what is measured")
+    choices = ["data", "train", "features", "dci", "sample", "step"]
+    arguments.add_argument("what", choices=choices, help="what is measured")
     add_uri(arguments, "--photographs", "data: prepared shards of photographs; none: left out", required=False)
     add_uri(arguments, "--small", "data: prepared shards of 32 px images; none: rendered ones", required=False)
-    add_uri(arguments, "--data", "train: prepared shards; none: rendered ones", required=False)
+    add_uri(arguments, "--data", "train, features: prepared shards; none: rendered ones", required=False)
     add_uri(arguments, "--out", "folder for benchmark.json; none: not written", required=False)
     arguments.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="sample, step")
-    arguments.add_argument("--preset", default="cifar10", metavar="NAME|FILE", help="sample, step")
+    arguments.add_argument("--preset", default="cifar10", metavar="NAME|FILE", help="features, sample, step")
     arguments.add_argument("overrides", nargs="*", metavar="a.b=value", help="overrides; of dci: sizes")
     args = arguments.parse_intermixed_args(argv)
-    return _without_ray(args) if args.what in ("sample", "step") else _with_ray(args)
 
-
-def _without_ray(args: argparse.Namespace) -> str:
-    from soda_dist.distributed import sampling_speed, step_speed
     from soda_dist.distributed.rounds import conclude
+
+    results = _without_ray(args) if args.what in ("sample", "step") else _with_ray(args)
+    return conclude(results, args.out, say)
+
+
+def _without_ray(args: argparse.Namespace) -> list[dict]:
+    from soda_dist.distributed import sampling_speed, step_speed
 
     measure = sampling_speed.measure_sampling if args.what == "sample" else step_speed.measure_step
-    return conclude(measure(args.preset, args.overrides, args.device, say), args.out, say)
+    return measure(args.preset, args.overrides, args.device, say)
 
 
-def _with_ray(args: argparse.Namespace) -> str:
-    from soda_dist.distributed.rounds import conclude
+def _with_ray(args: argparse.Namespace) -> list[dict]:
     from soda_dist.distributed.session import ray_session
 
     with ray_session(cpus=4):
-        from soda_dist.distributed import benchmark
+        from soda_dist.distributed import benchmark, benchmark_dci, feature_speed
 
         if args.what == "data":
-            results = benchmark.measure_data(args.small, args.photographs, say)
-        elif args.what == "dci":
-            from soda_dist.distributed.benchmark_dci import measure_dci
-
-            results = measure_dci(args.overrides, say)
-        else:
-            results = benchmark.measure_train(args.data, args.overrides, say)
-        return conclude(results, args.out, say)
+            return benchmark.measure_data(args.small, args.photographs, say)
+        if args.what == "train":
+            return benchmark.measure_train(args.data, args.overrides, say)
+        if args.what == "features":
+            return feature_speed.measure_features(args.preset, args.data, args.overrides, say)
+        return benchmark_dci.measure_dci(args.overrides, say)
 
 
 if __name__ == "__main__":

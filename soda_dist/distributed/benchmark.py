@@ -52,7 +52,7 @@ def measure_train(data_uri: str | None, overrides: list[str], say: Say) -> list[
     ]
     config = load_config("cifar10", [*fields, *overrides])
     with tempfile.TemporaryDirectory() as scratch:
-        data_uri = data_uri or _rendered(f"{scratch}/data", say)
+        data_uri = data_uri or rendered(f"{scratch}/data", say)
         on_worker = ray.remote(num_cpus=config.scale.cpus_per_worker)(_bare_rate)
         sides = {
             "Ray + DeepSpeed": lambda number: _loop_rate(config, data_uri, f"{scratch}/run-{number}"),
@@ -61,7 +61,8 @@ def measure_train(data_uri: str | None, overrides: list[str], say: Say) -> list[
         return [compare("training loop", sides, "pairs/s", 1 / 1.15, say)]
 
 
-def _rendered(uri: str, say: Say) -> str:
+def rendered(uri: str, say: Say) -> str:
+    """Shards of 4,096 solids at 32 px in the folder `uri`, which is returned."""
     return prepare("synthetic", None, uri, ["objects=4096", "views=1", "size=32"], say)
 
 
@@ -102,7 +103,7 @@ def measure_data(small_uri: str | None, photographs_uri: str | None, say: Say) -
     one = ["scale.workers=1", "scale.data_cpus_per_worker=1", "optim.warmup_steps=10", "train.steps=4000"]
     with tempfile.TemporaryDirectory() as scratch:
         small = load_config("cifar10", [*one, "train.global_batch=512"])
-        results = _data_ratios("32 px", small, small_uri or _rendered(f"{scratch}/data", say), 0.85, 1024, say)
+        results = _data_ratios("32 px", small, small_uri or rendered(f"{scratch}/data", say), 0.85, 1024, say)
         if photographs_uri:
             # 128 pairs are one read task's block, so that batches come one by one and not in bursts.
             large = load_config("imagenet", [*one, "train.global_batch=128"])
