@@ -36,4 +36,4 @@ test-learn: $(STAMP)
 	$(BIN)/python -m pytest -q -s tests/learn -m learn --timeout 7200 --results docs/results.md
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -m "not learn"
+	$(BIN)/python -m pytest -q -m "not learn" --durations 30

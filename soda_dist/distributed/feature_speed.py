@@ -153,7 +153,7 @@ def _started(crews: ExitStack, config: RunConfig, data_uri: str, actors: int, sa
             pass
     seconds = time.perf_counter() - began
     threads = set(crew.each(_threads, None))
-    say(f"{actors} actors are ready after {seconds:.3g} s; threads of each: {', '.join(map(str, sorted(threads)))}")
+    say(f"actors: {actors}, ready after {seconds:.3g} s; threads of each: {', '.join(map(str, sorted(threads)))}")
     return crew, seconds
 
 
@@ -228,7 +228,7 @@ def plain_latents(encoder: nn.Module, batches: Iterator[Tensor], config: RunConf
 
 
 def _loop(workers: int) -> str:
-    return f"DataLoader, {workers} workers"
+    return f"DataLoader, num_workers={workers}"
 
 
 def _loop_rate(config: RunConfig, images: list[bytes], workers: int, number: int) -> float:

@@ -387,15 +387,9 @@ def test_each_command_takes_a_training_step_in_a_small_size(preset: str, fields:
     pose = {"none": [], "pixels": [-1.0, -1.0, 1.0, 1.0], "cameras": CAMERA}[data.pose]
     shapes = (slots, data.source_size, data.source_size), (data.target_size, data.target_size)
     views = [torch.full((count, *shape, 3), 90, dtype=torch.uint8) for shape in shapes]
-    loss = objective(
-        *views,
-        torch.ones(count, dtype=torch.bool),
-        torch.arange(count),
-        torch.ones(count, slots, dtype=torch.bool),
-        torch.tensor(pose).expand(count, slots, -1),
-        torch.tensor(pose).expand(count, -1),
-        torch.zeros(count, 0, dtype=torch.int64),
-    )
+    rows = torch.ones(count, dtype=torch.bool), torch.arange(count), torch.ones(count, slots, dtype=torch.bool)
+    poses = torch.tensor(pose).expand(count, slots, -1), torch.tensor(pose).expand(count, -1)
+    loss = objective(*views, *rows, *poses, torch.zeros(count, 0, dtype=torch.int64))
     loss.backward()
     assert 0 < loss.item() < 100
     head = objective.model.get_submodule("decoder" if config.method == "encdec" else "denoiser").conv_out.weight

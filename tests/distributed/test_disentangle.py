@@ -35,7 +35,7 @@ def test_dci_of_latents_is_the_metrics_own(place: Path) -> None:
         found = evaluate(str(place / "run"), str(place / "data"), "dci", "latest", [], said.append)["dci"]
     run = open_folder(str(place / "run"))
     for name in ("disentanglement", "completeness", "informativeness"):
-        assert figure(read_run(run.uri), Column("", f"dci.{name}")) == Figure(100 * found[name], None)
+        assert figure(read_run(run.uri), Column(metric="", ours=f"dci.{name}")) == Figure(100 * found[name], None)
     assert run.read_json("eval/3/dci.json") == found
     assert (found["factors"], found["counts"]) == (["colour", "bright"], {"train": 44, "test": 29})
     importance = np.load(place / "run/eval/3/importance.npy", allow_pickle=False)

@@ -31,7 +31,7 @@ from soda_dist.distributed.origins import Checkpoint
 from soda_dist.distributed.samples import Drawing, draw, pick_subjects
 from soda_dist.distributed.subject import Subject
 from soda_dist.distributed.tasks.reconstruct import set_scores
-from soda_dist.distributed.tasks.views import asked_views, draw_views
+from soda_dist.distributed.tasks.views import _ways, asked_views, draw_views
 from soda_dist.errors import UserError
 from soda_dist.models.aggregation import MeanAggregation
 from soda_dist.training.build import build_model
@@ -62,6 +62,20 @@ def models(tmp_path_factory) -> Models:
 @pytest.fixture
 def subject(models: Models, tmp_path: Path) -> Subject:
     return subject_of(models, open_folder(str(tmp_path)), models.config, LocalCrew(models), [])
+
+
+@pytest.mark.parametrize(
+    ("fields", "sources", "ways"),
+    [
+        ({}, 1, ["own"]),
+        ({"sampling.stochastic": True, "sampling.sources": 3}, 1, ["own"]),
+        ({}, 3, ["own", "stochastic"]),
+        ({"aggregation.kind": "transformer"}, 3, ["own", "mean", "stochastic"]),
+        ({"sampling.stochastic": True, "sampling.sources": 3}, 3, ["stochastic", "own"]),
+    ],
+)
+def test_the_configured_way_of_joining_sources_is_drawn_first(fields: dict, sources: int, ways: list[str]) -> None:
+    assert _ways(with_fields(config_of("soda"), {"data.views": "object", **fields}), sources) == ways
 
 
 def test_a_png_gives_back_the_image() -> None:

@@ -64,7 +64,7 @@ def test_a_small_measurement_names_the_sides_and_their_ratios(tmp_path: Path) ->
         )
     one, two = results
     assert [result["name"].rpartition(", ")[2] for result in results] == ["1 actor", "2 actors"]
-    assert list(one["rounds"]) == ["1 actor", "DataLoader, 0 workers", "DataLoader, 1 workers"]
+    assert list(one["rounds"]) == ["1 actor", "DataLoader, num_workers=0", "DataLoader, num_workers=1"]
     assert list(two["rounds"]) == ["2 actors", "1 actor"] and one["rounds"]["1 actor"] == two["rounds"]["1 actor"]
     assert one["limit"] == 0.9
     for result in results:

@@ -1,5 +1,6 @@
 """The task latents on real actors: what is written, the same figures from any number of actors, latents made once."""
 
+import html
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def test_every_picture_is_written_and_shown_on_the_page(place: Path, calls) -> N
     result, files, said = calls[0]
     assert set(files) == {"eval/3/latents.json", *(f"eval/3/{name}.png" for name in SHEETS)}
     assert all(content.startswith(b"\x89PNG") for name, content in files.items() if name.endswith(".png"))
-    text = Path(write_report(str(place / "run"))).read_text()
+    text = html.unescape(Path(write_report(str(place / "run"))).read_text())
     assert all(PICTURES[f"{name}.png"] in text for name in SHEETS)
     assert result["counts"] == {"images": 2, "latents": 44, "train": 44} and result["measured_images"] == 3
     assert "effects of attributes: 15 of 15 images" in "\n".join(said)  # two attributes, two moves, and none

@@ -21,7 +21,7 @@ def job(name: str, *arguments: str, light: bool = False) -> subprocess.Completed
 
 def test_the_jobs_are_those_of_the_readme():
     assert JOBS == [
-        "benchmark.py", "compare.py", "evaluate.py", "plan.py", "prepare_data.py", "pretrain.py",
+        "ablate.py", "benchmark.py", "compare.py", "evaluate.py", "plan.py", "prepare_data.py", "pretrain.py",
         "pretrain_imagenet.py", "tune.py",
     ]  # fmt: skip
 

@@ -34,6 +34,7 @@ REPORT_READS = (
     "soda_dist.metrics",
     "soda_dist.errors",
     "soda_dist.report",
+    "soda_dist.config.ablation",  # which rows and columns a table has: plain values
 )
 CORE = ("diffusion", "models", "metrics")
 VAGUE_NAMES = {"utils", "util", "misc", "helpers", "helper", "common"}
