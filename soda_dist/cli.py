@@ -27,8 +27,15 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def add_uri(arguments: argparse.ArgumentParser, flag: str, meaning: str, required: bool = True) -> None:
-    """A flag that takes a local path or an object-store URI."""
-    arguments.add_argument(flag, required=required, metavar="URI", help=f"{meaning} ({URI_HELP})")
+    """A flag that takes a local path or an object-store URI; one that cannot be is refused before anything starts."""
+    arguments.add_argument(flag, required=required, metavar="URI", type=_uri, help=f"{meaning} ({URI_HELP})")
+
+
+def _uri(text: str) -> str:
+    from soda_dist.data.storage import open_folder
+
+    open_folder(text)
+    return text
 
 
 def add_config(arguments: argparse.ArgumentParser, preset: str | None) -> None:
