@@ -27,7 +27,7 @@ def test_the_order_of_names_does_not_matter() -> None:
     names = [f"object {i}" for i in range(40)]
     found = split_names(names, 3)
     assert found == split_names(names[::-1], 3)
-    assert sorted(sum(found.values(), [])) == sorted(names)
+    assert sorted(name for part in found.values() for name in part) == sorted(names)
     assert [len(found[split]) for split in ("train", "val", "test")] == [32, 4, 4]
 
 
