@@ -30,8 +30,11 @@ def main(argv: list[str]) -> str:
             "--run, --encoder", "none or too many", "--run, or --encoder with --out", "name what is evaluated"
         )
 
+    from soda_dist.data.shards import read_manifest
+    from soda_dist.data.storage import open_folder
     from soda_dist.distributed.session import ray_session
 
+    read_manifest(open_folder(args.data))  # a mistake is told before Ray starts
     with ray_session(cpus=2):
         from soda_dist.distributed.evaluate import evaluate, evaluate_encoder
         from soda_dist.distributed.origins import encoder_origin

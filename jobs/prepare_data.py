@@ -1,32 +1,53 @@
-"""Turn a published data set, or rendered solids, into shards that training streams from.
+"""Turn a published data set, or rendered solids, into shards that training streams from; or check such shards.
 
 Safe to stop and run again.
   python jobs/prepare_data.py imagenet  --source DIR|TAR|URI --data URI
   python jobs/prepare_data.py cifar10   --source DIR|URI     --data URI
   python jobs/prepare_data.py synthetic                      --data URI size=48 objects=4096
+  python jobs/prepare_data.py --check URI [--images N|all]   digests, counts, keys; decodes N images of each shard
 """
 
+import argparse
+
 from soda_dist.cli import add_uri, parser, run, say
+from soda_dist.errors import UserError
 
 
 def main(argv: list[str]) -> str:
     arguments = parser(__doc__)
-    arguments.add_argument("kind", metavar="KIND", help="imagenet, cifar10 or synthetic")
+    arguments.add_argument("kind", metavar="KIND", nargs="?", help="imagenet, cifar10 or synthetic")
     add_uri(arguments, "--source", "the data set as published", required=False)
-    add_uri(arguments, "--data", "folder for the shards, made if absent")
+    add_uri(arguments, "--data", "folder for the shards, made if absent", required=False)
+    add_uri(arguments, "--check", "prepared shards to check", required=False)
+    arguments.add_argument("--images", type=_count, default=16, metavar="N|all", help="of each shard (16)")
     arguments.add_argument("options", nargs="*", metavar="option=value", help="options of the kind")
     args = arguments.parse_intermixed_args(argv)
+    if (args.kind is None) == (args.check is None) or (args.kind is None) != (args.data is None):
+        raise UserError("arguments", "none or too many", "KIND with --data, or --check", "say what is to be done")
 
+    from soda_dist.data.shards import read_manifest
     from soda_dist.data.sources import parse_options
-
-    parse_options(args.kind, args.options)  # a mistake is told before Ray starts
-
+    from soda_dist.data.storage import open_folder
     from soda_dist.distributed.session import ray_session
 
+    # A mistake is told before Ray starts.
+    if args.check:
+        read_manifest(open_folder(args.check))
+    else:
+        parse_options(args.kind, args.options)
     with ray_session(cpus=2):
+        from soda_dist.distributed.check import check
         from soda_dist.distributed.prepare import prepare
 
+        if args.check:
+            return check(args.check, args.images, say)
         return prepare(args.kind, args.source, args.data, args.options, say)
+
+
+def _count(text: str) -> int | None:
+    if text != "all" and not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"got {text}; allowed: a number above 0, or all")
+    return None if text == "all" else int(text)
 
 
 if __name__ == "__main__":

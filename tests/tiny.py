@@ -55,6 +55,8 @@ def pairs_at(config: RunConfig, start: int, stop: int) -> Pairs:
         target=target,
         source_pose=source_pose,
         target_pose=poses.reshape(count, most + 1, size)[:, 0].copy(),
+        source_layers=np.zeros((count, most, 0, 2), np.float32),
+        target_layers=np.zeros((count, 0, 2), np.float32),
         key=index,
         ok=np.ones(count, bool),
         index=index,

@@ -28,6 +28,8 @@ class Augmentation(Node):
     randaugment_layers: Count = 2
     randaugment_magnitude: Annotated[float, Field(ge=0.0, le=10.0)] = 9.0
     randaugment_magnitude_std: NotNegative = 0.5
+    randaugment_on: Literal["worker", "device"] = "worker"
+    """Who computes it: the data workers, or the training device in batches, which leaves the workers more time."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "Augmentation":

@@ -40,6 +40,11 @@ class Pairs:
     """float32 [n, S, P], as in `data.poses`; zeros in empty slots and where not ok."""
     target_pose: NDArray[np.float32]
     """float32 [n, P]; zeros where not ok."""
+    source_layers: NDArray[np.float32]
+    """float32 [n, S, L, 2], RandAugment's layers that the training device is to compute, as
+    `data.randaugment.as_table`; L is 0 where the views are finished."""
+    target_layers: NDArray[np.float32]
+    """float32 [n, L, 2]."""
     key: Ints
     """int64 [n]: the ordinal in its split of the row that the target shows."""
     ok: NDArray[np.bool_]
@@ -115,6 +120,8 @@ def read_pairs(
         target=views.target,
         source_pose=views.source_pose,
         target_pose=views.target_pose,
+        source_layers=views.source_layers,
+        target_layers=views.target_layers,
         key=key,
         ok=views.ok,
         index=np.arange(start, stop),

@@ -23,14 +23,16 @@ from soda_dist.data.decode import Image
 from soda_dist.data.draws import Ints, normals, uniforms
 
 FILL = (128, 128, 128)
+NOTHING = np.array([-1, 0], np.float32)
+"""No operation, in `as_table`."""
 MOST = 10.0
 """Magnitudes are clipped to 0..MOST."""
 _LEVELS = np.arange(256)
 _FLOATS = _LEVELS.astype(np.float32)
-_GREY = 19595 / 65536, 38470 / 65536, 7471 / 65536
+GREY = 19595 / 65536, 38470 / 65536, 7471 / 65536
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
 _DELTA = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]])
-_TO_GREY = np.tile(_GREY, (3, 1))
+_TO_GREY = np.tile(GREY, (3, 1))
 # Tables of 256 levels for every argument: at 32 px building one costs as much as using it.
 _SOLARIZE = np.where(np.arange(257)[:, None] > _LEVELS, _LEVELS, 255 - _LEVELS).astype(np.uint8)
 _SOLARIZE_ADD = np.where(_LEVELS < 128, np.minimum(255, _LEVELS + np.arange(256)[:, None]), _LEVELS).astype(np.uint8)
@@ -41,7 +43,7 @@ def auto_contrast(image: Image) -> Image:
     tables = np.empty((1, 256, 3), np.uint8)
     for number, channel in enumerate(cv2.split(image)):
         low, high, _, _ = cv2.minMaxLoc(channel)
-        tables[0, :, number] = _stretch(int(low), int(high))
+        tables[0, :, number] = stretch(int(low), int(high))
     return cv2.LUT(image, tables)
 
 
@@ -60,7 +62,7 @@ def invert(image: Image) -> Image:
 
 def posterize(image: Image, bits: int) -> Image:
     """Keep the `bits` highest bits."""
-    return image & np.uint8(0xFF00 >> bits & 0xFF)
+    return image & np.uint8(_kept(bits))
 
 
 def solarize(image: Image, threshold: int) -> Image:
@@ -82,7 +84,7 @@ def color(image: Image, factor: float) -> Image:
 def contrast(image: Image, factor: float) -> Image:
     """Away from or towards the mean grey; Pillow rounds each pixel's grey first, so a level may differ by one."""
     red, green, blue, _ = cv2.mean(image)
-    return cv2.LUT(image, _blend(int(_GREY[0] * red + _GREY[1] * green + _GREY[2] * blue + 0.5), factor))
+    return cv2.LUT(image, _blend(int(GREY[0] * red + GREY[1] * green + GREY[2] * blue + 0.5), factor))
 
 
 def brightness(image: Image, factor: float) -> Image:
@@ -117,7 +119,7 @@ def shear_y(image: Image, factor: float) -> Image:
 
 def translate_x(image: Image, share: float) -> Image:
     """Read from x + share * width, rounded to whole pixels."""
-    by = round(share * image.shape[1])
+    by = translation(share, image.shape[1])
     into, source = _overlap(by, image.shape[1])
     out = np.full_like(image, FILL[0])
     out[:, into] = image[:, source]
@@ -126,7 +128,7 @@ def translate_x(image: Image, share: float) -> Image:
 
 def translate_y(image: Image, share: float) -> Image:
     """Read from y + share * height, rounded to whole pixels."""
-    by = round(share * image.shape[0])
+    by = translation(share, image.shape[0])
     into, source = _overlap(by, image.shape[0])
     out = np.full_like(image, FILL[0])
     out[into] = image[source]
@@ -189,12 +191,48 @@ def distort(image: Image, layers: list[Layer]) -> Image:
     return image
 
 
+def as_table(layers: list[list[Layer]], count: int) -> NDArray[np.float32]:
+    """Layers of n views as an array: float32 [n, count, 2], operation's place and argument; -1 and 0: none."""
+    table = np.tile(NOTHING, (len(layers), count, 1))
+    for row, own in enumerate(layers):
+        for place, (number, magnitude, sign) in enumerate(own):
+            amount = OPERATIONS[number].amount
+            table[row, place] = number, amount(magnitude / MOST, sign) if amount else 0
+    return table
+
+
+def level_table(name: str, amount: float) -> NDArray[np.uint8]:
+    """uint8 [256]: what an operation that the argument alone fixes makes of each level."""
+    match name:
+        case "Invert":
+            return (255 - _LEVELS).astype(np.uint8)
+        case "Posterize":
+            return _LEVELS.astype(np.uint8) & np.uint8(_kept(int(amount)))
+        case "Solarize":
+            return _SOLARIZE[int(amount)]
+        case "SolarizeAdd":
+            return _SOLARIZE_ADD[int(amount)]
+        case _:
+            return _blend(0, amount)
+
+
+def translation(share: float, side: int) -> int:
+    """Pixels that an image of this side is moved by."""
+    return round(share * side)
+
+
 @lru_cache(maxsize=4096)
-def _stretch(low: int, high: int) -> NDArray[np.uint8]:
+def stretch(low: int, high: int) -> NDArray[np.uint8]:
+    """uint8 [256]: levels low..high stretched to 0..255."""
     if low == high:
         return _LEVELS.astype(np.uint8)
     scale = 255.0 / (high - low)
     return (_LEVELS * scale - low * scale).clip(0, 255).astype(np.uint8)
+
+
+def _kept(bits: int) -> int:
+    """A mask of the highest bits."""
+    return 0xFF00 >> bits & 0xFF
 
 
 def _overlap(by: int, side: int) -> tuple[slice, slice]:

@@ -16,7 +16,7 @@ from soda_dist.data.augment import Crops, plan_crops, resize_into, square_boxes
 from soda_dist.data.decode import Header, Image, decode, read_header
 from soda_dist.data.draws import Ints
 from soda_dist.data.poses import Cameras, Kind, poses, read_cameras
-from soda_dist.data.randaugment import Layer, distort, plan_layers
+from soda_dist.data.randaugment import NOTHING, Layer, as_table, distort, plan_layers
 
 WIDEST = 4
 """Longest side over shortest of what a centre crop is cut from: a strip of a few pixels must not grow without bound."""
@@ -33,6 +33,10 @@ class ViewPairs(NamedTuple):
     """float32 [n, S, P], of `data.poses`; zeros in empty slots and where not ok."""
     target_pose: NDArray[np.float32]
     """float32 [n, P]; zeros where not ok."""
+    source_layers: NDArray[np.float32]
+    """float32 [n, S, L, 2], of `randaugment.as_table`: what is left to do to the views; L is 0 where nothing is."""
+    target_layers: NDArray[np.float32]
+    """float32 [n, L, 2]."""
     unread: Ints
     """int64 [n]: place of an image of the pair that could not be read, or -1: all could."""
 
@@ -82,19 +86,22 @@ def view_pairs(
         np.zeros((count, sources, data.source_size, data.source_size, 3), np.uint8),
         np.zeros((count, data.target_size, data.target_size, 3), np.uint8),
         *_poses(data.pose, boxes * shrinks[..., None], plans, sizes, shown, stored),
+        *_left_to_do(plans, shown, data),
         np.full(count, -1),
     )
     views = [*out.source.swapaxes(0, 1), out.target]
+    here = data.augmentation.randaugment_on == "worker"
     crops = [(boxes[:, slot].tolist(), plan.crops.flipped.tolist(), plan.layers) for slot, plan in enumerate(plans)]
     for row, (places, scales) in enumerate(zip(shown.tolist(), shrinks.tolist(), strict=True)):
         pixels = _decoded(images, headers, places, scales)
         if isinstance(pixels, int):
             out.unread[row], out.source_pose[row], out.target_pose[row] = pixels, 0, 0
+            out.source_layers[row], out.target_layers[row] = NOTHING, NOTHING
             continue
         for place, view, (box, flipped, layers) in zip(places, views, crops, strict=True):
             if place >= 0:
                 resize_into(_cut(pixels[place], box[row]), view[row], flipped[row])
-                if layers[row]:
+                if layers[row] and here:
                     view[row] = distort(view[row], layers[row])
     return out
 
@@ -113,6 +120,15 @@ def _plan(slot: int, seed: int, epochs: Ints, keys: Ints, sizes: Ints, data: Dat
         plan_crops(seed, f"{purpose}/crop", epochs, keys, sizes, how),
         plan_layers(seed, f"{purpose}/randaugment", epochs, keys, how),
     )
+
+
+def _left_to_do(plans: list[_Plan], shown: Ints, data: Data) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Layers of the sources and the target where the training device computes them."""
+    how = data.augmentation
+    count = how.randaugment_layers if how.randaugment_on == "device" and how.randaugment_rate > 0 else 0
+    tables = np.stack([as_table(plan.layers if count else [[]] * len(shown), count) for plan in plans], 1)
+    tables[shown < 0] = NOTHING
+    return tables[:, :-1], tables[:, -1]
 
 
 def _poses(

@@ -1,8 +1,9 @@
 """Ray Data streams a worker's micro-batches in the order that `data.order` fixes.
 
 One dataset for each rank, built in the training worker from the step to go on with. Its read tasks each decode and
-augment several micro-batches; blocks arrive in order; a lost task is run again and gives the same bytes, since it is a
-pure function of its plan. So neither workers, nor failures, nor a resume change which pair is seen when.
+augment several blocks of several micro-batches; blocks arrive in order; a lost task is run again and gives the same
+bytes, since it is a pure function of its plan. So neither workers, nor failures, nor a resume change which pair is seen
+when.
 """
 
 import time
@@ -29,19 +30,23 @@ from soda_dist.data.poses import POSE_SIZES
 from soda_dist.data.shards import ShardReader, read_manifest
 from soda_dist.data.storage import open_folder
 
-BYTES_PER_TASK = 48 << 20
-"""A task's block: large enough that the cost of a block (10 to 25 ms) vanishes, small enough that several fit."""
-ROWS_PER_TASK = 2048
+BYTES_PER_BLOCK = 32 << 20
+ROWS_PER_BLOCK = 2048
+"""A block is large enough that its cost (10 to 25 ms) vanishes, and small enough that several fit."""
+BLOCKS_PER_TASK = 8
+"""A task gives its blocks one by one; between two tasks its processor waits for some 30 ms."""
 TASKS_PER_DATASET = 256
 """Starting a dataset costs about a millisecond a task, so a run is a chain of datasets."""
 
-TENSORS, NUMBERS = ("source", "present", "target", "source_pose", "target_pose", "label"), ("key", "ok", "index")
+TENSORS = "source", "present", "target", "source_pose", "target_pose", "source_layers", "target_layers", "label"
+NUMBERS = "key", "ok", "index"
 """Fields of `Pairs` beside `name`: of several elements a row (or none, as poses and labels may be), and of one."""
 
 REST_S = 0.02
 
 Slice = tuple[int, int]
 """[start, stop) in positions of the run."""
+Block = list[Slice]
 
 
 def slices(config: RunConfig, rank: int, step: int) -> list[Slice]:
@@ -69,16 +74,17 @@ def _open(data_uri: str, split: str, batch: int, mix: int, seed: int) -> tuple[S
     return ShardReader(folder, manifest, split), Order(groups, seed, batch, mix)
 
 
-def _read(data_uri: str, config: RunConfig, plan: list[Slice]) -> Iterator[pa.Table]:
-    """A read task: one table (one Arrow chunk) for each slice of its plan."""
+def _read(data_uri: str, config: RunConfig, plan: list[Block]) -> Iterator[pa.Table]:
+    """A read task: a table for each block of its plan, an Arrow chunk for each slice."""
     import cv2
 
     cv2.setNumThreads(1)  # a task has one CPU
     reader, order = _opened(data_uri, config)
     probe = probe_labels(reader.manifest, config.train)
     labels = probe.columns if probe else ()
-    for start, stop in plan:
-        yield _table(read_pairs(reader, order, start, stop, seed=config.seed, data=config.data, labels=labels))
+    read = partial(read_pairs, reader, order, seed=config.seed, data=config.data, labels=labels)
+    for block in plan:
+        yield pa.concat_tables([_table(read(start, stop)) for start, stop in block])
 
 
 def _table(pairs: Pairs) -> pa.Table:
@@ -97,9 +103,9 @@ def _pairs(batch: dict[str, Any]) -> Pairs:
 
 
 class PlannedPairs(Datasource):
-    """A datasource whose tasks are given: each a list of slices."""
+    """A datasource whose tasks are given: each a list of blocks."""
 
-    def __init__(self, data_uri: str, config: RunConfig, plans: list[list[Slice]]) -> None:
+    def __init__(self, data_uri: str, config: RunConfig, plans: list[list[Block]]) -> None:
         super().__init__()
         self._data_uri, self._config, self._plans = data_uri, config, plans
 
@@ -113,7 +119,7 @@ class PlannedPairs(Datasource):
             ReadTask(
                 partial(_read, self._data_uri, self._config, plan),
                 BlockMetadata(
-                    num_rows=sum(stop - start for start, stop in plan),
+                    num_rows=sum(stop - start for block in plan for start, stop in block),
                     size_bytes=None,
                     input_files=None,
                     exec_stats=None,
@@ -153,14 +159,15 @@ def hold_statistics_here() -> None:
     get_or_create_stats_actor()
 
 
-def _datasets(order: Order, config: RunConfig, rank: int, first_step: int) -> Iterator[list[list[Slice]]]:
+def _datasets(order: Order, config: RunConfig, rank: int, first_step: int) -> Iterator[list[list[Block]]]:
     """Plans of read tasks, a dataset's worth at a time.
 
     A task ends where the window of row groups changes, so that no group is fetched by two tasks in vain; a small data
-    set has many windows, and so few steps to a dataset. A micro-batch larger than a task's block is cut.
+    set has many windows, and so few steps to a dataset. A micro-batch larger than a block is cut.
     """
-    most = max(1, min(ROWS_PER_TASK, BYTES_PER_TASK // row_bytes(config.data)))
-    per_task = max(1, most // config.micro_batch)
+    most = rows_per_block(config.data)
+    pieces_per_block = max(1, most // config.micro_batch)
+    per_task = BLOCKS_PER_TASK * pieces_per_block
     steps = max(1, TASKS_PER_DATASET * per_task // (config.accumulation * len(_cut((0, config.micro_batch), most))))
     batch, first = config.train.global_batch, first_step
     while first < config.train.steps:
@@ -171,17 +178,24 @@ def _datasets(order: Order, config: RunConfig, rank: int, first_step: int) -> It
         whole = (piece for step in range(first, last) for piece in slices(config, rank, step))
         pieces = [part for piece in whole for part in _cut(piece, most)]
         yield [
-            plan
+            _evenly(task, pieces_per_block)
             for _, window in groupby(pieces, key=lambda piece: bisect_right(starts, piece[0]))
-            for plan in _evenly(list(window), per_task)
+            for task in _evenly(list(window), per_task)
         ]
         first = last
 
 
+def rows_per_block(data: Data) -> int:
+    """The most rows of a block."""
+    return max(1, min(ROWS_PER_BLOCK, BYTES_PER_BLOCK // row_bytes(data)))
+
+
 def row_bytes(data: Data) -> int:
     """Of one pair in a block: its pixels, poses and marks; labels are too few to count."""
-    most, size = data.sources[1], POSE_SIZES[data.pose]
-    return 3 * (most * data.source_size**2 + data.target_size**2) + 4 * size * (most + 1) + most
+    most, how = data.sources[1], data.augmentation
+    layers = how.randaugment_layers if how.randaugment_on == "device" and how.randaugment_rate else 0
+    marks = 4 * (POSE_SIZES[data.pose] + 2 * layers) * (most + 1) + most
+    return 3 * (most * data.source_size**2 + data.target_size**2) + marks
 
 
 def _cut(piece: Slice, most: int) -> list[Slice]:
@@ -197,10 +211,13 @@ def _evenly(pieces: list[Slice], most: int) -> list[list[Slice]]:
     return [pieces[i : i + size] for i in range(0, len(pieces), size)]
 
 
-def _dataset_batches(data_uri: str, config: RunConfig, plans: list[list[Slice]]) -> Iterator[Pairs]:
+def _dataset_batches(data_uri: str, config: RunConfig, plans: list[list[Block]]) -> Iterator[Pairs]:
+    blocks = [block for plan in plans for block in plan]
+    largest = max(sum(stop - start for start, stop in block) for block in blocks)
     context = DataContext.get_current()
     context.enable_progress_bars = False
-    context.target_max_block_size = None  # with override_num_blocks: one task, one block
+    # What a task yields is a block at once if it is larger than this, and stays whole if at most half as large again.
+    context.target_max_block_size = int(0.8 * row_bytes(config.data) * largest)
     context.execution_options.preserve_order = True
     context.custom_execution_callback_classes = [RestingLoop]
     context.execution_options.resource_limits = ExecutionResources.for_limits(
@@ -212,7 +229,7 @@ def _dataset_batches(data_uri: str, config: RunConfig, plans: list[list[Slice]])
         concurrency=config.scale.data_cpus_per_worker,
         num_cpus=1,
     )
-    due = np.concatenate([np.arange(start, stop) for plan in plans for start, stop in plan])
+    due = np.concatenate([np.arange(start, stop) for block in blocks for start, stop in block])
     for batch in dataset.iter_batches(batch_size=config.micro_batch, batch_format="numpy", prefetch_batches=2):
         expected, due = np.split(due, [config.micro_batch])
         if not np.array_equal(batch["index"], expected):

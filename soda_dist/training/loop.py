@@ -15,6 +15,7 @@ from soda_dist.data.storage import Folder
 from soda_dist.training import checkpoint
 from soda_dist.training.context import WorkerContext
 from soda_dist.training.engine import Engine, MicroBatch, StepResult
+from soda_dist.training.randaugment import distort
 from soda_dist.training.schedule import learning_rate
 
 Feed = Callable[[int], Iterable[Pairs]]
@@ -164,9 +165,17 @@ class Book:
 
 
 def to_device(pairs: Pairs, device: torch.device) -> MicroBatch:
-    """A micro-batch's arrays as tensors on `device`; `index` stays on the CPU, where it is read."""
+    """A micro-batch's arrays as tensors on `device`, where RandAugment is done if the workers left it to do.
+
+    `index` stays on the CPU, where it is read.
+    """
     tensors = {name: torch.from_numpy(getattr(pairs, name)) for name in MicroBatch._fields}
     moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items() if name != "index"}
+    if pairs.target_layers.size:
+        if device.type == "cpu":  # there nothing was copied
+            moved["source"], moved["target"] = moved["source"].clone(), moved["target"].clone()
+        distort(moved["source"].flatten(0, 1), pairs.source_layers.reshape(-1, *pairs.source_layers.shape[2:]))
+        distort(moved["target"], pairs.target_layers)
     return MicroBatch(**moved, index=tensors["index"])
 
 

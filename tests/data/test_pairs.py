@@ -1,5 +1,6 @@
 import itertools
 import threading
+from dataclasses import fields
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +43,7 @@ def equal(a: Pairs, b: Pairs) -> bool:
 
 
 def joined(parts: list[Pairs]) -> Pairs:
-    names = ("source", "present", "target", "source_pose", "target_pose", "key", "ok", "index", "label")
+    names = [field.name for field in fields(Pairs) if field.name != "name"]
     arrays = {k: np.concatenate([getattr(p, k) for p in parts]) for k in names}
     return Pairs(**arrays, name=[name for p in parts for name in p.name])
 

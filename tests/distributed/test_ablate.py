@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,14 +52,6 @@ def test_a_field_of_a_variant_that_does_not_fit_names_the_variant():
     variants = [{"name": "SODA"}, {"name": "stages", "fields": {"denoiser.modulation": "three_stage"}}]
     with pytest.raises(UserError, match=r"^stages: denoiser\.modulation: got 'three_stage'"):
         plan_trials(group_of(variants=variants, claims=[]), base_of())
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    from soda_dist.distributed.session import ray_session
-
-    with ray_session(cpus=4):
-        yield
 
 
 def _result(out: Path, name: str) -> dict:

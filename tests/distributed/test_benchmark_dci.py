@@ -6,7 +6,6 @@ import pytest
 from soda_dist.distributed import benchmark_dci
 from soda_dist.distributed.benchmark_dci import LEVELS, SLICE, measure_dci, planted, trees
 from soda_dist.distributed.rounds import conclude
-from soda_dist.distributed.session import ray_session
 from soda_dist.errors import UserError
 
 
@@ -28,10 +27,9 @@ def test_factors_lie_in_their_sections() -> None:
 
 
 @pytest.mark.ray
-def test_a_small_measurement_names_both_sides_and_their_ratio() -> None:
+def test_a_small_measurement_names_both_sides_and_their_ratio(cluster: None) -> None:
     said = list[str]()
-    with ray_session(cpus=2):
-        (result,) = measure_dci(["rows=300", "codes=40", "rounds=3"], said.append)
+    (result,) = measure_dci(["rows=300", "codes=40", "rounds=3"], said.append)
     assert result["name"] == "DCI, 300 x 40, 10 factors" and result["limit"] == 20.0
     (ours,), theirs = result["rounds"].values()
     assert result["ratio"] == pytest.approx(ours / max(theirs), abs=0.001)

@@ -9,16 +9,9 @@ from pathlib import Path
 import pytest
 
 from soda_dist.distributed.crew import Crew
-from soda_dist.distributed.session import ray_session
 from soda_dist.errors import UserError
 
-pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module", autouse=True)
-def session():
-    with ray_session(cpus=4):
-        yield
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
 
 def _crew(setup, said: list[str], actors: int = 2, cpus: float = 1, timeout: float = 60) -> Crew:

@@ -8,7 +8,6 @@ import pytest
 from soda_dist.config.load import with_fields
 from soda_dist.data.storage import open_folder
 from soda_dist.distributed.evaluate import evaluate
-from soda_dist.distributed.session import ray_session
 from soda_dist.distributed.tasks.disentangle import factor_columns
 from soda_dist.errors import UserError
 from soda_dist.metrics import dci
@@ -29,10 +28,9 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.mark.ray
-def test_dci_of_latents_is_the_metrics_own(place: Path) -> None:
+def test_dci_of_latents_is_the_metrics_own(cluster: None, place: Path) -> None:
     said: list[str] = []
-    with ray_session(cpus=2):
-        found = evaluate(str(place / "run"), str(place / "data"), "dci", "latest", [], said.append)["dci"]
+    found = evaluate(str(place / "run"), str(place / "data"), "dci", "latest", [], said.append)["dci"]
     run = open_folder(str(place / "run"))
     for name in ("disentanglement", "completeness", "informativeness"):
         assert figure(read_run(run.uri), Column(metric="", ours=f"dci.{name}")) == Figure(100 * found[name], None)

@@ -13,7 +13,6 @@ from soda_dist.data.storage import open_folder
 from soda_dist.distributed.evaluate import evaluate, guidance_scores
 from soda_dist.distributed.features import Features
 from soda_dist.distributed.measure import Target, choose_target
-from soda_dist.distributed.session import ray_session
 from soda_dist.errors import UserError
 from soda_dist.metrics import METRICS
 from soda_dist.report.evaluated import Data, read_run
@@ -52,13 +51,7 @@ def _fails(
 
 
 @pytest.fixture(scope="module")
-def session():
-    with ray_session(cpus=4):
-        yield
-
-
-@pytest.fixture(scope="module")
-def results(place: Path, session) -> tuple[dict, list[str]]:
+def results(place: Path, cluster) -> tuple[dict, list[str]]:
     said: list[str] = []
     return evaluate(
         str(place / "run"), str(place / "data"), "reconstruction,knn,probe", "latest", [], said.append
@@ -125,7 +118,7 @@ def test_the_number_of_actors_decides_nothing(place: Path, results) -> None:
 
 
 @pytest.mark.ray
-def test_an_earlier_step_other_settings_and_all_attributes(place: Path, session) -> None:
+def test_an_earlier_step_other_settings_and_all_attributes(place: Path, cluster) -> None:
     overrides = ["evaluation.label=attributes", "evaluation.max_train_images=20", "evaluation.max_test_images=10"]
     found = evaluate(str(place / "run"), str(place / "data"), "probe", "3", overrides, _silent)["probe"]
     assert open_folder(str(place / "run")).read_json("eval/3/probe.json") == found
@@ -155,7 +148,7 @@ def test_the_report_shows_these_results(place: Path, results) -> None:
 
 
 @pytest.mark.ray
-def test_a_damaged_shard_is_told_in_one_line(place: Path, tmp_path, session) -> None:
+def test_a_damaged_shard_is_told_in_one_line(place: Path, tmp_path, cluster) -> None:
     small_data(tmp_path / "data")
     shard = tmp_path / "data" / "test" / "00001.parquet"
     content = bytearray(shard.read_bytes())
@@ -168,7 +161,7 @@ def test_a_damaged_shard_is_told_in_one_line(place: Path, tmp_path, session) -> 
 
 
 @pytest.mark.ray
-def test_more_neighbours_than_images_are_refused_before_any_work(place: Path, session) -> None:
+def test_more_neighbours_than_images_are_refused_before_any_work(place: Path, cluster) -> None:
     _fails(place, r"evaluation.knn.k: got 46; allowed: 1..45", "knn", overrides=("evaluation.knn.k=46",))
     _fails(place, r"got 5; allowed: 1..4", "knn", overrides=("evaluation.max_train_images=4",))
 

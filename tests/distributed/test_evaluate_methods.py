@@ -15,7 +15,6 @@ from soda_dist.distributed.features import Models, Point, activations, readers
 from soda_dist.distributed.novel_views import pick_objects, show_novel_views
 from soda_dist.distributed.reading import candidates
 from soda_dist.distributed.samples import likeness
-from soda_dist.distributed.session import ray_session
 from soda_dist.errors import UserError
 from soda_dist.models.condition import Condition
 from soda_dist.training.build import build_model
@@ -47,12 +46,11 @@ def scenes(tmp_path_factory) -> Path:
 
 @pytest.mark.ray
 @pytest.mark.parametrize("name", ["unconditional", "palette", "encdec"])
-def test_a_baseline_is_probed_and_drawn(name, data, tmp_path) -> None:
+def test_a_baseline_is_probed_and_drawn(cluster: None, name, data, tmp_path) -> None:
     train(str(tmp_path), config_of(name, evaluation=QUICK, train={"steps": 3}))
     said: list[str] = []
     drawn = "samples" if name == "unconditional" else "reconstruction"
-    with ray_session(cpus=2):
-        found = evaluate(str(tmp_path), str(data), f"probe,{drawn}", "latest", [], said.append)
+    found = evaluate(str(tmp_path), str(data), f"probe,{drawn}", "latest", [], said.append)
     probe = found["probe"]
     assert probe["counts"]["train"] == 44 and 0.3 < probe["encoders"]["pixels"]["estimates"]["top1"]["value"] <= 1
     if name == "encdec":

@@ -27,6 +27,7 @@ def _split(rows: int = 160) -> tuple[np.ndarray, ...]:
 
 @contextmanager
 def _cluster(cpus: int) -> Iterator[None]:
+    ray.shutdown()  # of the modules' common cluster; it is started anew for the next of them
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="error")
     try:
         yield

@@ -20,7 +20,6 @@ from soda_dist.distributed.feature_speed import (
     plain_latents,
 )
 from soda_dist.distributed.features import collect, load_models, plan_pieces
-from soda_dist.distributed.session import ray_session
 from soda_dist.errors import UserError
 from tests.distributed.small_run import prepare, small_data
 from tests.distributed.test_features import LocalCrew
@@ -56,12 +55,11 @@ def test_both_sides_make_the_same_latents(tmp_path: Path, workers: int, precisio
 
 
 @pytest.mark.ray
-def test_a_small_measurement_names_the_sides_and_their_ratios(tmp_path: Path) -> None:
+def test_a_small_measurement_names_the_sides_and_their_ratios(cluster: None, tmp_path: Path) -> None:
     said: list[str] = []
-    with ray_session(cpus=4):
-        results = measure_features(
-            _preset(tmp_path, tiny_config()), _sound_data(tmp_path), ["evaluation.max_train_images=40"], said.append
-        )
+    results = measure_features(
+        _preset(tmp_path, tiny_config()), _sound_data(tmp_path), ["evaluation.max_train_images=40"], said.append
+    )
     one, two = results
     assert [result["name"].rpartition(", ")[2] for result in results] == ["1 actor", "2 actors"]
     assert list(one["rounds"]) == ["1 actor", "DataLoader, num_workers=0", "DataLoader, num_workers=1"]
@@ -76,10 +74,10 @@ def test_a_small_measurement_names_the_sides_and_their_ratios(tmp_path: Path) ->
 
 
 @pytest.mark.ray
-def test_images_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+def test_images_that_cannot_be_read_are_named(cluster: None, tmp_path: Path) -> None:
     small_data(tmp_path / "data")
     wanted = "--data: got 1 images that cannot be read, such as train/13.png"
-    with ray_session(cpus=4), pytest.raises(UserError, match=wanted):
+    with pytest.raises(UserError, match=wanted):
         measure_features(_preset(tmp_path, tiny_config()), str(tmp_path / "data"), [], lambda _: None)
 
 

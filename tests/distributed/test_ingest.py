@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import fields
 
@@ -18,7 +17,7 @@ from tests.data.objects import flat, write_objects
 from tests.distributed.small_run import prepare
 from tests.tiny import tiny_config
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 GROUPS = [[8, 8, 8, 8, 8], [8, 8, 8, 8, 5]]  # 77 rows: epochs end inside batches
 
 
@@ -27,15 +26,6 @@ def data(tmp_path_factory) -> str:
     path = str(tmp_path_factory.mktemp("data"))
     prepare(path, {"train": GROUPS}, {"train": {13}})
     return path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    import ray
-
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def config_of(workers: int, micro: int | None = None, steps: int = 12):
@@ -100,11 +90,10 @@ def test_a_block_holds_no_more_than_its_bytes_however_large_the_micro_batch(data
     pairs = next(ingest.stream(data, config, 0, 0))
     size = sum(np.asarray(getattr(pairs, name)).nbytes for name in ingest.TENSORS) / 16
     assert ingest.row_bytes(config.data) == size
-    monkeypatch.setattr(ingest, "BYTES_PER_TASK", int(5.5 * size))
+    monkeypatch.setattr(ingest, "BYTES_PER_BLOCK", int(5.5 * size))
     order = Order([g for shard in GROUPS for g in shard], config.seed, 16, config.data.shuffle_groups)
-    plans = [plan for plans in ingest._datasets(order, config, 0, 0) for plan in plans]
-    assert max(stop - start for plan in plans for start, stop in plan) <= 5
-    assert max(sum(stop - start for start, stop in plan) for plan in plans) <= 5
+    blocks = [block for plans in ingest._datasets(order, config, 0, 0) for plan in plans for block in plan]
+    assert max(sum(stop - start for start, stop in block) for block in blocks) == 4
     cut = list(ingest.stream(data, config, 0, 0))
     assert [pairs.index.tolist() for pairs in cut] == np.arange(128).reshape(8, 16).tolist()
     assert np.array_equal(cut[0].source, pairs.source)
@@ -189,7 +178,7 @@ import ray
 from soda_dist.distributed.ingest import stream
 from tests.tiny import tiny_config
 
-ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+ray.init(address=sys.argv[2], log_to_driver=False)
 train = {"global_batch": 16, "steps": 1000, "checkpoint_every_steps": 100}
 config = tiny_config(data={"source_size": 192}, train=train, scale={"data_memory_mb": 64})
 pairs = stream(sys.argv[1], config, 0, 0)
@@ -207,7 +196,9 @@ def test_waiting_for_a_slow_consumer_takes_no_processor(data):
 
     In a process of its own: threads of a pipeline that was left in the middle outlive `ray.shutdown`.
     """
-    command = [sys.executable, "-c", SLOW_CONSUMER, data]
+    import ray
+
+    command = [sys.executable, "-c", SLOW_CONSUMER, data, ray.get_runtime_context().gcs_address]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     used = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("used")]
     assert used, done.stderr[-2000:]
@@ -221,5 +212,5 @@ def test_a_small_data_set_is_not_cut_into_endless_tasks(data):
     order = Order([g for shard in GROUPS for g in shard], config.seed, 16, config.data.shuffle_groups)
     datasets = list(_datasets(order, config, 0, 3))
     assert max(len(plans) for plans in datasets) <= TASKS_PER_DATASET + 2
-    planned = [piece for plans in datasets for plan in plans for piece in plan]
+    planned = [piece for plans in datasets for plan in plans for block in plan for piece in block]
     assert planned == [piece for step in range(3, 2000) for piece in slices(config, 0, step)]

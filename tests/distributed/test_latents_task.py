@@ -7,7 +7,6 @@ import pytest
 
 from soda_dist.data.storage import open_folder
 from soda_dist.distributed.evaluate import evaluate
-from soda_dist.distributed.session import ray_session
 from soda_dist.report.report import PICTURES, write_report
 from tests.distributed.small_run import small_data, train
 from tests.tiny import tiny_config
@@ -26,22 +25,21 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def calls(place: Path) -> list[tuple[dict, dict[str, bytes], list[str]]]:
+def calls(place: Path, cluster: None) -> list[tuple[dict, dict[str, bytes], list[str]]]:
     """(result, files of eval/3, what was said) of three calls: attributes by one actor, by two, then a class."""
     run, found = open_folder(str(place / "run")), []
-    with ray_session(cpus=2):
-        for label, actors in (("attributes", 1), ("attributes", 2), ("colour", 2)):
-            said: list[str] = []
-            overrides = [f"evaluation.label={label}", f"evaluation.actors={actors}"]
-            result = evaluate(run.uri, str(place / "data"), "latents", "latest", overrides, said.append)["latents"]
-            files = {entry.name: run.read(entry.name) for entry in run.list("eval/3/")}
-            assert run.read_json("eval/3/latents.json") == result
-            found.append((result, files, said))
+    for label, actors in (("attributes", 1), ("attributes", 2), ("colour", 2)):
+        said: list[str] = []
+        overrides = [f"evaluation.label={label}", f"evaluation.actors={actors}"]
+        result = evaluate(run.uri, str(place / "data"), "latents", "latest", overrides, said.append)["latents"]
+        files = {entry.name: run.read(entry.name) for entry in run.list("eval/3/")}
+        assert run.read_json("eval/3/latents.json") == result
+        found.append((result, files, said))
     return found
 
 
 @pytest.mark.ray
-def test_every_picture_is_written_and_shown_on_the_page(place: Path, calls) -> None:
+def test_every_picture_is_written_and_shown_on_the_page(cluster: None, place: Path, calls) -> None:
     result, files, said = calls[0]
     assert set(files) == {"eval/3/latents.json", *(f"eval/3/{name}.png" for name in SHEETS)}
     assert all(content.startswith(b"\x89PNG") for name, content in files.items() if name.endswith(".png"))
@@ -52,7 +50,7 @@ def test_every_picture_is_written_and_shown_on_the_page(place: Path, calls) -> N
 
 
 @pytest.mark.ray
-def test_figures_do_not_depend_on_actors_and_moves_have_effects(calls) -> None:
+def test_figures_do_not_depend_on_actors_and_moves_have_effects(cluster: None, calls) -> None:
     (one, pictures, _), (two, again, _) = calls[0], calls[1]
     aside = ("seconds", "provenance")
     assert {k: v for k, v in one.items() if k not in aside} == {k: v for k, v in two.items() if k not in aside}
@@ -66,7 +64,7 @@ def test_figures_do_not_depend_on_actors_and_moves_have_effects(calls) -> None:
 
 
 @pytest.mark.ray
-def test_a_second_call_encodes_nothing_again_and_a_class_has_a_direction_for_each_value(calls) -> None:
+def test_a_second_call_encodes_nothing_again_and_a_class_has_a_direction_for_each_value(cluster: None, calls) -> None:
     there = "latents of train: 45 of 45 images are there from before"
     assert [there in said for _, _, said in calls] == [False, True, True]
     result = calls[2][0]

@@ -14,7 +14,6 @@ from soda_dist.data.views import center_views
 from soda_dist.distributed.evaluate import evaluate, evaluate_encoder
 from soda_dist.distributed.features import collect, load_models, plan_pieces
 from soda_dist.distributed.origins import Checkpoint, EncoderFile, TimmEncoder, encoder_origin
-from soda_dist.distributed.session import ray_session
 from soda_dist.errors import UserError
 from soda_dist.training.checkpoint import load_model
 from tests.distributed.small_run import small_data, train
@@ -101,12 +100,11 @@ def test_weights_out_of_reach_are_told_in_one_line(monkeypatch) -> None:
 
 
 @pytest.mark.ray
-def test_an_encoder_alone_is_probed_as_its_run_is(place: Path, tmp_path: Path) -> None:
+def test_an_encoder_alone_is_probed_as_its_run_is(cluster: None, place: Path, tmp_path: Path) -> None:
     file = EncoderFile(str(place / "run/checkpoints/000000003/encoder.safetensors"))
     out = str(tmp_path / "out")
-    with ray_session(cpus=2):
-        found = evaluate_encoder(file, str(place / "data"), "probe,knn", out, ["evaluation.actors=1"], _silent)
-        ran = evaluate(str(place / "run"), str(place / "data"), "probe,knn", "3", ["evaluation.actors=1"], _silent)
+    found = evaluate_encoder(file, str(place / "data"), "probe,knn", out, ["evaluation.actors=1"], _silent)
+    ran = evaluate(str(place / "run"), str(place / "data"), "probe,knn", "3", ["evaluation.actors=1"], _silent)
     for task in ("probe", "knn"):
         assert found[task]["encoders"]["trained"]["estimates"] == ran[task]["encoders"]["trained"]["estimates"]
         assert open_folder(out).read_json(f"eval/0/{task}.json") == found[task]

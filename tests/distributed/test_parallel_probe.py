@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 
 import numpy as np
@@ -19,16 +18,8 @@ from soda_dist.metrics.classification import Labelled, Scores
 from soda_dist.metrics.probe import evaluate
 from tests.metrics.test_probe import SETTINGS
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 FIT = {**SETTINGS, "classes": 10, "seed": 2, "learning_rates": (1e-2, 3e-2), "epochs": 6}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def session() -> Iterator[None]:
-    from soda_dist.distributed.session import ray_session
-
-    with ray_session(cpus=4):
-        yield
 
 
 def gang(workers: int, cpus: float = 1.0, timeout: float = 60.0) -> Gang:

@@ -22,7 +22,6 @@ from soda_dist.distributed.evaluate import evaluate
 from soda_dist.distributed.features import Models, load_models
 from soda_dist.distributed.origins import Checkpoint
 from soda_dist.distributed.perception import check_weights, judge_of, lpips_scores, set_moments
-from soda_dist.distributed.session import ray_session
 from soda_dist.errors import UserError
 from soda_dist.metrics.distributions import fid
 from soda_dist.metrics.perceptual import load_lpips
@@ -213,7 +212,7 @@ def _kill_an_actor() -> None:
 
 
 @pytest.mark.ray
-def test_fid_does_not_depend_on_actors_nor_on_one_that_is_killed(place: Path, monkeypatch) -> None:
+def test_fid_does_not_depend_on_actors_nor_on_one_that_is_killed(cluster: None, place: Path, monkeypatch) -> None:
     monkeypatch.setattr(farm, "SHOW_SECONDS", 0.0)
     monkeypatch.setattr(drawings, "PIECE", 2)
     overrides = [f"{name}={value}" for name, value in weights(place, "inception", "inception.pth").items()]
@@ -224,12 +223,11 @@ def test_fid_does_not_depend_on_actors_nor_on_one_that_is_killed(place: Path, mo
             killed.append(line)
             _kill_an_actor()
 
-    with ray_session(cpus=4):
-        for actors in (1, 2, 4):
-            for entry in run.list("samples/"):
-                run.remove(entry.name)
-            own = [*overrides, f"evaluation.actors={actors}", "evaluation.fid.sets=[reconstruction]"]
-            found[actors] = evaluate(str(place / "run"), str(place / "data"), "fid", "latest", own, say)["fid"]
+    for actors in (1, 2, 4):
+        for entry in run.list("samples/"):
+            run.remove(entry.name)
+        own = [*overrides, f"evaluation.actors={actors}", "evaluation.fid.sets=[reconstruction]"]
+        found[actors] = evaluate(str(place / "run"), str(place / "data"), "fid", "latest", own, say)["fid"]
     assert killed, "an actor was killed while it summed up"
     assert found[1]["sets"]["reconstruction"]["counts"]["images"] in (11, 12)
     for actors in (2, 4):

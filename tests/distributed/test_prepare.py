@@ -22,17 +22,8 @@ from soda_dist.data.shards import ShardReader, check_shards, read_manifest
 from soda_dist.data.storage import Folder, open_folder
 from soda_dist.errors import UserError
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 WNIDS = [f"n{i:08d}" for i in range(12)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster(s3_server: str) -> Iterator[None]:
-    import ray
-
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def prepare(kind: str, source: str | None, data: str, *options: str) -> tuple[str, list[str]]:

@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from soda_dist.training.checkpoint import complete_steps
 from tests.distributed.small_run import prepare
 from tests.tiny import tiny_config
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +23,6 @@ def data(tmp_path_factory) -> str:
     path = str(tmp_path_factory.mktemp("data"))
     prepare(path, {"train": [[16] * 6]}, {})
     return path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    from soda_dist.distributed.session import ray_session
-
-    with ray_session(cpus=4):
-        yield
 
 
 def run_to(path: Path, data: str, **sections) -> tuple[dict, list[str]]:

@@ -10,7 +10,7 @@ import torch
 from soda_dist.data.storage import open_folder
 from soda_dist.distributed.evaluate import evaluate
 from soda_dist.distributed.features import read_features
-from soda_dist.distributed.session import check_resources, ray_session
+from soda_dist.distributed.session import check_resources
 from soda_dist.errors import UserError
 from soda_dist.metrics.classification import Labelled
 from soda_dist.metrics.probe import evaluate as evaluate_probe
@@ -18,7 +18,7 @@ from tests.distributed.small_run import small_data, train
 from tests.distributed.test_evaluate import EVALUATION
 from tests.tiny import tiny_config
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 FIT = {"epochs": 60, "batch": 16, "learning_rates": (1e-2, 3e-2), "dropout": 0.1, "label_smoothing": 0.0}
 
 
@@ -28,12 +28,6 @@ def place(tmp_path_factory) -> Path:
     small_data(path / "data")
     train(str(path / "run"), tiny_config(evaluation=EVALUATION, train={"steps": 3}))
     return path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def session():
-    with ray_session(cpus=4):
-        yield
 
 
 def probe(place: Path, *overrides: str, said: list[str] | None = None) -> dict:

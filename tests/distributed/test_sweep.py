@@ -1,7 +1,6 @@
 """A sweep's trials: drawn from its seed alone, trained for real, judged by their probes."""
 
 import json
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -72,14 +71,6 @@ def test_a_field_that_does_not_exist_is_named():
 
     with pytest.raises(UserError, match=r"encoder\.ratio: got an unknown key"):
         draw_candidates(tiny_config(), search_of(space={"encoder.ratio": {"choice": (1.0,)}}))
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    from soda_dist.distributed.session import ray_session
-
-    with ray_session(cpus=3):
-        yield
 
 
 @pytest.mark.ray

@@ -1,0 +1,69 @@
+"""A prepared folder is checked against its manifest: what is sound passes, every kind of damage is named."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from soda_dist.data.shards import read_manifest, write_manifest
+from soda_dist.data.storage import open_folder
+from soda_dist.errors import UserError
+from tests.distributed.small_run import prepare
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+SHARDS = {"train": [[8, 8], [8, 8, 5]], "test": [[6]]}
+
+
+def checked(place: str, images: int | None = None) -> list[str]:
+    from soda_dist.distributed.check import check
+
+    said: list[str] = []
+    try:
+        check(place, images, said.append)
+    except UserError as error:
+        said.append(str(error))
+    return said
+
+
+def test_a_sound_folder_is_counted(any_uri: str) -> None:
+    prepare(any_uri, SHARDS, {})
+    assert checked(any_uri)[-1] == "sound: 3 shards, 37 train rows, 6 test rows, 43 images decoded"
+    assert checked(any_uri, 2)[-1] == "sound: 3 shards, 37 train rows, 6 test rows, 6 images decoded"
+
+
+def test_every_kind_of_damage_is_named(tmp_path: Path) -> None:
+    prepare(str(tmp_path), SHARDS, {"train": {20}})
+    first, second, third = (
+        tmp_path / path for path in ("train/00000.parquet", "train/00001.parquet", "test/00000.parquet")
+    )
+    whole = first.read_bytes()
+    middle = len(whole) // 2
+    first.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    third.unlink()
+    lines = checked(str(tmp_path))
+    assert lines[-4:-1] == [
+        f"{first}: other content than was written",
+        f"{second}: train/20.png cannot be decoded",
+        f"{third}: missing",
+    ]
+    assert "got 3 complaints about 3 shards; allowed" in lines[-1] and "\n" not in lines[-1]
+    first.write_bytes(whole[:-1])
+    assert f"{first}: {len(whole) - 1:,} bytes, not {len(whole):,}" in checked(str(tmp_path))
+
+
+def test_keys_and_groups_that_the_manifest_does_not_know(tmp_path: Path) -> None:
+    """A shard with a true digest, but in the place of another one."""
+    manifest = prepare(str(tmp_path), {"train": [[8, 8], [8, 8]], "test": [[6]]}, {})
+    one, two = manifest.splits["train"].shards
+    swapped = manifest.splits["train"].model_copy(update={"shards": (two.model_copy(update={"groups": (10, 6)}), one)})
+    write_manifest(
+        open_folder(str(tmp_path)), manifest.model_copy(update={"splits": {**manifest.splits, "train": swapped}})
+    )
+    lines = checked(str(tmp_path), 1)
+    assert [line.partition(": ")[2] for line in lines[-4:-1]] == [
+        "row groups of (8, 8) rows, not (10, 6)",
+        "keys other than 0..15",
+        "keys other than 16..31",
+    ]
+    assert pq.read_metadata(tmp_path / one.path).num_row_groups == 2
+    assert read_manifest(open_folder(str(tmp_path))).splits["train"].shards[0].path == two.path
