@@ -129,8 +129,8 @@ def faulty_proxy(endpoint: str, faults: Faults) -> Iterator[str]:
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)
 
-        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _relay
-
+    for method in ("GET", "PUT", "POST", "HEAD", "DELETE"):
+        setattr(Handler, f"do_{method}", Handler._relay)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
