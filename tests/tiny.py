@@ -62,6 +62,7 @@ def pairs_at(config: RunConfig, start: int, stop: int) -> Pairs:
         index=index,
         label=np.zeros((count, 0), np.int64),
         name=[""] * count,
+        reason=[""] * count,
     )
 
 

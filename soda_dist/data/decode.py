@@ -44,6 +44,18 @@ def read_header(data: bytes) -> Header | None:
     return header
 
 
+def why_unreadable(data: bytes) -> str:
+    """What is wrong with bytes that cannot be read: a few words."""
+    if not data:
+        return "no bytes"
+    header = _header(data)
+    if header is None:
+        return "not an image" if data.strip(b"\0") else "zero bytes"
+    if not 0 < header.height * header.width <= MOST_PIXELS:
+        return f"{header.width} x {header.height} pixels, more than {MOST_PIXELS:,} or none"
+    return "broken or truncated"
+
+
 def decode(data: bytes, header: Header, shrink: int) -> Image | None:
     """The image, RGB.
 

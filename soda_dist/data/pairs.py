@@ -5,22 +5,26 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from soda_dist.config.schema import Data
+from soda_dist.data.decode import why_unreadable
 from soda_dist.data.draws import Ints
 from soda_dist.data.labels import labels_of
 from soda_dist.data.order import Order
 from soda_dist.data.poses import CAMERA_COLUMNS, Cameras, read_cameras
 from soda_dist.data.relations import OBJECT, main_label, source_keys
 from soda_dist.data.shards import ShardReader
-from soda_dist.data.views import view_pairs
+from soda_dist.data.views import ViewPairs, view_pairs
 from soda_dist.errors import UserError
 
 COLUMNS = ["image", "name"]
+STAND_INS = 8
+"""Rows that are tried, one after the other, in the place of one whose images cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,19 +50,23 @@ class Pairs:
     target_layers: NDArray[np.float32]
     """float32 [n, L, 2]."""
     key: Ints
-    """int64 [n]: the ordinal in its split of the row that the target shows."""
+    """int64 [n]: the ordinal in its split of the row that the pair is of: the one that the target shows, unless
+    another one stands in."""
     ok: NDArray[np.bool_]
-    """bool [n]: every image of the pair could be read; a loss must leave the others out."""
+    """bool [n]: every image that the pair shows could be read; a loss must leave the others out."""
     index: Ints
     """int64 [n]: position in the run."""
     label: Ints
     """int64 [n, L]: what a probe that is trained along predicts of the first source's row; L is 0 without one."""
     name: list[str]
-    """n texts: for a pair that is not ok the path of an image that could not be read, empty for the others."""
+    """n texts: the path of an image of the pair's own that could not be read; empty where all could."""
+    reason: list[str]
+    """n texts: why it could not."""
 
-    def unreadable(self) -> list[tuple[int, str]]:
-        """(key, path of the image that could not be read) of each pair that is not ok."""
-        return [(int(self.key[i]), self.name[i]) for i in np.flatnonzero(~self.ok)]
+    def unreadable(self) -> list[tuple[int, str, str]]:
+        """(key, path of the image that could not be read, why) of each pair that has one."""
+        rows = zip(self.key.tolist(), self.name, self.reason, strict=True)
+        return [row for row in rows if row[2]]
 
 
 def check_data(reader: ShardReader, data: Data) -> None:
@@ -95,6 +103,9 @@ def read_pairs(
 ) -> Pairs:
     """The pairs at positions start..stop-1; images of each row group are fetched once.
 
+    Where an image of a pair cannot be read, the next row of its row group stands in: a function of the key alone. It is
+    drawn as the key's own would be, so that the row is not seen twice alike.
+
     Args:
         reader, order: of the split.
         start, stop: positions in the run.
@@ -108,25 +119,69 @@ def read_pairs(
     """
     located = order.locate(start, stop)
     key = order.key(located.group, located.row)
-    sources = source_keys(reader, order, key, located.epoch, seed=seed, data=data)
-    wanted = np.column_stack([sources, key])
+    make = partial(_made, reader, order, seed=seed, data=data, labels=labels)
+    made = make(key, key, located.epoch)
+    bad, name, reason = np.flatnonzero(~made.views.ok), made.name, made.reason
+    for turn in range(1, STAND_INS + 1):
+        if not len(bad):
+            break
+        shown = order.key(located.group[bad], (located.row[bad] + turn) % order.groups[located.group[bad]])
+        made.put(bad, make(shown, key[bad], located.epoch[bad]))
+        bad = np.flatnonzero(~made.views.ok)
+    return Pairs(
+        **made.views.arrays(),
+        present=made.present,
+        key=key,
+        ok=made.views.ok,
+        index=np.arange(start, stop),
+        label=made.label,
+        name=name,
+        reason=reason,
+    )
+
+
+class _Made(NamedTuple):
+    """Views of n pairs, with what an image that could not be read is called and why it could not."""
+
+    views: ViewPairs
+    present: NDArray[np.bool_]
+    label: Ints
+    name: list[str]
+    reason: list[str]
+
+    def put(self, rows: Ints, other: "_Made") -> None:
+        """Replaces these rows; names and reasons stay."""
+        for own, new in zip(
+            (*self.views, self.present, self.label), (*other.views, other.present, other.label), strict=True
+        ):
+            own[rows] = new
+
+
+def _made(
+    reader: ShardReader,
+    order: Order,
+    shown: Ints,
+    key: Ints,
+    epoch: Ints,
+    *,
+    seed: int,
+    data: Data,
+    labels: Sequence[str],
+) -> _Made:
+    """Pairs of the rows with the keys `shown`, drawn as those of `key`."""
+    sources = source_keys(reader, order, shown, epoch, seed=seed, data=data)
+    wanted = np.column_stack([sources, shown])
     rows = np.unique(wanted[wanted >= 0])
     images, names, stored, label = _fetch(reader, order, rows, data, labels)
-    shown = np.where(wanted >= 0, np.searchsorted(rows, wanted), -1)
-    views = view_pairs(images, shown, key, located.epoch, seed=seed, data=data, stored=stored)
-    return Pairs(
-        source=views.source,
-        present=sources >= 0,
-        target=views.target,
-        source_pose=views.source_pose,
-        target_pose=views.target_pose,
-        source_layers=views.source_layers,
-        target_layers=views.target_layers,
-        key=key,
-        ok=views.ok,
-        index=np.arange(start, stop),
-        label=label[shown[:, 0]],
-        name=["" if place < 0 else names[place] for place in views.unread.tolist()],
+    places = np.where(wanted >= 0, np.searchsorted(rows, wanted), -1)
+    views = view_pairs(images, places, key, epoch, seed=seed, data=data, stored=stored)
+    unread = views.unread.tolist()
+    return _Made(
+        views,
+        sources >= 0,
+        label[places[:, 0]],
+        ["" if place < 0 else names[place] for place in unread],
+        ["" if place < 0 else why_unreadable(images[place]) for place in unread],
     )
 
 

@@ -5,7 +5,7 @@ The sources go to the encoder, the target to the denoiser (section 3.2). Each vi
 unless the views are one (`data.views` is `same`).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +39,12 @@ class ViewPairs(NamedTuple):
     """float32 [n, L, 2]."""
     unread: Ints
     """int64 [n]: place of an image of the pair that could not be read, or -1: all could."""
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Its fields but the last."""
+        fields = self._asdict()
+        del fields["unread"]
+        return fields
 
     @property
     def ok(self) -> NDArray[np.bool_]:

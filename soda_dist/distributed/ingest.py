@@ -39,8 +39,8 @@ TASKS_PER_DATASET = 256
 """Starting a dataset costs about a millisecond a task, so a run is a chain of datasets."""
 
 TENSORS = "source", "present", "target", "source_pose", "target_pose", "source_layers", "target_layers", "label"
-NUMBERS = "key", "ok", "index"
-"""Fields of `Pairs` beside `name`: of several elements a row (or none, as poses and labels may be), and of one."""
+NUMBERS, TEXTS = ("key", "ok", "index"), ("name", "reason")
+"""Fields of `Pairs`: of several elements a row (or none, as poses and labels may be), and of one."""
 
 REST_S = 0.02
 
@@ -92,14 +92,16 @@ def _table(pairs: Pairs) -> pa.Table:
         {
             **{name: ArrowTensorArray.from_numpy(getattr(pairs, name)) for name in TENSORS},
             **{name: getattr(pairs, name) for name in NUMBERS},
-            "name": pa.array(pairs.name, pa.string()),
+            **{name: pa.array(getattr(pairs, name), pa.string()) for name in TEXTS},
         }
     )
 
 
 def _pairs(batch: dict[str, Any]) -> Pairs:
     """The inverse of `_table`, after Ray Data's batching."""
-    return Pairs(**{name: np.asarray(batch[name]) for name in (*TENSORS, *NUMBERS)}, name=list(batch["name"]))
+    arrays: dict[str, Any] = {name: np.asarray(batch[name]) for name in (*TENSORS, *NUMBERS)}
+    texts: dict[str, Any] = {name: list(batch[name]) for name in TEXTS}
+    return Pairs(**arrays, **texts)
 
 
 class PlannedPairs(Datasource):

@@ -12,6 +12,7 @@ from soda_dist.config.schema import RunConfig
 from soda_dist.data.jsonlines import METRICS, QUARANTINE, JsonLines
 from soda_dist.data.pairs import Pairs
 from soda_dist.data.storage import Folder
+from soda_dist.errors import UserError
 from soda_dist.training import checkpoint
 from soda_dist.training.context import WorkerContext
 from soda_dist.training.engine import Engine, MicroBatch, StepResult
@@ -86,6 +87,7 @@ class Book:
     _probe: list[torch.Tensor] = field(default_factory=list)
     _bad: list[dict[str, Any]] = field(default_factory=list)
     _waited: float = 0.0
+    _unreadable: int = 0
 
     def __post_init__(self) -> None:
         self._metrics, self._quarantine = JsonLines(self.run, METRICS), JsonLines(self.run, QUARANTINE)
@@ -101,8 +103,8 @@ class Book:
             start = time.perf_counter()
             pairs = next(batches)
             self._waited += time.perf_counter() - start
-            for row, name in pairs.unreadable():
-                self._bad.append({"step": self._step + 1, "key": row, "name": name})
+            for row, name, reason in pairs.unreadable():
+                self._bad.append({"step": self._step + 1, "key": row, "name": name, "reason": reason})
             yield to_device(pairs, self.context.device)
 
     def add(self, result: StepResult) -> None:
@@ -134,6 +136,7 @@ class Book:
             **self._probed(),
             "images_per_second": round(steps * batch / seconds, 2),
             "wait_fraction": round(min(1.0, waited * steps / seconds), 4),
+            "unreadable": len(bad),
             "time": round(time.time(), 1),
         }
         if self.context.rank == 0:
@@ -142,9 +145,23 @@ class Book:
                 self._quarantine.append(row)
             if now - self._flushed > FLUSH_SECONDS:
                 self.flush()
-            self.context.say(_shown(line, self.config.train.steps, len(bad), self._remaining(step, now)))
+            self.context.say(_shown(line, self.config.train.steps, self._remaining(step, now)))
+        self._unreadable += len(bad)
+        self._check_share(step)
         self._losses, self._norms, self._probe, self._bad, self._waited = [], [], [], [], 0.0
         self._since, self._logged = now, step
+
+    def _check_share(self, step: int) -> None:
+        """A `UserError`, on every worker, if too many of the rows that were seen since the start could not be read."""
+        seen, most = (step - self.first_step) * self.config.train.global_batch, self.config.data.max_unreadable
+        if self._unreadable > most * seen:
+            self.flush()
+            raise UserError(
+                "data.max_unreadable",
+                f"{self._unreadable:,} of {seen:,} rows with images that cannot be read",
+                f"at most {most:.2%} of them",
+                f"see {self.run.file_uri(QUARANTINE)}; prepare the data again, or raise it",
+            )
 
     def _probed(self) -> dict[str, float]:
         """The online probe's mean over the window, each label before it was trained on; empty without one."""
@@ -179,7 +196,7 @@ def to_device(pairs: Pairs, device: torch.device) -> MicroBatch:
     return MicroBatch(**moved, index=tensors["index"])
 
 
-def _shown(line: dict[str, Any], total: int, bad: int, remaining: float) -> str:
+def _shown(line: dict[str, Any], total: int, remaining: float) -> str:
     eta = f"{remaining / 60:.0f} min" if remaining >= 120 else f"{remaining:.0f} s"
     rate = line["images_per_second"]
     text = (
@@ -188,4 +205,4 @@ def _shown(line: dict[str, Any], total: int, bad: int, remaining: float) -> str:
     )
     if "probe_accuracy" in line:
         text += f"  probe {line['probe_accuracy']:.1%}"
-    return text + (f"  unreadable rows {bad}" if bad else "")
+    return text + (f"  unreadable rows {line['unreadable']}" if line["unreadable"] else "")

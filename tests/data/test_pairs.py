@@ -43,9 +43,18 @@ def equal(a: Pairs, b: Pairs) -> bool:
 
 
 def joined(parts: list[Pairs]) -> Pairs:
-    names = [field.name for field in fields(Pairs) if field.name != "name"]
+    texts = ("name", "reason")
+    names = [field.name for field in fields(Pairs) if field.name not in texts]
     arrays = {k: np.concatenate([getattr(p, k) for p in parts]) for k in names}
-    return Pairs(**arrays, name=[name for p in parts for name in p.name])
+    return Pairs(**arrays, **{k: [text for p in parts for text in getattr(p, k)] for k in texts})
+
+
+def standing_in(key: int) -> int:
+    """The next row of the key's row group that is not broken."""
+    stop = next(end for end in np.cumsum(GROUPS) if key < end)
+    group = range(stop - next(rows for rows, end in zip(GROUPS, np.cumsum(GROUPS), strict=True) if end == stop), stop)
+    following = [*range(key, stop), *group]
+    return next(row for row in following if row not in BROKEN)
 
 
 def test_pairs_are_the_views_of_the_rows_that_the_order_names() -> None:
@@ -54,26 +63,42 @@ def test_pairs_are_the_views_of_the_rows_that_the_order_names() -> None:
     keys = np.cumsum([0, *GROUPS])[at.group] + at.row
     own = np.arange(len(keys))
     shown = np.stack([own, own], 1)
-    views = view_pairs([IMAGES[k] for k in keys], shown, keys, at.epoch, seed=4, data=DATA)
+    views = view_pairs([IMAGES[standing_in(k)] for k in keys.tolist()], shown, keys, at.epoch, seed=4, data=DATA)
     assert np.array_equal(got.key, keys)
     assert np.array_equal(got.index, np.arange(37, 120))
     assert np.array_equal(got.source, views.source)
     assert np.array_equal(got.target, views.target)
-    assert np.array_equal(got.ok, ~np.isin(keys, BROKEN))
+    assert got.ok.all() and np.isin(keys, BROKEN).sum() >= 2
     assert {array.dtype for array in (got.key, got.index)} == {np.dtype(np.int64)}
 
 
 def test_unreadable_rows_are_named_and_the_others_not() -> None:
     got = read_pairs(Memory(), order(), 0, 51, seed=4, data=DATA)
-    assert sorted(got.unreadable()) == [(5, "image 5"), (30, "image 30")]
+    found = {key: (name, reason) for key, name, reason in got.unreadable()}
+    assert {key: name for key, (name, _) in found.items()} == {5: "image 5", 30: "image 30"}
+    assert {reason for _, reason in found.values()} <= {"not an image", "no bytes", "broken or truncated"}
     assert sorted(got.name) == [""] * 49 + ["image 30", "image 5"]
-    assert all(type(key) is int for key, _ in got.unreadable())
+    assert all(type(key) is int for key in found)
+
+
+def test_where_no_row_of_a_group_can_be_read_its_pairs_are_not_ok(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = set(range(GROUPS[0]))
+    images = [b"no image" if key in group else image for key, image in enumerate(IMAGES)]
+    monkeypatch.setattr("tests.data.test_pairs.IMAGES", images)
+    got = read_pairs(Memory(), order(), 0, sum(GROUPS), seed=4, data=DATA)
+    assert set(got.key[~got.ok].tolist()) == group
+    assert not got.source[~got.ok].any() and not got.target[~got.ok].any()
+    assert {key for key, _, _ in got.unreadable()} == group | set(BROKEN)
 
 
 def test_each_row_group_is_fetched_once_for_a_stretch() -> None:
     reader = Memory()
     read_pairs(reader, order(), 3, 29, seed=4, data=DATA)
-    assert sorted(reader.asked) == sorted(set(order().locate(3, 29).group.tolist()))
+    at = order().locate(3, 29)
+    broken = np.isin(order().key(at.group, at.row), BROKEN)
+    assert sorted(reader.asked) == sorted([*set(at.group.tolist()), *at.group[broken].tolist()]), (
+        "once more for stand-ins"
+    )
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])

@@ -78,7 +78,7 @@ def test_every_kind_of_view_comes_through_as_it_was_made(variant, tmp_path):
             else:
                 assert (a.shape, a.dtype) == (b.shape, b.dtype)
                 assert np.array_equal(a, b), (start, field.name)
-    assert any(not pairs.ok.all() for pairs in got)
+    assert any(pairs.unreadable() for pairs in got)
 
 
 def test_a_block_holds_no_more_than_its_bytes_however_large_the_micro_batch(data, monkeypatch):
@@ -142,7 +142,7 @@ def test_an_unreadable_image_is_flagged_and_named(data):
     from soda_dist.distributed.ingest import stream
 
     flagged = [row for pairs in stream(data, config_of(1), 0, 0) for row in pairs.unreadable()]
-    assert flagged == [(13, "train/13.png")] * len(flagged) and 2 <= len(flagged) <= 3
+    assert flagged == [(13, "train/13.png", "not an image")] * len(flagged) and 2 <= len(flagged) <= 3
 
 
 def data_workers() -> list[psutil.Process]:

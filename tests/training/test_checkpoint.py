@@ -174,11 +174,30 @@ def test_unreadable_rows_are_listed(tmp_path):
             if 17 in pairs.index:
                 at = pairs.index.tolist().index(17)
                 pairs.ok[at] = False
-                pairs.name[at] = "broken.jpg"
+                pairs.name[at], pairs.reason[at] = "broken.jpg", "not an image"
             yield pairs
 
     fit(LocalContext(), engine_of(config), config, batches, open_folder(str(tmp_path)), rows=100)
-    assert json.loads((tmp_path / "quarantine.jsonl").read_text()) == {"step": 3, "key": 17, "name": "broken.jpg"}
+    listed = {"step": 3, "key": 17, "name": "broken.jpg", "reason": "not an image"}
+    assert json.loads((tmp_path / "quarantine.jsonl").read_text()) == listed
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["unreadable"] for line in lines] == [0, 1, 0, 0]
+
+
+def test_a_run_stops_where_too_much_cannot_be_read(tmp_path):
+    config = tiny_config(data={"max_unreadable": 0.1})
+
+    def batches(first):
+        for pairs in feed(config)(first):
+            pairs.name[0], pairs.reason[0] = "a.jpg", "no bytes"
+            yield pairs
+
+    with pytest.raises(
+        UserError, match=r"max_unreadable: got 2 of 16 rows .* at most 10\.00% .*quarantine\.jsonl"
+    ) as caught:
+        fit(LocalContext(), engine_of(config), config, batches, open_folder(str(tmp_path)), rows=100)
+    assert "\n" not in str(caught.value)
+    assert len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == 2, "what was found is written first"
 
 
 def test_the_loop_reads_the_same_pairs_it_is_given():
