@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO ?= runs/demo
 SEED ?= 0
+# Two processes share the tests; torch's threads would spin for cores that the other process has.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+PARALLEL := -n 2 --dist worksteal
 
 .PHONY: install demo test test-fast test-learn lint clean-demo
 
@@ -30,10 +33,10 @@ lint: $(STAMP)
 	$(BIN)/mypy soda_dist
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -q -m "not ray and not slow and not learn"
+	$(PYTEST) $(PARALLEL) -m "not ray and not slow and not learn"
 
 test-learn: $(STAMP)
 	$(BIN)/python -m pytest -q -s tests/learn -m learn --timeout 7200 --results docs/results.md
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -m "not learn" --durations 30
+	$(PYTEST) $(PARALLEL) -m "not learn" --durations 40

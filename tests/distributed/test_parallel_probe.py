@@ -83,12 +83,13 @@ def test_a_wrong_label_is_told_as_it_is_in_one_process() -> None:
 def test_a_killed_actor_ends_its_gang_and_the_next_one_gives_the_same_scores() -> None:
     killed: list[int] = []
     found = threading.Event()
+    before = {process.pid for process in psutil.Process().children(recursive=True)}  # an earlier test's may still end
 
     def kill() -> None:
         while not found.wait(0.05):
             for process in psutil.Process().children(recursive=True):
                 with suppress(psutil.Error):
-                    if "_Member.fit" in " ".join(process.cmdline()):
+                    if process.pid not in before and "_Member.fit" in " ".join(process.cmdline()):
                         os.kill(process.pid, signal.SIGKILL)
                         killed.append(process.pid)
                         return

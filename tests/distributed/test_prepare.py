@@ -303,14 +303,17 @@ def test_a_user_error_inside_a_task_reaches_the_user(tmp_path: Path) -> None:
 
 
 def test_calls_are_farmed_out_a_few_at_a_time() -> None:
+    import ray
+
     from soda_dist.distributed.farm import farm_out
 
+    most = 2 * int(ray.cluster_resources()["CPU"]) + 1
     made, done = [], {}
 
     def calls() -> Iterator[tuple[int]]:
         for i in range(40):
             made.append(i)
-            assert len(made) - len(done) <= 5, "two calls a CPU, and the one that is made now"
+            assert len(made) - len(done) <= most, "two calls a CPU, and the one that is made now"
             yield (i,)
 
     for number, result in farm_out(lambda x: x * x, calls(), lambda: None):
