@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from soda_dist.data.shards import COMMON_COLUMNS
 from soda_dist.data.sources import contract
 from soda_dist.data.sources.contract import READERS, Part, Source
 from soda_dist.data.sources.splits import SHARES
 from soda_dist.data.sources.tables import IMAGE_COLUMNS, LABEL_COLUMNS, ImageTables, LabelColumn, open_table
-from soda_dist.data.shards import COMMON_COLUMNS
 from soda_dist.data.storage import Folder, locate, open_folder
 from soda_dist.errors import UserError
 

@@ -105,7 +105,8 @@ class ImageTables:
 
     def _cells(self, name: str, group: int, numbers: set[int]) -> dict[int, tuple[Any, ...]]:
         """Image and labels of some rows of a group."""
-        cells, first, wanted = {}, 0, np.array(sorted(numbers), np.int64)
+        wanted, first = np.array(sorted(numbers), np.int64), 0
+        cells: dict[int, tuple[Any, ...]] = {}
         with open_table(self.folder, name) as file:
             columns = self._columns(name, file)
             for batch in file.iter_batches(BATCH, row_groups=[group], columns=columns, use_threads=False):

@@ -1,0 +1,221 @@
+"""MPI3D: a robotic arm holds a coloured shape; every combination of seven factors, four times over.
+
+The published archives mpi3d_toy.npz, mpi3d_realistic.npz, mpi3d_real.npz and real3d_complicated_shapes_ordered.npz
+(`complex`), with one array, `images`, [N, 64, 64, 3] in row-major order of the factors, and no labels; described at
+https://github.com/rr-learning/disentanglement_dataset. Nobody split them, so 80/10/10.
+
+The array is stored without compression, 12.7 GB in three of them, and is read where it lies by ranges. In an archive
+that somebody deflated, images can only be reached from the beginning: it is inflated once for each shard, with bounded
+memory, at about 150 MB/s, a minute and a half for each 32,768 images of a whole set, 32 times. `numpy.savez` makes the
+published form of it.
+"""
+
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Annotated, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import Field
+
+from soda_dist.data.shards import Label
+from soda_dist.data.sources import contract
+from soda_dist.data.sources.contract import Contents, Part, Row, Source
+from soda_dist.data.sources.records import plain_records, png, stream_records
+from soda_dist.data.sources.seekable import SeekableFile
+from soda_dist.data.sources.splits import SHARES, split_numbers
+from soda_dist.data.storage import Folder, locate, open_folder
+from soda_dist.errors import UserError
+
+Factors = dict[str, tuple[str, ...]]
+_PLACES: Factors = {
+    "object_size": ("small", "large"),
+    "camera_height": ("top", "center", "bottom"),
+    "background_color": ("purple", "sea green", "salmon"),
+    "horizontal_axis": tuple(str(step) for step in range(40)),
+    "vertical_axis": tuple(str(step) for step in range(40)),
+}
+_SIMPLE: Factors = {
+    "object_color": ("white", "green", "red", "blue", "brown", "olive"),
+    "object_shape": ("cone", "cube", "cylinder", "hexagonal", "pyramid", "sphere"),
+    **_PLACES,
+}
+_COMPLEX: Factors = {
+    "object_color": ("yellow", "green", "olive", "red"),
+    "object_shape": ("coffee-cup", "tennis-ball", "croissant", "beer-cup"),
+    **_PLACES,
+}
+FACTORS = {"toy": _SIMPLE, "realistic": _SIMPLE, "real": _SIMPLE, "complex": _COMPLEX}
+FILES = {
+    "toy": "mpi3d_toy.npz",
+    "realistic": "mpi3d_realistic.npz",
+    "real": "mpi3d_real.npz",
+    "complex": "real3d_complicated_shapes_ordered.npz",
+}
+MEMBER = "images.npy"
+LOCAL_HEADER = struct.Struct("<4s22xHH")
+"""Of a zip's member: a signature, and the lengths of the name and of the extra field that follow."""
+
+
+class Options(contract.Options):
+    """Which of the four."""
+
+    variant: Literal["toy", "realistic", "real", "complex"] | None = None
+    """None: what the file's name tells, or the only one in the folder."""
+    groups_per_shard: Annotated[int, Field(ge=1, le=4096)] = 128
+    """Large shards: a deflated archive is inflated once for each."""
+
+
+class Images(NamedTuple):
+    """Where the array lies: its shape, and the byte of the archive, or of the inflated member, where it begins."""
+
+    shape: tuple[int, ...]
+    start: int
+    deflated: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes of an image."""
+        return math.prod(self.shape[1:])
+
+
+@dataclass(frozen=True)
+class Mpi3d:
+    """One archive."""
+
+    folder: Folder
+    name: str
+    factors: Factors
+    images: Images
+    seed: int
+
+    @property
+    def contents(self) -> Contents:
+        return Contents(
+            columns=tuple(pa.field(name, pa.int32()) for name in self.factors),
+            labels={name: Label(kind="factor", names=names) for name, names in self.factors.items()},
+            main_label="object_shape",
+            rows_per_group=256,
+            shuffled=True,
+        )
+
+    def parts(self) -> Sequence[Part]:
+        return [Part(split, self.name) for split in SHARES]
+
+    def index(self, part: Part) -> pa.Table:
+        rows = split_numbers(self.images.shape[0], self.seed)[part.split]
+        return pa.table({"name": pa.array([f"{self.name}#{row}" for row in rows], pa.string()), "row": rows})
+
+    def rows(self, index: pa.Table) -> Iterator[Row]:
+        numbers = index["row"].to_numpy()
+        values = np.unravel_index(numbers, [len(names) for names in self.factors.values()])
+        labels = np.stack(values, axis=1).tolist()
+        for name, image, label in zip(index["name"].to_pylist(), self._pngs(numbers), labels, strict=True):
+            columns = dict(zip(self.factors, label, strict=True))
+            yield Row(name, image, columns) if image else Row(name, b"", columns, "a truncated record")
+
+    def _pngs(self, numbers: NDArray[np.int64]) -> Iterator[bytes]:
+        _, start, deflated = self.images
+        size = self.images.size
+
+        def keep(data: bytes) -> bytes:
+            return png(np.frombuffer(data, np.uint8).reshape(self.images.shape[1:])) if len(data) == size else b""
+
+        if not deflated:
+            yield from plain_records(self.folder, self.name, start=start, size=size, numbers=numbers, keep=keep)
+            return
+        with _opened(self.folder, self.name) as archive, archive.open(MEMBER) as stream:
+            stream.read(start)
+            yield from stream_records(stream, size=size, numbers=numbers, keep=keep)
+
+
+def open_source(uri: str, options: Options) -> Source:
+    """The archive at `uri`, or the one of a folder.
+
+    Raises:
+        UserError: no archive, one whose variant cannot be told, or other images than the variant has.
+    """
+    folder, name, variant = _find(uri, options.variant)
+    factors = FACTORS[variant]
+    images = _images(folder, name)
+    sizes = [len(names) for names in factors.values()]
+    if images.shape[0] != math.prod(sizes):
+        got = f"{images.shape[0]:,} images"
+        allowed = f"{'*'.join(str(size) for size in sizes)} = {math.prod(sizes):,} of {variant}"
+        raise UserError(folder.file_uri(name), got, allowed, "name the right variant=" + "|".join(FACTORS))
+    return Mpi3d(folder, name, factors, images, options.seed)
+
+
+def _find(uri: str, variant: str | None) -> tuple[Folder, str, str]:
+    if uri.endswith(".npz"):
+        folder, name = locate(uri)
+        told = variant or next((kind for kind, file in FILES.items() if file == name), None)
+        if not folder.exists(name):
+            raise UserError(uri, "a missing file", ", ".join(FILES.values()), "correct the path")
+        if not told:
+            raise UserError("variant", "nothing", ", ".join(FACTORS), f"say which of them {name} is")
+        return folder, name, told
+    folder = open_folder(uri)
+    have = {entry.name for entry in folder.list()}
+    found = [kind for kind, file in FILES.items() if file in have and kind == (variant or kind)]
+    if len(found) > 1:
+        raise UserError(
+            "variant", f"nothing, and {', '.join(found)} in {uri}", "one of them", f"set variant={found[0]}"
+        )
+    if not found:
+        wanted = FILES[variant] if variant else ", ".join(FILES.values())
+        raise UserError(uri, "none of MPI3D's archives", wanted, "correct the path")
+    return folder, FILES[found[0]], found[0]
+
+
+@contextmanager
+def _opened(folder: Folder, name: str) -> Iterator[zipfile.ZipFile]:
+    try:
+        with folder.explained(name), SeekableFile(folder, name) as file, zipfile.ZipFile(file) as archive:
+            yield archive
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        got = f"not a whole .npz ({error})"
+        raise UserError(folder.file_uri(name), got, "a published archive", "download it again") from None
+
+
+def _images(folder: Folder, name: str) -> Images:
+    with _opened(folder, name) as archive:
+        if MEMBER not in archive.namelist():
+            raise _wrong(folder, name, f"an archive of {', '.join(archive.namelist()[:5]) or 'nothing'}", MEMBER)
+        info = archive.getinfo(MEMBER)
+        with archive.open(info) as stream:
+            shape, header = _header(folder, name, stream)
+        if info.file_size != header + math.prod(shape):
+            raise _wrong(folder, name, f"{info.file_size:,} bytes in {MEMBER}", f"{header + math.prod(shape):,}")
+        if info.compress_type != zipfile.ZIP_STORED:
+            return Images(shape, header, deflated=True)
+    with folder.explained(name), folder.open(name) as file:
+        start = file.read_at(LOCAL_HEADER.size, info.header_offset)
+        _, name_bytes, extra_bytes = LOCAL_HEADER.unpack(start)
+        begin = info.header_offset + LOCAL_HEADER.size + name_bytes + extra_bytes + header
+        if file.size() < begin + math.prod(shape):
+            raise _wrong(folder, name, f"{file.size():,} bytes", f"{begin + math.prod(shape):,} or more")
+    return Images(shape, begin, deflated=False)
+
+
+def _header(folder: Folder, name: str, stream: IO[bytes]) -> tuple[tuple[int, ...], int]:
+    """Shape of the array, and bytes of its header."""
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, fortran, kind = read(stream)
+    except (ValueError, KeyError) as error:
+        raise _wrong(folder, name, f"no array in {MEMBER} ({error})", "an array") from None
+    if kind != np.uint8 or fortran or len(shape) != 4 or shape[3] != 3 or min(shape) < 1:
+        raise _wrong(folder, name, f"{kind} {[*shape]}", "uint8 [images, height, width, 3]")
+    return shape, stream.tell()
+
+
+def _wrong(folder: Folder, name: str, got: str, allowed: str) -> UserError:
+    return UserError(folder.file_uri(name), got, allowed, "download it again")

@@ -1,0 +1,224 @@
+"""SmallNORB: photographs of toys in 9 elevations, 18 azimuths and 6 lightings, by two cameras side by side.
+
+The published files smallnorb-...-{training,testing}-{dat,cat,info}.mat, as .gz or unpacked, described at
+https://cs.nyu.edu/~ylclab/data/norb-v1.0-small/. All numbers are little endian: int32 magic (the type), int32 count of
+dimensions, max(3, that count) int32 dimensions, the values.
+
+Splits are the published ones, which share no toy. Rows are sorted by toy, then lighting, elevation and azimuth, so the
+views of one are neighbours; `object` is 10 category + instance. Azimuths of two toys do not begin at the same place,
+and no calibration is published, so there are no camera matrices. The 24.3K images of table 10 are one camera's.
+
+A .gz is read from its beginning for each shard: half a gigabyte, seconds.
+"""
+
+import gzip
+import io
+import math
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from soda_dist.data.shards import Label
+from soda_dist.data.sources import contract
+from soda_dist.data.sources.contract import Contents, Part, Row, Source
+from soda_dist.data.sources.records import block_records, plain_records, png, stream_records
+from soda_dist.data.sources.seekable import SeekableFile
+from soda_dist.data.storage import Folder, open_folder
+from soda_dist.errors import UserError
+
+NAMES = {
+    "train": "smallnorb-5x46789x9x18x6x2x96x96-training",
+    "test": "smallnorb-5x01235x9x18x6x2x96x96-testing",
+}
+KINDS, ZIPPED = ("dat", "cat", "info"), ".gz"
+CAMERAS = ("left", "right")
+INSTANCES, LIGHTINGS = 10, 6
+FACTORS = {
+    "category": ("animal", "human", "airplane", "truck", "car"),
+    "elevation": tuple(f"{angle} degrees" for angle in range(30, 75, 5)),
+    "azimuth": tuple(f"{angle} degrees" for angle in range(0, 360, 20)),
+    "lighting": tuple(str(number) for number in range(LIGHTINGS)),
+}
+TYPES = {0x1E3D4C55: "|u1", 0x1E3D4C54: "<i4", 0x1E3D4C56: "<i2", 0x1E3D4C51: "<f4", 0x1E3D4C53: "<f8"}
+LAYOUT = " and ".join(f"{name}-{{{','.join(KINDS)}}}.mat[{ZIPPED}]" for name in NAMES.values())
+
+
+class Options(contract.Options):
+    """Which images are imported, and what an object is."""
+
+    cameras: Literal["left", "both"] = "left"
+    """Both: two images of each record, and a factor more."""
+    same_lighting: bool = False
+    """Whether a toy under another light is another object: then its views differ by the camera alone, and lighting is
+    for z to tell. Otherwise a pair of views may differ in lighting too, which nothing but the target shows."""
+
+
+class Matrix(NamedTuple):
+    """A file's header: numpy's type, dimensions, and the byte where the values begin."""
+
+    kind: str
+    shape: tuple[int, ...]
+    start: int
+
+
+class Files(NamedTuple):
+    """The three files of a split: images, categories, and what else is known of each record."""
+
+    dat: str
+    cat: str
+    info: str
+
+
+@dataclass(frozen=True)
+class SmallNorb:
+    """The records of all splits."""
+
+    folder: Folder
+    files: dict[str, Files]
+    options: Options
+
+    @property
+    def contents(self) -> Contents:
+        factors = {**FACTORS, "camera": CAMERAS} if self.options.cameras == "both" else FACTORS
+        return Contents(
+            columns=(*(pa.field(name, pa.int32()) for name in factors), pa.field("object", pa.int64())),
+            labels={name: Label(kind="factor", names=names) for name, names in factors.items()},
+            main_label="category",
+            rows_per_group=256,
+        )
+
+    def parts(self) -> Sequence[Part]:
+        return [Part(split, files.dat) for split, files in self.files.items()]
+
+    def index(self, part: Part) -> pa.Table:
+        files = self.files[part.split]
+        count = self._images(files.dat).shape[0]
+        category = self._numbers(files.cat, (count,))
+        instance, elevation, azimuth, lighting = self._numbers(files.info, (count, 4)).T
+        order = np.lexsort((azimuth, elevation, lighting, instance, category))
+        cameras = np.arange(len(CAMERAS) if self.options.cameras == "both" else 1)
+        record, camera = np.repeat(order, len(cameras)), np.tile(cameras, count)
+        return pa.table(
+            {
+                "name": [f"{files.dat}#{r}/{CAMERAS[c]}" for r, c in zip(record, camera, strict=True)],
+                "file": [files.dat] * len(record),
+                "image": record * len(CAMERAS) + camera,
+                "instance": instance[record],
+                "category": category[record],
+                "elevation": elevation[record],
+                "azimuth": azimuth[record],
+                "lighting": lighting[record],
+                "camera": camera,
+            }
+        )
+
+    def rows(self, index: pa.Table) -> Iterator[Row]:
+        entries = index.to_pylist()
+
+        def read(name: str, places: list[int]) -> Iterator[Row]:
+            numbers = np.array([entries[at]["image"] for at in places], np.int64)
+            for at, image in zip(places, self._read(name, numbers), strict=True):
+                yield self._row(entries[at], image)
+
+        return block_records(index["file"].to_pylist(), read)
+
+    def _row(self, entry: Mapping[str, Any], image: bytes | None) -> Row:
+        halved = {**entry, "azimuth": entry["azimuth"] / 2}  # numbered 0, 2, ..., 34
+        columns: dict[str, int] = {}
+        for factor, label in {**self.contents.labels, "instance": None}.items():
+            count = len(label.names) if label else INSTANCES
+            if halved[factor] not in range(count):
+                return Row(entry["name"], b"", {}, f"{factor} {entry[factor]}, which there is not")
+            columns[factor] = int(halved[factor])
+        if image is None:
+            return Row(entry["name"], b"", {}, "a truncated record")
+        toy = columns["category"] * INSTANCES + columns.pop("instance")
+        columns["object"] = toy * LIGHTINGS + columns["lighting"] if self.options.same_lighting else toy
+        return Row(entry["name"], image, columns)
+
+    def _images(self, name: str) -> Matrix:
+        with self._opened(name) as (stream, matrix):
+            whole = matrix.start + math.prod(matrix.shape)
+            if matrix.kind != "|u1" or len(matrix.shape) != 4 or matrix.shape[1] != len(CAMERAS):
+                raise self._error(name, _shown(matrix), "bytes [records, 2 cameras, height, width]")
+            size = whole if name.endswith(ZIPPED) else stream.seek(0, io.SEEK_END)
+            if size < whole:
+                raise self._error(name, f"{size} bytes", f"{whole}, as its header says")
+        return matrix
+
+    def _numbers(self, name: str, shape: tuple[int, ...]) -> NDArray[np.int64]:
+        with self._opened(name) as (stream, matrix):
+            if (matrix.kind, matrix.shape) != ("<i4", shape):
+                raise self._error(name, _shown(matrix), f"int32 {[*shape]}")
+            data = stream.read(4 * math.prod(shape))
+        if len(data) < 4 * math.prod(shape):
+            raise self._error(name, f"{len(data)} bytes of numbers", f"{4 * math.prod(shape)}, as its header says")
+        return np.frombuffer(data, "<i4").reshape(shape).astype(np.int64)
+
+    def _read(self, name: str, numbers: NDArray[np.int64]) -> Iterator[bytes | None]:
+        """Images as PNG; None where the file ends."""
+        with self._opened(name) as (stream, matrix):
+            side = matrix.shape[2:]
+            size = math.prod(side)
+
+            def keep(data: bytes) -> bytes | None:
+                return png(np.frombuffer(data, np.uint8).reshape(side)) if len(data) == size else None
+
+            if name.endswith(ZIPPED):
+                yield from stream_records(stream, size=size, numbers=numbers, keep=keep)
+                return
+        yield from plain_records(self.folder, name, start=matrix.start, size=size, numbers=numbers, keep=keep)
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[tuple[IO[bytes], Matrix]]:
+        """A file's bytes, unzipped, that stand at the first value, and its header."""
+        try:
+            with self.folder.explained(name), SeekableFile(self.folder, name) as file:
+                stream: Any = gzip.GzipFile(fileobj=file) if name.endswith(ZIPPED) else file
+                yield stream, self._matrix(name, stream)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise self._error(name, f"not a whole gzip file ({error})", "the published file") from None
+
+    def _matrix(self, name: str, stream: IO[bytes]) -> Matrix:
+        start = stream.read(8)
+        magic, dimensions = struct.unpack("<Ii", start) if len(start) == 8 else (0, 0)
+        if magic not in TYPES or not 1 <= dimensions <= 8:
+            raise self._error(name, "no header of a matrix", "the published file")
+        data = stream.read(4 * max(3, dimensions))
+        if len(data) < 4 * max(3, dimensions):
+            raise self._error(name, "a truncated header", "the published file")
+        shape = struct.unpack(f"<{dimensions}i", data[: 4 * dimensions])
+        if min(shape) < 1:
+            raise self._error(name, f"dimensions {[*shape]}", "positive ones")
+        return Matrix(TYPES[magic], shape, 8 + len(data))
+
+    def _error(self, name: str, got: str, allowed: str) -> UserError:
+        return UserError(self.folder.file_uri(name), got, allowed, "download it again")
+
+
+def _shown(matrix: Matrix) -> str:
+    return f"{np.dtype(matrix.kind)} {[*matrix.shape]}"
+
+
+def open_source(uri: str, options: Options) -> Source:
+    """SmallNORB in the folder `uri`; a `UserError` if one of its files is missing."""
+    folder = open_folder(uri)
+    have = {entry.name for entry in folder.list()}
+    files = {
+        split: Files(*(_found(folder, have, f"{name}-{kind}.mat") for kind in KINDS)) for split, name in NAMES.items()
+    }
+    return SmallNorb(folder, files, options)
+
+
+def _found(folder: Folder, have: set[str], name: str) -> str:
+    for form in (name, name + ZIPPED):
+        if form in have:
+            return form
+    raise UserError(folder.uri, f"no {name}[{ZIPPED}]", LAYOUT, "correct the path, or download what is missing")
