@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from soda_dist.config.load import parse_yaml, validate
-from soda_dist.data.sources import cifar10, cifar100, contract, imagenet, mpi3d, parquet, smallnorb, synthetic
+from soda_dist.data.sources import cifar10, cifar100, contract, imagenet, mpi3d, parquet, shapes3d, smallnorb, synthetic
 from soda_dist.data.sources.contract import Options, Source
 from soda_dist.errors import UserError
 
@@ -24,6 +24,7 @@ SOURCES = {
     "imagenet": Kind(contract.Options, imagenet.open_source),
     "mpi3d": Kind(mpi3d.Options, mpi3d.open_source),
     "parquet": Kind(parquet.Options, parquet.open_source),
+    "shapes3d": Kind(shapes3d.Options, shapes3d.open_source),
     "smallnorb": Kind(smallnorb.Options, smallnorb.open_source),
     "synthetic": Kind(synthetic.Options, synthetic.open_source),
 }

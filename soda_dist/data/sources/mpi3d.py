@@ -179,7 +179,7 @@ def _opened(folder: Folder, name: str) -> Iterator[zipfile.ZipFile]:
     try:
         with folder.explained(name), SeekableFile(folder, name) as file, zipfile.ZipFile(file) as archive:
             yield archive
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         got = f"not a whole .npz ({error})"
         raise UserError(folder.file_uri(name), got, "a published archive", "download it again") from None
 
@@ -189,6 +189,8 @@ def _images(folder: Folder, name: str) -> Images:
         if MEMBER not in archive.namelist():
             raise _wrong(folder, name, f"an archive of {', '.join(archive.namelist()[:5]) or 'nothing'}", MEMBER)
         info = archive.getinfo(MEMBER)
+        if info.flag_bits & 1:
+            raise _wrong(folder, name, f"an encrypted {MEMBER}", "an open one")
         with archive.open(info) as stream:
             shape, header = _header(folder, name, stream)
         if info.file_size != header + math.prod(shape):

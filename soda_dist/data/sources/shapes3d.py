@@ -1,0 +1,153 @@
+"""3D Shapes: a solid in a coloured room; every combination of six factors, 480,000 images of 64x64 pixels.
+
+The published 3dshapes.h5 with `images`, uint8 [480000, 64, 64, 3], and `labels`, float64 [480000, 6], which are the
+factors' values; described at https://github.com/deepmind/3d-shapes. A factor's index is the rank of its value, and the
+values are its names. Nobody split the set, so 80/10/10.
+
+HDF5 compresses images by chunks of many rows (15,000 as published), which are read whole: so each shard reads the whole
+file, a block of rows at a time, and shards are large: 16 of them, a minute each.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated
+
+import h5py
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import Field
+
+from soda_dist.data.shards import Label
+from soda_dist.data.sources import contract
+from soda_dist.data.sources.contract import Contents, Part, Row, Source
+from soda_dist.data.sources.records import block_records, png
+from soda_dist.data.sources.seekable import SeekableFile
+from soda_dist.data.sources.splits import SHARES, split_numbers
+from soda_dist.data.storage import Folder, locate, open_folder
+from soda_dist.errors import UserError
+
+FILE = "3dshapes.h5"
+SIZES = {"floor_hue": 10, "wall_hue": 10, "object_hue": 10, "scale": 8, "shape": 4, "orientation": 15}
+"""Values of each factor, in the order of the columns of `labels`."""
+DECIMALS = 6
+"""Values that agree so far are one: linspace and arithmetic differ in the last bits."""
+ROWS_READ, BYTES_READ = 1024, 256 * 2**20
+"""Rows read at a time where HDF5 has no chunks, and the most bytes where it has."""
+
+
+class Options(contract.Options):
+    """Options of every kind."""
+
+    groups_per_shard: Annotated[int, Field(ge=1, le=4096)] = 128
+    """Large shards: the file is read once for each."""
+
+
+@dataclass(frozen=True)
+class Shapes3d:
+    """The file, and the values of each factor, ascending."""
+
+    folder: Folder
+    name: str
+    values: dict[str, tuple[float, ...]]
+    seed: int
+
+    @property
+    def contents(self) -> Contents:
+        names = {name: tuple(f"{value:.4g}" for value in values) for name, values in self.values.items()}
+        return Contents(
+            columns=tuple(pa.field(name, pa.int32()) for name in self.values),
+            labels={name: Label(kind="factor", names=names[name]) for name in self.values},
+            main_label="shape",
+            rows_per_group=256,
+            shuffled=True,
+        )
+
+    def parts(self) -> Sequence[Part]:
+        return [Part(split, self.name) for split in SHARES]
+
+    def index(self, part: Part) -> pa.Table:
+        with _opened(self.folder, self.name) as file:
+            labels = _labels(self.folder, self.name, file)
+        rows = split_numbers(len(labels), self.seed)[part.split]
+        names = pa.array([f"{self.name}#{row}" for row in rows], pa.string())
+        factors = zip(self.values.items(), labels[rows].T, strict=True)
+        ranks = {name: np.searchsorted(values, column).astype(np.int32) for (name, values), column in factors}
+        return pa.table({"name": names, "row": rows, **ranks})
+
+    def rows(self, index: pa.Table) -> Iterator[Row]:
+        numbers = index["row"].to_numpy()
+        with _opened(self.folder, self.name) as file:
+            images = _dataset(self.folder, self.name, file, "images")
+            step = _rows_read(images)
+
+            def read(block: int, places: list[int]) -> Iterator[bytes]:
+                first = block * step
+                pixels = images[first : first + step]
+                return (png(pixels[numbers[at] - first]) for at in places)
+
+            pngs = block_records((numbers // step).tolist(), read)
+            for entry, image in zip(index.to_pylist(), pngs, strict=True):
+                yield Row(entry["name"], image, {name: entry[name] for name in self.values})
+
+
+def open_source(uri: str, options: Options) -> Source:
+    """3D Shapes at `uri`, the file or a folder that holds it.
+
+    Raises:
+        UserError: no such file, or one that holds something else.
+    """
+    folder, name = locate(uri) if uri.endswith((".h5", ".hdf5")) else (open_folder(uri), FILE)
+    if not folder.exists(name):
+        raise UserError(uri, f"no {name}", FILE, "correct the path")
+    with _opened(folder, name) as file:
+        labels = _labels(folder, name, file)
+        images = _dataset(folder, name, file, "images")
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) != len(labels):
+            got = f"images {images.dtype} {[*images.shape]}"
+            raise _wrong(folder, name, got, f"uint8 [{len(labels)}, height, width, 3]")
+    values = {factor: np.unique(column) for factor, column in zip(SIZES, labels.T, strict=True)}
+    for factor, size in SIZES.items():
+        if len(values[factor]) != size:
+            raise _wrong(folder, name, f"{len(values[factor])} values of {factor}", f"{size}")
+    if len(labels) != math.prod(SIZES.values()):
+        raise _wrong(folder, name, f"{len(labels):,} images", f"{math.prod(SIZES.values()):,}, all combinations")
+    return Shapes3d(folder, name, {factor: tuple(found.tolist()) for factor, found in values.items()}, options.seed)
+
+
+@contextmanager
+def _opened(folder: Folder, name: str) -> Iterator[h5py.File]:
+    try:
+        with folder.explained(name), SeekableFile(folder, name) as file, h5py.File(file, "r") as opened:
+            yield opened
+    except (OSError, EOFError) as error:
+        raise _wrong(folder, name, f"not whole HDF5 ({str(error)[:80]})", "the published file") from None
+
+
+def _dataset(folder: Folder, name: str, file: h5py.File, key: str) -> h5py.Dataset:
+    """A data set whose values lie in this file: no link out of it is followed."""
+    link = file.get(key, getlink=True)
+    found = file[key] if isinstance(link, h5py.HardLink) else None
+    if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
+        raise _wrong(folder, name, f"no {key} of its own", "images and labels")
+    return found
+
+
+def _labels(folder: Folder, name: str, file: h5py.File) -> NDArray[np.float64]:
+    labels = _dataset(folder, name, file, "labels")
+    if labels.ndim != 2 or labels.shape[1] != len(SIZES) or labels.dtype.kind not in "fiu":
+        got = f"labels {labels.dtype} {[*labels.shape]}"
+        raise _wrong(folder, name, got, f"numbers [images, {len(SIZES)}]")
+    return np.round(labels[:].astype(np.float64), DECIMALS)
+
+
+def _rows_read(images: h5py.Dataset) -> int:
+    """Rows of whole chunks, within bounds."""
+    most = max(1, BYTES_READ // math.prod(images.shape[1:]))
+    return min(images.chunks[0] if images.chunks else ROWS_READ, most)
+
+
+def _wrong(folder: Folder, name: str, got: str, allowed: str) -> UserError:
+    return UserError(folder.file_uri(name), got, allowed, "download it again")
