@@ -12,9 +12,8 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import h5py
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -28,6 +27,9 @@ from soda_dist.data.sources.seekable import SeekableFile
 from soda_dist.data.sources.splits import SHARES, split_numbers
 from soda_dist.data.storage import Folder, locate, open_folder
 from soda_dist.errors import UserError
+
+if TYPE_CHECKING:
+    import h5py
 
 FILE = "3dshapes.h5"
 SIZES = {"floor_hue": 10, "wall_hue": 10, "object_hue": 10, "scale": 8, "shape": 4, "orientation": 15}
@@ -118,7 +120,9 @@ def open_source(uri: str, options: Options) -> Source:
 
 
 @contextmanager
-def _opened(folder: Folder, name: str) -> Iterator[h5py.File]:
+def _opened(folder: Folder, name: str) -> Iterator["h5py.File"]:
+    import h5py
+
     try:
         with folder.explained(name), SeekableFile(folder, name) as file, h5py.File(file, "r") as opened:
             yield opened
@@ -126,8 +130,10 @@ def _opened(folder: Folder, name: str) -> Iterator[h5py.File]:
         raise _wrong(folder, name, f"not whole HDF5 ({str(error)[:80]})", "the published file") from None
 
 
-def _dataset(folder: Folder, name: str, file: h5py.File, key: str) -> h5py.Dataset:
+def _dataset(folder: Folder, name: str, file: "h5py.File", key: str) -> "h5py.Dataset":
     """A data set whose values lie in this file: no link out of it is followed."""
+    import h5py
+
     link = file.get(key, getlink=True)
     found = file[key] if isinstance(link, h5py.HardLink) else None
     if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
@@ -135,7 +141,7 @@ def _dataset(folder: Folder, name: str, file: h5py.File, key: str) -> h5py.Datas
     return found
 
 
-def _labels(folder: Folder, name: str, file: h5py.File) -> NDArray[np.float64]:
+def _labels(folder: Folder, name: str, file: "h5py.File") -> NDArray[np.float64]:
     labels = _dataset(folder, name, file, "labels")
     if labels.ndim != 2 or labels.shape[1] != len(SIZES) or labels.dtype.kind not in "fiu":
         got = f"labels {labels.dtype} {[*labels.shape]}"
@@ -143,7 +149,7 @@ def _labels(folder: Folder, name: str, file: h5py.File) -> NDArray[np.float64]:
     return np.round(labels[:].astype(np.float64), DECIMALS)
 
 
-def _rows_read(images: h5py.Dataset) -> int:
+def _rows_read(images: "h5py.Dataset") -> int:
     """Rows of whole chunks, within bounds."""
     most = max(1, BYTES_READ // math.prod(images.shape[1:]))
     return min(images.chunks[0] if images.chunks else ROWS_READ, most)
