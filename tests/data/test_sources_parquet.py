@@ -99,7 +99,9 @@ def test_columns_by_their_options(tmp_path: Path) -> None:
         "train.parquet",
         made.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}),
     )
-    with pytest.raises(UserError, match=r"image: got columns picture.*; allowed: picture, mask, thumbnail; .*image=NAME"):
+    with pytest.raises(
+        UserError, match=r"image: got columns picture.*; allowed: picture, mask, thumbnail; .*image=NAME"
+    ):
         opened("parquet", str(tmp_path))
     with pytest.raises(UserError, match=r"label: got nothing, and classes fine, coarse; .*set label=fine"):
         opened("parquet", str(tmp_path), "image=picture")
