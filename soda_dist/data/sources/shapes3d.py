@@ -5,7 +5,7 @@ factors' values; described at https://github.com/deepmind/3d-shapes. A factor's 
 values are its names. Nobody split the set, so 80/10/10.
 
 HDF5 compresses images by chunks of many rows (15,000 as published), which are read whole: so each shard reads the whole
-file, a block of rows at a time, and shards are large: 16 of them, a minute each.
+file, a block of rows at a time (184 MB), and shards are large: 16 of them, about 45 seconds of reading each.
 """
 
 import math

@@ -1,6 +1,7 @@
 """An import without its shards: the rows of a source, and what their images show."""
 
 import io
+import pickle
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +12,8 @@ from soda_dist.data.sources.contract import Row, Source
 
 
 def opened(kind: str, uri: str, *options: str) -> Source:
-    """The source that `prepare_data.py KIND --source URI OPTIONS` would import."""
-    return SOURCES[kind].open_source(uri, parse_options(kind, options))
+    """The source that `prepare_data.py KIND --source URI OPTIONS` would import, as a task on another machine gets it."""
+    return pickle.loads(pickle.dumps(SOURCES[kind].open_source(uri, parse_options(kind, options))))
 
 
 def index_of(source: Source, split: str) -> pa.Table:

@@ -1,0 +1,48 @@
+"""A file of a storage as one of Python's own: any read is what the bytes say, blocks are few and read once."""
+
+import io
+
+import numpy as np
+import pytest
+
+from soda_dist.data.sources import seekable
+from soda_dist.data.sources.seekable import SeekableFile
+from soda_dist.data.storage import open_folder
+
+DATA = np.random.default_rng(0).integers(0, 256, 1003, np.uint8).tobytes()
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seekable, "BLOCK", 64)
+    monkeypatch.setattr(seekable, "BLOCKS_KEPT", 3)
+
+
+def test_reads_are_those_of_a_file_in_memory(any_uri: str) -> None:
+    folder = open_folder(any_uri)
+    folder.write("a", DATA)
+    rng = np.random.default_rng(1)
+    with SeekableFile(folder, "a") as file:
+        expected = io.BytesIO(DATA)
+        for start, count in zip(rng.integers(0, 1100, 50).tolist(), rng.integers(0, 300, 50).tolist(), strict=True):
+            assert file.seek(start) == expected.seek(start)
+            assert file.read(count) == expected.read(count)
+            assert file.tell() == expected.tell()
+        assert file.seek(-3, io.SEEK_END) == 1000
+        assert file.seek(-10, io.SEEK_CUR) == 990
+        assert file.read() == DATA[990:]
+        assert len(file._blocks) == 3
+
+
+def test_a_block_is_read_once_while_it_is_kept(any_uri: str) -> None:
+    folder = open_folder(any_uri)
+    folder.write("a", DATA)
+    with SeekableFile(folder, "a") as file:
+        file.read(10)
+        kept = dict(file._blocks)
+        file.seek(130)
+        file.read(20)
+        file.seek(0)
+        assert file.read(64) == DATA[:64]
+        assert [*file._blocks] == [2, 0]
+        assert file._blocks[0] is kept[0]
