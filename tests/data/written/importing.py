@@ -12,7 +12,7 @@ from soda_dist.data.sources.contract import Row, Source
 
 
 def opened(kind: str, uri: str, *options: str) -> Source:
-    """The source that `prepare_data.py KIND --source URI OPTIONS` would import, as a task on another machine gets it."""
+    """The source that `prepare_data.py KIND --source URI OPTIONS` would import, as its tasks get it."""
     return pickle.loads(pickle.dumps(SOURCES[kind].open_source(uri, parse_options(kind, options))))
 
 
