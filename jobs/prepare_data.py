@@ -1,9 +1,9 @@
 """Turn a published data set, or rendered solids, into shards that training streams from; or check such shards.
 
-Safe to stop and run again.
-  python jobs/prepare_data.py imagenet  --source DIR|TAR|URI --data URI
-  python jobs/prepare_data.py cifar10   --source DIR|URI     --data URI
-  python jobs/prepare_data.py synthetic                      --data URI size=48 objects=4096
+Kinds: imagenet, cifar10, cifar100, smallnorb, shapes3d, mpi3d, parquet, synthetic; the options of each are listed where
+it is defined, in soda_dist/data/sources/. Safe to stop and run again.
+  python jobs/prepare_data.py KIND --source DIR|FILE|URI --data URI [option=value ...]
+  python jobs/prepare_data.py synthetic --data URI size=48 objects=4096
   python jobs/prepare_data.py --check URI [--images N|all]   digests, counts, keys; decodes N images of each shard
 """
 
@@ -15,7 +15,7 @@ from soda_dist.errors import UserError
 
 def main(argv: list[str]) -> str:
     arguments = parser(__doc__)
-    arguments.add_argument("kind", metavar="KIND", nargs="?", help="imagenet, cifar10 or synthetic")
+    arguments.add_argument("kind", metavar="KIND", nargs="?", help="the data set, one of those above")
     add_uri(arguments, "--source", "the data set as published", required=False)
     add_uri(arguments, "--data", "folder for the shards, made if absent", required=False)
     add_uri(arguments, "--check", "prepared shards to check", required=False)

@@ -1,11 +1,13 @@
 """The cheap check of image bytes: whole files pass, every cut is found, without decoding."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from soda_dist.data.sources import SOURCES
 from soda_dist.data.sources.contract import check_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
@@ -61,3 +63,9 @@ def test_grey_and_other_modes_pass() -> None:
 )
 def test_what_is_not_an_image_says_why(data: bytes, reason: str) -> None:
     assert check_image(data) == reason
+
+
+def test_the_job_names_every_kind() -> None:
+    text = (Path(__file__).parents[2] / "jobs/prepare_data.py").read_text()
+    named = text.partition("Kinds: ")[2].partition(";")[0].replace("\n", " ").split(", ")
+    assert sorted(named) == sorted(SOURCES)
