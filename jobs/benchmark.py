@@ -1,7 +1,7 @@
 """Measure this machine: ingest, training loop, extraction of latents, DCI, sampler and training step.
 
 Every figure is a ratio of one run, printed beside the rates it is made of; benchmark.json holds them all.
-  python jobs/benchmark.py data   [--small URI] [--photographs URI]     against a torch DataLoader
+  python jobs/benchmark.py data   [--small URI] [--photographs URI]     against a torch DataLoader, a process pool
   python jobs/benchmark.py train  [--data URI] [a.b=value ...]          against bare PyTorch
   python jobs/benchmark.py features [--data URI] [--preset NAME] [a.b=value ...]  against a plain loop; two actors
   python jobs/benchmark.py dci    [rows=N] [codes=N] [rounds=N]          against scikit-learn
@@ -44,12 +44,12 @@ def _with_ray(args: argparse.Namespace) -> list[dict]:
     from soda_dist.distributed.session import ray_session
 
     with ray_session(cpus=4):
-        from soda_dist.distributed import benchmark, benchmark_dci, feature_speed
+        from soda_dist.distributed import benchmark_dci, data_speed, feature_speed, training_speed
 
         if args.what == "data":
-            return benchmark.measure_data(args.small, args.photographs, say)
+            return data_speed.measure_data(args.small, args.photographs, say)
         if args.what == "train":
-            return benchmark.measure_train(args.data, args.overrides, say)
+            return training_speed.measure_train(args.data, args.overrides, say)
         if args.what == "features":
             return feature_speed.measure_features(args.preset, args.data, args.overrides, say)
         return benchmark_dci.measure_dci(args.overrides, say)

@@ -24,7 +24,6 @@ from soda_dist.config.load import load_config
 from soda_dist.config.schema import Data, RunConfig
 from soda_dist.data.shards import ShardReader
 from soda_dist.data.storage import open_folder
-from soda_dist.distributed.benchmark import rendered
 from soda_dist.distributed.crew import Crew
 from soda_dist.distributed.features import (
     Features,
@@ -39,6 +38,7 @@ from soda_dist.distributed.features import (
 from soda_dist.distributed.rounds import Rates, Result, Side, alternate, ratio
 from soda_dist.distributed.session import Say
 from soda_dist.distributed.step_speed import allowed_overrides
+from soda_dist.distributed.training_speed import rendered
 from soda_dist.errors import UserError
 from soda_dist.models.method import Method
 from soda_dist.models.pixels import IMAGENET_MEAN, IMAGENET_STD

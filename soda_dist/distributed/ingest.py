@@ -60,7 +60,7 @@ def slices(config: RunConfig, rank: int, step: int) -> list[Slice]:
     return [(base + j * micro * workers, base + j * micro * workers + micro) for j in range(config.accumulation)]
 
 
-def _opened(data_uri: str, config: RunConfig) -> tuple[ShardReader, Order]:
+def opened(data_uri: str, config: RunConfig) -> tuple[ShardReader, Order]:
     """Reader and order, kept for the life of the process."""
     data = config.data
     return _open(data_uri, data.train_split, config.train.global_batch, data.shuffle_groups, config.seed)
@@ -79,7 +79,7 @@ def _read(data_uri: str, config: RunConfig, plan: list[Block]) -> Iterator[pa.Ta
     import cv2
 
     cv2.setNumThreads(1)  # a task has one CPU
-    reader, order = _opened(data_uri, config)
+    reader, order = opened(data_uri, config)
     probe = probe_labels(reader.manifest, config.train)
     labels = probe.columns if probe else ()
     read = partial(read_pairs, reader, order, seed=config.seed, data=config.data, labels=labels)
@@ -145,7 +145,7 @@ class RestingLoop(ExecutionCallback):
 
 def stream(data_uri: str, config: RunConfig, rank: int, first_step: int) -> Iterator[Pairs]:
     """A rank's micro-batches from `first_step` to the end of the run."""
-    _, order = _opened(data_uri, config)
+    _, order = opened(data_uri, config)
     for plans in _datasets(order, config, rank, first_step):
         yield from _dataset_batches(data_uri, config, plans)
 
