@@ -51,9 +51,6 @@ class Data(Node):
     """Short side over crop before the centre crop at evaluation; 8/7 for ImageNet (section D.2, our reading)."""
     source_noise: NotNegative = 0.0
     """Standard deviation of the Gaussian noise on the normalised source view (table 10)."""
-    max_unreadable: Fraction = 0.05
-    """Share of the rows seen whose images cannot be read, above which a run stops; each is listed, and another row of
-    its group stands in."""
     train_split: str = "train"
     shuffle_groups: Count = 16
     """Row groups whose rows are mixed at a time: a batch draws evenly from this many."""
@@ -219,6 +216,9 @@ class Train(Node):
     checkpoint_every_steps: Count = 1000
     keep_checkpoints: Count = 2
     """Complete checkpoints kept; older ones are removed."""
+    max_unreadable: Fraction = 0.05
+    """Share of the rows seen whose images cannot be read, above which a run stops; each is listed, and another row of
+    its group stands in."""
     online_probe: bool = False
     """Whether a linear probe is trained along, behind a stopped gradient (section E.1), and its accuracy logged. Its
     dropout, label smoothing and initial values are those of `evaluation.probe`."""

@@ -32,7 +32,14 @@ COLLECTIVE_TIMEOUT_S = 600.0
 LOST = (RayActorError, WorkerCrashedError, OutOfMemoryError)
 """What Ray says of processes that were killed, as opposed to what a process raised."""
 FREE_TO_CHANGE = ("scale", "evaluation", "sampling")
-FREE_TRAIN_FIELDS = ("steps", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "micro_batch")
+FREE_TRAIN_FIELDS = (
+    "steps",
+    "log_every_steps",
+    "checkpoint_every_steps",
+    "keep_checkpoints",
+    "micro_batch",
+    "max_unreadable",
+)
 
 
 def pretrain(config: RunConfig, data_uri: str, run_uri: str, say: Say, until: int | None = None) -> str:

@@ -153,11 +153,11 @@ class Book:
 
     def _check_share(self, step: int) -> None:
         """A `UserError`, on every worker, if too many of the rows that were seen since the start could not be read."""
-        seen, most = (step - self.first_step) * self.config.train.global_batch, self.config.data.max_unreadable
+        seen, most = (step - self.first_step) * self.config.train.global_batch, self.config.train.max_unreadable
         if self._unreadable > most * seen:
             self.flush()
             raise UserError(
-                "data.max_unreadable",
+                "train.max_unreadable",
                 f"{self._unreadable:,} of {seen:,} rows with images that cannot be read",
                 f"at most {most:.2%} of them",
                 f"see {self.run.file_uri(QUARANTINE)}; prepare the data again, or raise it",

@@ -185,7 +185,7 @@ def test_unreadable_rows_are_listed(tmp_path):
 
 
 def test_a_run_stops_where_too_much_cannot_be_read(tmp_path):
-    config = tiny_config(data={"max_unreadable": 0.1})
+    config = tiny_config(train={"max_unreadable": 0.1})
 
     def batches(first):
         for pairs in feed(config)(first):
