@@ -4,7 +4,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from soda_dist.config.load import parse_yaml, validate
-from soda_dist.data.sources import cifar10, cifar100, contract, imagenet, mpi3d, parquet, shapes3d, smallnorb, synthetic
+from soda_dist.data.sources import (
+    cifar10,
+    cifar100,
+    contract,
+    imagenet,
+    mpi3d,
+    multiview,
+    parquet,
+    shapes3d,
+    smallnorb,
+    synthetic,
+)
 from soda_dist.data.sources.contract import Options, Source
 from soda_dist.errors import UserError
 
@@ -23,6 +34,7 @@ SOURCES = {
     "cifar100": Kind(contract.Options, cifar100.open_source),
     "imagenet": Kind(contract.Options, imagenet.open_source),
     "mpi3d": Kind(mpi3d.Options, mpi3d.open_source),
+    "multiview": Kind(contract.Options, multiview.open_source),
     "parquet": Kind(parquet.Options, parquet.open_source),
     "shapes3d": Kind(shapes3d.Options, shapes3d.open_source),
     "smallnorb": Kind(smallnorb.Options, smallnorb.open_source),

@@ -1,0 +1,161 @@
+"""One's own photographs or renderings of objects, with their cameras.
+
+    OBJECT/cameras.json      {"a.png": {"camera_to_world": [4x4], "intrinsics": [3x3]}, ...}
+    OBJECT/a.png, ...        JPEG or PNG; each has its camera, and each camera its file
+    splits.json              {"train": [OBJECT, ...], "val": ..., "test": ...}; without it 80/10/10 by object
+    labels.json              {OBJECT: class, ...}, if objects have classes
+
+camera_to_world takes points from the camera's axes (x right, y down, z forward, as OpenCV and COLMAP have them) to the
+world's: a rotation and the camera's place, below them 0 0 0 1. Of an OpenGL or Blender matrix, negate the second and
+the third column; of a world-to-camera matrix, take the inverse. intrinsics are [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]
+in pixels of the file as it is stored, EXIF's rotation unheeded, where the top left pixel's centre is (0.5, 0.5).
+
+Cameras are checked while the rows are listed. An object may have a single view, which is then its own source. Alpha is
+dropped in training, so put images on a background first.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from soda_dist.data.poses import CAMERA_COLUMNS
+from soda_dist.data.shards import Label
+from soda_dist.data.sources.contract import Contents, Options, Part, Row, Source, read_rows
+from soda_dist.data.sources.posed import POSED_COLUMNS, Matrix, object_splits, pose_problem, posed_columns
+from soda_dist.data.storage import Folder, open_folder
+from soda_dist.errors import UserError
+
+CAMERAS, LABELS = "cameras.json", "labels.json"
+IMAGES = (".png", ".jpg", ".jpeg")
+SHAPES = dict(zip(CAMERA_COLUMNS, ((4, 4), (3, 3)), strict=True))
+LAYOUT = f"OBJECT/{CAMERAS} and OBJECT/*.png or *.jpg"
+
+
+@dataclass(frozen=True)
+class MultiView:
+    """`labels` are the objects' classes, `classes` their names; none: the objects have no classes."""
+
+    folder: Folder
+    objects: tuple[Part, ...]
+    labels: dict[str, int]
+    classes: tuple[str, ...]
+
+    @property
+    def contents(self) -> Contents:
+        labels = {"label": Label(kind="class", names=self.classes)} if self.classes else {}
+        return Contents(
+            columns=(*(pa.field(name, pa.int32()) for name in labels), *POSED_COLUMNS),
+            labels=labels,
+            main_label="label" if labels else None,
+        )
+
+    def parts(self) -> Sequence[Part]:
+        return self.objects
+
+    def index(self, part: Part) -> pa.Table:
+        files = [entry.name.partition("/")[2] for entry in self.folder.list(f"{part.name}/")]
+        cameras = self._cameras(part.name, files)
+        rows = [
+            {"name": f"{part.name}/{file}", **self._row(part.name, file, cameras[file])} for file in sorted(cameras)
+        ]
+        fields = [pa.field("name", pa.string()), *self.contents.columns]
+        return pa.table({field.name: pa.array([row[field.name] for row in rows], field.type) for field in fields})
+
+    def rows(self, index: pa.Table) -> Iterator[Row]:
+        columns = [field.name for field in self.contents.columns]
+        return read_rows(index, lambda entry: self.folder.read(entry["name"]), columns)
+
+    def _cameras(self, name: str, files: list[str]) -> Mapping[str, Any]:
+        path = f"{name}/{CAMERAS}"
+        if CAMERAS not in files:
+            raise UserError(self.folder.file_uri(name), f"no {CAMERAS}", LAYOUT, "add it, or remove the folder")
+        cameras = self.folder.read_json(path)
+        if not isinstance(cameras, dict) or not cameras:
+            raise self._error(path, "no cameras", "a camera for each file", "add them, or remove the folder")
+        for file in sorted(cameras):
+            if file not in files:
+                raise self._error(path, f"a camera for {file}, which is not there", "files beside it", "add the file")
+        for file in files:
+            if file.lower().endswith(IMAGES) and file not in cameras:
+                raise self._error(path, f"no camera for {file}", "one for each image", "add it, or remove the file")
+        return cameras
+
+    def _row(self, name: str, file: str, camera: Any) -> dict[str, Any]:
+        path = f"{name}/{CAMERAS}"
+        to_world, intrinsics = (self._matrix(path, file, camera, key) for key in SHAPES)
+        problem = pose_problem(to_world)
+        if problem:
+            allowed = "a rotation, a place, and 0 0 0 1 below"
+            raise self._error(path, f"{problem} in camera_to_world of {file}", allowed, "correct the matrix")
+        problem = _intrinsics_problem(intrinsics)
+        if problem:
+            allowed = "fx 0 cx, 0 fy cy, 0 0 1 in pixels"
+            raise self._error(path, f"{problem} in intrinsics of {file}", allowed, "correct the matrix")
+        label = {"label": self.labels[name]} if self.classes else {}
+        return {"name": f"{name}/{file}", **label, **posed_columns(name, to_world, intrinsics)}
+
+    def _matrix(self, path: str, file: str, camera: Any, key: str) -> Matrix:
+        shape = SHAPES[key]
+        allowed = f"{shape[0]} lists of {shape[1]} numbers"
+        if not isinstance(camera, dict) or key not in camera:
+            raise self._error(path, f"no {key} for {file}", allowed, "add it")
+        try:
+            matrix = np.asarray(camera[key], np.float64)
+        except (TypeError, ValueError):
+            raise self._error(path, f"{key} of {file} that is no matrix", allowed, "correct it") from None
+        if matrix.shape != shape:
+            raise self._error(path, f"{key} of {file} of shape {[*matrix.shape]}", allowed, "correct it")
+        if not np.isfinite(matrix).all():
+            raise self._error(path, f"{key} of {file} with numbers that are not finite", allowed, "correct it")
+        return matrix
+
+    def _error(self, path: str, got: str, allowed: str, remedy: str) -> UserError:
+        return UserError(self.folder.file_uri(path), got, allowed, remedy)
+
+
+def _intrinsics_problem(matrix: Matrix) -> str | None:
+    if (matrix[2] != [0, 0, 1]).any() or matrix[1, 0] != 0:
+        return "another form"
+    if matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
+        return f"focal lengths of {matrix[0, 0]:.4g} and {matrix[1, 1]:.4g}"
+    if (matrix[:2, 2] <= 1).all():
+        return f"a principal point of {matrix[0, 2]:.4g} {matrix[1, 2]:.4g}, in the image's corner"
+    return None
+
+
+def open_source(uri: str, options: Options) -> Source:
+    """The folders of objects at `uri`.
+
+    Raises:
+        UserError: no folder with cameras, or wrong splits or labels.
+    """
+    folder = open_folder(uri)
+    names = folder.folders()
+    if not names:
+        raise UserError(folder.uri, "no folders of objects", LAYOUT, "correct the path")
+    splits = object_splits(folder, names, options.seed)
+    labels = _labels(folder, names)
+    classes = tuple(sorted(set(labels.values())))
+    return MultiView(
+        folder=folder,
+        objects=tuple(Part(split, name) for split, objects in splits.items() for name in objects),
+        labels={name: classes.index(label) for name, label in labels.items()},
+        classes=classes,
+    )
+
+
+def _labels(folder: Folder, names: Sequence[str]) -> dict[str, str]:
+    try:
+        labels = folder.read_json(LABELS)
+    except FileNotFoundError:
+        return {}
+    uri = folder.file_uri(LABELS)
+    if not isinstance(labels, dict) or not all(isinstance(label, str) for label in labels.values()):
+        raise UserError(uri, "no names by object", "{OBJECT: class, ...}", "write it so")
+    missing = next((name for name in names if name not in labels), None)
+    if missing is not None:
+        raise UserError(uri, f"no class for {missing}", "a class for each object", "add it, or remove the file")
+    return {name: labels[name] for name in names}
