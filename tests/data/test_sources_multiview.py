@@ -1,11 +1,13 @@
 """Folders of posed images: splits by object, cameras that see a dot where it is, mistakes in one line."""
 
 import copy
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from soda_dist.data.sources.contract import Row, check_image
 from soda_dist.data.storage import open_folder
@@ -76,6 +78,20 @@ def test_rows_come_in_the_order_of_any_index(tmp_path: Path) -> None:
     index = index_of(source, "train")
     folder.remove("cup/b.png")
     assert [row.problem for row in source.rows(index)] == [None, "a missing file", None, None]
+
+
+def test_files_keep_their_bytes_whatever_they_are(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    multiview.write(folder)
+    multiview.write_lists(folder)
+    cmyk = io.BytesIO()
+    Image.new("CMYK", (32, 24), (9, 99, 199, 0)).save(cmyk, "JPEG")
+    files = {"a.png": cmyk.getvalue(), "b.png": multiview.image("right", 9)[:-20], "c.JPG": multiview.image("front", 9)}
+    for file, data in files.items():
+        folder.write(f"cup/{file}", data)
+    rows = rows_of(opened("multiview", str(tmp_path)), "train")[:3]
+    assert [row.image for row in rows] == list(files.values())
+    assert [check_image(row.image) for row in rows] == [None, "a truncated image", None]
 
 
 def changed(**camera: Any) -> dict[str, Any]:

@@ -12,8 +12,8 @@ has 120 views of each. Cameras are made of positions and quaternions (W X Y Z, c
 one frame. Kubric's camera looks down its -z, y up, and is turned into ours. An image that was made smaller keeps its
 camera, a cropped one is refused.
 
-Training drops alpha, and under transparent pixels may lie anything. So images are put on a background here, white
-unless `background=black`, and stored as PNG; images without alpha keep their bytes.
+Training drops alpha, and under transparent pixels may lie anything. So images are put on a background here, white (our
+reading) unless `background=black`, and stored as PNG; images without alpha keep their bytes.
 """
 
 import io
