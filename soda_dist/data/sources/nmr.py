@@ -115,7 +115,7 @@ def _camera(file: Mapping[str, Any], view: int) -> Camera | str:
             return f"{key} of shape {[*matrix.shape]} in {CAMERAS}, or with numbers that are not finite"
         found.append(np.vstack([matrix, [0, 0, 0, 1]]) if len(matrix) == 3 else matrix)
     from_world, intrinsics = found
-    # A renderer of the published images took the world for left-handed: rays and places are right either way.
+    # A world of either hand will do: rays and places are exact in both.
     problem = pose_problem(from_world, mirrors=True)
     if problem:
         return f"{problem} in world_mat_{view} of {CAMERAS}"
