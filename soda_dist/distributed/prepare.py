@@ -357,7 +357,7 @@ def _finish(folder: Folder, claim: Claim, source: Source, records: dict[_Job, Re
     empty = next((split for split, made in shards.items() if not made), None)
     if empty:
         raise UserError(
-            "--source", f"no readable image in {empty}", "JPEG or PNG images", f"see {folder.file_uri(REJECTED)}"
+            "--source", f"no readable image in {empty}", "JPEG, PNG or WebP images", f"see {folder.file_uri(REJECTED)}"
         )
     contents = source.contents
     splits = {name: Split(rows=sum(s.rows for s in made), shards=tuple(made)) for name, made in shards.items()}

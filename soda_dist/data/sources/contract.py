@@ -13,7 +13,7 @@ from pydantic import Field
 from soda_dist.config.fields import Node
 from soda_dist.data.shards import Label
 
-FORMATS = ("JPEG", "MPO", "PNG")
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
 READERS = 8
 """Files read at a time by one task: a request to an object store is mostly waiting."""
 
@@ -76,23 +76,29 @@ class Source(Protocol):
 
 
 def check_image(data: bytes) -> str | None:
-    """Why `data` is not a whole JPEG or PNG, or None.
+    """Why `data` is not a whole JPEG, PNG or WebP, or None.
 
-    Reads the header and looks for the end marker, so that truncated files are found without decoding.
+    Reads the header and looks for the end marker (of WebP the length), so that truncated files are found without
+    decoding.
     """
     if not data:
         return "an empty file"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
+        return "a truncated image"
     try:
         with Image.open(BytesIO(data)) as image:
             kind, (width, height) = image.format, image.size
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         return "not an image" if isinstance(error, UnidentifiedImageError) else f"a broken header ({error})"
     if kind not in FORMATS:
-        return f"format {kind}, not JPEG or PNG"
+        return f"format {kind}, not JPEG, PNG or WebP"
     if width < 1 or height < 1:
         return f"a size of {width}x{height}"
-    # A thumbnail has its own end marker, but before the last scan begins.
-    whole = b"IEND" in data[-64:] if kind == "PNG" else data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
+    # A thumbnail has its own end marker, but before the last scan begins. A cut WebP was found above.
+    if kind == "PNG":
+        whole = b"IEND" in data[-64:]
+    else:
+        whole = kind == "WEBP" or data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
     return None if whole else "a truncated image"
 
 
