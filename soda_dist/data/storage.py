@@ -115,6 +115,12 @@ class Folder:
         infos = self._infos(name, recursive=False)
         return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
 
+    def files(self, name: str = "") -> Sequence[Entry]:
+        """The files directly below the folder `name`, sorted by name; none if it does not exist."""
+        start = len(self._path("")) + 1
+        infos = (info for info in self._infos(name, recursive=False) if info.is_file)
+        return sorted(Entry(info.path[start:], info.size) for info in infos if not _is_temporary(info.path))
+
     def remove(self, name: str) -> None:
         """Removes one file."""
         with self.explained(name):

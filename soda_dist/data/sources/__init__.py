@@ -5,11 +5,17 @@ from typing import Any, NamedTuple
 
 from soda_dist.config.load import parse_yaml, validate
 from soda_dist.data.sources import (
+    afhq,
+    celebahq,
     cifar10,
     cifar100,
     contract,
+    cub,
+    flowers102,
+    folder,
     imagenet,
     kubric,
+    lsun,
     mpi3d,
     multiview,
     nmr,
@@ -32,10 +38,16 @@ class Kind(NamedTuple):
 
 
 SOURCES = {
+    "afhq": Kind(contract.Options, afhq.open_source),
+    "celebahq": Kind(celebahq.Options, celebahq.open_source),
     "cifar10": Kind(contract.Options, cifar10.open_source),
     "cifar100": Kind(contract.Options, cifar100.open_source),
+    "cub": Kind(cub.Options, cub.open_source),
+    "flowers102": Kind(contract.Options, flowers102.open_source),
+    "folder": Kind(folder.Options, folder.open_source),
     "gso": Kind(kubric.Options, kubric.open_gso),
     "imagenet": Kind(contract.Options, imagenet.open_source),
+    "lsun": Kind(lsun.Options, lsun.open_source),
     "mpi3d": Kind(mpi3d.Options, mpi3d.open_source),
     "multiview": Kind(contract.Options, multiview.open_source),
     "nmr": Kind(contract.Options, nmr.open_source),

@@ -28,6 +28,10 @@ class Options(Node):
     """Of everything that is drawn: the order of ImageNet's rows, the synthetic objects and cameras."""
 
 
+class UnreadableError(Exception):
+    """Why a row's image cannot be read: what its `problem` says."""
+
+
 class Part(NamedTuple):
     """What is listed at a time: a class, an archive, a file."""
 
@@ -103,7 +107,10 @@ def check_image(data: bytes) -> str | None:
 
 
 def read_rows(index: pa.Table, read: Callable[[Mapping[str, Any]], bytes], columns: Sequence[str]) -> Iterator[Row]:
-    """Rows whose images are files of their own, several read at a time; `columns` are taken from the index."""
+    """Rows whose images are files of their own, several read at a time; `columns` are taken from the index.
+
+    `read` may raise FileNotFoundError or UnreadableError: then the row has a problem.
+    """
 
     def row(entry: Mapping[str, Any]) -> Row:
         labels = {name: entry[name] for name in columns}
@@ -111,6 +118,8 @@ def read_rows(index: pa.Table, read: Callable[[Mapping[str, Any]], bytes], colum
             return Row(entry["name"], read(entry), labels)
         except FileNotFoundError:
             return Row(entry["name"], b"", labels, "a missing file")
+        except UnreadableError as error:
+            return Row(entry["name"], b"", labels, str(error))
 
     with ThreadPoolExecutor(READERS) as pool:
         for batch in index.to_batches(max_chunksize=8 * READERS):

@@ -1,0 +1,41 @@
+"""Animal Faces-HQ: cats, dogs and wildlife, 512 pixels square, in the published splits.
+
+Version 1, {train,val}/{cat,dog,wild}/*.jpg, and version 2, {train,test}/{cat,dog,wild}/*.png, below `afhq/`, `afhq_v2/`
+or neither; the folder, or the archives afhq.zip and afhq_v2.zip, which are read in place. Described at
+https://github.com/clovaai/stargan-v2.
+"""
+
+from soda_dist.data.sources.classes import open_classes
+from soda_dist.data.sources.contract import Options, Source
+from soda_dist.data.sources.trees import open_trees
+from soda_dist.errors import UserError
+
+CLASSES = ("cat", "dog", "wild")
+ROOTS, ARCHIVES = ("", "afhq/", "afhq_v2/"), ("afhq.zip", "afhq_v2.zip")
+HELD_OUT = ("val", "test")
+LAYOUT = f"{{train,val|test}}/{{{','.join(CLASSES)}}}/, or one of {', '.join(ARCHIVES)}"
+
+
+def open_source(uri: str, options: Options) -> Source:
+    """AFHQ at `uri`.
+
+    Raises:
+        UserError: no such folders, or both versions, of which one has to be named.
+    """
+    found = [
+        (tree, root, have)
+        for tree in open_trees(uri, ARCHIVES)
+        for root in ROOTS
+        if "train" in (have := tree.folders(root))
+    ]
+    if not found:
+        raise UserError(uri, "none of AFHQ's layouts", LAYOUT, "correct the path")
+    if len(found) > 1:
+        places = " and ".join(f"{tree.uri}/{root}".rstrip("/") for tree, root, _ in found)
+        raise UserError(uri, f"AFHQ more than once: {places}", "one of them", "name it")
+    tree, root, have = found[0]
+    held_out = [name for name in HELD_OUT if name in have]
+    if not held_out:
+        raise UserError(tree.uri, f"{root}train and neither of {', '.join(HELD_OUT)}", LAYOUT, "complete it")
+    splits = tuple((split, f"{root}{split}/") for split in ("train", *held_out))
+    return open_classes(tree, splits, CLASSES, rows_per_group=32)

@@ -1,0 +1,156 @@
+"""CelebA-HQ: 30,000 faces with 40 attributes, or with gender alone.
+
+CelebAMask-HQ, as a folder or as CelebAMask-HQ.zip, read in place: CelebA-HQ-img/N.jpg, CelebAMask-HQ-attribute-anno.txt
+(a count; the names; `N.jpg` and a 1 or -1 for each name) and CelebA-HQ-to-CelebA-mapping.txt (a heading; number, number
+and file in CelebA). Described at https://github.com/switchablenorms/CelebAMask-HQ. Splits are CelebA's: the mapping's
+file names, looked up in CelebA's list_eval_partition.txt (0, 1, 2), which has to lie beside. That is 24,183 training,
+2,993 validation and 2,824 test images. Rows are the mapping's; the masks are not read.
+
+StarGAN v2's celeba_hq/{train,val}/{female,male}/, as a folder or as celeba_hq.zip, has the one attribute `Male`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from soda_dist.data.labels import ATTRIBUTES
+from soda_dist.data.shards import Label
+from soda_dist.data.sources import contract
+from soda_dist.data.sources.attributes import attribute_rows, attribute_values
+from soda_dist.data.sources.classes import open_classes
+from soda_dist.data.sources.contract import Contents, Part, Row, Source
+from soda_dist.data.sources.splits import SHARES, split_numbers
+from soda_dist.data.sources.trees import Tree, open_trees, table
+from soda_dist.errors import UserError
+
+ROOTS = ("", "CelebAMask-HQ/", "celeba_hq/")
+ARCHIVES = ("CelebAMask-HQ.zip", "celeba_hq.zip")
+IMAGES, ANNOTATIONS = "CelebA-HQ-img/", "CelebAMask-HQ-attribute-anno.txt"
+MAPPING, PARTITION = "CelebA-HQ-to-CelebA-mapping.txt", "list_eval_partition.txt"
+SPLITS = {"0": "train", "1": "val", "2": "test"}
+ATTRIBUTE = Label(kind="attribute", names=("no", "yes"))
+GENDERS = ("female", "male")
+LAYOUTS = f"{IMAGES}, {ANNOTATIONS} and {MAPPING}, or {{train,val}}/{{female,male}}/"
+
+
+class Options(contract.Options):
+    """How the images are split."""
+
+    splits: Literal["celeba", "drawn"] = "celeba"
+    """CelebA's, or 80/10/10. The two folders of StarGAN v2's layout are its splits in any case."""
+
+
+def open_source(uri: str, options: Options) -> Source:
+    """CelebA-HQ at `uri`, whichever of its layouts lies there.
+
+    Raises:
+        UserError: none of them, or a file that is missing.
+    """
+    for tree in open_trees(uri, ARCHIVES):
+        for root in ROOTS:
+            folders = tree.folders(root)
+            if IMAGES.rstrip("/") in folders:
+                return _open_attributes(tree, root, options)
+            if "train" in folders and "val" in folders:
+                splits = tuple((split, f"{root}{split}/") for split in ("train", "val"))
+                return open_classes(tree, splits, GENDERS, column="Male", label=ATTRIBUTE)
+    raise UserError(uri, "none of CelebA-HQ's layouts", LAYOUTS, "correct the path")
+
+
+def _open_attributes(tree: Tree, root: str, options: Options) -> Source:
+    annotations = _annotations(tree, root)
+    source = CelebAMaskHQ(tree, root, annotations.names, options.splits == "drawn", options.seed)
+    source.numbers()
+    return source
+
+
+class Annotations(NamedTuple):
+    """Names of attributes, and of each image the texts that follow its name."""
+
+    names: tuple[str, ...]
+    values: dict[str, list[str]]
+
+
+def _annotations(tree: Tree, root: str) -> Annotations:
+    lines = [line.split() for line in _read(tree, root + ANNOTATIONS).splitlines() if line.strip()]
+    if len(lines) < 2 or len(lines[0]) != 1 or not lines[1]:
+        raise UserError(f"{tree.uri}/{root}{ANNOTATIONS}", "no count and names", "the published file", "restore it")
+    return Annotations(tuple(lines[1]), {name: values for name, *values in lines[2:]})
+
+
+def _read(tree: Tree, name: str) -> str:
+    found = tree.read([name])
+    if name not in found:
+        raise UserError(f"{tree.uri}/{name}", "a missing file", LAYOUTS, "download it again")
+    return found[name].decode("utf-8", "replace")
+
+
+@dataclass(frozen=True)
+class CelebAMaskHQ:
+    """Rows in the order of their numbers."""
+
+    tree: Tree
+    root: str
+    names: tuple[str, ...]
+    drawn: bool
+    seed: int
+
+    @property
+    def contents(self) -> Contents:
+        return Contents(
+            columns=tuple(pa.field(name, pa.int32()) for name in self.names),
+            labels=dict.fromkeys(self.names, ATTRIBUTE),
+            main_label=ATTRIBUTES,
+        )
+
+    def parts(self) -> Sequence[Part]:
+        return [Part(split, self.root + IMAGES) for split, numbers in self.numbers().items() if numbers]
+
+    def index(self, part: Part) -> pa.Table:
+        found = self.tree.find([f"{part.name}{number}.jpg" for number in self.numbers()[part.split]])
+        values = _annotations(self.tree, self.root).values
+        rows = [values.get(member.name.rpartition("/")[2]) for member in found]
+        return table(found, **attribute_values(rows, len(self.names), {"-1": 0, "1": 1}))
+
+    def rows(self, index: pa.Table) -> Iterator[Row]:
+        return attribute_rows(self.tree, index, self.names)
+
+    def numbers(self) -> dict[str, list[int]]:
+        """The images of each split.
+
+        Raises:
+            UserError: a file that is missing or does not know an image.
+        """
+        name = self.root + MAPPING
+        lines = [line.split() for line in _read(self.tree, name).splitlines()[1:] if line.strip()]
+        wrong = next((line for line in lines if len(line) != 3 or not line[0].isdecimal()), None)
+        if wrong or not lines:
+            got = f"the line {' '.join(wrong)[:80]}" if wrong else "no lines"
+            raise UserError(f"{self.tree.uri}/{name}", got, "number, number in CelebA, file in CelebA", "restore it")
+        files = {int(line[0]): line[2] for line in lines}
+        if self.drawn:
+            ordered = np.array(sorted(files))
+            return {split: ordered[at].tolist() for split, at in split_numbers(len(ordered), self.seed).items()}
+        found: dict[str, list[int]] = {split: [] for split in SHARES}
+        split_of = self._partition()
+        for number in sorted(files):
+            if files[number] not in split_of:
+                raise UserError(PARTITION, f"no line {files[number]} 0|1|2", f"every file of {MAPPING}", "restore it")
+            found[split_of[files[number]]].append(number)
+        return found
+
+    def _partition(self) -> dict[str, str]:
+        """The split of each file of CelebA."""
+        inside = self.tree.read([self.root + PARTITION])
+        if inside:
+            text = inside[self.root + PARTITION]
+        elif self.tree.folder.exists(PARTITION):
+            text = self.tree.folder.read(PARTITION)
+        else:
+            remedy = "put it there from CelebA, or set splits=drawn"
+            raise UserError(self.tree.folder.file_uri(PARTITION), "a missing file", "CelebA's partition", remedy)
+        lines = (line.split() for line in text.decode("utf-8", "replace").splitlines())
+        return {line[0]: SPLITS[line[1]] for line in lines if len(line) == 2 and line[1] in SPLITS}

@@ -1,0 +1,123 @@
+"""Oxford Flowers 102: jpg/image_00001.jpg and so on, in the published splits.
+
+The folder, or 102flowers.tgz, read in place; beside them, or in torchvision's `flowers-102/`, imagelabels.mat
+(`labels`, 1..102, by number of image) and setid.mat (`trnid`, `valid`, `tstid`, numbers from 1 on): 1,020 training,
+1,020 validation and 6,149 test images. Rows are setid.mat's. Published at
+https://www.robots.ox.ac.uk/~vgg/data/flowers/102/.
+
+Nothing but the beginning of a compressed archive can be found: it is inflated once for the listing of each split and
+once for each 256 MiB of a shard's images, which are held meanwhile. That is 345 MB, seconds, a time. Some archives of
+this name are tars without compression; those are read at random.
+"""
+
+import io
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from soda_dist.data.shards import Label
+from soda_dist.data.sources.classes import labelled
+from soda_dist.data.sources.contract import Contents, Options, Part, Row, Source
+from soda_dist.data.sources.trees import Tree, open_trees
+from soda_dist.errors import UserError
+
+ARCHIVES, ROOTS, IMAGES = ("102flowers.tgz",), ("", "flowers-102/"), "jpg"
+LABELS, SETS = "imagelabels.mat", "setid.mat"
+SPLITS = {"train": "trnid", "val": "valid", "test": "tstid"}
+LAYOUTS = f"{IMAGES}/image_00001.jpg ... or {ARCHIVES[0]}, with {LABELS} and {SETS}"
+CLASSES = tuple(
+    """pink primrose, hard-leaved pocket orchid, canterbury bells, sweet pea, english marigold, tiger lily, moon orchid,
+    bird of paradise, monkshood, globe thistle, snapdragon, colt's foot, king protea, spear thistle, yellow iris,
+    globe-flower, purple coneflower, peruvian lily, balloon flower, giant white arum lily, fire lily, pincushion flower,
+    fritillary, red ginger, grape hyacinth, corn poppy, prince of wales feathers, stemless gentian, artichoke,
+    sweet william, carnation, garden phlox, love in the mist, mexican aster, alpine sea holly, ruby-lipped cattleya,
+    cape flower, great masterwort, siam tulip, lenten rose, barbeton daisy, daffodil, sword lily, poinsettia,
+    bolero deep blue, wallflower, marigold, buttercup, oxeye daisy, common dandelion, petunia, wild pansy, primula,
+    sunflower, pelargonium, bishop of llandaff, gaura, geranium, orange dahlia, pink-yellow dahlia, cautleya spicata,
+    japanese anemone, black-eyed susan, silverbush, californian poppy, osteospermum, spring crocus, bearded iris,
+    windflower, tree poppy, gazania, azalea, water lily, rose, thorn apple, morning glory, passion flower, lotus,
+    toad lily, anthurium, frangipani, clematis, hibiscus, columbine, desert-rose, tree mallow, magnolia, cyclamen,
+    watercress, canna lily, hippeastrum, bee balm, ball moss, foxglove, bougainvillea, camellia, mallow,
+    mexican petunia, bromelia, blanket flower, trumpet creeper, blackberry lily""".replace("\n   ", "").split(", ")
+)
+"""By label, as the publishers list them."""
+
+
+@dataclass(frozen=True)
+class Flowers102:
+    """Rows in the order of numbers, which the import shuffles."""
+
+    tree: Tree
+    root: str
+
+    @property
+    def contents(self) -> Contents:
+        return Contents(
+            columns=(pa.field("label", pa.int32()),),
+            labels={"label": Label(kind="class", names=CLASSES)},
+            main_label="label",
+            shuffled=True,
+        )
+
+    def parts(self) -> Sequence[Part]:
+        return [Part(split, name) for split, name in SPLITS.items()]
+
+    def index(self, part: Part) -> pa.Table:
+        numbers, labels = self.numbers()[part.split], self._matrix(LABELS, "labels")
+        wrong = next((int(n) for n in numbers if not 1 <= n <= len(labels) or not 1 <= labels[n - 1] <= 102), None)
+        if wrong is not None:
+            raise UserError(LABELS, f"no label 1..{len(CLASSES)} of image {wrong}", f"one of each in {SETS}", REMEDY)
+        found = self.tree.find([f"{self.root}{IMAGES}/image_{number:05d}.jpg" for number in numbers])
+        return labelled(found, "label", (labels[numbers - 1] - 1).tolist())
+
+    def rows(self, index: pa.Table) -> Iterator[Row]:
+        return self.tree.rows(index, ["label"])
+
+    def numbers(self) -> dict[str, NDArray[np.int64]]:
+        """The images of each split, ascending.
+
+        Raises:
+            UserError: a file that is missing or is not the published one.
+        """
+        found = {split: np.sort(self._matrix(SETS, name)) for split, name in SPLITS.items()}
+        every = np.concatenate(list(found.values()))
+        if len(np.unique(every)) < len(every):
+            raise UserError(SETS, "an image twice", "each image in one split", REMEDY)
+        return found
+
+    def _matrix(self, name: str, variable: str) -> NDArray[np.int64]:
+        """A variable of a .mat file, int64 [n]."""
+        from scipy.io import loadmat
+        from scipy.io.matlab import MatReadError
+
+        inside = self.tree.read([self.root + name])
+        uri = self.tree.folder.file_uri(self.root + name)
+        try:
+            data = inside.get(self.root + name) or self.tree.folder.read(name)
+            return loadmat(io.BytesIO(data))[variable].reshape(-1).astype(np.int64)
+        except FileNotFoundError:
+            raise UserError(uri, "a missing file", LAYOUTS, "put it there") from None
+        except (MatReadError, KeyError, ValueError, TypeError, NotImplementedError, OSError, zlib.error) as error:
+            raise UserError(uri, f"no {variable} ({error})", "the published file", REMEDY) from None
+
+
+REMEDY = "download it again"
+
+
+def open_source(uri: str, options: Options) -> Source:
+    """Flowers 102 at `uri`.
+
+    Raises:
+        UserError: no images, or a .mat file that is missing or wrong.
+    """
+    for tree in open_trees(uri, ARCHIVES):
+        for root in ROOTS:
+            if IMAGES in tree.folders(root):
+                source = Flowers102(tree, root)
+                source.numbers()
+                return source
+    raise UserError(uri, "no images of Flowers 102", LAYOUTS, "correct the path")

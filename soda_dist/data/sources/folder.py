@@ -1,0 +1,131 @@
+"""Any tree of images: a folder, or a .zip, .tar or .tar.gz of one.
+
+    {train,val,test}/CLASS/IMAGE    also `valid`, `validation`, `training`, `testing`
+    {train,val,test}/IMAGE
+    CLASS/IMAGE, or IMAGE           80 % training, 10 % validation, 10 % test, drawn by the seed
+
+Classes are the sorted names of the first folders; images lie at any depth below. Where folders are no classes (years,
+chunks of a thousand files), say `classes=false`. Of an archive, a single folder that holds all the rest is left out.
+What lies beside the folders of splits is not read. Every other file is a row, and what is no image is listed as
+rejected.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import pyarrow as pa
+
+from soda_dist.data.shards import Label
+from soda_dist.data.sources import contract
+from soda_dist.data.sources.archive import Member
+from soda_dist.data.sources.classes import ClassFolders, labelled, labelled_rows, open_classes
+from soda_dist.data.sources.contract import Contents, Part, Row, Source
+from soda_dist.data.sources.splits import split_names
+from soda_dist.data.sources.trees import FolderTree, Tree, open_tree, table
+from soda_dist.errors import UserError
+
+SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+LAYOUTS = "{train,val,test}/CLASS/IMAGE, {train,val,test}/IMAGE, CLASS/IMAGE, or IMAGE"
+
+
+class Options(contract.Options):
+    """What the folders mean."""
+
+    classes: bool | None = None
+    """Whether the first folders, below those of splits, are classes; none: if there are two or more."""
+    splits: Literal["folders", "drawn"] | None = None
+    """Whether splits are folders or drawn; none: folders if there is one of training images."""
+
+
+def open_source(uri: str, options: Options) -> Source:
+    """The tree at `uri`.
+
+    Raises:
+        UserError: no files, or folders that do not mean what the options say.
+    """
+    tree = open_tree(uri)
+    top = "" if isinstance(tree, FolderTree) else _top(tree)
+    splits = () if options.splits == "drawn" else _splits(tree, top)
+    if splits and splits[0][0] != "train":
+        got = f"{splits[0][1]} and no folder train"
+        raise UserError(tree.uri, got, LAYOUTS, "name the folder of training images train, or set splits=drawn")
+    if not splits and options.splits == "folders":
+        raise UserError("splits", f"folders, but {tree.uri} has none of them", LAYOUTS, "set splits=drawn")
+    classes = _classes(tree, [prefix for _, prefix in splits] or [top], options.classes)
+    if splits and classes:
+        return open_classes(tree, splits, classes)
+    label = Label(kind="class", names=classes)
+    if splits:
+        return ClassFolders(tree, splits, (), "label", label)
+    source = DrawnFolders(tree, top, classes, options.seed)
+    if not source.parts():
+        raise UserError(tree.uri, "a place without files", LAYOUTS, "correct the path")
+    return source
+
+
+def _top(tree: Tree) -> str:
+    """The prefix below which an archive's files part for the first time."""
+    top = ""
+    while len(folders := tree.folders(top)) == 1 and not tree.beside(top) and folders[0] not in SPLITS["train"]:
+        top += f"{folders[0]}/"
+    return top
+
+
+def _splits(tree: Tree, top: str) -> tuple[tuple[str, str], ...]:
+    folders, found = tree.folders(top), []
+    for split, names in SPLITS.items():
+        have = [name for name in names if name in folders]
+        if len(have) > 1:
+            raise UserError(tree.uri, f"both {have[0]} and {have[1]}", f"one folder of {split}", "rename one of them")
+        found += [(split, f"{top}{have[0]}/")] if have else []
+    return tuple(found)
+
+
+def _classes(tree: Tree, prefixes: Sequence[str], wanted: bool | None) -> tuple[str, ...]:
+    if wanted is False:
+        return ()
+    found = tuple(sorted({name for prefix in prefixes for name in tree.folders(prefix)}))
+    if wanted and not found:
+        raise UserError("classes", f"true, but {tree.uri} has no folders of them", LAYOUTS, "set classes=false")
+    return found if wanted or len(found) > 1 else ()
+
+
+@dataclass(frozen=True)
+class DrawnFolders:
+    """A tree without splits. Every file's split is drawn once for all, so each part lists the whole tree."""
+
+    tree: Tree
+    top: str
+    classes: tuple[str, ...]
+    seed: int
+
+    @property
+    def contents(self) -> Contents:
+        return ClassFolders(self.tree, (), self.classes, "label", Label(kind="class", names=self.classes)).contents
+
+    def parts(self) -> Sequence[Part]:
+        return [Part(split, self.top) for split, found in _drawn(self).items() if found]
+
+    def index(self, part: Part) -> pa.Table:
+        found = _drawn(self)[part.split]
+        if not self.classes:
+            return table(found)
+        values = {name: value for value, name in enumerate(self.classes)}
+        # A file beside the folders has no "/" after the top, so its own name, which is no class.
+        return labelled(found, "label", [values.get(member.name[len(self.top) :].split("/")[0]) for member in found])
+
+    def rows(self, index: pa.Table) -> Iterator[Row]:
+        return labelled_rows(self.tree, index, "label")
+
+
+@lru_cache(maxsize=1)
+def _drawn(source: DrawnFolders) -> dict[str, list[Member]]:
+    found = {member.name: member for member in source.tree.files(source.top)}
+    drawn = split_names(list(found), source.seed)
+    return {split: [found[name] for name in names] for split, names in drawn.items()}
