@@ -33,6 +33,8 @@ OVERFLOW_NODE, OTHER_NODES = 0x01, 0x06
 DUPLICATES = 0x04
 NOTHING = 2**64 - 1
 DEEPEST = 32
+MOST_PAGES = 2**46
+"""So that places are int64."""
 
 
 class Record(NamedTuple):
@@ -135,7 +137,7 @@ def _meta(data: bytes) -> _Meta | None:
 
 
 class _Pages:
-    """Pages of an open file, several read at a time. Each is read once but for the last level, so no ring is endless."""
+    """Pages of an open file, several read at a time. No branch is entered twice, so that a ring of them ends."""
 
     def __init__(self, database: Database, file: pa.NativeFile, pool: ThreadPoolExecutor) -> None:
         self._database, self._file, self._pool = database, file, pool
@@ -189,11 +191,17 @@ class _Pages:
         for data, at, (low, high, flags, key_size) in self._nodes(number, LEAF):
             value, size = at + NODE.size + key_size, low | high << 16
             inline = 8 if flags & OVERFLOW_NODE else size
-            if flags & OTHER_NODES or value + inline > page_size:
+            if flags & OTHER_NODES:
+                got = "a database inside the database, or several values for a key"
+                raise UserError(self._database.uri, got, "one database of one value for a key", "name another file")
+            if value + inline > page_size:
                 raise self.error(number)
             offset = number * page_size + value
             if flags & OVERFLOW_NODE:
-                offset = int.from_bytes(data[value : value + 8], "little") * page_size + HEADER.size
+                first = int.from_bytes(data[value : value + 8], "little")
+                if first >= MOST_PAGES:
+                    raise self.error(number)
+                offset = first * page_size + HEADER.size
             nodes.append(_Node(data[at + NODE.size : value], offset, size))
         return nodes
 

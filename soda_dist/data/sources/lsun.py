@@ -1,9 +1,9 @@
 """LSUN: photographs of one of the seven categories of table 10, or of several.
 
-LMDB databases as they come out of the published .zip files: bedroom and church_outdoor as {category}_train_lmdb/data.mdb
-and {category}_val_lmdb/data.mdb, whose splits are kept; bird, car, cat, dog and horse as {category}/data.mdb, which
-nobody split, so 80/10/10 by a hash of each key. A database's own folder may be named as well. A key is a hash and a
-value an encoded image, JPEG or WebP. Described at https://github.com/fyu/lsun.
+LMDB databases as they come out of the published .zip files: bedroom and church_outdoor as
+{category}_train_lmdb/data.mdb and {category}_val_lmdb/data.mdb, whose splits are kept; bird, car, cat, dog and horse as
+{category}/data.mdb, which nobody split, so 80/10/10 by a hash of each key. A database's own folder may be named as
+well. A key is a hash and a value an encoded image, JPEG or WebP. Described at https://github.com/fyu/lsun.
 
 Databases are read by ranges of bytes, from any storage. Listing walks the leaf pages, a hundredth of the file, and the
 images stay where they are; a database that is split by the hash is listed once for each of the three splits.
@@ -96,7 +96,7 @@ class Lsun:
             {
                 "name": pa.array(names, pa.string()),
                 "file": pa.array([name] * len(rows), pa.string()),
-                "offset": pa.array(offsets, pa.uint64()),
+                "offset": pa.array(offsets, pa.int64()),
                 "size": pa.array(sizes, pa.int64()),
                 "label": pa.array([self.categories.index(found.category)] * len(rows), pa.int32()),
             }
@@ -126,7 +126,7 @@ def open_source(uri: str, options: Options) -> Source:
     Raises:
         UserError: no database of the category, or of any.
     """
-    folder, name = locate(uri) if uri.endswith(f"/{FILE}") else (open_folder(uri), FILE)
+    folder, name = locate(uri) if uri.rpartition("/")[2] == FILE else (open_folder(uri), FILE)
     if folder.exists(name):
         return _open_one(folder, options)
     found = []
