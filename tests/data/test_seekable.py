@@ -46,3 +46,10 @@ def test_a_block_is_read_once_while_it_is_kept(any_uri: str) -> None:
         assert file.read(64) == DATA[:64]
         assert [*file._blocks] == [2, 0]
         assert file._blocks[0] is kept[0]
+
+
+def test_no_place_is_before_the_beginning(any_uri: str) -> None:
+    folder = open_folder(any_uri)
+    folder.write("a", DATA[:5])
+    with SeekableFile(folder, "a") as file, pytest.raises(OSError, match="before the file's beginning"):
+        file.seek(-6, io.SEEK_END)

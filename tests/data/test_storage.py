@@ -77,6 +77,9 @@ def test_listing_is_recursive_sorted_and_by_prefix(any_uri: str) -> None:
     assert folder.folders() == ["a", "ab"]
     assert folder.folders("a") == ["b"]
     assert folder.folders("nothing") == []
+    assert folder.files() == [Entry("a-b", 3), Entry("b", 1)]
+    assert folder.files("a") == [Entry("a/z", 3)]
+    assert folder.files("nothing") == []
 
 
 def test_removing(any_uri: str) -> None:

@@ -1,5 +1,6 @@
 """A file of any storage as one of Python's own, for libraries that seek: zipfile, gzip, h5py."""
 
+import errno
 import io
 from collections import OrderedDict
 
@@ -27,8 +28,11 @@ class SeekableFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
+        at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        if at < 0:
+            raise OSError(errno.EINVAL, "a place before the file's beginning")  # which zipfile waits for
+        self._at = at
+        return at
 
     def tell(self) -> int:
         return self._at

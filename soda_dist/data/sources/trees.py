@@ -159,7 +159,7 @@ class Archive:
             head, slash, _ = listing.names[at][len(prefix) :].partition("/")
             found += [head] if slash else []
             at = listing.span(f"{prefix}{head}/")[1] if slash else at + 1
-        return found
+        return sorted(found)
 
     def find(self, names: Sequence[str]) -> Sequence[Member]:
         listing = _listing(self)
@@ -220,7 +220,7 @@ class ZipTree(Archive):
                 with self.folder.explained(self.name):
                     content = read_zip_member(file, member, MOST_BYTES)
                 if content is None:
-                    raise UnreadableError("a damaged member")
+                    raise UnreadableError(f"a damaged member, or one of over {MOST_BYTES:,} bytes")
                 return content
 
             yield from read_rows(index, read, columns)

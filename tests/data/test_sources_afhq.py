@@ -1,0 +1,65 @@
+"""AFHQ: both versions, as folders and as the published zips."""
+
+from pathlib import Path
+
+import pytest
+
+from soda_dist.data.storage import open_folder
+from soda_dist.errors import UserError
+from tests.data.written import afhq
+from tests.data.written.importing import opened, rows_of
+from tests.data.written.pictures import picture, zip_of
+
+
+def check(uri: str, version: int) -> None:
+    source = opened("afhq", uri)
+    assert source.contents.labels["label"].names == ("cat", "dog", "wild")
+    assert source.contents.main_label == "label" and source.contents.shuffled
+    held_out = {1: "val", 2: "test"}[version]
+    assert {part.split for part in source.parts()} == {"train", held_out}
+    train, others = rows_of(source, "train"), rows_of(source, held_out)
+    assert [row.columns["label"] for row in train] == [0, 0, 0, 1, 1, 2]
+    assert [row.columns["label"] for row in others] == [0, 1, 2, 2]
+    files = {name.partition("/")[2]: data for name, data in afhq.files(version).items()}
+    found = {row.name.removeprefix("afhq/").removeprefix("afhq_v2/"): row.image for row in train + others}
+    assert found == files
+
+
+def test_version_1_as_folders(any_uri: str) -> None:
+    afhq.write(open_folder(any_uri))
+    check(any_uri, 1)
+    check(f"{any_uri}/afhq", 1)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_published_archives(version: int, any_uri: str) -> None:
+    name = {1: "afhq.zip", 2: "afhq_v2.zip"}[version]
+    files = afhq.files(version)
+    # Version 2's archive has no folder around its splits.
+    packed = files if version == 1 else {file.partition("/")[2]: data for file, data in files.items()}
+    open_folder(any_uri).write(name, zip_of({**packed, "__MACOSX/train/cat/._a.jpg": b"1"}))
+    check(f"{any_uri}/{name}", version)
+    check(any_uri, version)
+
+
+def test_files_that_are_no_animals(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    afhq.write(folder)
+    folder.write("afhq/train/list.txt", b"1")
+    rejected = [row for row in rows_of(opened("afhq", str(tmp_path)), "train") if row.problem]
+    assert [(row.name, row.problem) for row in rejected] == [("afhq/train/list.txt", "in no folder of a class")]
+
+
+def test_what_is_not_afhq(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    with pytest.raises(UserError, match="none of AFHQ's layouts"):
+        opened("afhq", str(tmp_path))
+    folder.write("train/cat/1.jpg", picture(1))
+    with pytest.raises(UserError, match="got train and neither of val, test"):
+        opened("afhq", str(tmp_path))
+    folder.write("val/bird/1.jpg", picture(1))
+    with pytest.raises(UserError, match="got the folder bird in val; allowed: cat, dog, wild"):
+        opened("afhq", str(tmp_path))
+    afhq.write(folder)
+    with pytest.raises(UserError, match=rf"AFHQ more than once: {tmp_path} and {tmp_path}/afhq; .*name it"):
+        opened("afhq", str(tmp_path))

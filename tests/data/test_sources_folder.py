@@ -1,0 +1,128 @@
+"""Any tree of images: splits and classes from folders, drawn splits, no classes, archives of a tree."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from soda_dist.data.sources.contract import check_image
+from soda_dist.data.storage import open_folder
+from soda_dist.errors import UserError
+from tests.data.written import folder as written
+from tests.data.written.importing import decoded, opened, rows_of
+from tests.data.written.pictures import picture, pixels, tar_of, zip_of
+
+
+def write(uri: str, form: str) -> str:
+    """The tree, or an archive that holds it below one folder; its URI."""
+    below = {f"pictures/{name}": data for name, data in written.files().items()}
+    if form == "folder":
+        written.write(open_folder(uri))
+        return uri
+    open_folder(uri).write(form, zip_of(below) if form == "x.zip" else tar_of(below, "w:gz"))
+    return f"{uri}/{form}"
+
+
+@pytest.mark.parametrize("form", ["folder", "x.zip", "x.tgz"])
+def test_folders_of_splits_and_classes(form: str, any_uri: str) -> None:
+    source = opened("folder", write(any_uri, form))
+    assert source.contents.labels["label"].names == ("Dog", "cat")
+    assert source.contents.main_label == "label" and source.contents.shuffled
+    top = "" if form == "folder" else "pictures/"
+    found, rejected = {}, {}
+    for split, folder in (("train", "train"), ("val", "valid"), ("test", "test")):
+        for row in rows_of(source, split):
+            assert row.name.startswith(f"{top}{folder}/")
+            reason = row.problem or check_image(row.image)
+            if reason:
+                rejected[row.name.removeprefix(top)] = reason
+            else:
+                assert row.columns == {"label": 0 if "/Dog/" in row.name else 1}
+                found[row.name.removeprefix(top)] = row.image
+    assert found == written.FILES
+    assert rejected == written.REJECTED
+
+
+def test_odd_pictures_are_kept_as_they_are(tmp_path: Path) -> None:
+    written.write(open_folder(str(tmp_path)))
+    rows = {row.name: row.image for row in rows_of(opened("folder", str(tmp_path)), "val")}
+    assert decoded(rows["valid/cat/turned.jpg"]).shape == (20, 30, 3), "not turned"
+    assert np.array_equal(decoded(rows["valid/cat/named.jpg"]), pixels(7))
+
+
+def test_without_classes(tmp_path: Path) -> None:
+    written.write(open_folder(str(tmp_path)))
+    source = opened("folder", str(tmp_path), "classes=false")
+    assert source.contents.columns == () and source.contents.labels == {} and source.contents.main_label is None
+    names = [row.name for row in rows_of(source, "train")]
+    assert names == sorted(name for name in [*written.FILES, *written.REJECTED] if name.startswith("train/"))
+    assert all(row.columns == {} and row.problem is None for row in rows_of(source, "train"))
+
+
+def test_splits_that_hold_images_without_folders(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    for name in ("train/1.jpg", "train/2.jpg", "validation/3.jpg"):
+        folder.write(name, picture(1))
+    source = opened("folder", str(tmp_path))
+    assert [(part.split, part.name) for part in source.parts()] == [("train", "train/"), ("val", "validation/")]
+    assert [row.name for row in rows_of(source, "train")] == ["train/1.jpg", "train/2.jpg"]
+
+
+@pytest.mark.parametrize("form", ["folder", "x.zip"])
+def test_drawn_splits_of_classes(form: str, any_uri: str) -> None:
+    files = {f"{name}/{number}.jpg": picture(number) for name in ("b", "a") for number in range(20)}
+    files["stray.txt"] = b"text"
+    folder = open_folder(any_uri)
+    if form == "folder":
+        for name, data in files.items():
+            folder.write(name, data)
+    else:
+        folder.write(form, zip_of(files))
+    uri = any_uri if form == "folder" else f"{any_uri}/{form}"
+    rows = {split: rows_of(opened("folder", uri), split) for split in ("train", "val", "test")}
+    assert {split: len(found) for split, found in rows.items()} == {"train": 33, "val": 4, "test": 4}
+    together = [row for found in rows.values() for row in found]
+    assert sorted(row.name for row in together) == sorted(files)
+    for row in together:
+        assert row.problem == ("in no folder of a class" if row.name == "stray.txt" else None)
+        assert row.columns["label"] == {"a": 0, "b": 1}.get(row.name[0])
+        assert row.image == (b"" if row.problem else files[row.name])
+    again = rows_of(opened("folder", uri, "seed=1"), "test")
+    assert {row.name for row in again} != {row.name for row in rows["test"]}
+
+
+def test_three_images_are_all_for_training(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    for number in range(3):
+        folder.write(f"chunk/{number}.jpg", picture(number))
+    source = opened("folder", str(tmp_path))
+    assert [part.split for part in source.parts()] == ["train"], "an empty split is none"
+    assert source.contents.labels == {}, "one folder tells nothing"
+    assert [row.image for row in rows_of(source, "train", [2, 0])] == [picture(2), picture(0)]
+
+
+def test_drawn_although_there_are_folders_of_splits(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    for number in range(20):
+        folder.write(f"{'train' if number % 2 else 'test'}/{number}.jpg", picture(number))
+    source = opened("folder", str(tmp_path), "splits=drawn", "classes=false")
+    assert [len(rows_of(source, split)) for split in ("train", "val", "test")] == [16, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "says"),
+    [
+        ([], [], "got a place without files"),
+        (["val/a/1.jpg", "a/2.jpg"], [], "got val/ and no folder train; .*splits=drawn"),
+        (["train/1.jpg", "val/1.jpg", "valid/1.jpg"], [], "got both val and valid; allowed: one folder of val"),
+        (["a/1.jpg"], ["splits=folders"], "splits: got folders, but .* has none"),
+        (["1.jpg"], ["classes=true"], "classes: got true, but .* has no folders"),
+        (["train/a/1.jpg", "train/b/1.jpg", "test/1.jpg"], [], "got no folder of a class in test"),
+        (["1.jpg"], ["splits=other"], "splits: got 'other'"),
+    ],
+)
+def test_trees_that_are_not_what_is_said(names: list[str], options: list[str], says: str, tmp_path: Path) -> None:
+    for name in names:
+        open_folder(str(tmp_path)).write(name, picture(1))
+    with pytest.raises(UserError, match=says):
+        opened("folder", str(tmp_path), *options)
