@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -151,10 +151,11 @@ class _Made(NamedTuple):
 
     def put(self, rows: Ints, other: "_Made") -> None:
         """Replaces these rows; names and reasons stay."""
-        for own, new in zip(
-            (*self.views, self.present, self.label), (*other.views, other.present, other.label), strict=True
-        ):
+        for own, new in zip(self._arrays(), other._arrays(), strict=True):
             own[rows] = new
+
+    def _arrays(self) -> list[NDArray[Any]]:
+        return [*self.views, self.present, self.label]
 
 
 def _made(
