@@ -42,7 +42,7 @@ def check(folder: Folder, records: Mapping[bytes, bytes], wanted: int = 16) -> N
 @pytest.mark.parametrize("count", [0, 1, 2, 40])
 def test_small_databases(count: int, any_uri: str) -> None:
     folder = open_folder(any_uri)
-    records = hashed(count, lambda number: 700 * number)
+    records = hashed(count, lambda number: 3000 * number)
     folder.write("data.mdb", database(records))
     check(folder, records)
 
@@ -96,6 +96,31 @@ def test_an_aborted_and_an_appended_transaction(tmp_path: Path) -> None:
         writer.put(b"000000", b"never")
         writer.abort()
     check(open_folder(str(tmp_path)), records)
+
+
+def test_pages_beyond_the_65536th(tmp_path: Path) -> None:
+    """Written by hand, since a database that large would take long: a root that names a leaf far away."""
+    far, value = 70_001, b"value"
+    tree = struct.pack("<IHH5Q", 0, 0, 2, 1, 2, 0, 2, 2)
+    meta = struct.pack("<IIQQ", 0xBEEFC0DE, 1, 0, 2**30) + struct.pack("<IHH5Q", PAGE, 8, 0, 0, 0, 0, 0, 2**64 - 1)
+    branch = [struct.pack("<HHHH", 3, 0, 0, 0), struct.pack("<HHHH", far & 0xFFFF, far >> 16, 0, 4) + b"key "]
+    leaves = [struct.pack("<HHHH", len(value), 0, 0, 4) + name + value + b"\0" for name in (b"key ", b"key!")]
+    with (tmp_path / "data.mdb").open("wb") as file:
+        for number in (0, 1):
+            file.seek(number * PAGE)
+            file.write(struct.pack("<QHHHH", number, 0, 8, 0, 0) + meta + tree + struct.pack("<QQ", far, number))
+        for number, flags, nodes in ((2, 1, branch), (3, 2, leaves[:1]), (far, 2, leaves[1:])):
+            places = [PAGE - sum(len(node) for node in nodes[: at + 1]) for at in range(len(nodes))]
+            head = struct.pack("<QHHHH", number, 0, flags, 16 + 2 * len(nodes), places[-1])
+            pointers = struct.pack(f"<{len(nodes)}H", *places)
+            file.seek(number * PAGE)
+            file.write((head + pointers).ljust(places[-1], b"\0") + b"".join(reversed(nodes)))
+    with lmdb.open(str(tmp_path), readonly=True, lock=False) as environment, environment.begin() as reader:
+        assert [*reader.cursor()] == [(b"key ", value), (b"key!", value)], "the package reads it too"
+    opened = open_database(open_folder(str(tmp_path)), "data.mdb")
+    assert opened.subtrees(1) == [2] and opened.subtrees(2) == [3, far]
+    places = [page * PAGE + PAGE - 1 - len(value) for page in (3, far)]
+    assert [*opened.records(2)] == [(b"key ", places[0], len(value)), (b"key!", places[1], len(value))]
 
 
 def refused(folder: Folder, data: bytes, says: str) -> None:
