@@ -25,10 +25,12 @@ def check(uri: str, version: int) -> None:
     assert found == files
 
 
-def test_version_1_as_folders(any_uri: str) -> None:
-    afhq.write(open_folder(any_uri))
-    check(any_uri, 1)
-    check(f"{any_uri}/afhq", 1)
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_versions_as_folders(version: int, any_uri: str) -> None:
+    for name, data in afhq.files(version).items():
+        open_folder(any_uri).write(name, data)
+    check(any_uri, version)
+    check(f"{any_uri}/{'afhq' if version == 1 else 'afhq_v2'}", version)
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from soda_dist.data.sources.contract import check_image
+from soda_dist.data.sources.splits import split_of
 from soda_dist.data.storage import open_folder
 from soda_dist.errors import UserError
 from tests.data.written import folder as written
@@ -54,6 +55,7 @@ def test_without_classes(tmp_path: Path) -> None:
     written.write(open_folder(str(tmp_path)))
     source = opened("folder", str(tmp_path), "classes=false")
     assert source.contents.columns == () and source.contents.labels == {} and source.contents.main_label is None
+    assert source.contents.shuffled
     names = [row.name for row in rows_of(source, "train")]
     assert names == sorted(name for name in [*written.FILES, *written.REJECTED] if name.startswith("train/"))
     assert all(row.columns == {} and row.problem is None for row in rows_of(source, "train"))
@@ -73,14 +75,17 @@ def test_drawn_splits_of_classes(form: str, any_uri: str) -> None:
     files = {f"{name}/{number}.jpg": picture(number) for name in ("b", "a") for number in range(20)}
     files["stray.txt"] = b"text"
     folder = open_folder(any_uri)
+    top = "" if form == "folder" else "pictures/"
     if form == "folder":
         for name, data in files.items():
             folder.write(name, data)
     else:
-        folder.write(form, zip_of(files))
+        folder.write(form, zip_of({top + name: data for name, data in files.items()}))
     uri = any_uri if form == "folder" else f"{any_uri}/{form}"
     rows = {split: rows_of(opened("folder", uri), split) for split in ("train", "val", "test")}
-    assert {split: len(found) for split, found in rows.items()} == {"train": 33, "val": 4, "test": 4}
+    rows = {split: [row._replace(name=row.name.removeprefix(top)) for row in found] for split, found in rows.items()}
+    for split, found in rows.items():
+        assert [row.name for row in found] == sorted(name for name in files if split_of(name, 0) == split) != []
     together = [row for found in rows.values() for row in found]
     assert sorted(row.name for row in together) == sorted(files)
     for row in together:
@@ -88,13 +93,14 @@ def test_drawn_splits_of_classes(form: str, any_uri: str) -> None:
         assert row.columns["label"] == {"a": 0, "b": 1}.get(row.name[0])
         assert row.image == (b"" if row.problem else files[row.name])
     again = rows_of(opened("folder", uri, "seed=1"), "test")
-    assert {row.name for row in again} != {row.name for row in rows["test"]}
+    assert {row.name.removeprefix(top) for row in again} == {name for name in files if split_of(name, 1) == "test"}
 
 
-def test_three_images_are_all_for_training(tmp_path: Path) -> None:
+def test_few_images_leave_no_empty_split(tmp_path: Path) -> None:
     folder = open_folder(str(tmp_path))
-    for number in range(3):
-        folder.write(f"chunk/{number}.jpg", picture(number))
+    names = [name for name in (f"chunk/{number}.jpg" for number in range(40)) if split_of(name, 0) == "train"][:3]
+    for number, name in enumerate(names):
+        folder.write(name, picture(number))
     source = opened("folder", str(tmp_path))
     assert [part.split for part in source.parts()] == ["train"], "an empty split is none"
     assert source.contents.labels == {}, "one folder tells nothing"
@@ -103,10 +109,13 @@ def test_three_images_are_all_for_training(tmp_path: Path) -> None:
 
 def test_drawn_although_there_are_folders_of_splits(tmp_path: Path) -> None:
     folder = open_folder(str(tmp_path))
-    for number in range(20):
-        folder.write(f"{'train' if number % 2 else 'test'}/{number}.jpg", picture(number))
+    names = [f"{'train' if number % 2 else 'test'}/{number}.jpg" for number in range(40)]
+    for name in names:
+        folder.write(name, picture(1))
     source = opened("folder", str(tmp_path), "splits=drawn", "classes=false")
-    assert [len(rows_of(source, split)) for split in ("train", "val", "test")] == [16, 2, 2]
+    for split in ("train", "val", "test"):
+        wanted = sorted(name for name in names if split_of(name, 0) == split)
+        assert [row.name for row in rows_of(source, split)] == wanted != []
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
     {train,val,test}/CLASS/IMAGE    also `valid`, `validation`, `training`, `testing`
     {train,val,test}/IMAGE
-    CLASS/IMAGE, or IMAGE           80 % training, 10 % validation, 10 % test, drawn by the seed
+    CLASS/IMAGE, or IMAGE           80 % training, 10 % validation, 10 % test, each file by its name and the seed
 
 Classes are the sorted names of the first folders; images lie at any depth below. Where folders are no classes (years,
 chunks of a thousand files), say `classes=false`. Of an archive, a single folder that holds all the rest is left out.
@@ -22,7 +22,7 @@ from soda_dist.data.sources import contract
 from soda_dist.data.sources.archive import Member
 from soda_dist.data.sources.classes import ClassFolders, labelled, labelled_rows, open_classes
 from soda_dist.data.sources.contract import Contents, Part, Row, Source
-from soda_dist.data.sources.splits import split_names
+from soda_dist.data.sources.splits import SHARES, split_of
 from soda_dist.data.sources.trees import FolderTree, Tree, open_tree, table
 from soda_dist.errors import UserError
 
@@ -98,7 +98,8 @@ def _classes(tree: Tree, prefixes: Sequence[str], wanted: bool | None) -> tuple[
 
 @dataclass(frozen=True)
 class DrawnFolders:
-    """A tree without splits. Every file's split is drawn once for all, so each part lists the whole tree."""
+    """A tree without splits. A file's split follows from its name below `top`, so that other files change nothing, and
+    an archive is split as its folder is. Each part lists the whole tree."""
 
     tree: Tree
     top: str
@@ -126,6 +127,7 @@ class DrawnFolders:
 
 @lru_cache(maxsize=1)
 def _drawn(source: DrawnFolders) -> dict[str, list[Member]]:
-    found = {member.name: member for member in source.tree.files(source.top)}
-    drawn = split_names(list(found), source.seed)
-    return {split: [found[name] for name in names] for split, names in drawn.items()}
+    drawn: dict[str, list[Member]] = {split: [] for split in SHARES}
+    for member in source.tree.files(source.top):
+        drawn[split_of(member.name.removeprefix(source.top), source.seed)].append(member)
+    return drawn
