@@ -1,7 +1,7 @@
 """Turn a published data set, or rendered solids, into shards that training streams from; or check such shards.
 
 Kinds: imagenet, celebahq, lsun, afhq, flowers102, nmr, shapenet, gso, smallnorb, shapes3d, mpi3d, cub, cifar10,
-cifar100, folder, parquet, multiview, synthetic; the options of each are listed where it is defined, in
+cifar100, folder, parquet, webdataset, multiview, synthetic; the options of each are listed where it is defined, in
 soda_dist/data/sources/. Safe to stop and run again.
   python jobs/prepare_data.py KIND --source DIR|FILE|URI --data URI [option=value ...]
   python jobs/prepare_data.py synthetic --data URI size=48 objects=4096

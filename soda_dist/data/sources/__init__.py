@@ -23,6 +23,7 @@ from soda_dist.data.sources import (
     shapes3d,
     smallnorb,
     synthetic,
+    webdataset,
 )
 from soda_dist.data.sources.contract import Options, Source
 from soda_dist.errors import UserError
@@ -56,6 +57,7 @@ SOURCES = {
     "shapes3d": Kind(shapes3d.Options, shapes3d.open_source),
     "smallnorb": Kind(smallnorb.Options, smallnorb.open_source),
     "synthetic": Kind(synthetic.Options, synthetic.open_source),
+    "webdataset": Kind(webdataset.Options, webdataset.open_source),
 }
 
 

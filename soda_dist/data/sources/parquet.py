@@ -20,21 +20,11 @@ from pydantic import Field
 from soda_dist.data.shards import COMMON_COLUMNS
 from soda_dist.data.sources import contract
 from soda_dist.data.sources.contract import READERS, Part, Source
-from soda_dist.data.sources.splits import SHARES
+from soda_dist.data.sources.splits import SHARES, SPLIT_NAMES
 from soda_dist.data.sources.tables import IMAGE_COLUMNS, LABEL_COLUMNS, ImageTables, LabelColumn, open_table
 from soda_dist.data.storage import Folder, locate, open_folder
 from soda_dist.errors import UserError
 
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
 NUMBERED = re.compile(r"(\w+)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?")
 LAYOUTS = "data/SPLIT-00000-of-00001.parquet, SPLIT/*.parquet, or one .parquet file"
 MOST_CLASSES = 100_000
@@ -116,11 +106,11 @@ def _told_split(name: str) -> tuple[str, str]:
     *parents, base = name.removesuffix(".parquet").split("/")
     numbered = NUMBERED.fullmatch(base)
     stem = numbered[1] if numbered else base
-    if stem in SPLITS:
-        return SPLITS[stem], "/".join(parents)
+    if stem in SPLIT_NAMES:
+        return SPLIT_NAMES[stem], "/".join(parents)
     for at, parent in reversed([*enumerate(parents)]):
-        if parent in SPLITS:
-            return SPLITS[parent], "/".join(parents[:at])
+        if parent in SPLIT_NAMES:
+            return SPLIT_NAMES[parent], "/".join(parents[:at])
     return stem if numbered else "", "/".join(parents)
 
 

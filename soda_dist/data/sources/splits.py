@@ -7,6 +7,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""What splits are called in the names of files and folders."""
 
 
 def split_numbers(count: int, seed: int) -> dict[str, NDArray[np.int64]]:

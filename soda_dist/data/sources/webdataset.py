@@ -1,0 +1,199 @@
+"""WebDataset: tar files whose neighbouring members are samples (https://github.com/webdataset/webdataset).
+
+    SPLIT/*.tar, NAME-SPLIT-000000.tar, ...     train, val or test, also `valid`, `validation`, `training`, `testing`
+    *.tar                                       80/10/10 by the hash of the samples' keys
+
+Members of one sample share their name up to the first dot of its last part: the key. A sample has an image (`jpg`,
+`jpeg`, `png` or `webp`), and may have a class number (`cls`) or a `json` with one in some field. How many classes there
+are, nobody knows before all is read: say `classes=1000`, or put their names into `classes.txt` beside the tars, one a
+line. Rows keep the order of the tars, which writers of this format shuffle; `shuffle=true` shuffles them again.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+from typing import Annotated, Any
+
+import pyarrow as pa
+from pydantic import Field
+
+from soda_dist.data.shards import Label
+from soda_dist.data.sources import contract
+from soda_dist.data.sources.archive import Member, members
+from soda_dist.data.sources.contract import READERS, Contents, Part, Row, Source
+from soda_dist.data.sources.splits import SHARES, SPLIT_NAMES, split_of
+from soda_dist.data.storage import Folder, open_folder
+from soda_dist.errors import UserError
+
+IMAGES = ("jpg", "jpeg", "png", "webp")
+NAMES = "classes.txt"
+LAYOUTS = "SPLIT/*.tar, NAME-SPLIT-000000.tar, or *.tar"
+MOST_BYTES = 256 * 2**20
+"""More than any image has; a larger member is not read."""
+OPEN_TARS = 16
+"""Kept open by a task: a shard of a shuffled list asks for samples of many."""
+
+
+class Options(contract.Options):
+    """Where a sample's label is, and what it may be."""
+
+    label: Annotated[str, Field(pattern=r"^(cls|none|json:.+)$")] | None = None
+    """`cls`, `json:FIELD`, or `none`; none given: `cls` if the first sample has one, else no label."""
+    classes: Annotated[int, Field(ge=2, le=100_000)] | None = None
+    """How many there are; none: as many as `classes.txt` names."""
+    shuffle: bool = False
+    """Whether rows are put in a random order: needed where the tars are sorted by class."""
+
+
+def open_source(uri: str, options: Options) -> Source:
+    """The tars below the folder `uri`.
+
+    Raises:
+        UserError: no tars, tars of which some name a split and others none, a label without classes.
+    """
+    folder = open_folder(uri)
+    tars = [entry.name for entry in folder.list() if entry.name.endswith(".tar")]
+    if not tars:
+        raise UserError(uri, "no .tar files", LAYOUTS, "correct the path, or unpack .tar.gz files to .tar")
+    splits = [(_split(folder, name), name) for name in tars]
+    if None in (told := {split for split, _ in splits}) and len(told) > 1:
+        name = next(name for split, name in splits if split is None)
+        raise UserError(folder.file_uri(name), "a tar without a split in its name", LAYOUTS, "rename or move it")
+    label = options.label or ("cls" if _has_class(folder, tars[0]) else "none")
+    return Samples(
+        folder,
+        tuple((split or "", name) for split, name in splits),
+        label,
+        () if label == "none" else _classes(folder, options.classes),
+        options.seed,
+        options.shuffle,
+    )
+
+
+def _split(folder: Folder, name: str) -> str | None:
+    told = {SPLIT_NAMES[word] for word in re.split(r"[-_/.]", name.lower()) if word in SPLIT_NAMES}
+    if len(told) > 1:
+        raise UserError(folder.file_uri(name), f"a name of {' and '.join(sorted(told))}", "one split", "rename it")
+    return next(iter(told), None)
+
+
+def _has_class(folder: Folder, name: str) -> bool:
+    """Whether the first sample has a class; nothing behind it is read."""
+    for _, found in groupby(members(folder, name, small=True), key=lambda member: _parts(member)[0]):
+        return "cls" in {_parts(member)[1] for member in found}
+    return False
+
+
+def _classes(folder: Folder, count: int | None) -> tuple[str, ...]:
+    names = folder.read(NAMES).decode().splitlines() if folder.exists(NAMES) else None
+    if names is None and count is None:
+        raise UserError("classes", "nothing", "a number", f"set classes=N or label=none, or write {NAMES}")
+    if names is None:
+        return tuple(str(number) for number in range(count or 0))
+    if (count not in (None, len(names))) or len(set(names)) != len(names):
+        got = f"{len(names)} names, {len(set(names))} different"
+        raise UserError(folder.file_uri(NAMES), got, f"{count or 'different'} names", "correct it or classes=N")
+    return tuple(names)
+
+
+def _parts(member: Member) -> tuple[str, str]:
+    """Key and extension."""
+    place, slash, base = member.name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return f"{place}{slash}{stem}", extension.lower()
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples of tars.
+
+    Attributes:
+        tars: (split, name); an empty split: drawn.
+        label: as in `Options`.
+        classes: names in the order of their numbers; none: rows have no label.
+    """
+
+    folder: Folder
+    tars: tuple[tuple[str, str], ...]
+    label: str
+    classes: tuple[str, ...]
+    seed: int
+    shuffled: bool
+
+    @property
+    def contents(self) -> Contents:
+        if not self.classes:
+            return Contents((), shuffled=self.shuffled)
+        label = {"label": Label(kind="class", names=self.classes)}
+        return Contents((pa.field("label", pa.int32()),), label, "label", shuffled=self.shuffled)
+
+    def parts(self) -> Sequence[Part]:
+        return [Part(split, name) for told, name in self.tars for split in ([told] if told else SHARES)]
+
+    def index(self, part: Part) -> pa.Table:
+        drawn = ("", part.name) in self.tars
+        found = [sample for sample in _samples(self, part.name) if not drawn or part.split == sample["split"]]
+        schema = pa.schema([("name", pa.string()), ("tar", pa.string()), *((name, pa.int64()) for name in PLACES)])
+        return pa.Table.from_pylist([{**sample, "tar": part.name} for sample in found], schema=schema)
+
+    def rows(self, index: pa.Table) -> Iterator[Row]:
+        @lru_cache(maxsize=OPEN_TARS)
+        def opened(name: str) -> pa.NativeFile:
+            return self.folder.open(name)
+
+        def row(entry: Mapping[str, Any]) -> Row:
+            with self.folder.explained(entry["tar"]):
+                return self._row(entry, opened(entry["tar"]))
+
+        with ThreadPoolExecutor(READERS) as pool:
+            for batch in index.to_batches(max_chunksize=8 * READERS):
+                yield from pool.map(row, batch.to_pylist())
+
+    def _row(self, entry: Mapping[str, Any], file: pa.NativeFile) -> Row:
+        labels = {"label": None} if self.classes else {}
+        if entry["image_offset"] is None:
+            return Row(entry["name"], b"", labels, "no image")
+        if entry["image_size"] > MOST_BYTES:
+            return Row(entry["name"], b"", labels, f"an image of {entry['image_size']:,} bytes")
+        image = file.read_at(entry["image_size"], entry["image_offset"])
+        if not self.classes:
+            return Row(entry["name"], image, {})
+        if entry["label_offset"] is None:
+            return Row(entry["name"], b"", labels, f"no {self.label.partition(':')[0]}")
+        value = self._value(file.read_at(min(entry["label_size"], MOST_BYTES), entry["label_offset"]))
+        if value is None:
+            return Row(entry["name"], b"", labels, f"label that is none of {len(self.classes)} classes")
+        return Row(entry["name"], image, {"label": value})
+
+    def _value(self, data: bytes) -> int | None:
+        """The class number that a member tells, by itself or by a name."""
+        try:
+            value: Any = data.decode().strip()
+            if self.label != "cls":
+                value = json.loads(value)[self.label.partition(":")[2]]
+            if value in self.classes:
+                return self.classes.index(value)
+            number = int(value)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return None
+        return number if 0 <= number < len(self.classes) else None
+
+
+PLACES = ("image_offset", "image_size", "label_offset", "label_size")
+
+
+def _samples(source: Samples, tar: str) -> Iterator[dict[str, Any]]:
+    """The samples of a tar, in its order: name, split by its hash, and the places of image and label (None: absent)."""
+    wanted = "cls" if source.label == "cls" else "json"
+    for key, found in groupby(members(source.folder, tar, small=True), key=lambda member: _parts(member)[0]):
+        sample = dict.fromkeys(PLACES) | {"name": f"{tar}/{key}", "split": split_of(f"{tar}/{key}", source.seed)}
+        for member in found:
+            kind = _parts(member)[1]
+            role = "image" if kind in IMAGES else "label" if kind == wanted else None
+            if role and sample[f"{role}_offset"] is None:
+                sample |= {f"{role}_offset": member.offset, f"{role}_size": member.size}
+        yield sample

@@ -1,0 +1,107 @@
+"""WebDataset's tars: samples, their labels, splits by name or by hash, and what is wrong with them."""
+
+from pathlib import Path
+
+import pytest
+
+from soda_dist.data.storage import open_folder
+from soda_dist.errors import UserError
+from tests.data.written import webdataset
+from tests.data.written.importing import opened, rows_of
+from tests.data.written.pictures import picture, tar_of
+
+
+@pytest.mark.parametrize("options", [(), ("label=cls",), ("label=json:label",), ("label=json:name",)])
+def test_samples_and_their_labels(options: tuple[str, ...], any_uri: str) -> None:
+    webdataset.write(open_folder(any_uri))
+    source = opened("webdataset", any_uri, *options)
+    assert source.contents.labels["label"].names == tuple(f"class {number}" for number in range(5))
+    assert not source.contents.shuffled
+    rows = rows_of(source, "train")
+    assert [row.name for row in rows] == [f"set-train-00000{number // 6}.tar/v1.0/{number:05d}" for number in range(10)]
+    assert [row.image for row in rows] == [picture(n, "PNG" if n % 2 else "JPEG") for n in range(10)]
+    assert [row.columns["label"] for row in rows] == [number % 5 for number in range(10)]
+    assert [row.columns["label"] for row in rows_of(source, "val")] == [0, 1, 2]
+    shuffled = rows_of(source, "train", [9, 0, 5, 5])
+    assert [row.image for row in shuffled] == [rows[at].image for at in (9, 0, 5, 5)]
+
+
+def test_tars_without_splits_are_split_by_the_keys_hash(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    folder.write("a.tar", webdataset.tar(range(150)))
+    folder.write("b.tar", webdataset.tar(range(150, 200)))
+    source = opened("webdataset", str(tmp_path), "classes=5", "shuffle=true")
+    assert source.contents.shuffled
+    names = {split: [row.name for row in rows_of(source, split)] for split in ("train", "val", "test")}
+    assert len(set().union(*names.values())) == sum(map(len, names.values())) == 200
+    assert 145 <= len(names["train"]) <= 175 and len(names["val"]) >= 10 and len(names["test"]) >= 10
+    other = opened("webdataset", str(tmp_path), "classes=5", "seed=1")
+    assert {row.name for row in rows_of(other, "val")} != set(names["val"])
+
+
+def test_samples_without_labels_need_no_classes(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    folder.write(
+        "train/0.tar", tar_of({"a.jpg": picture(1), "a.txt": b"words", "b.JPG": picture(2), "c.txt": b"alone"})
+    )
+    source = opened("webdataset", str(tmp_path))
+    assert not source.contents.columns and not source.contents.labels
+    assert [(row.name, row.problem) for row in rows_of(source, "train")] == [
+        ("train/0.tar/a", None),
+        ("train/0.tar/b", None),
+        ("train/0.tar/c", "no image"),
+    ]
+
+
+def test_bad_samples_are_rows_with_a_problem(tmp_path: Path) -> None:
+    image = picture(1)
+    files = {
+        "a.jpg": image,
+        "a.cls": b"4",
+        "b.jpg": image,
+        "c.jpg": image,
+        "c.cls": b"5",
+        "d.jpg": image,
+        "d.cls": b"x",
+    }
+    files |= {"e.cls": b"1", "f.jpg": image, "f.cls": b" 2\n", "g.jpg": image, "g.cls": b""}
+    open_folder(str(tmp_path)).write("train.tar", tar_of(files))
+    rows = rows_of(opened("webdataset", str(tmp_path), "classes=5"), "train")
+    none = "label that is none of 5 classes"
+    assert [row.problem for row in rows] == [None, "no cls", none, none, "no image", None, none]
+    assert [row.columns["label"] for row in rows] == [4, None, None, None, None, 2, None]
+
+
+def test_json_of_any_kind_is_read_without_harm(tmp_path: Path) -> None:
+    files: dict[str, bytes] = {}
+    for key, told in {"a": b'{"y": 1}', "b": b"[1]", "c": b"{", "d": b'{"y": null}', "e": b'{"y": [2]}'}.items():
+        files |= {f"{key}.jpg": picture(1), f"{key}.json": told}
+    files |= {"f.jpg": picture(1), "f.json": b"[" * 100_000}
+    open_folder(str(tmp_path)).write("train.tar", tar_of(files))
+    rows = rows_of(opened("webdataset", str(tmp_path), "classes=3", "label=json:y"), "train")
+    assert [row.columns["label"] for row in rows] == [1, None, None, None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "says"),
+    [
+        ({}, (), r"got no \.tar files"),
+        ({"a.tar.gz": b"x"}, (), r"unpack \.tar\.gz files to \.tar"),
+        ({"train.tar": webdataset.tar(range(1)), "x.tar": b""}, (), r"x\.tar: got a tar without a split"),
+        ({"train/x-test.tar": webdataset.tar(range(1))}, (), "got a name of test and train"),
+        ({"train.tar": webdataset.tar(range(1))}, (), "classes: got nothing"),
+        ({"train.tar": webdataset.tar(range(1)), "classes.txt": b"a\na\n"}, (), "got 2 names, 1 different"),
+        ({"train.tar": webdataset.tar(range(1)), "classes.txt": b"a\nb\n"}, ("classes=3",), "allowed: 3 names"),
+        ({"train.tar": b"no tar" * 200}, ("label=none",), "got not a whole tar"),
+        ({"train.tar": tar_of({"../a.jpg": b"1"})}, ("label=none",), r"got the member \.\./a\.jpg"),
+        ({"train.tar": tar_of({"a.jpg": b"1"}, links={"b.jpg": "a.jpg"})}, ("label=none",), r"got a link, b\.jpg"),
+        ({"train.tar": webdataset.tar(range(1))}, ("label=json",), "label: got"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else "x",
+)
+def test_wrong_folders(files: dict[str, bytes], options: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    for name, data in files.items():
+        open_folder(str(tmp_path)).write(name, data)
+    with pytest.raises(UserError, match=says) as raised:
+        rows_of(opened("webdataset", str(tmp_path), *options), "train")
+    assert "\n" not in str(raised.value)
