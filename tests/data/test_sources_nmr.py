@@ -1,16 +1,20 @@
 """NMR: published splits, categories, and cameras that see a point of the world at its pixel."""
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 
+from soda_dist.data.sources import archive
 from soda_dist.data.sources.contract import Row, check_image
 from soda_dist.data.storage import open_folder
 from soda_dist.errors import UserError
 from tests.data.written import nmr
 from tests.data.written.importing import decoded, index_of, opened, rows_of
+from tests.data.written.pictures import tar_of, zip_of
 
 FIRST = "02691156/1a2b"
 
@@ -153,3 +157,85 @@ def test_wrong_lists(name: str, data: bytes | None, says: str, tmp_path: Path) -
 def test_no_categories(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="got no folder SYNSET/; allowed: SYNSET/softras_"):
         opened("nmr", str(tmp_path))
+
+
+def published(changes: Mapping[str, bytes | None] = MappingProxyType({})) -> dict[str, bytes]:
+    """The files of the .zip; some paths with other bytes, or (None) not there."""
+    changed = {**nmr.files(), **changes}
+    return nmr.below("NMR_Dataset/", {name: data for name, data in changed.items() if data is not None})
+
+
+def same(row: Row, other: Row) -> bool:
+    """Whether two rows agree in all they have."""
+    return row[:2] == other[:2] and all(np.array_equal(row.columns[name], other.columns[name]) for name in row.columns)
+
+
+def test_the_published_zip_is_read_in_place(any_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    farther = nmr.cameras()
+    for view in range(nmr.VIEWS):
+        farther[f"world_mat_{view}"] += np.array([[0] * 4, [0] * 4, [0, 0, 0, 1], [0] * 4])
+    changes = {"02691156/3c-4d/cameras.npz": nmr.npz(farther), f"{FIRST}/image/0003.png": nmr.image(4, 200)}
+    unpacked = open_folder(str(tmp_path)).child("unpacked")
+    for name, data in {**nmr.files(), **changes}.items():
+        unpacked.write(name, data)
+    expected = opened("nmr", unpacked.uri)
+    open_folder(any_uri).write("NMR_Dataset.zip", zip_of(published(changes)))
+    for uri in (any_uri, f"{any_uri}/NMR_Dataset.zip"):
+        source = opened("nmr", uri)
+        assert source.contents == expected.contents
+        for split in ("train", "val", "test"):
+            rows, others = rows_of(source, split), rows_of(expected, split)
+            assert len(rows) == len(others) and all(map(same, rows, others))
+    index = index_of(source, "train")
+    monkeypatch.setattr(archive, "SeekableFile", None)  # rows need no listing
+    order = [70, 3, 3, 30, 0, 71, 25]
+    train = rows_of(expected, "train")
+    assert all(map(same, source.rows(index.take(order)), [train[at] for at in order]))
+
+
+def test_archives_of_other_roots(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    files = nmr.files()
+    nmr.write(folder.child("unpacked"))
+    expected = rows_of(opened("nmr", f"{tmp_path}/unpacked"), "val")
+    made = {
+        "a.tar": tar_of(published()),
+        "b.zip": zip_of(nmr.below("", files)),
+        "c.tar": tar_of(nmr.below("./", files)),
+    }
+    for name, data in made.items():
+        folder.write(name, data)
+        rows = rows_of(opened("nmr", f"{tmp_path}/{name}"), "val")
+        assert len(rows) == 24 and all(map(same, rows, expected))
+
+
+def test_what_an_archive_lacks_is_said_of_its_rows(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    gone = {f"{FIRST}/image/0007.png": None, "02691156/3c-4d/cameras.npz": None}
+    data = bytearray(zip_of(published({**gone, f"{FIRST}/image/0009.png": b""})))
+    name = f"NMR_Dataset/{FIRST}/image/0011.png".encode()
+    data[data.index(name) + len(name) + 20] ^= 0xFF
+    folder.write("NMR_Dataset.zip", bytes(data))
+    rows = rows_of(opened("nmr", str(tmp_path)), "train")
+    problems = [row.problem or check_image(row.image) for row in rows]
+    assert problems[:11] == [*[None] * 7, "a missing file", None, "an empty file", None]
+    assert problems[11] is not None and problems[11].startswith("a damaged member")
+    assert problems[12:] == [None] * 12 + ["no cameras.npz"] * 24 + [None] * 24
+
+
+def test_wrong_archives(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    files, place = published(), "02691156/softras_val.lst"
+    made = {
+        "list.zip": (zip_of(published({place: None})), rf"list\.zip/NMR_Dataset/{place}: got no such file"),
+        "twice.zip": (zip_of(published({place: b"1a2b"})), rf"{place}: got 1a2b, which is in .*_train\.lst too"),
+        "no.zip": (zip_of({"a/1.png": b"1"}), r"got no folder SYNSET/"),
+        "out.zip": (zip_of({**files, "../x.png": b"1"}), r"out\.zip: got the member \.\./x\.png"),
+        "link.tar": (tar_of(files, links={"NMR_Dataset/a": "/etc"}), r"link\.tar: got a link, NMR_Dataset/a"),
+        "cut.zip": (zip_of(files)[:-3000], r"cut\.zip: got not a whole zip"),
+        "x.tar.gz": (tar_of(files, "w:gz"), r"x\.tar\.gz: got a compressed tar; allowed: a folder, NMR_Dataset\.zip"),
+    }
+    for name, (data, says) in made.items():
+        folder.write(name, data)
+        with pytest.raises(UserError, match=says):
+            opened("nmr", f"{tmp_path}/{name}")

@@ -4,7 +4,8 @@ What people unpacked and what was published are then one layout. Hidden files an
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
@@ -32,6 +33,9 @@ HELD_BYTES = 256 * 2**20
 """Bytes of images that are held at a time while a .tar.gz is passed through."""
 NOWHERE = -1
 """The offset of a file that an archive does not have."""
+
+Read = Callable[[Member], bytes]
+"""The bytes of a file where it was found, in any thread; it raises FileNotFoundError and UnreadableError."""
 
 
 class Tree(Protocol):
@@ -126,12 +130,19 @@ class FolderTree:
     def read(self, names: Sequence[str]) -> dict[str, bytes]:
         return {name: self.folder.read(name) for name in names if self.folder.exists(name)}
 
-    def rows(self, index: pa.Table, columns: Sequence[str]) -> Iterator[Row]:
-        def read(entry: Mapping[str, Any]) -> bytes:
-            _check_size(entry)
-            return self.folder.read(entry["name"])
+    @contextmanager
+    def reader(self) -> Iterator[Read]:
+        """Reads files that were found, until it is closed."""
 
-        return read_rows(index, read, columns)
+        def read(member: Member) -> bytes:
+            _check_size(member)
+            return self.folder.read(member.name)
+
+        yield read
+
+    def rows(self, index: pa.Table, columns: Sequence[str]) -> Iterator[Row]:
+        with self.reader() as read:
+            yield from _read_rows(read, index, columns)
 
 
 @dataclass(frozen=True)
@@ -185,14 +196,20 @@ class TarTree(Archive):
             found = (member for member in self.find(names) if member.offset != NOWHERE)
             return {member.name: file.read_at(member.size, member.offset) for member in found}
 
-    def rows(self, index: pa.Table, columns: Sequence[str]) -> Iterator[Row]:
+    @contextmanager
+    def reader(self) -> Iterator[Read]:
+        """Reads files that were found, until it is closed."""
         with self.folder.open(self.name) as file:
 
-            def read(entry: Mapping[str, Any]) -> bytes:
+            def read(member: Member) -> bytes:
                 with self.folder.explained(self.name):
-                    return file.read_at(entry["size"], _place(entry))
+                    return file.read_at(member.size, _place(member))
 
-            yield from read_rows(index, read, columns)
+            yield read
+
+    def rows(self, index: pa.Table, columns: Sequence[str]) -> Iterator[Row]:
+        with self.reader() as read:
+            yield from _read_rows(read, index, columns)
 
 
 class ZipTree(Archive):
@@ -212,18 +229,24 @@ class ZipTree(Archive):
                     data[member.name] = content
         return data
 
-    def rows(self, index: pa.Table, columns: Sequence[str]) -> Iterator[Row]:
+    @contextmanager
+    def reader(self) -> Iterator[Read]:
+        """Reads files that were found, until it is closed."""
         with self.folder.open(self.name) as file:
 
-            def read(entry: Mapping[str, Any]) -> bytes:
-                member = Member("", _place(entry), entry["size"])
+            def read(member: Member) -> bytes:
+                member = member._replace(offset=_place(member))
                 with self.folder.explained(self.name):
                     content = read_zip_member(file, member, MOST_BYTES)
                 if content is None:
                     raise UnreadableError(f"a damaged member, or one of over {MOST_BYTES:,} bytes")
                 return content
 
-            yield from read_rows(index, read, columns)
+            yield read
+
+    def rows(self, index: pa.Table, columns: Sequence[str]) -> Iterator[Row]:
+        with self.reader() as read:
+            yield from _read_rows(read, index, columns)
 
 
 class GzipTree(Archive):
@@ -254,16 +277,20 @@ class GzipTree(Archive):
         for entry in entries:
             labels = {name: entry[name] for name in columns}
             try:
-                _place(entry)
+                _place(_member(entry))
                 known.append(entry)
                 rows.append(Row(entry["name"], b"", labels))
             except FileNotFoundError:
                 rows.append(Row(entry["name"], b"", labels, "a missing file"))
             except UnreadableError as error:
                 rows.append(Row(entry["name"], b"", labels, str(error)))
-        data = iter(read_gzip_members(self.folder, self.name, [Member("", e["offset"], e["size"]) for e in known]))
+        data = iter(read_gzip_members(self.folder, self.name, [_member(entry) for entry in known]))
         for row in rows:
             yield row if row.problem else row._replace(image=next(data))
+
+
+PlacedTree = FolderTree | TarTree | ZipTree
+"""Where any file is read without what lies before it."""
 
 
 class _Listing(NamedTuple):
@@ -289,14 +316,22 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
-def _place(entry: Mapping[str, Any]) -> int:
-    """Where an index's row begins in the archive."""
-    if entry["offset"] == NOWHERE:
-        raise FileNotFoundError(entry["name"])
-    _check_size(entry)
-    return int(entry["offset"])
+def _read_rows(read: Read, index: pa.Table, columns: Sequence[str]) -> Iterator[Row]:
+    return read_rows(index, lambda entry: read(_member(entry)), columns)
 
 
-def _check_size(entry: Mapping[str, Any]) -> None:
-    if entry["size"] > MOST_BYTES:
-        raise UnreadableError(f"a file of {entry['size']:,} bytes")
+def _member(entry: Mapping[str, Any]) -> Member:
+    return Member(entry["name"], entry["offset"], entry["size"])
+
+
+def _place(member: Member) -> int:
+    """Where a file begins in the archive."""
+    if member.offset == NOWHERE:
+        raise FileNotFoundError(member.name)
+    _check_size(member)
+    return member.offset
+
+
+def _check_size(member: Member) -> None:
+    if member.size > MOST_BYTES:
+        raise UnreadableError(f"a file of {member.size:,} bytes")

@@ -72,20 +72,28 @@ def npz(matrices: dict[str, np.ndarray]) -> bytes:
     return sink.getvalue()
 
 
-def write(folder: Folder) -> None:
-    """All of it; the last list of a category ends in blank lines."""
-    folder.write("metadata.yaml", METADATA.encode())
+def files() -> dict[str, bytes]:
+    """All of it, by path; the last list of a category ends in blank lines."""
+    found = {"metadata.yaml": METADATA.encode()}
     data = npz(cameras())
     images = [image(view, 10 * view) for view in range(VIEWS)]
     for synset, lists in LISTS.items():
         for split, names in lists.items():
             blank = "\n\n" if split == "test" else ""
-            folder.write(f"{synset}/softras_{split}.lst", "".join(f"{name}\n{blank}" for name in names).encode())
+            found[f"{synset}/softras_{split}.lst"] = "".join(f"{name}\n{blank}" for name in names).encode()
             for name in names:
-                write_object(folder, f"{synset}/{name}", images, data)
+                found[f"{synset}/{name}/cameras.npz"] = data
+                found |= {f"{synset}/{name}/image/{view:04d}.png": file for view, file in enumerate(images)}
+    return found
 
 
-def write_object(folder: Folder, name: str, images: list[bytes], data: bytes) -> None:
-    folder.write(f"{name}/cameras.npz", data)
-    for view, file in enumerate(images):
-        folder.write(f"{name}/image/{view:04d}.png", file)
+def write(folder: Folder) -> None:
+    """Unpacked."""
+    for name, data in files().items():
+        folder.write(name, data)
+
+
+def below(root: str, found: dict[str, bytes]) -> dict[str, bytes]:
+    """The same files as an archive names them, beside masks, which nobody asked for."""
+    masks = {name.replace("/image/", "/mask/"): b"mask" for name in found if "/image/" in name}
+    return {f"{root}{name}": data for name, data in {**found, **masks}.items()}
