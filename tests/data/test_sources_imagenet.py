@@ -14,6 +14,7 @@ from soda_dist.data.sources import SOURCES, archive, parse_options
 from soda_dist.data.sources.contract import Row, Source, check_image
 from soda_dist.data.storage import Folder, open_folder
 from soda_dist.errors import UserError
+from tests.data.written import pictures
 
 WNIDS = ("n01440764", "n01443537", "n02105855")
 IDS = {1: "n02105855", 2: "n01440764", 3: "n01443537", 4: "n00001740"}
@@ -209,3 +210,27 @@ def test_a_damaged_header_does_not_pass_for_the_end(tmp_path: Path) -> None:
     source = opened(str(tmp_path))
     with pytest.raises(UserError, match="a damaged header at byte"):
         source.index(source.parts()[0])
+
+
+@pytest.mark.parametrize("where", ["train", "class", "val"])
+@pytest.mark.parametrize(
+    ("name", "link", "says"),
+    [
+        ("../1.JPEG", "", r"got the member \.\./1\.JPEG"),
+        ("/etc/1.JPEG", "", r"got the member /etc/1\.JPEG"),
+        ("a/../../1.JPEG", "", r"got the member a/\.\./\.\./1\.JPEG"),
+        ("1.JPEG", "/etc/passwd", r"got a link, 1\.JPEG"),
+    ],
+)
+def test_hostile_members_are_refused(where: str, name: str, link: str, says: str, tmp_path: Path) -> None:
+    def hostile(files: dict[str, bytes]) -> bytes:
+        return pictures.tar_of(files if link else {**files, name: b"1"}, links={name: link} if link else None)
+
+    train = {f"{WNIDS[0]}.tar": (hostile if where == "class" else tar_of)(images(WNIDS[0], 2))}
+    folder = open_folder(str(tmp_path))
+    folder.write("ILSVRC2012_img_train.tar", (hostile if where == "train" else tar_of)(train))
+    folder.write("ILSVRC2012_img_val.tar", (hostile if where == "val" else tar_of)(val_images()))
+    write_all(folder, devkit())
+    tar = "ILSVRC2012_img_val" if where == "val" else "ILSVRC2012_img_train"
+    with pytest.raises(UserError, match=rf"{tar}\.tar: {says}"):
+        rows_of(opened(str(tmp_path)), "val" if where == "val" else "train")
