@@ -83,6 +83,22 @@ def test_json_of_any_kind_is_read_without_harm(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("told", "label"),
+    [
+        *[("2", 2), ("2.0", 2), ('"2"', 2), ('" 2 "', 2), ("11", 11), ("12", None), ("-1", None)],
+        *[("1.7", None), ("1e-320", None), ("1e999", None), ("NaN", None), ("1" + "0" * 400, None)],
+        *[("true", None), ('"1_0"', None), ('"\\u0661"', None), ('"-0"', None), ('"2.0"', None)],
+    ],
+)
+def test_only_whole_numbers_are_classes(told: str, label: int | None, tmp_path: Path) -> None:
+    files = {"a.jpg": picture(1), "a.json": f'{{"y": {told}}}'.encode()}
+    open_folder(str(tmp_path)).write("train.tar", tar_of(files))
+    (row,) = rows_of(opened("webdataset", str(tmp_path), "classes=12", "label=json:y"), "train")
+    assert row.columns["label"] == label
+    assert (row.problem is None) == (label is not None)
+
+
+@pytest.mark.parametrize(
     ("files", "options", "says"),
     [
         ({}, (), r"got no \.tar files"),

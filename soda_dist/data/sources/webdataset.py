@@ -34,6 +34,7 @@ NAMES = "classes.txt"
 LAYOUTS = "SPLIT/*.tar, NAME-SPLIT-000000.tar, or *.tar"
 MOST_BYTES = 256 * 2**20
 """More than any image has; a larger member is not read."""
+DIGITS = re.compile(r"\s*[0-9]+\s*")
 OPEN_TARS = 16
 """Kept open by a task: a shard of a shuffled list asks for samples of many."""
 
@@ -177,10 +178,13 @@ class Samples:
                 value = json.loads(value)[self.label.partition(":")[2]]
             if value in self.classes:
                 return self.classes.index(value)
-            number = int(value)
+            if isinstance(value, str) and DIGITS.fullmatch(value):
+                value = int(value)
         except (ValueError, TypeError, KeyError, RecursionError):
             return None
-        return number if 0 <= number < len(self.classes) else None
+        # 3.0 is a class, but neither 1.7 nor true.
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return int(value) if number and 0 <= value < len(self.classes) and value % 1 == 0 else None
 
 
 PLACES = ("image_offset", "image_size", "label_offset", "label_size")
