@@ -141,7 +141,7 @@ class Folder:
         """The file's JSON value; a `UserError` if it is not JSON."""
         try:
             return json.loads(self.read(name))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UserError(
                 self.file_uri(name), "a file that is not JSON", "JSON", "restore it or make it again"
             ) from None

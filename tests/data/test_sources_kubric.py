@@ -174,6 +174,7 @@ def changed(**camera: Any) -> dict[str, Any]:
     [
         (None, "no metadata.json"),
         (b"{", "metadata.json that is not JSON"),
+        (b"[" * 100_000, "metadata.json that is not JSON"),
         ([], "metadata.json without camera or resolution (TypeError"),
         ({"camera": {}}, "metadata.json without camera or resolution (KeyError: 'metadata')"),
         (changed(positions=[]), "metadata.json with positions [0] and quaternions [3, 4]"),
@@ -181,6 +182,7 @@ def changed(**camera: Any) -> dict[str, Any]:
         (changed(quaternions=[[1, 0, 0]] * 3), "metadata.json with positions [3, 3] and quaternions [3, 3]"),
         (changed(positions=3), "metadata.json with positions [] and quaternions [3, 4]"),
         (changed(focal_length="long"), "metadata.json without camera or resolution (ValueError"),
+        (changed(focal_length=10**400), "metadata.json without camera or resolution (OverflowError"),
         (changed(focal_length=0), "metadata.json with a resolution or focal length that is not above 0"),
     ],
 )

@@ -113,6 +113,7 @@ WHERE = r"/cup/cameras\.json: got "
         (changed(camera_to_world=multiview.RIGHT[:3]), r"camera_to_world of b.png of shape \[3, 4\]; allowed: 4 lists"),
         (changed(camera_to_world=[[1, 2], [3]]), "camera_to_world of b.png that is no matrix"),
         (changed(camera_to_world="eye"), "camera_to_world of b.png that is no matrix"),
+        (changed(camera_to_world=[[10**400] * 4] * 4), "camera_to_world of b.png that is no matrix"),
         (
             changed(camera_to_world=np.full((4, 4), np.nan).tolist()),
             "camera_to_world of b.png with numbers",
@@ -165,6 +166,7 @@ def test_what_is_missing_or_not_json(tmp_path: Path) -> None:
     folder.write("cup/a.png", multiview.image("front", 9))
     with pytest.raises(UserError, match=r"/cup: got no cameras\.json"):
         index_of(opened("multiview", str(tmp_path)), "train")
-    folder.write("cup/cameras.json", b"{")
-    with pytest.raises(UserError, match=r"/cup/cameras\.json: got a file that is not JSON"):
-        index_of(opened("multiview", str(tmp_path)), "train")
+    for data in (b"{", b"[" * 100_000):
+        folder.write("cup/cameras.json", data)
+        with pytest.raises(UserError, match=r"/cup/cameras\.json: got a file that is not JSON"):
+            index_of(opened("multiview", str(tmp_path)), "train")

@@ -88,9 +88,10 @@ def test_names_without_metadata_are_synsets(tmp_path: Path) -> None:
     assert opened("nmr", str(tmp_path)).contents.labels["label"].names == ("02691156", "03001627")
     folder.write("metadata.yml", b"03001627: {name: 'chair'}")
     assert opened("nmr", str(tmp_path)).contents.labels["label"].names == ("02691156", "chair")
-    folder.write("metadata.yml", b"[chair]")
-    with pytest.raises(UserError, match=r"metadata\.yml: got no names by synset"):
-        opened("nmr", str(tmp_path))
+    for data in (b"[chair]", b"[" * 10_000, b"{", b"\xff"):
+        folder.write("metadata.yml", data)
+        with pytest.raises(UserError, match=r"metadata\.yml: got no names by synset"):
+            opened("nmr", str(tmp_path))
 
 
 def test_what_is_wrong_with_an_object_is_said_of_its_rows(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ class Kubric:
             return _parse(json.loads(self.folder.read(f"{name}/{METADATA}")))
         except FileNotFoundError:
             return f"no {METADATA}"
-        except ValueError:
+        except (ValueError, RecursionError):
             return f"{METADATA} that is not JSON"
 
     def _row(self, entry: Mapping[str, Any], scene: Scene | str) -> Row:
@@ -173,7 +173,7 @@ def _parse(tree: Any) -> Scene | str:
         positions, quaternions = (np.asarray(camera[key], np.float64) for key in ("positions", "quaternions"))
         instances = tree.get("instances") or [{}]
         category = instances[0].get("category")
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         return f"{METADATA} without camera or resolution ({type(error).__name__}: {error})"
     if not positions.size or positions.shape[1:] != (3,) or quaternions.shape != (len(positions), 4):
         return f"{METADATA} with positions {[*positions.shape]} and quaternions {[*quaternions.shape]}"

@@ -104,7 +104,7 @@ class MultiView:
             raise self._error(path, f"no {key} for {file}", allowed, "add it")
         try:
             matrix = np.asarray(camera[key], np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise self._error(path, f"{key} of {file} that is no matrix", allowed, "correct it") from None
         if matrix.shape != shape:
             raise self._error(path, f"{key} of {file} of shape {[*matrix.shape]}", allowed, "correct it")
