@@ -148,6 +148,8 @@ def test_attributes_that_are_missing(tmp_path: Path) -> None:
         ("CUB_200_2011/bounding_boxes.txt", None, r"bounding_boxes\.txt: got a missing file"),
         ("CUB_200_2011/images.txt", b"one a/b.jpg\n", r"images\.txt: got the line one a/b\.jpg"),
         ("CUB_200_2011/images.txt", b"1 ../../../etc/passwd\n", r"got the member CUB_200_2011/images/\.\./\.\./"),
+        ("CUB_200_2011/images.txt", b"1 a\0b.jpg\n", r"got the member CUB_200_2011/images/a"),
+        ("CUB_200_2011/images.txt", b"1 a.jpg\n2 b.jpg\n1 c.jpg\n", r"images\.txt: got the number 1 twice"),
         ("CUB_200_2011/images.txt", b"1 a.jpg\n77 b.jpg\n", r"split\.txt: got no 0 or 1 for image 77"),
         ("CUB_200_2011/image_class_labels.txt", b"1 4\n", r"labels\.txt: got no class 1\.\.3 for image 1"),
         ("CUB_200_2011/train_test_split.txt", b"1 2\n", r"split\.txt: got no 0 or 1 for image 1"),

@@ -168,7 +168,7 @@ def _is_file(info: tarfile.TarInfo, uri: str) -> bool:
 
 def check_name(name: str, uri: str) -> None:
     """A `UserError` of `uri` if a name that it tells leads elsewhere."""
-    if name.startswith("/") or ".." in name.split("/"):
+    if name.startswith("/") or ".." in name.split("/") or "\0" in name:
         raise UserError(uri, f"the member {name}", "names below the archive's root", "download it from its publishers")
 
 

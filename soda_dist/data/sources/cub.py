@@ -11,6 +11,7 @@ Images are cropped to the bird (appendix D.2). Our reading: the smallest square 
 the box, black where it leaves the image, encoded as PNG. An attribute is what was said to be present, at any certainty.
 """
 
+import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -160,6 +161,8 @@ def _by_number(tree: Tree, name: str, text: bytes) -> dict[int, str]:
             number, *rest = line.split(None, 1)
             if not number.isdecimal() or not rest:
                 raise _wrong(tree, name, f"the line {line[:60]}")
+            if int(number) in found:
+                raise _wrong(tree, name, f"the number {int(number)} twice")
             found[int(number)] = rest[0].strip()
     return found
 
@@ -171,7 +174,7 @@ def _wrong(tree: Tree, name: str, got: str, remedy: str = REMEDY) -> UserError:
 def _present(text: bytes, count: int) -> dict[int, str]:
     """Zeros and ones of each image, in the order of attributes; fewer where some are not told."""
     found: dict[int, bytearray] = {}
-    for line in text.split(b"\n"):
+    for line in io.BytesIO(text):  # millions, which are not held
         columns = line.split(None, 3)
         if len(columns) < 3 or not (columns[0].isdigit() and columns[1].isdigit() and columns[2] in (b"0", b"1")):
             continue
@@ -201,10 +204,11 @@ def _cropped(row: Row, box: list[float] | None) -> Row:
 
 
 def crop_square(image: np.ndarray[Any, Any], box: Box) -> np.ndarray[Any, Any] | None:
-    """The smallest square of whole pixels about the centre of a box that holds it; None if none of it is in the image.
+    """The smallest square about the centre of a box that holds it; None if none of it is in the image.
 
     Args:
         image: uint8 [h, w, 3].
+        box: of whole pixels, as the published ones; others may lose half a pixel at an edge.
     """
     side = math.ceil(max(box.width, box.height))
     top, left = round(box.y + box.height / 2 - side / 2), round(box.x + box.width / 2 - side / 2)

@@ -10,8 +10,6 @@ once for each 256 MiB of a shard's images, which are held meanwhile. That is 345
 this name are tars without compression; those are read at random.
 """
 
-import io
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +20,7 @@ from numpy.typing import NDArray
 from soda_dist.data.shards import Label
 from soda_dist.data.sources.classes import labelled
 from soda_dist.data.sources.contract import Contents, Options, Part, Row, Source
+from soda_dist.data.sources.matlab import read_numbers
 from soda_dist.data.sources.trees import Tree, open_trees
 from soda_dist.errors import UserError
 
@@ -91,17 +90,13 @@ class Flowers102:
 
     def _matrix(self, name: str, variable: str) -> NDArray[np.int64]:
         """A variable of a .mat file, int64 [n]."""
-        from scipy.io import loadmat
-        from scipy.io.matlab import MatReadError
-
         inside = self.tree.read([self.root + name])
         uri = self.tree.folder.file_uri(self.root + name)
         try:
-            data = inside.get(self.root + name) or self.tree.folder.read(name)
-            return loadmat(io.BytesIO(data))[variable].reshape(-1).astype(np.int64)
+            return read_numbers(inside.get(self.root + name) or self.tree.folder.read(name), variable)
         except FileNotFoundError:
             raise UserError(uri, "a missing file", LAYOUTS, "put it there") from None
-        except (MatReadError, KeyError, ValueError, TypeError, NotImplementedError, OSError, zlib.error) as error:
+        except ValueError as error:
             raise UserError(uri, f"no {variable} ({error})", "the published file", REMEDY) from None
 
 

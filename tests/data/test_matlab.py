@@ -1,0 +1,112 @@
+"""Our reader of MATLAB's numbers against files written by scipy, and against damage."""
+
+import io
+import random
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+from scipy.sparse import csc_array
+
+from soda_dist.data.sources import matlab
+from soda_dist.data.sources.matlab import read_numbers
+
+HEAD = struct.pack("<124sHH", b"MATLAB 5.0", 0x0100, 0x4D49)
+
+
+def written(compressed: bool = True, **variables: object) -> bytes:
+    sink = io.BytesIO()
+    savemat(sink, variables, do_compression=compressed)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("kind", ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"])
+def test_every_type_and_length(kind: str, compressed: bool) -> None:
+    for count in range(10):  # up to four bytes lie in the tag
+        values = np.arange(100, 100 + count).astype(kind)
+        data = written(compressed, other=np.ones(3), x=values[None], name_of_some_length=values[:, None])
+        for name in ("x", "name_of_some_length"):
+            found = read_numbers(data, name)
+            assert found.dtype == np.int64 and found.tolist() == [*range(100, 100 + count)]
+
+
+def test_signs_and_columns() -> None:
+    assert read_numbers(written(x=np.array([[-1.0, 2.0], [-3.0, 4.0]])), "x").tolist() == [-1, -3, 2, 4]
+    assert read_numbers(written(x=np.array([[-5]], np.int16)), "x").tolist() == [-5]
+
+
+def element(order: str, kind: int, data: bytes) -> bytes:
+    return struct.pack(f"{order}II", kind, len(data)) + data.ljust(-(-len(data) // 8) * 8, b"\0")
+
+
+def matrix(order: str, kind: int, values: bytes, shape: tuple[int, ...]) -> bytes:
+    """A double matrix `x` whose values are stored in another type, as MATLAB does with whole numbers."""
+    flags, name = struct.pack(f"{order}II", 6, 0), element(order, 1, b"x")
+    sizes = struct.pack(f"{order}{len(shape)}i", *shape)
+    parts = element(order, 6, flags) + element(order, 5, sizes) + name + element(order, kind, values)
+    return element(order, 14, parts)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_either_byte_order_and_a_smaller_type_than_the_matrixs(order: str) -> None:
+    head = struct.pack(f"{order}124sHH", b"MATLAB 5.0", 0x0100, 0x4D49)
+    assert read_numbers(head + matrix(order, 4, struct.pack(f"{order}3H", 1, 513, 7), (1, 3)), "x").tolist() == [
+        1,
+        513,
+        7,
+    ]
+    packed = zlib.compress(matrix(order, 2, bytes([9, 8]), (2, 1)))
+    assert read_numbers(head + struct.pack(f"{order}II", 15, len(packed)) + packed, "x").tolist() == [9, 8]
+
+
+def bomb() -> bytes:
+    packed = zlib.compress(bytes(matlab.MOST_BYTES + 1), 9)
+    return HEAD + struct.pack("<II", 15, len(packed)) + packed
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "no MATLAB file of version 5 or 7"),
+        (b"<html>" * 100, "no MATLAB file"),
+        (written(y=np.ones(3)), "it is not there"),
+        (written(xx=np.ones(3)), "it is not there"),
+        (written(x="text"), "no matrix of real numbers"),
+        (written(x=np.array([1j])), "no matrix of real numbers"),
+        (written(x={"a": 1}), "no matrix of real numbers"),
+        (written(x=np.array(["a", 1], object)), "no matrix of real numbers"),
+        (written(x=csc_array(np.eye(3))), "no matrix of real numbers"),
+        (written(x=np.array([1.0, np.nan])), "numbers out of range"),
+        (written(x=np.array([1.0, np.inf])), "numbers out of range"),
+        (written(x=np.array([2**63], np.uint64)), "numbers out of range"),
+        (written(x=np.array([1.0, 2.5])), "numbers that are not whole"),
+        (HEAD + matrix("<", 2, bytes(3), (1, 2)), r"3 bytes in a matrix of \[1, 2\]"),
+        (HEAD + matrix("<", 2, b"", ()), r"0 bytes in a matrix of \[\]"),
+        (HEAD + matrix("<", 2, bytes(3), (-1, -3))[:-8], "a truncated element"),
+        (HEAD + matrix("<", 99, bytes(3), (1, 3)), "no matrix of real numbers"),
+        (HEAD + struct.pack("<HHI", 14, 5, 0), "a damaged element"),
+        (written(x=np.arange(99))[:-10], "a truncated element"),
+        (bomb(), "damaged compression: it does not end"),
+    ],
+    ids=range(20),
+)
+def test_what_is_no_matrix_of_whole_numbers(data: bytes, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        read_numbers(data, "x")
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_damage_is_an_error_or_other_numbers(compressed: bool) -> None:
+    """Of the same bytes, scipy's reader ends the process."""
+    good = written(compressed, y=np.arange(5), x=np.arange(40, dtype=np.uint16))
+    for seed in range(2000):
+        rng, data = random.Random(seed), bytearray(good)
+        for _ in range(rng.choice([1, 1, 2, 5])):
+            data[rng.randrange(124, len(data))] = rng.choice([0, 1, 255, rng.randrange(256)])
+        try:
+            read_numbers(bytes(data[: rng.choice([len(data), rng.randrange(len(data))])]), "x")
+        except ValueError as error:
+            assert type(error) is ValueError, error
