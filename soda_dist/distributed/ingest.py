@@ -34,7 +34,7 @@ BYTES_PER_BLOCK = 32 << 20
 ROWS_PER_BLOCK = 2048
 """A block is large enough that its cost (10 to 25 ms) vanishes, and small enough that several fit."""
 BLOCKS_PER_TASK = 8
-"""A task gives its blocks one by one; between two tasks its processor waits for some 30 ms."""
+"""A task gives its blocks one by one; between two tasks its processor waits for the scheduling loop."""
 TASKS_PER_DATASET = 256
 """Starting a dataset costs about a millisecond a task, so a run is a chain of datasets."""
 

@@ -9,22 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from soda_dist.data.sources.contract import Row, check_image
+from soda_dist.data.sources.contract import check_image
 from soda_dist.data.storage import open_folder
 from soda_dist.errors import UserError
 from tests.data.written import multiview
-from tests.data.written.importing import decoded, index_of, opened, rows_of
+from tests.data.written.importing import decoded, index_of, opened, rows_of, seen_at
 
 SPLITS = ("train", "val", "test")
-
-
-def seen_at(row: Row, point: tuple[float, ...]) -> np.ndarray:
-    """(u, v) of a point of the world in a row's image, by its columns."""
-    to_world = np.array(row.columns["camera_to_world"], np.float64).reshape(4, 4)
-    camera = np.linalg.solve(to_world, [*point, 1])[:3]
-    assert camera[2] > 0
-    u, v, w = np.array(row.columns["intrinsics"]).reshape(3, 3) @ camera
-    return np.array([u, v]) / w
 
 
 def test_splits_labels_and_cameras(any_uri: str) -> None:

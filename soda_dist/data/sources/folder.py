@@ -1,6 +1,6 @@
 """Any tree of images: a folder, or a .zip, .tar or .tar.gz of one.
 
-    {train,val,test}/CLASS/IMAGE    also `valid`, `validation`, `training`, `testing`
+    {train,val,test}/CLASS/IMAGE    also `valid`, `validation`, `dev`, `training`, `testing`
     {train,val,test}/IMAGE
     CLASS/IMAGE, or IMAGE           80 % training, 10 % validation, 10 % test, each file by its name and the seed
 
@@ -22,15 +22,11 @@ from soda_dist.data.sources import contract
 from soda_dist.data.sources.archive import Member
 from soda_dist.data.sources.classes import ClassFolders, labelled, labelled_rows, open_classes
 from soda_dist.data.sources.contract import Contents, Part, Row, Source
-from soda_dist.data.sources.splits import SHARES, split_of
+from soda_dist.data.sources.splits import SHARES, SPLIT_NAMES, split_of
 from soda_dist.data.sources.trees import FolderTree, Tree, open_tree, table
 from soda_dist.errors import UserError
 
-SPLITS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
+SPLITS = {split: tuple(name for name, told in SPLIT_NAMES.items() if told == split) for split in SHARES}
 LAYOUTS = "{train,val,test}/CLASS/IMAGE, {train,val,test}/IMAGE, CLASS/IMAGE, or IMAGE"
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Self
 
-import cv2
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -22,6 +21,7 @@ from soda_dist.data import draws
 from soda_dist.data.shards import Label
 from soda_dist.data.sources import contract
 from soda_dist.data.sources.contract import Contents, Part, Row, Source
+from soda_dist.data.sources.records import png
 from soda_dist.data.sources.render import Scenes, render
 from soda_dist.errors import UserError
 
@@ -119,7 +119,7 @@ class Synthetic:
                 columns["object"] = int(objects[row])
                 columns["camera_to_world"] = seen.camera_to_world[row].reshape(-1)
                 columns["intrinsics"] = seen.intrinsics[row].reshape(-1)
-                yield Row(name, cv2.imencode(".png", images[row, :, :, ::-1])[1].tobytes(), columns)
+                yield Row(name, png(images[row]), columns)
 
 
 def open_source(uri: str, options: Options) -> Source:

@@ -3,6 +3,7 @@
 What people unpacked and what was published are then one layout. Hidden files and macOS's `__MACOSX` are no part of it.
 """
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -146,7 +147,7 @@ class FolderTree:
 
 
 @dataclass(frozen=True)
-class Archive:
+class Archive(ABC):
     """What is common to archives: the listing, which a process makes once."""
 
     folder: Folder
@@ -180,9 +181,9 @@ class Archive:
             for name, at in places
         ]
 
+    @abstractmethod
     def inside(self) -> Iterator[Member]:
         """The members, in the archive's order."""
-        raise NotImplementedError
 
 
 class TarTree(Archive):

@@ -30,3 +30,12 @@ def rows_of(source: Source, split: str, order: list[int] | None = None) -> list[
 def decoded(data: bytes) -> np.ndarray:
     """Pixels, by Pillow: [h, w] of grey, [h, w, 3] of colour."""
     return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def seen_at(row: Row, point: np.ndarray | tuple[float, ...]) -> np.ndarray:
+    """(u, v) of a point of the world in a row's image, by its columns."""
+    to_world = np.array(row.columns["camera_to_world"], np.float64).reshape(4, 4)
+    camera = np.linalg.solve(to_world, [*point, 1])[:3]
+    assert camera[2] > 0
+    u, v, w = np.array(row.columns["intrinsics"]).reshape(3, 3) @ camera
+    return np.array([u, v]) / w
