@@ -62,9 +62,9 @@ def check(data_uri: str, images: int | None, say: Say) -> str:
         more = f", of which {SHOWN} are shown" if len(said) > SHOWN else ""
         raise UserError(
             folder.file_uri(MANIFEST),
-            f"{len(said):,} complaints about {len(calls):,} shards{more}",
+            f"{len(said):,} {'complaint' if len(said) == 1 else 'complaints'} about {len(calls):,} shards{more}",
             "shards as they were written",
-            "import again with the command that made them; whole shards are kept",
+            "remove the shards named above and run the command that made them again; it keeps the others",
         )
     say(f"sound: {len(calls):,} shards, {rows}, {decoded:,} images decoded")
     return folder.uri

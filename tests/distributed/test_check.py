@@ -51,6 +51,24 @@ def test_every_kind_of_damage_is_named(tmp_path: Path) -> None:
     assert f"{first}: {len(whole) - 1:,} bytes, not {len(whole):,}" in checked(str(tmp_path))
 
 
+def test_the_remedy_that_the_message_names(tmp_path: Path) -> None:
+    """A shard altered at the same length: removed, and imported again by the same command, all is sound."""
+    from soda_dist.distributed.prepare import prepare as run_import
+
+    options = ["objects=48", "test_objects=16", "size=16", "rows_per_group=8", "groups_per_shard=2"]
+    run_import("synthetic", None, str(tmp_path), options, lambda text: None)
+    shard = tmp_path / "train/00001.parquet"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    message = checked(str(tmp_path))[-1]
+    assert "got 1 complaint about 8 shards; allowed" in message and "remove the shards named above" in message
+    shard.unlink()
+    said: list[str] = []
+    run_import("synthetic", None, str(tmp_path), options, said.append)
+    assert "7 of 8 shards are there from an earlier run" in said
+    assert shard.read_bytes() == whole and checked(str(tmp_path))[-1].startswith("sound: 8 shards")
+
+
 def test_keys_and_groups_that_the_manifest_does_not_know(tmp_path: Path) -> None:
     """A shard with a true digest, but in the place of another one."""
     manifest = prepare(str(tmp_path), {"train": [[8, 8], [8, 8]], "test": [[6]]}, {})
