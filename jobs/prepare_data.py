@@ -2,7 +2,7 @@
 
 Kinds: imagenet, celebahq, lsun, afhq, flowers102, nmr, shapenet, gso, smallnorb, shapes3d, mpi3d, cub, cifar10,
 cifar100, folder, parquet, webdataset, multiview, synthetic; the options of each are listed where it is defined, in
-soda_dist/data/sources/. Safe to stop and run again.
+soda_dist/data/sources/. Safe to stop and run again. Images stay as published unless --max-side or --quality is given.
   python jobs/prepare_data.py KIND --source DIR|FILE|URI --data URI [option=value ...]
   python jobs/prepare_data.py synthetic --data URI size=48 objects=4096
   python jobs/prepare_data.py --check URI [--images N|all]   digests, counts, keys; decodes N images of each shard
@@ -21,8 +21,12 @@ def main(argv: list[str]) -> str:
     add_uri(arguments, "--data", "folder for the shards, made if absent", required=False)
     add_uri(arguments, "--check", "prepared shards to check", required=False)
     arguments.add_argument("--images", type=_count, default=16, metavar="N|all", help="of each shard (16)")
+    arguments.add_argument("--max-side", metavar="N", help="make images JPEG of at most N pixels a side")
+    arguments.add_argument("--quality", metavar="Q", help="of these JPEG (90); alone: keep their sizes")
     arguments.add_argument("options", nargs="*", metavar="option=value", help="options of the kind")
     args = arguments.parse_intermixed_args(argv)
+    flags = [f"{name}={value}" for name in ("max_side", "quality") if (value := getattr(args, name)) is not None]
+    options = [*args.options, *flags]
     if (args.kind is None) == (args.check is None) or (args.kind is None) != (args.data is None):
         raise UserError("arguments", "none or too many", "KIND with --data, or --check", "say what is to be done")
 
@@ -35,14 +39,14 @@ def main(argv: list[str]) -> str:
     if args.check:
         read_manifest(open_folder(args.check))
     else:
-        parse_options(args.kind, args.options)
+        parse_options(args.kind, options)
     with ray_session(cpus=2):
         from soda_dist.distributed.check import check
         from soda_dist.distributed.prepare import prepare
 
         if args.check:
             return check(args.check, args.images, say)
-        return prepare(args.kind, args.source, args.data, args.options, say)
+        return prepare(args.kind, args.source, args.data, options, say)
 
 
 def _count(text: str) -> int | None:

@@ -8,6 +8,7 @@ Columns: `key` int64, the row's ordinal in its split, 0..N-1 in the order of sha
 as published; `name` string, where it comes from; then the data set's own typed columns.
 """
 
+import hashlib
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -16,8 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from io import BytesIO
 from itertools import accumulate
-from typing import Annotated, Final, Generic, Literal, TypeVar
+from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,11 +29,13 @@ from soda_dist.config.fields import Node
 from soda_dist.data.storage import Folder
 from soda_dist.errors import UserError
 
-VERSION: Final = 1
+VERSION: Final = 2
 MANIFEST = "manifest.json"
 REMEDY = "run prepare_data.py again: it makes what is missing"
 CACHED_BYTES = 256 * 2**20
 OPEN_SHARDS = 64
+PAGES = b"soda_dist.pages"
+"""Where a shard's footer repeats the digest of its pages."""
 READERS = 16
 """Shards read at a time for a whole column: in an object store a request is mostly waiting."""
 COMMON_COLUMNS = (("key", pa.int64()), ("image", pa.binary()), ("name", pa.string()))
@@ -54,7 +58,23 @@ class Shard(Node):
     rows: Rows
     bytes: Rows
     sha256: str
+    pages: str
+    """SHA-256 of its pages, without the footer, which repeats it: so a reader that fetches single row groups knows
+    whether the file is the one that was written, and not another in its place."""
     groups: tuple[Rows, ...]
+
+
+class Reencoding(Node):
+    """What an import made of every image, in place of its published bytes."""
+
+    max_side: Annotated[int, Field(ge=1)] | None
+    """Pixels of the longer side at most; none: as published."""
+    quality: Annotated[int, Field(ge=1, le=100)]
+    """Of JPEG."""
+
+    def __str__(self) -> str:
+        size = "" if self.max_side is None else f" of at most {self.max_side} px a side"
+        return f"images encoded anew as JPEG{size}, quality {self.quality}"
 
 
 class Split(Node):
@@ -72,7 +92,7 @@ class Split(Node):
 class Manifest(Node):
     """What a prepared data set holds."""
 
-    version: Literal[1]
+    version: Literal[2]
     kind: str
     source: str
     fingerprint: str
@@ -81,6 +101,8 @@ class Manifest(Node):
     labels: dict[str, Label]
     main_label: str | None
     rejected: Rows
+    reencoded: Reencoding | None = None
+    """None: images are as published."""
 
     def split(self, name: str) -> Split:
         """The split called `name`; a `UserError` if there is none."""
@@ -134,12 +156,12 @@ def shard_schema(columns: Iterable[pa.Field]) -> pa.Schema:
     return pa.schema([*COMMON_COLUMNS, *columns])
 
 
-def encode_shard(groups: Iterable[pa.Table], schema: pa.Schema) -> pa.Buffer:
-    """A Parquet file of one row group for each table, with page checksums.
+def write_shard(folder: Folder, path: str, groups: Iterable[pa.Table], schema: pa.Schema) -> Shard | None:
+    """Writes a Parquet file of one row group for each table, with page checksums; None, and no file, if there is none.
 
     Images are compressed already: they get no codec, no dictionary and no statistics.
     """
-    sink = pa.BufferOutputStream()
+    sink, rows = _Digested(), []
     with pq.ParquetWriter(
         sink,
         schema,
@@ -150,7 +172,26 @@ def encode_shard(groups: Iterable[pa.Table], schema: pa.Schema) -> pa.Buffer:
     ) as writer:
         for group in groups:
             writer.write_table(group, row_group_size=max(1, len(group)))
-    return sink.getvalue()
+            rows.append(len(group))
+        pages = sink.digest.hexdigest()
+        writer.add_key_value_metadata({PAGES.decode(): pages})
+    if not rows:
+        return None
+    folder.write(path, sink.getbuffer())
+    size, digest = sink.getbuffer().nbytes, sink.digest.hexdigest()
+    return Shard(path=path, rows=sum(rows), bytes=size, sha256=digest, pages=pages, groups=tuple(rows))
+
+
+class _Digested(BytesIO):
+    """Memory that is hashed as it is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.digest = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        return super().write(data)
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,6 +272,8 @@ class ShardReader:
         have = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
         if have != shard.groups:
             raise pa.ArrowInvalid("other row groups than the manifest's")
+        if (metadata.metadata or {}).get(PAGES) != shard.pages.encode():
+            raise pa.ArrowInvalid("other content than was written")
         return _OpenShard(file, metadata)
 
 

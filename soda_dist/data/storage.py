@@ -88,7 +88,7 @@ class Folder:
         with self.explained(name):
             return self._filesystem().open_input_file(self._path(name))
 
-    def write(self, name: str, data: bytes | pa.Buffer) -> None:
+    def write(self, name: str, data: bytes | memoryview | pa.Buffer) -> None:
         """Makes or replaces the file; it is complete or absent, never half."""
         with self.explained(name):
             if self.is_local:
@@ -230,7 +230,7 @@ def _is_temporary(name: str) -> bool:
     return name.rpartition("/")[2].startswith(TEMPORARY)
 
 
-def _write_local(path: Path, data: bytes | pa.Buffer) -> None:
+def _write_local(path: Path, data: bytes | memoryview | pa.Buffer) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(TEMPORARY + secrets.token_hex(8))
     try:

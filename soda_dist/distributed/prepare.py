@@ -27,16 +27,18 @@ from soda_dist.data.shards import (
     MANIFEST,
     VERSION,
     Manifest,
+    Reencoding,
     Shard,
     Split,
     check_shards,
-    encode_shard,
     read_manifest,
     shard_schema,
     write_manifest,
+    write_shard,
 )
 from soda_dist.data.sources import SOURCES, parse_options
 from soda_dist.data.sources.contract import Options, Part, Row, Source, check_image
+from soda_dist.data.sources.reencoded import Reencoded, reencoding
 from soda_dist.data.storage import Folder, open_folder
 from soda_dist.distributed.farm import Progress, farm_out
 from soda_dist.distributed.session import Say
@@ -111,12 +113,14 @@ def prepare(kind: str, source_uri: str | None, data_uri: str, options: Sequence[
     if _is_finished(folder, claim, say):
         return folder.uri
     source = SOURCES[kind].open_source(claim.source, parsed)
+    how = reencoding(parsed)
+    source = source if how is None else Reencoded(source, how)
     folder.write_json(CLAIM, claim.model_dump())
     indices = _list_rows(source, folder, parsed, say)
     jobs = _plan(indices, source, parsed)
     _make_shards(source, folder, jobs, indices, _rows_per_group(source, parsed), say)
     records = _renumber(folder, jobs, say)
-    _finish(folder, claim, source, records, say)
+    _finish(folder, claim, source, records, how, say)
     return folder.uri
 
 
@@ -243,17 +247,14 @@ def _make_shard(source: Source, folder: Folder, job: _Job, index: pa.Table, per_
     """Writes one shard and then its record; returns the shard's bytes."""
     rejected: list[Rejected] = []
     schema = shard_schema(source.contents.columns)
-    groups: list[int] = []
 
     def tables() -> Iterator[pa.Table]:
         key = job.start
         for rows in _grouped(source.rows(index), per_group, rejected):
-            groups.append(len(rows))
             yield _table(rows, key, schema)
             key += len(rows)
 
-    data = encode_shard(tables(), schema)
-    shard = _write_shard(folder, job.path, data, groups) if groups else None
+    shard = write_shard(folder, job.path, tables(), schema)
     record = Record(shard=shard, first_key=job.start, rejected=tuple(rejected))
     folder.write_json(job.record, record.model_dump())
     return shard.bytes if shard else 0
@@ -290,12 +291,6 @@ def _table(rows: list[Row], first_key: int, schema: pa.Schema) -> pa.Table:
         ],
         schema=schema,
     )
-
-
-def _write_shard(folder: Folder, path: str, data: pa.Buffer, groups: Sequence[int]) -> Shard:
-    folder.write(path, data)
-    digest = hashlib.sha256(data).hexdigest()
-    return Shard(path=path, rows=sum(groups), bytes=data.size, sha256=digest, groups=tuple(groups))
 
 
 def _done(folder: Folder, jobs: list[_Job]) -> dict[_Job, Record]:
@@ -340,12 +335,13 @@ def _write_keys(folder: Folder, job: _Job, record: Record, first_key: int) -> No
             yield table.set_column(0, "key", pa.array(range(key, key + len(table)), pa.int64()))
             key += len(table)
 
-    groups = record.shard.groups if record.shard else ()
-    shard = _write_shard(folder, job.path, encode_shard(tables(), file.schema_arrow), groups)
+    shard = write_shard(folder, job.path, tables(), file.schema_arrow.remove_metadata())
     folder.write_json(job.record, record.model_copy(update={"shard": shard, "first_key": first_key}).model_dump())
 
 
-def _finish(folder: Folder, claim: Claim, source: Source, records: dict[_Job, Record], say: Say) -> None:
+def _finish(
+    folder: Folder, claim: Claim, source: Source, records: dict[_Job, Record], how: Reencoding | None, say: Say
+) -> None:
     rejected = [(job.split, row) for job, record in records.items() for row in record.rejected]
     if rejected:
         lines = [json.dumps({"split": split, "name": row.name, "reason": row.reason}) for split, row in rejected]
@@ -370,6 +366,7 @@ def _finish(folder: Folder, claim: Claim, source: Source, records: dict[_Job, Re
         labels=contents.labels,
         main_label=contents.main_label,
         rejected=len(rejected),
+        reencoded=how,
     )
     write_manifest(folder, manifest)
     say("done: " + ", ".join(f"{s.rows:,} {name} rows in {len(s.shards):,} shards" for name, s in splits.items()))

@@ -65,7 +65,8 @@ def pretrain(config: RunConfig, data_uri: str, run_uri: str, say: Say, until: in
         return run.uri
     check_resources(training_resources(config), say)
     rows = manifest.splits[split].rows
-    say(f"{rows} rows of {manifest.kind}; {config.train.steps} steps of {config.train.global_batch} pairs")
+    what = manifest.kind + (f" ({manifest.reencoded})" if manifest.reencoded else "")
+    say(f"{rows} rows of {what}; {config.train.steps} steps of {config.train.global_batch} pairs")
     hold_statistics_here()
     with board(say) as lines:
         job = {

@@ -71,7 +71,13 @@ class Subject:
     def data_facts(self) -> Result:
         """What a result says of its prepared data, which may be gone when somebody reads the result."""
         rows = {name: split.rows for name, split in self.manifest.splits.items()}
-        return {"uri": self.data.uri, "kind": self.manifest.kind, "rows": rows}
+        how = self.manifest.reencoded
+        return {
+            "uri": self.data.uri,
+            "kind": self.manifest.kind,
+            "rows": rows,
+            "reencoded": how and how.model_dump(),
+        }
 
     def rows(self, which: str) -> int:
         """Rows of the train or test split that evaluation uses."""

@@ -53,6 +53,10 @@ def _data(run: Evaluated, data_set: DataSet) -> list[str]:
     total = sum(run.data.rows.values())
     if data_set.images and total < WHOLE * data_set.images:
         reasons.append(f"a part of the data set: {total:,} images; the paper's has {data_set.images:,}.")
+    if run.data.reencoded:
+        side, quality = run.data.reencoded["max_side"], run.data.reencoded["quality"]
+        size = "" if side is None else f" of at most {side} px a side"
+        reasons.append(f"images encoded anew as JPEG{size}, quality {quality}; the paper's are as published.")
     return reasons
 
 

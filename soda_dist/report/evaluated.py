@@ -71,6 +71,8 @@ class Data:
     uri: str
     kind: str
     rows: dict[str, int]
+    reencoded: dict[str, int | None] | None = None
+    """`max_side` and `quality` of images that the import encoded anew; none: as published."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def command(run: Evaluated, column: Column) -> str:
 def data_of(result: dict[str, Any]) -> Data | None:
     """The prepared data that a result is of; none where it does not say."""
     facts = result.get("data")
-    return Data(facts["uri"], facts["kind"], facts["rows"]) if facts else None
+    return Data(facts["uri"], facts["kind"], facts["rows"], facts.get("reencoded")) if facts else None
 
 
 def at(tree: Any, path: str) -> Any:

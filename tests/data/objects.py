@@ -1,6 +1,5 @@
 """A prepared data set of objects, made in this process: each row's identity can be read off any of its views."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -10,7 +9,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from soda_dist.data.shards import Label, Manifest, Shard, ShardReader, Split, encode_shard, shard_schema, write_manifest
+from soda_dist.data.shards import Label, Manifest, ShardReader, Split, shard_schema, write_manifest, write_shard
 from soda_dist.data.storage import open_folder
 from tests.data.test_decode import scene
 
@@ -84,13 +83,12 @@ def write_objects(
         for count, start in zip(groups, starts, strict=False):
             rows = [row(key, image, broken) for key in range(start, start + count)]
             tables.append(pa.table([pa.array([r[f.name] for r in rows], f.type) for f in schema], schema=schema))
-        data, path = encode_shard(tables, schema).to_pybytes(), f"train/{number:05d}.parquet"
-        folder.write(path, data)
-        digest = hashlib.sha256(data).hexdigest()
-        shards.append(Shard(path=path, rows=sum(groups), bytes=len(data), sha256=digest, groups=groups))
+        shard = write_shard(folder, f"train/{number:05d}.parquet", tables, schema)
+        assert shard is not None
+        shards.append(shard)
     labels = {"label": Label(kind="class", names=CLASSES)} if labels is None else labels
     manifest = Manifest(
-        version=1, kind="test", source="", fingerprint=uri, splits={"train": Split(rows=ROWS, shards=tuple(shards))},
+        version=2, kind="test", source="", fingerprint=uri, splits={"train": Split(rows=ROWS, shards=tuple(shards))},
         labels=labels, main_label=next(iter(labels), None), rejected=0,
     )  # fmt: skip
     write_manifest(folder, manifest)

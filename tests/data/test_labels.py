@@ -21,7 +21,7 @@ ATTRIBUTE = Label(kind="attribute", names=("no", "yes"))
 
 def manifest_of(labels: dict[str, Label], main: str | None) -> Manifest:
     return Manifest(
-        version=1, kind="test", source="", fingerprint="", splits={}, labels=labels, main_label=main, rejected=0
+        version=2, kind="test", source="", fingerprint="", splits={}, labels=labels, main_label=main, rejected=0
     )
 
 

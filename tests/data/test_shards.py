@@ -1,6 +1,5 @@
 """Shards and manifests: what is written is read, and what is missing, cut, altered or of another time is refused."""
 
-import hashlib
 import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -14,15 +13,14 @@ import pytest
 from soda_dist.data.shards import (
     Label,
     Manifest,
-    Shard,
     ShardReader,
     Split,
     _Recent,
     check_shards,
-    encode_shard,
     read_manifest,
     shard_schema,
     write_manifest,
+    write_shard,
 )
 from soda_dist.data.storage import Folder, open_folder
 from soda_dist.errors import UserError
@@ -56,13 +54,11 @@ def make_data(uri: str) -> tuple[Folder, Manifest]:
         for rows in groups:
             tables.append(table(range(key, key + rows)))
             key += rows
-        data = encode_shard(tables, shard_schema(COLUMNS)).to_pybytes()
-        path = f"train/{number:05d}.parquet"
-        folder.write(path, data)
-        digest = hashlib.sha256(data).hexdigest()
-        shards.append(Shard(path=path, rows=sum(groups), bytes=len(data), sha256=digest, groups=groups))
+        shard = write_shard(folder, f"train/{number:05d}.parquet", tables, shard_schema(COLUMNS))
+        assert shard is not None
+        shards.append(shard)
     manifest = Manifest(
-        version=1,
+        version=2,
         kind="test",
         source="",
         fingerprint=uri,

@@ -47,7 +47,7 @@ def test_attributes_and_the_splits_of_celeba(form: str, any_uri: str) -> None:
 def test_the_main_label_is_all_attributes_together(tmp_path: Path) -> None:
     contents = opened("celebahq", write(str(tmp_path), "folder")).contents
     manifest = Manifest(
-        version=1,
+        version=2,
         kind="celebahq",
         source="",
         fingerprint="",

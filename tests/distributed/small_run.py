@@ -1,6 +1,5 @@
 """A small prepared data set and a run trained on noise, both made in this process."""
 
-import hashlib
 from io import BytesIO
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pyarrow as pa
 from PIL import Image
 
 from soda_dist.config import RunConfig, dump_config
-from soda_dist.data.shards import Label, Manifest, Shard, Split, encode_shard, shard_schema, write_manifest
+from soda_dist.data.shards import Label, Manifest, Split, shard_schema, write_manifest, write_shard
 from soda_dist.data.storage import Folder, open_folder
 from soda_dist.training.context import LocalContext
 from soda_dist.training.loop import fit
@@ -34,14 +33,6 @@ def _png(split: str, key: int) -> bytes:
     return out.getvalue()
 
 
-def write_shard(folder: Folder, path: str, tables: list[pa.Table], schema: pa.Schema) -> Shard:
-    """A shard of these row groups, as the manifest lists it."""
-    data = encode_shard(tables, schema).to_pybytes()
-    folder.write(path, data)
-    groups, digest = tuple(len(table) for table in tables), hashlib.sha256(data).hexdigest()
-    return Shard(path=path, rows=sum(groups), bytes=len(data), sha256=digest, groups=groups)
-
-
 def prepare(uri: str, shards: dict[str, list[list[int]]], broken: dict[str, set[int]]) -> Manifest:
     """Shards with the given rows in each row group; `broken` keys hold bytes that are no image."""
     folder, splits = open_folder(uri), {}
@@ -59,12 +50,14 @@ def prepare(uri: str, shards: dict[str, list[list[int]]], broken: dict[str, set[
                     "late": [k > 20 for k in keys],
                 }  # fmt: skip
                 tables.append(pa.table(columns, schema=shard_schema(COLUMNS)))
-            made.append(write_shard(folder, f"{split}/{number:05d}.parquet", tables, shard_schema(COLUMNS)))
+            shard = write_shard(folder, f"{split}/{number:05d}.parquet", tables, shard_schema(COLUMNS))
+            assert shard is not None
+            made.append(shard)
         splits[split] = Split(rows=key, shards=tuple(made))
     attribute = Label(kind="attribute", names=("no", "yes"))
     labels = {"colour": Label(kind="class", names=CLASSES), "bright": attribute, "late": attribute}
     manifest = Manifest(
-        version=1,
+        version=2,
         kind="test",
         source="test",
         fingerprint="0",

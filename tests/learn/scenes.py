@@ -51,7 +51,7 @@ def write_scenes(path: Path, *, objects: int, test_objects: int, views: int, siz
         shard = write_shard(folder, f"{part.split}/00000.parquet", tables, schema)
         splits[part.split] = Split(rows=len(table), shards=(shard,))
     manifest = Manifest(
-        version=1,
+        version=2,
         kind="synthetic",
         source="",
         fingerprint="0",

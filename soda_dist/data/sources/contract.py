@@ -26,6 +26,10 @@ class Options(Node):
     groups_per_shard: Annotated[int, Field(ge=1, le=4096)] = 16
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of everything that is drawn: the order of ImageNet's rows, the synthetic objects and cameras."""
+    max_side: Annotated[int, Field(ge=1)] | None = None
+    """Pixels; larger images are made smaller, and all of them JPEG; none: as published."""
+    quality: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Of JPEG, which all images are made; none: 90 with `max_side`, else images stay as published."""
 
 
 class UnreadableError(Exception):
