@@ -207,6 +207,11 @@ class ShardReader:
         """Rows of every row group, in order."""
         return self.manifest.split(self.split).groups
 
+    @property
+    def stays_cached(self) -> bool:
+        """Whether a process that has read the whole split still holds all of it."""
+        return sum(shard.bytes for shard in self._shards) <= CACHED_BYTES
+
     def group(self, number: int, columns: Sequence[str]) -> pa.Table:
         """Row group `number` of the split, with these columns. Safe to call from several threads.
 

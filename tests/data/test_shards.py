@@ -192,10 +192,25 @@ def test_a_folder_without_a_manifest(any_uri: str) -> None:
     assert "prepare_data.py" in str(caught.value)
 
 
+def test_another_shard_in_the_place_of_one_is_seen(any_uri: str) -> None:
+    """Sound, of the same rows, groups, sizes and images; one label is another."""
+    folder, manifest = make_data(any_uri)
+    path = manifest.split("train").shards[1].path
+    tables = [table(range(24, 32)), table(range(32, 37))]
+    place = tables[1].schema.get_field_index("label")
+    tables[1] = tables[1].set_column(place, "label", pa.array([0, 0, 1, 2, 0], pa.int32()))
+    other = write_shard(folder, path, tables, shard_schema(COLUMNS))
+    assert other is not None and other.groups == manifest.split("train").shards[1].groups
+    reader = ShardReader(folder, manifest, "train")
+    assert len(reader.group(0, ["image"])) == 8, "the others are read"
+    with pytest.raises(UserError, match=r"00001.parquet: got an altered shard \(other content than was written\)"):
+        reader.group(4, ["label"])
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"version": 2}, "got version 2; allowed: version 1"),
+        ({"version": 1}, "got version 1; allowed: version 2"),
         ({"version": None}, "got version None"),
         ({"splits": {"train": {"rows": "many", "shards": []}}}, "a wrong field splits.train.rows"),
         ({"extra": 1}, "a wrong field extra"),

@@ -93,7 +93,7 @@ def test_a_block_holds_no_more_than_its_bytes_however_large_the_micro_batch(data
     assert ingest.row_bytes(config.data) == size
     monkeypatch.setattr(ingest, "BYTES_PER_BLOCK", int(5.5 * size))
     order = Order([g for shard in GROUPS for g in shard], config.seed, 16, config.data.shuffle_groups)
-    blocks = [block for plans in ingest._datasets(order, config, 0, 0) for plan in plans for block in plan]
+    blocks = [block for plans in ingest._datasets(order, config, 0, 0, stays=False) for plan in plans for block in plan]
     assert max(sum(stop - start for start, stop in block) for block in blocks) == 4
     cut = list(ingest.stream(data, config, 0, 0))
     assert [pairs.index.tolist() for pairs in cut] == np.arange(128).reshape(8, 16).tolist()
@@ -206,12 +206,15 @@ def test_waiting_for_a_slow_consumer_takes_no_processor(data):
     assert float(used[0]) < 1.2, f"{used[0]} s of processor time in 4 s"
 
 
-def test_a_small_data_set_is_not_cut_into_endless_tasks(data):
+@pytest.mark.parametrize("stays", [False, True])
+def test_a_small_data_set_is_not_cut_into_endless_tasks(data, stays):
     from soda_dist.distributed.ingest import TASKS_PER_DATASET, _datasets, slices
 
     config = config_of(1, steps=2000)
     order = Order([g for shard in GROUPS for g in shard], config.seed, 16, config.data.shuffle_groups)
-    datasets = list(_datasets(order, config, 0, 3))
+    datasets = list(_datasets(order, config, 0, 3, stays=stays))
+    tasks = sum(len(plans) for plans in datasets)
+    assert tasks < 5 if stays else tasks > 1000, "2,000 steps of 16, at most 2,048 rows a block and 8 blocks a task"
     assert max(len(plans) for plans in datasets) <= TASKS_PER_DATASET + 2
     planned = [piece for plans in datasets for plan in plans for block in plan for piece in block]
     assert planned == [piece for step in range(3, 2000) for piece in slices(config, 0, step)]

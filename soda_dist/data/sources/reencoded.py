@@ -18,6 +18,9 @@ from soda_dist.data.sources.contract import Contents, Options, Part, Row, Source
 
 QUALITY = 90
 SHRINKS = (8, 4, 2, 1)
+SPARE = 2
+"""A JPEG is decoded at a fraction of its size only while it stays so many times larger than wanted: what the average
+over these pixels is then made of, is as good as from all of them."""
 
 
 def reencoding(options: Options) -> Reencoding | None:
@@ -60,7 +63,8 @@ def reencode(row: Row, how: Reencoding) -> Row:
     if header is None:
         return row._replace(problem=why_unreadable(row.image))
     size = _fitted(header.height, header.width, how.max_side)
-    shrink = next(s for s in SHRINKS if s == 1 or (header.height // s >= size[0] and header.width // s >= size[1]))
+    room = min(header.height // size[0], header.width // size[1]) // SPARE
+    shrink = next((s for s in SHRINKS if s <= room), 1)
     image = decode(row.image, header, shrink)
     if image is None:
         return row._replace(problem=why_unreadable(row.image))
