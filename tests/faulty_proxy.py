@@ -27,6 +27,7 @@ class Faults:
         cut: the body ends in its middle; only where there is one.
         delayed: the answer waits `seconds`.
         expired: 400 ExpiredToken.
+        outage: how many requests from now on are all throttled.
     """
 
     refused: float = 0.0
@@ -35,6 +36,7 @@ class Faults:
     cut: float = 0.0
     delayed: float = 0.0
     expired: float = 0.0
+    outage: int = 0
     seconds: float = 1.0
     seed: int = 0
     met: Counter = field(default_factory=Counter)
@@ -45,6 +47,10 @@ class Faults:
 
     def draw(self, has_body: bool) -> str:
         with self._lock:
+            if self.outage:
+                self.outage -= 1
+                self.met["throttled"] += 1
+                return "throttled"
             place = self._random.random()
             for name in ("refused", "broken", "throttled", "delayed", "expired", *(("cut",) if has_body else ())):
                 place -= getattr(self, name)

@@ -63,6 +63,7 @@ def pairs_at(config: RunConfig, start: int, stop: int) -> Pairs:
         label=np.zeros((count, 0), np.int64),
         name=[""] * count,
         reason=[""] * count,
+        retries=np.zeros(count, np.int64),
     )
 
 

@@ -16,6 +16,7 @@ from soda_dist.data.decode import why_unreadable
 from soda_dist.data.draws import Ints
 from soda_dist.data.labels import labels_of
 from soda_dist.data.order import Order
+from soda_dist.data.patience import retries_since_last
 from soda_dist.data.poses import CAMERA_COLUMNS, Cameras, read_cameras
 from soda_dist.data.relations import OBJECT, main_label, source_keys
 from soda_dist.data.shards import ShardReader
@@ -62,6 +63,8 @@ class Pairs:
     """n texts: the path of an image of the pair's own that could not be read; empty where all could."""
     reason: list[str]
     """n texts: why it could not."""
+    retries: Ints
+    """int64 [n]: on the first row, how often this process asked the object store again since the pairs before."""
 
     def unreadable(self) -> list[tuple[int, str, str]]:
         """(key, path of the image that could not be read, why) of each pair that has one."""
@@ -137,6 +140,7 @@ def read_pairs(
         label=made.label,
         name=name,
         reason=reason,
+        retries=np.where(np.arange(stop - start) == 0, retries_since_last(), 0),
     )
 
 

@@ -252,7 +252,7 @@ class ShardReader:
         if unknown:
             raise UserError("column", ", ".join(unknown), ", ".join(have), "choose from the data set's columns")
         with self._explained(shard):
-            return opened.read(group, columns)
+            return self.folder.patiently(shard.path, lambda: opened.read(group, columns))
 
     def _opened(self, shard: Shard) -> "_OpenShard":
         with self._explained(shard):
@@ -262,8 +262,7 @@ class ShardReader:
     def _explained(self, shard: Shard) -> Iterator[None]:
         uri = self.folder.file_uri(shard.path)
         try:
-            with self.folder.explained(shard.path):
-                yield
+            yield
         except FileNotFoundError:
             raise UserError(uri, "a missing shard", "all shards of the manifest", REMEDY) from None
         except (pa.ArrowException, OSError) as error:
@@ -273,7 +272,7 @@ class ShardReader:
 
     def _open(self, shard: Shard) -> "_OpenShard":
         file = self.folder.open(shard.path)
-        metadata = pq.ParquetFile(file).metadata
+        metadata = self.folder.patiently(shard.path, lambda: pq.ParquetFile(file).metadata)
         have = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
         if have != shard.groups:
             raise pa.ArrowInvalid("other row groups than the manifest's")

@@ -9,19 +9,22 @@ import errno
 import json
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
 
+from soda_dist.data.patience import patiently
+from soda_dist.data.store_errors import diagnosis, endpoint_url, explanation, no_credentials, refusal, shown
 from soda_dist.errors import UserError
 
+Result = TypeVar("Result")
 SCHEMES = "a local path, file://, s3:// or gs://"
 TEMPORARY = ".soda-tmp-"
 CONNECT_SECONDS, READ_SECONDS = 4, 8
@@ -33,13 +36,6 @@ S3_SETTINGS = (
     "AWS_DEFAULT_REGION",
     "AWS_PROFILE",
     "AWS_ACCESS_KEY_ID",
-)
-CREDENTIAL_CODES = (
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "ExpiredToken",
-    "InvalidToken",
-    "InvalidClientTokenId",
 )
 
 
@@ -80,17 +76,21 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """The whole file."""
-        with self.explained(name), self._filesystem().open_input_file(self._path(name)) as file:
-            return file.read()
+
+        def whole() -> bytes:
+            with self._filesystem().open_input_file(self._path(name)) as file:
+                return file.read()
+
+        return self.patiently(name, whole)
 
     def open(self, name: str) -> pa.NativeFile:
         """The file for random access; `read_at` may be called from several threads."""
-        with self.explained(name):
-            return self._filesystem().open_input_file(self._path(name))
+        return self.patiently(name, lambda: self._filesystem().open_input_file(self._path(name)))
 
     def write(self, name: str, data: bytes | memoryview | pa.Buffer) -> None:
         """Makes or replaces the file; it is complete or absent, never half."""
-        with self.explained(name):
+
+        def store() -> None:
             if self.is_local:
                 _write_local(Path(self._path(name)), data)
                 return
@@ -98,10 +98,12 @@ class Folder:
             with self._filesystem().open_output_stream(self._path(name), compression=None) as stream:
                 stream.write(data)
 
+        self.patiently(name, store)
+
     def exists(self, name: str) -> bool:
         """Whether `name` is a file."""
-        with self.explained(name):
-            return self._filesystem().get_file_info(self._path(name)).type == fs.FileType.File
+        info = self.patiently(name, lambda: self._filesystem().get_file_info(self._path(name)))
+        return info.type == fs.FileType.File
 
     def list(self, prefix: str = "") -> Sequence[Entry]:
         """Every file below whose name starts with `prefix`, sorted by name; none if the folder does not exist."""
@@ -123,13 +125,12 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Removes one file."""
-        with self.explained(name):
-            self._filesystem().delete_file(self._path(name))
+        self.patiently(name, lambda: self._filesystem().delete_file(self._path(name)))
 
     def remove_tree(self, name: str) -> None:
         """Removes the folder `name` below this one with all it holds; nothing happens if it is missing."""
-        with self.explained(name), contextlib.suppress(FileNotFoundError):
-            self._filesystem().delete_dir(self._path(_checked(name)))
+        with contextlib.suppress(FileNotFoundError):
+            self.patiently(name, lambda: self._filesystem().delete_dir(self._path(_checked(name))))
 
     def discard_temporary(self) -> None:
         """Removes what killed writers left; only while nothing else writes here."""
@@ -152,11 +153,14 @@ class Folder:
 
     def _infos(self, name: str, *, recursive: bool) -> Sequence[fs.FileInfo]:
         selector = fs.FileSelector(self._path(name), recursive=recursive, allow_not_found=True)
-        with self.explained(name):
-            infos = self._filesystem().get_file_info(selector)
-            if not infos and not self.is_local and self._filesystem().get_file_info(selector.base_dir).is_file:
+
+        def infos() -> Sequence[fs.FileInfo]:
+            found = self._filesystem().get_file_info(selector)
+            if not found and not self.is_local and self._filesystem().get_file_info(selector.base_dir).is_file:
                 raise NotADirectoryError(selector.base_dir)
-        return infos
+            return found
+
+        return self.patiently(name, infos)
 
     def _path(self, name: str) -> str:
         root = self.uri.partition("://")[2] or self.uri
@@ -169,6 +173,15 @@ class Folder:
         if scheme == "gs":
             return _gcs()
         return _s3(path.partition("/")[0], tuple(os.environ.get(name) for name in S3_SETTINGS))
+
+    def patiently(self, name: str, act: Callable[[], Result]) -> Result:
+        """`act()`, which uses the file `name`, tried again where the store fails for a while; raises as `explained`."""
+
+        def explained() -> Result:
+            with self.explained(name):
+                return act()
+
+        return patiently(explained)
 
     @contextlib.contextmanager
     def explained(self, name: str) -> Iterator[None]:
@@ -185,7 +198,7 @@ class Folder:
                 uri, "a path through a file", "a folder", "give the folder, or a path that is free"
             ) from None
         except OSError as error:
-            raise _explanation(uri, error) from error
+            raise explanation(uri, error) from error
 
 
 def open_folder(uri: str) -> Folder:
@@ -249,58 +262,6 @@ def _write_local(path: Path, data: bytes | memoryview | pa.Buffer) -> None:
         os.close(folder)
 
 
-def _explanation(uri: str, error: OSError) -> Exception:
-    text = str(error)
-    causes = {
-        "is a directory": UserError(uri, "a folder", "a file", "name a file"),
-        "space left": UserError(uri, "a full disk", "free space", "free some space and run again"),
-        "ermission denied": _forbidden(uri),
-        "Read-only": _forbidden(uri),
-        "ACCESS_DENIED": _forbidden(uri),
-        "NO_SUCH_BUCKET": _no_bucket(uri.partition("://")[2].partition("/")[0]),
-        "NETWORK_CONNECTION": _unreachable(_endpoint()),
-        "AWS Error ": UserError(
-            uri,
-            f"{text.partition('AWS Error ')[2].partition(' during')[0]} from the store",
-            "a store that works",
-            "run again later, or check bucket and region",
-        ),
-        "google::cloud::Status": UserError(
-            uri,
-            f"{text.partition('google::cloud::Status(')[2].partition(':')[0]} from Google Cloud Storage",
-            "a bucket that you may use",
-            "check the bucket's name and the credentials (gcloud auth application-default login)",
-        ),
-    }
-    return next((cause for sign, cause in causes.items() if sign in text), error)
-
-
-def _forbidden(uri: str) -> UserError:
-    return UserError(uri, "no permission", "a place that you may read and write", "change the place or its rights")
-
-
-def _no_bucket(bucket: str) -> UserError:
-    return UserError(f"s3://{bucket}", "a bucket that does not exist", "an existing bucket", "create it or correct it")
-
-
-def _unreachable(endpoint: str | None) -> UserError:
-    place = _shown(endpoint) if endpoint else "AWS"
-    return UserError(
-        "AWS_ENDPOINT_URL",
-        f"{place}, which does not answer",
-        "a reachable S3 endpoint",
-        "check the address and network",
-    )
-
-
-def _shown(endpoint: str) -> str:
-    return f"{urlsplit(endpoint).scheme}://{urlsplit(endpoint).netloc.rpartition('@')[2]}"
-
-
-def _endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
-
-
 @lru_cache(maxsize=1)
 def _gcs() -> fs.FileSystem:
     return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=10))
@@ -309,12 +270,12 @@ def _gcs() -> fs.FileSystem:
 @lru_cache(maxsize=64)
 def _s3(bucket: str, _settings: tuple[str | None, ...]) -> fs.FileSystem:
     """The file system of one bucket, once a process and setting of the environment."""
-    endpoint = _endpoint()
+    endpoint = endpoint_url()
     if endpoint and urlsplit(endpoint).scheme not in ("http", "https"):
         raise UserError("AWS_ENDPOINT_URL", "no scheme", "http://HOST[:PORT] or https://", "write the scheme")
     place: dict[str, str] = {}
     if endpoint:
-        scheme, _, host = _shown(endpoint).partition("://")
+        scheme, _, host = shown(endpoint).partition("://")
         place = {"endpoint_override": host, "scheme": scheme}
     return fs.S3FileSystem(
         region=_checked_region(bucket, endpoint),
@@ -341,49 +302,20 @@ def _checked_region(bucket: str, endpoint: str | None) -> str | None:
     try:
         session = boto3.Session()
         if session.get_credentials() is None:
-            raise _no_credentials()
+            raise no_credentials()
         region = session.region_name or "us-east-1"
         config = Config(
             connect_timeout=CONNECT_SECONDS,
             read_timeout=READ_SECONDS,
-            retries={"total_max_attempts": 2, "mode": "standard"},
+            retries={"total_max_attempts": 3, "mode": "standard"},
         )
         client = session.client("s3", region_name=region, endpoint_url=endpoint, config=config)
         answer = client.list_objects_v2(Bucket=bucket, MaxKeys=1)
     except ClientError as error:
-        refusal = _refusal(bucket, str(error.response.get("Error", {}).get("Code", "")))
-        if refusal:
-            raise refusal from None
+        refused = refusal(bucket, str(error.response.get("Error", {}).get("Code", "")))
+        if refused:
+            raise refused from None
         answer = error.response
     except (BotoCoreError, ValueError) as error:
-        raise _diagnosis(bucket, endpoint, error) from None
+        raise diagnosis(bucket, endpoint, error) from None
     return answer["ResponseMetadata"].get("HTTPHeaders", {}).get("x-amz-bucket-region") or region
-
-
-def _no_credentials() -> UserError:
-    return UserError(
-        "AWS credentials",
-        "none",
-        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or the machine's role",
-        "set one of them",
-    )
-
-
-def _refusal(bucket: str, code: str) -> UserError | None:
-    """None where pyarrow should try: a denied listing may still allow the paths below, a busy store may recover."""
-    if code in ("NoSuchBucket", "404", "InvalidBucketName"):
-        return _no_bucket(bucket)
-    if code in CREDENTIAL_CODES:
-        return UserError("AWS credentials", code, "credentials that the store accepts", "renew or correct them")
-    return None
-
-
-def _diagnosis(bucket: str, endpoint: str | None, error: Exception) -> UserError:
-    kind = type(error).__name__
-    if kind in ("ProfileNotFound", "ConfigParseError"):
-        return UserError("AWS_PROFILE", os.environ.get("AWS_PROFILE"), "a profile that exists", "check ~/.aws/config")
-    if "Credential" in kind or "Token" in kind or "SSO" in kind:
-        return UserError("AWS credentials", kind, "complete, valid credentials", "renew or correct them")
-    if kind == "ParamValidationError":
-        return UserError(f"s3://{bucket}", "an illegal bucket name", "an existing bucket", "correct the name")
-    return _unreachable(endpoint)

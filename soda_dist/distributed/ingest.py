@@ -40,7 +40,7 @@ TASKS_PER_DATASET = 256
 """Starting a dataset costs about a millisecond a task, so a run is a chain of datasets."""
 
 TENSORS = "source", "present", "target", "source_pose", "target_pose", "source_layers", "target_layers", "label"
-NUMBERS, TEXTS = ("key", "ok", "index"), ("name", "reason")
+NUMBERS, TEXTS = ("key", "ok", "index", "retries"), ("name", "reason")
 """Fields of `Pairs`: of several elements a row (or none, as poses and labels may be), and of one."""
 
 REST_S = 0.02

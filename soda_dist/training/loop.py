@@ -75,7 +75,10 @@ def resume(context: WorkerContext, engine: Engine, run: Folder) -> int:
 
 @dataclass
 class Book:
-    """The window between two log lines: sums on the device, waiting time, unreadable rows; read only at a log step."""
+    """The window between two log lines: sums on the device, waiting time, unreadable rows, retries.
+
+    Read only at a log step.
+    """
 
     context: WorkerContext
     config: RunConfig
@@ -87,6 +90,7 @@ class Book:
     _probe: list[torch.Tensor] = field(default_factory=list)
     _bad: list[dict[str, Any]] = field(default_factory=list)
     _waited: float = 0.0
+    _retries: int = 0
     _unreadable: int = 0
 
     def __post_init__(self) -> None:
@@ -103,6 +107,7 @@ class Book:
             start = time.perf_counter()
             pairs = next(batches)
             self._waited += time.perf_counter() - start
+            self._retries += int(pairs.retries.sum())
             for row, name, reason in pairs.unreadable():
                 self._bad.append({"step": self._step + 1, "key": row, "name": name, "reason": reason})
             yield to_device(pairs, self.context.device)
@@ -117,8 +122,9 @@ class Book:
     def log(self, step: int, lr: float) -> None:
         """Write the window's line and show it."""
         steps = step - self._logged
-        sums = torch.stack([torch.stack(self._losses).sum(), torch.tensor(self._waited, device=self.context.device)])
-        loss, waited = (self.context.sum(sums) / (self.context.world * steps)).tolist()
+        own = torch.tensor([self._waited, self._retries], device=self.context.device)
+        sums = self.context.sum(torch.cat([torch.stack(self._losses).sum()[None], own]))
+        retries, (loss, waited) = int(sums[2]), (sums[:2] / (self.context.world * steps)).tolist()
         norm = torch.stack([torch.as_tensor(n, device=sums.device) for n in self._norms]).mean().item()
         bad = [row for rows in self.context.gather(self._bad) for row in rows]
         now = time.perf_counter()
@@ -137,6 +143,7 @@ class Book:
             "images_per_second": round(steps * batch / seconds, 2),
             "wait_fraction": round(min(1.0, waited * steps / seconds), 4),
             "unreadable": len(bad),
+            "store_retries": retries,
             "time": round(time.time(), 1),
         }
         if self.context.rank == 0:
@@ -148,7 +155,7 @@ class Book:
             self.context.say(_shown(line, self.config.train.steps, self._remaining(step, now)))
         self._unreadable += len(bad)
         self._check_share(step)
-        self._losses, self._norms, self._probe, self._bad, self._waited = [], [], [], [], 0.0
+        self._losses, self._norms, self._probe, self._bad, self._waited, self._retries = [], [], [], [], 0.0, 0
         self._since, self._logged = now, step
 
     def _check_share(self, step: int) -> None:
@@ -205,4 +212,5 @@ def _shown(line: dict[str, Any], total: int, remaining: float) -> str:
     )
     if "probe_accuracy" in line:
         text += f"  probe {line['probe_accuracy']:.1%}"
-    return text + (f"  unreadable rows {line['unreadable']}" if line["unreadable"] else "")
+    text += f"  unreadable rows {line['unreadable']}" if line["unreadable"] else ""
+    return text + (f"  store asked again {line['store_retries']} times" if line["store_retries"] else "")

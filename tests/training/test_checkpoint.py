@@ -184,6 +184,27 @@ def test_unreadable_rows_are_listed(tmp_path):
     assert [line["unreadable"] for line in lines] == [0, 1, 0, 0]
 
 
+def test_retries_of_the_store_are_summed_and_shown(tmp_path):
+    config, said = tiny_config(), []
+
+    def batches(first):
+        for pairs in feed(config)(first):
+            pairs.retries[0] = 2 if 17 in pairs.index else 0
+            yield pairs
+
+    context = LocalContext()
+    context.say = said.append
+    fit(context, engine_of(config), config, batches, open_folder(str(tmp_path)), rows=100)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["store_retries"] for line in lines] == [0, 2, 0, 0]
+    assert ["store asked again 2 times" in text for text in said if text.startswith("step")] == [
+        False,
+        True,
+        False,
+        False,
+    ]
+
+
 def test_a_run_stops_where_too_much_cannot_be_read(tmp_path):
     config = tiny_config(train={"max_unreadable": 0.1})
 
