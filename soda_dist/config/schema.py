@@ -237,7 +237,7 @@ class Scale(Node):
     data_cpus_per_worker: Count = 1
     """Ray Data tasks that decode and augment for one worker at a time, a CPU each."""
     data_memory_mb: Annotated[int, Field(ge=64)] = 512
-    """Object-store memory that one worker's pipeline may hold."""
+    """Object-store memory that one worker's pipeline holds at the most; the run starts only where there is as much."""
     engine: Literal["deepspeed", "torch"] = "deepspeed"
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     max_failures: Annotated[int, Field(ge=-1)] = 3

@@ -36,6 +36,9 @@ ROWS_PER_BLOCK = 2048
 """A block is large enough that its cost (10 to 25 ms) vanishes, and small enough that several fit."""
 BLOCKS_PER_TASK = 8
 """A task gives its blocks one by one; between two tasks its processor waits for the scheduling loop."""
+LEAST_BLOCKS, BLOCKS_BEYOND = 6, 4
+"""Ray Data holds up to four blocks more than it plans with: those being made and taken (measured), and for
+up to a second what was taken before, since Ray frees objects once a second."""
 TASKS_PER_DATASET = 256
 """Starting a dataset costs about a millisecond a task, so a run is a chain of datasets."""
 
@@ -213,6 +216,16 @@ def row_bytes(data: Data) -> int:
     return 3 * (most * data.source_size**2 + data.target_size**2) + marks
 
 
+def least_memory_mb(data: Data) -> int:
+    """The least `scale.data_memory_mb` that can be kept to."""
+    return -(-LEAST_BLOCKS * rows_per_block(data) * row_bytes(data) // 2**20)
+
+
+def _planned_bytes(config: RunConfig) -> int:
+    """What Ray Data may plan with, so that a pipeline holds no more than `scale.data_memory_mb`."""
+    return (config.scale.data_memory_mb << 20) - BLOCKS_BEYOND * rows_per_block(config.data) * row_bytes(config.data)
+
+
 def _cut(piece: Slice, most: int) -> list[Slice]:
     """A slice as slices of at most `most` positions, as even as can be."""
     start, stop = piece
@@ -236,7 +249,7 @@ def _dataset_batches(data_uri: str, config: RunConfig, plans: list[list[Block]])
     context.execution_options.preserve_order = True
     context.custom_execution_callback_classes = [RestingLoop]
     context.execution_options.resource_limits = ExecutionResources.for_limits(
-        cpu=config.scale.data_cpus_per_worker, object_store_memory=config.scale.data_memory_mb << 20
+        cpu=config.scale.data_cpus_per_worker, object_store_memory=_planned_bytes(config)
     )
     dataset = ray.data.read_datasource(
         PlannedPairs(data_uri, config, plans),

@@ -17,9 +17,9 @@ from soda_dist.data.labels import ProbeLabels, probe_labels
 from soda_dist.data.pairs import check_data
 from soda_dist.data.shards import ShardReader, check_shards, read_manifest
 from soda_dist.data.storage import Folder, open_folder
-from soda_dist.distributed.ingest import hold_statistics_here, stream
+from soda_dist.distributed.ingest import hold_statistics_here, least_memory_mb, stream
 from soda_dist.distributed.progress import board
-from soda_dist.distributed.session import Say, check_resources, training_resources
+from soda_dist.distributed.session import Say, autoscaler_active, check_resources, training_resources
 from soda_dist.errors import UserError
 from soda_dist.models.layers import synchronize_norms
 from soda_dist.training.build import build_objective, build_optimizer, plain_engine
@@ -64,6 +64,7 @@ def pretrain(config: RunConfig, data_uri: str, run_uri: str, say: Say, until: in
         say(f"nothing left to do: step {steps[-1]} of {end} is there")
         return run.uri
     check_resources(training_resources(config), say)
+    check_memory(config)
     rows = manifest.splits[split].rows
     what = manifest.kind + (f" ({manifest.reencoded})" if manifest.reencoded else "")
     say(f"{rows} rows of {what}; {config.train.steps} steps of {config.train.global_batch} pairs")
@@ -75,6 +76,25 @@ def pretrain(config: RunConfig, data_uri: str, run_uri: str, say: Say, until: in
         }  # fmt: skip
         _run_trainer(job, config, run, say)
     return run.uri
+
+
+def check_memory(config: RunConfig) -> None:
+    """A `UserError` if the workers' pipelines cannot keep to `scale.data_memory_mb`, or the cluster lacks so much.
+
+    With an autoscaler the cluster is not asked: what its nodes will have is not known.
+    """
+    import ray
+
+    field, each, workers = "scale.data_memory_mb", config.scale.data_memory_mb, config.scale.workers
+    least = least_memory_mb(config.data)
+    if each < least:
+        got = f"{each}, too little for blocks of view pairs of these sizes"
+        raise UserError(field, got, f">= {least}", "raise it, or lower data.source_size or data.sources")
+    have = int(ray.cluster_resources().get("object_store_memory", 0)) >> 20
+    if each * workers > have and not autoscaler_active():
+        got = f"{each} for each of {workers} workers, {each * workers} in all"
+        remedy = "lower it, add nodes, or start Ray with a larger --object-store-memory"
+        raise UserError(field, got, f"at most {have} MB in all, Ray's object stores", remedy)
 
 
 def claim(run: Folder, config: RunConfig) -> None:

@@ -1,5 +1,6 @@
 """Ray Data gives every worker the pairs that the order says, whatever their number, and after a resume."""
 
+import json
 import subprocess
 import sys
 from contextlib import suppress
@@ -181,7 +182,7 @@ from tests.tiny import tiny_config
 
 ray.init(address=sys.argv[2], log_to_driver=False)
 train = {"global_batch": 16, "steps": 1000, "checkpoint_every_steps": 100}
-config = tiny_config(data={"source_size": 192}, train=train, scale={"data_memory_mb": 64})
+config = tiny_config(data={"source_size": 192}, train=train, scale={"data_memory_mb": 256})
 pairs = stream(sys.argv[1], config, 0, 0)
 next(pairs)
 time.sleep(5)  # the consumer is slow: blocks pile up to the limit of memory
@@ -204,6 +205,61 @@ def test_waiting_for_a_slow_consumer_takes_no_processor(data):
     used = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("used")]
     assert used, done.stderr[-2000:]
     assert float(used[0]) < 1.2, f"{used[0]} s of processor time in 4 s"
+
+
+BOUNDED = """
+import json, os, sys, time
+import psutil, ray
+from ray._private.internal_api import node_stats
+from soda_dist.distributed import ingest
+from tests.tiny import tiny_config
+
+ray.init(address=sys.argv[2], log_to_driver=False)
+ingest.BYTES_PER_BLOCK = 2 << 20
+train = {"global_batch": 16, "steps": 400, "checkpoint_every_steps": 100}
+config = tiny_config(data={"source_size": 192}, train=train, scale={"data_memory_mb": 64})
+assert ingest.least_memory_mb(config.data) <= 64
+node = ray.nodes()[0]
+
+def used():
+    return node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], False).store_stats.object_store_bytes_used
+
+def full():
+    "What the store holds when the pipeline waits: unchanged for 1.5 s. Ray frees what was taken once a second."
+    now, since = used(), time.monotonic()
+    while time.monotonic() - since < 1.5:
+        before, now = now, used()
+        if now != before:
+            since = time.monotonic()
+        time.sleep(0.02)
+    return now
+
+before, process = used(), psutil.Process()
+held, resident, size = [], [], 0
+for number, pairs in enumerate(ingest.stream(sys.argv[1], config, 0, 0)):
+    size += pairs.source.nbytes
+    if number % 40 == 0:
+        held.append(full() - before)
+        resident.append(process.memory_info().rss)
+print("held", json.dumps([size, held, resident]), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_a_slow_consumer_holds_the_pipeline_back(data):
+    """What lies in the object store stays below the bound over a run ten times as large."""
+    import ray
+
+    command = [sys.executable, "-c", BOUNDED, data, ray.get_runtime_context().gcs_address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    lines = [line.removeprefix("held ") for line in done.stdout.splitlines() if line.startswith("held ")]
+    assert lines, done.stderr[-2000:]
+    size, held, resident = json.loads(lines[0])
+    assert size > 10 * 64 << 20
+    assert max(held) <= 64 << 20
+    assert np.median(held) > 16 << 20, "the consumer was the slower one"
+    assert max(resident[4:]) - resident[3] < 64 << 20
 
 
 @pytest.mark.parametrize("stays", [False, True])

@@ -25,11 +25,11 @@ def data(tmp_path_factory) -> str:
     return path
 
 
-def run_to(path: Path, data: str, **sections) -> tuple[dict, list[str]]:
+def run_to(path: Path, uri: str, /, **sections) -> tuple[dict, list[str]]:
     from soda_dist.distributed.pretrain import pretrain
 
     said: list[str] = []
-    pretrain(tiny_config(**sections), data, str(path), said.append)
+    pretrain(tiny_config(**sections), uri, str(path), said.append)
     run = open_folder(str(path))
     return load(run.read(f"checkpoints/{complete_steps(run)[-1]:09d}/model.safetensors")), said
 
@@ -96,6 +96,15 @@ def test_a_run_that_the_cluster_cannot_hold_is_refused_at_once(tmp_path, data):
         run_to(tmp_path / "run", data, scale={"workers": 8, "data_memory_mb": 64})
     with pytest.raises(UserError, match="1 GPU"):
         run_to(tmp_path / "gpu", data, scale={"gpus_per_worker": 1.0, "data_memory_mb": 64})
+
+
+def test_memory_is_checked_before_the_start(tmp_path, data):
+    with pytest.raises(UserError, match=r"data_memory_mb: got 64, too little for blocks .*; allowed: >= 181"):
+        run_to(tmp_path / "run", data, data={"source_size": 1024}, scale={"data_memory_mb": 64})
+    much = 1 << 20
+    with pytest.raises(UserError, match=rf"got {much} for each of 1 workers, .* allowed: at most \d+ MB in all"):
+        run_to(tmp_path / "run", data, scale={"data_memory_mb": much})
+    assert not (tmp_path / "run/metrics.jsonl").exists()
 
 
 def test_a_diverged_run_ends_once_with_its_reason(tmp_path, data):
