@@ -1,7 +1,7 @@
 """Measure this machine: ingest, training loop, extraction of latents, DCI, sampler and training step.
 
 Every figure is a ratio of one run, printed beside the rates it is made of; benchmark.json holds them all.
-  python jobs/benchmark.py data   [--small URI] [--photographs URI]     against a torch DataLoader, a process pool
+  python jobs/benchmark.py data   [--small URI] [--photographs URI [--reencoded URI]]  against a DataLoader, a process pool
   python jobs/benchmark.py train  [--data URI] [a.b=value ...]          against bare PyTorch
   python jobs/benchmark.py features [--data URI] [--preset NAME] [a.b=value ...]  against a plain loop; two actors
   python jobs/benchmark.py dci    [rows=N] [codes=N] [rounds=N]          against scikit-learn
@@ -19,6 +19,7 @@ def main(argv: list[str]) -> str:
     choices = ["data", "train", "features", "dci", "sample", "step"]
     arguments.add_argument("what", choices=choices, help="what is measured")
     add_uri(arguments, "--photographs", "data: prepared shards of photographs; none: left out", required=False)
+    add_uri(arguments, "--reencoded", "data: the same, encoded anew at import; none: left out", required=False)
     add_uri(arguments, "--small", "data: prepared shards of 32 px images; none: rendered ones", required=False)
     add_uri(arguments, "--data", "train, features: prepared shards; none: rendered ones", required=False)
     add_uri(arguments, "--out", "folder for benchmark.json; none: not written", required=False)
@@ -29,8 +30,7 @@ def main(argv: list[str]) -> str:
 
     from soda_dist.distributed.rounds import conclude
 
-    results = _without_ray(args) if args.what in ("sample", "step") else _with_ray(args)
-    return conclude(results, args.out, say)
+    return conclude(_without_ray(args) if args.what in ("sample", "step") else _with_ray(args), args.out, say)
 
 
 def _without_ray(args: argparse.Namespace) -> list[dict]:
@@ -47,7 +47,7 @@ def _with_ray(args: argparse.Namespace) -> list[dict]:
         from soda_dist.distributed import benchmark_dci, data_speed, feature_speed, training_speed
 
         if args.what == "data":
-            return data_speed.measure_data(args.small, args.photographs, say)
+            return data_speed.measure_data(args.small, args.photographs, args.reencoded, say)
         if args.what == "train":
             return training_speed.measure_train(args.data, args.overrides, say)
         if args.what == "features":

@@ -25,7 +25,7 @@ from soda_dist.config.load import load_config
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.decode import decode, read_header
 from soda_dist.data.pairs import Pairs, read_pairs
-from soda_dist.data.shards import ShardReader, read_manifest
+from soda_dist.data.shards import ShardReader, check_shards, read_manifest
 from soda_dist.data.storage import open_folder
 from soda_dist.data.views import view_pairs
 from soda_dist.distributed.ingest import opened, stream
@@ -45,8 +45,14 @@ DECODING_LIMIT = 0.6
 DEVICE_LIMIT = 1.5
 
 
-def measure_data(small_uri: str | None, photographs_uri: str | None, say: Say) -> list[Result]:
-    """All ratios for 32 px and, if shards of them are given, for photographs at the paper's sizes."""
+def measure_data(
+    small_uri: str | None, photographs_uri: str | None, reencoded_uri: str | None, say: Say
+) -> list[Result]:
+    """All ratios for 32 px and, if shards of them are given, for photographs at the paper's sizes.
+
+    Args:
+        reencoded_uri: the same photographs, encoded anew at import; none: left out.
+    """
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # the stream runs in this process, with its log
     one = ["scale.workers=1", "scale.data_cpus_per_worker=1", "optim.warmup_steps=10", "train.steps=4000"]
     with tempfile.TemporaryDirectory() as scratch:
@@ -55,13 +61,27 @@ def measure_data(small_uri: str | None, photographs_uri: str | None, say: Say) -
         if photographs_uri:
             large = [*one, "train.global_batch=128"]
             results += _ratios("photographs", "imagenet", large, photographs_uri, 2.0, 64, say)
+            if reencoded_uri:
+                results.append(_reencoded(load_config("imagenet", large), photographs_uri, reencoded_uri, say))
     return results
+
+
+def _reencoded(config: RunConfig, published: str, reencoded: str, say: Say) -> Result:
+    batch = config.train.global_batch
+    sides: dict[str, Side] = {
+        name: partial(lambda uri, number: _rate(_streamed(uri, config, number), batch), uri)
+        for name, uri in {"encoded anew": reencoded, "as published": published}.items()
+    }
+    how = read_manifest(open_folder(reencoded)).reencoded
+    name = f"ingest, photographs, {how or 'images as published, too'}"
+    return ratio(name, alternate(name, sides, "pairs/s", say), "pairs/s", None)
 
 
 def _ratios(name: str, preset: str, overrides: list[str], uri: str, limit: float, piece: int, say: Say) -> list[Result]:
     config = load_config(preset, overrides)
     images, batch = _images(config, uri, 40 * config.train.global_batch), config.train.global_batch
     unfinished = load_config(preset, [*overrides, ON_DEVICE])
+    waited = _first_batch(uri, config)
     loaders: dict[str, Side] = {f"DataLoader, {d}": partial(_loader_rate, images, config, d) for d in DECODERS}
     rates = alternate(
         f"ingest, {name}",
@@ -83,12 +103,14 @@ def _ratios(name: str, preset: str, overrides: list[str], uri: str, limit: float
     }
     alone = alternate(f"views, {name}", {**ours, **theirs}, "pairs/CPU-s", say)
 
-    def result(title: str, found: dict[str, list[float]], first: str, others: Sequence[str], least: float) -> Result:
+    def result(
+        title: str, found: dict[str, list[float]], first: str, others: Sequence[str], least: float, **facts: float
+    ) -> Result:
         unit = "pairs/s" if found is rates else "pairs/CPU-s"
-        return ratio(f"{title}, {name}", {side: found[side] for side in (first, *others)}, unit, least)
+        return ratio(f"{title}, {name}", {side: found[side] for side in (first, *others)}, unit, least, facts)
 
     results = [
-        result("ingest", rates, OURS, list(loaders), limit),
+        result("ingest", rates, OURS, list(loaders), limit, **{"seconds to the first batch": waited}),
         result("ingest against the same functions in a bare process pool", rates, OURS, [POOL], POOL_LIMIT),
         result("views", alone, VIEWS, list(theirs), 1.0),
         result("views with RandAugment left to the device", alone, UNFINISHED, [VIEWS], DEVICE_LIMIT),
@@ -109,6 +131,17 @@ def _images(config: RunConfig, uri: str, count: int) -> list[bytes]:
         if len(found) >= count:
             break
     return list(islice(cycle(found), count))
+
+
+def _first_batch(uri: str, config: RunConfig) -> float:
+    """Seconds from nothing but a URI to the first batch, in new data workers and with Ray running."""
+    begun = time.perf_counter()
+    check_shards(open_folder(uri), read_manifest(open_folder(uri)), config.data.train_split)
+    batches = stream(uri, config, 0, 0)
+    next(batches)
+    waited = time.perf_counter() - begun
+    batches.close()
+    return waited
 
 
 def _streamed(uri: str, config: RunConfig, number: int) -> Generator[Any, None, None]:

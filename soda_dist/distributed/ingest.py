@@ -9,7 +9,7 @@ when.
 import gc
 import time
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import lru_cache, partial
 from itertools import groupby, pairwise
 from typing import Any
@@ -156,7 +156,7 @@ class RestingLoop(ExecutionCallback):
         time.sleep(REST_S)
 
 
-def stream(data_uri: str, config: RunConfig, rank: int, first_step: int) -> Iterator[Pairs]:
+def stream(data_uri: str, config: RunConfig, rank: int, first_step: int) -> Generator[Pairs, None, None]:
     """A rank's micro-batches from `first_step` to the end of the run."""
     reader, order = opened(data_uri, config)
     for plans in _datasets(order, config, rank, first_step, stays=reader.stays_cached):

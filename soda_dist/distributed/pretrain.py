@@ -58,13 +58,15 @@ def pretrain(config: RunConfig, data_uri: str, run_uri: str, say: Say, until: in
     check_shards(data, manifest, split)
     check_data(ShardReader(data, manifest, split), config.data)
     labels = probe_labels(manifest, config.train)
-    claim(run, config)
     steps, end = complete_steps(run), min(until or config.train.steps, config.train.steps)
-    if steps and steps[-1] >= end:
+    finished = bool(steps) and steps[-1] >= end
+    if not finished:  # what is refused leaves nothing in the run's folder
+        check_resources(training_resources(config), say)
+        check_memory(config)
+    claim(run, config)
+    if finished:
         say(f"nothing left to do: step {steps[-1]} of {end} is there")
         return run.uri
-    check_resources(training_resources(config), say)
-    check_memory(config)
     rows = manifest.splits[split].rows
     what = manifest.kind + (f" ({manifest.reencoded})" if manifest.reencoded else "")
     say(f"{rows} rows of {what}; {config.train.steps} steps of {config.train.global_batch} pairs")
