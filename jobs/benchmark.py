@@ -1,7 +1,7 @@
 """Measure this machine: ingest, training loop, extraction of latents, DCI, sampler and training step.
 
 Every figure is a ratio of one run, printed beside the rates it is made of; benchmark.json holds them all.
-  python jobs/benchmark.py data   [--small URI] [--photographs URI [--reencoded URI]]  against a DataLoader, a process pool
+  python jobs/benchmark.py data   [--small URI] [--photographs URI [--reencoded URI]]  against a DataLoader, a pool
   python jobs/benchmark.py train  [--data URI] [a.b=value ...]          against bare PyTorch
   python jobs/benchmark.py features [--data URI] [--preset NAME] [a.b=value ...]  against a plain loop; two actors
   python jobs/benchmark.py dci    [rows=N] [codes=N] [rounds=N]          against scikit-learn

@@ -18,6 +18,10 @@ from soda_dist.data.draws import Ints
 from soda_dist.data.poses import Cameras, Kind, poses, read_cameras
 from soda_dist.data.randaugment import NOTHING, Layer, as_table, distort, plan_layers
 
+SPARE = 2
+"""250 photographs at 64 and 128 px against Pillow's antialiased resize of the whole image, mean SSIM where a JPEG was
+decoded at half its size: with 1 it is 0.976 and 0.964, with 2 it is 0.984 and 0.991, without scaled decoding 0.989 and
+0.996."""
 WIDEST = 4
 """Longest side over shortest of what a centre crop is cut from: a strip of a few pixels must not grow without bound."""
 
@@ -235,12 +239,13 @@ def _sizes(headers: list[Header | None]) -> Ints:
 def _shrinks(headers: list[Header | None], shown: Ints, boxes: Ints, sides: list[int]) -> Ints:
     """For each view, int64 [n, S + 1], the scale that its JPEG is decoded at.
 
-    The largest of 1, 2, 4, 8 at which every view of this image in this pair keeps its side: decoding never costs
-    detail, and what else is in the batch changes nothing.
+    The largest of 1, 2, 4, 8 at which every view of this image in this pair keeps `SPARE` times its side, so that the
+    resize that follows still has pixels to average: decoding costs no detail, and what else is in the batch changes
+    nothing.
     """
     jpeg = np.array([header is not None and header.codec == "jpeg" for header in headers], np.bool_)[shown]
     # One pixel to spare for the rounding of both edges.
-    room = np.where(jpeg, boxes[..., 2:].min(-1) // (np.array(sides) + 1), 1)
+    room = np.where(jpeg, boxes[..., 2:].min(-1) // (SPARE * (np.array(sides) + 1)), 1)
     together = shown[:, :, None] == shown[:, None, :]
     room = np.where(together, room[:, None, :], np.iinfo(np.int64).max).min(-1)
     return 1 + (room >= 2) + 2 * (room >= 4) + 4 * (room >= 8)

@@ -5,6 +5,8 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from skimage import data
+from skimage.metrics import structural_similarity
 from torchvision.transforms import v2
 
 from soda_dist.config.schema import Augmentation, Data
@@ -106,13 +108,37 @@ def test_a_view_is_the_planned_crop_flip_and_layers_of_the_image(side: int) -> N
     for view, out, size in (("source", got.source, 48), ("target", got.target, 32)):
         crops = plan_crops(5, f"views/{view}/crop", epochs, keys, sizes, HOW)
         layers = plan_layers(5, f"views/{view}/randaugment", epochs, keys, HOW)
+        apart = []
         for i in range(count):
             top, left, height, width = crops.boxes[i].tolist()
             crop = Image.open(io.BytesIO(images[i])).crop((left, top, left + width, top + height))
             expected = np.asarray(crop.resize((size, size), Image.Resampling.BILINEAR))
             expected = distort(expected[:, ::-1].copy() if crops.flipped[i] else expected, layers[i])
-            # Equalize, solarize and posterize turn one level into many, so such rows are judged more loosely.
-            assert np.abs(out[i].astype(int) - expected).mean() < (12 if layers[i] else 4)
+            apart.append(np.abs(out[i].astype(int) - expected).mean())
+        # Equalize, solarize, posterize and auto-contrast make much of a level, so such rows are judged more loosely.
+        plain = np.array([not own for own in layers])
+        assert plain.any() and max(np.array(apart)[plain]) < 4
+        assert np.median(np.array(apart)[~plain]) < 4 and max(apart) < 25
+
+
+@pytest.mark.parametrize("size", [32, 64, 100])
+def test_decoding_at_a_fraction_of_the_size_costs_no_detail(size: int) -> None:
+    """Photographs, against Pillow's antialiased resize of the crop from the whole image: SSIM 0.98 in the mean."""
+    photographs = [Image.fromarray(picture()) for picture in (data.astronaut, data.coffee, data.chelsea, data.rocket)]
+    images = [encoded(photo, "JPEG", quality=95, subsampling=0) for photo in photographs] * 6
+    keys, epochs = np.arange(len(images)), np.zeros(len(images), int)
+    how = Augmentation(crop_area=(0.08, 1.0), randaugment_rate=0.0)
+    got = own_pairs(images, keys, epochs, seed=1, data=Data(source_size=size, target_size=size, augmentation=how))
+    sizes = np.array([photo.size[::-1] for photo in photographs] * 6)
+    crops = plan_crops(1, "views/source/crop", epochs, keys, sizes, how)
+    found = []
+    for i in range(len(images)):
+        top, left, height, width = crops.boxes[i].tolist()
+        crop = Image.open(io.BytesIO(images[i])).crop((left, top, left + width, top + height))
+        wanted = np.asarray(crop.resize((size, size), Image.Resampling.BILINEAR))
+        wanted = wanted[:, ::-1] if crops.flipped[i] else wanted
+        found.append(structural_similarity(got.source[i], wanted, channel_axis=2))
+    assert np.mean(found) > 0.98 and min(found) > 0.94, np.round(found, 3)
 
 
 def test_without_augmentation_a_view_is_the_central_square() -> None:
