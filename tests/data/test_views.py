@@ -123,7 +123,7 @@ def test_a_view_is_the_planned_crop_flip_and_layers_of_the_image(side: int) -> N
 
 @pytest.mark.parametrize("size", [32, 64, 100])
 def test_decoding_at_a_fraction_of_the_size_costs_no_detail(size: int) -> None:
-    """Photographs, against Pillow's antialiased resize of the crop from the whole image: SSIM 0.98 in the mean."""
+    """Photographs, against Pillow's antialiased resize of the crop from the whole image."""
     photographs = [Image.fromarray(picture()) for picture in (data.astronaut, data.coffee, data.chelsea, data.rocket)]
     images = [encoded(photo, "JPEG", quality=95, subsampling=0) for photo in photographs] * 6
     keys, epochs = np.arange(len(images)), np.zeros(len(images), int)
@@ -138,7 +138,7 @@ def test_decoding_at_a_fraction_of_the_size_costs_no_detail(size: int) -> None:
         wanted = np.asarray(crop.resize((size, size), Image.Resampling.BILINEAR))
         wanted = wanted[:, ::-1] if crops.flipped[i] else wanted
         found.append(structural_similarity(got.source[i], wanted, channel_axis=2))
-    assert np.mean(found) > 0.98 and min(found) > 0.94, np.round(found, 3)
+    assert min(found) > 0.98, np.round(found, 3)
 
 
 def test_without_augmentation_a_view_is_the_central_square() -> None:
