@@ -114,6 +114,18 @@ def test_windows_cut_a_stretch_where_the_groups_change() -> None:
     assert all(a.stop == b.start for a, b in pairwise(pieces))
 
 
+@pytest.mark.parametrize(("rows", "batch", "most"), [(64, 4096, 0), (64, 1024, 0), (256, 512, 14)])
+def test_what_a_resume_fetches_in_vain(rows: int, batch: int, most: int) -> None:
+    """Row groups that the window of the first batch has, less the rows that are still to come from them."""
+    plan, found = Order([rows] * 400, 3, batch, 16), []
+    for start in range(0, 8 * 400 * rows, 7 * batch):
+        window = plan.windows(start, start + 16 * rows)[0]
+        located = plan.locate(window.start, window.stop)
+        found.append(len(np.unique(located.group)) - len(located.group) / rows)
+    assert min(found) == 0 and max(found) == most
+    assert np.mean(found) <= most / 2 + 0.5
+
+
 def test_a_split_without_rows_is_the_users_mistake() -> None:
     with pytest.raises(UserError, match="0 rows"):
         Order([], 0, 8, 4)
