@@ -1,7 +1,6 @@
 """CIFAR-10's layouts, made small: binary batches, the tar.gz of them, Parquet with both forms of an image column."""
 
 import io
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -14,26 +13,7 @@ from soda_dist.data.sources import SOURCES, parse_options
 from soda_dist.data.sources.contract import Row, Source
 from soda_dist.data.storage import Folder, open_folder
 from soda_dist.errors import UserError
-
-BATCHES = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
-
-
-def pixels(batch: int, row: int) -> np.ndarray:
-    return np.random.default_rng([batch, row]).integers(0, 256, (32, 32, 3), np.uint8)
-
-
-def label(batch: int, row: int) -> int:
-    return (3 * batch + row) % 10
-
-
-def batch_bytes(batch: int, rows: int = 4) -> bytes:
-    """A label, then all red, all green, all blue values in row order, as the format says."""
-    records = b""
-    for row in range(rows):
-        image = pixels(batch, row)
-        planes = [bytes([int(image[y, x, c]) for y in range(32) for x in range(32)]) for c in range(3)]
-        records += bytes([label(batch, row)]) + b"".join(planes)
-    return records
+from tests.data.written.cifar10 import BATCHES, archive_of, batch_bytes, jpeg, label, pixels, table
 
 
 def opened(uri: str) -> Source:
@@ -75,17 +55,6 @@ def test_binary_batches_become_png_without_loss(any_uri: str) -> None:
     check_batches(opened(any_uri))
 
 
-def archive_of(names: list[str]) -> bytes:
-    sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode="w:gz") as tar:
-        for name in names:
-            data = batch_bytes(BATCHES.index(name))
-            info = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return sink.getvalue()
-
-
 def test_the_published_archive(any_uri: str) -> None:
     open_folder(any_uri).write("cifar-10-binary.tar.gz", archive_of(list(reversed(BATCHES))))
     check_batches(opened(f"{any_uri}/cifar-10-binary.tar.gz"))
@@ -100,19 +69,8 @@ def test_a_record_cut_short_and_a_label_out_of_range_are_rows_with_a_problem(tmp
     assert [row.problem for row in rows] == ["label 11, not 0..9", None, None, "a truncated record"]
 
 
-def jpeg(row: int) -> bytes:
-    sink = io.BytesIO()
-    Image.fromarray(pixels(7, row)).save(sink, "JPEG")
-    return sink.getvalue()
-
-
 def write_parquet(folder: Folder, name: str, rows: range, image: str = "image", struct: bool = False) -> None:
-    images = [jpeg(row) for row in rows]
-    cells = [{"bytes": data, "path": f"{row}.jpg"} for row, data in zip(rows, images, strict=True)]
-    labels = pa.array([row % 10 for row in rows], pa.int64())
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({image: cells if struct else images, "label": labels}), sink, row_group_size=3)
-    folder.write(name, sink.getvalue())
+    folder.write(name, table(rows, image, struct))
 
 
 @pytest.mark.parametrize(("column", "struct"), [("image", False), ("img", True)])
@@ -140,9 +98,9 @@ def test_parquet_rows_come_in_the_order_of_any_index(tmp_path: Path) -> None:
 
 
 def test_bad_cells_are_rows_with_a_problem(tmp_path: Path) -> None:
-    table = pa.table({"image": [b"1", None, b"", b"4"], "label": [0, 1, 2, 10]})
+    bad = pa.table({"image": [b"1", None, b"", b"4"], "label": [0, 1, 2, 10]})
     (tmp_path / "train").mkdir()
-    pq.write_table(table, tmp_path / "train/a.parquet")
+    pq.write_table(bad, tmp_path / "train/a.parquet")
     problems = [row.problem for row in rows_of(opened(str(tmp_path)), "train")]
     assert problems == [None, "no image bytes", "no image bytes", "label 10, not 0..9"]
 

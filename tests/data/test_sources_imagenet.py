@@ -1,64 +1,17 @@
 """ImageNet's layouts, made small: folders, the tar of tars, the flat tar with its devkit; from the disk and from S3."""
 
-import io
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image
-from scipy.io import savemat
 
 from soda_dist.data.sources import SOURCES, archive, parse_options
 from soda_dist.data.sources.contract import Row, Source, check_image
 from soda_dist.data.storage import Folder, open_folder
 from soda_dist.errors import UserError
-from tests.data.written import pictures
-
-WNIDS = ("n01440764", "n01443537", "n02105855")
-IDS = {1: "n02105855", 2: "n01440764", 3: "n01443537", 4: "n00001740"}
-"""ILSVRC2012_ID to wnid: not in the order of wnids; the last has children and is no class."""
-DEVKIT = "ILSVRC2012_devkit_t12"
-
-
-def jpeg(number: int) -> bytes:
-    pixels = np.random.default_rng(number).integers(0, 256, (20 + number, 30, 3), np.uint8)
-    sink = io.BytesIO()
-    Image.fromarray(pixels).save(sink, "JPEG")
-    return sink.getvalue()
-
-
-def tar_of(files: dict[str, bytes], mode: str = "w") -> bytes:
-    sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode=mode) as tar:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return sink.getvalue()
-
-
-def images(wnid: str, count: int) -> dict[str, bytes]:
-    return {f"{wnid}_{i}.JPEG": jpeg(10 * WNIDS.index(wnid) + i) for i in range(count)}
-
-
-def train_tar() -> bytes:
-    inner = {f"{wnid}.tar": tar_of(images(wnid, 2 + i)) for i, wnid in enumerate(WNIDS)}
-    return tar_of(dict(reversed(inner.items())))
-
-
-def val_images() -> dict[str, bytes]:
-    return {f"ILSVRC2012_val_{i:08d}.JPEG": jpeg(100 + i) for i in (3, 1, 4, 2)}
-
-
-def devkit() -> dict[str, bytes]:
-    kinds = [("ILSVRC2012_ID", float), ("WNID", object), ("words", object), ("gloss", object), ("num_children", float)]
-    synsets = np.array([(i, wnid, "words", "gloss", float(i == 4)) for i, wnid in IDS.items()], dtype=kinds)
-    sink = io.BytesIO()
-    savemat(sink, {"synsets": synsets.reshape(-1, 1)})
-    truth = b"3\n1\n2\n1\n"
-    return {f"{DEVKIT}/data/meta.mat": sink.getvalue(), f"{DEVKIT}/data/ILSVRC2012_validation_ground_truth.txt": truth}
+from tests.data.written.imagenet import DEVKIT, WNIDS, devkit, images, train_tar, val_images
+from tests.data.written.pictures import tar_of
 
 
 def opened(uri: str) -> Source:
@@ -224,7 +177,7 @@ def test_a_damaged_header_does_not_pass_for_the_end(tmp_path: Path) -> None:
 )
 def test_hostile_members_are_refused(where: str, name: str, link: str, says: str, tmp_path: Path) -> None:
     def hostile(files: dict[str, bytes]) -> bytes:
-        return pictures.tar_of(files if link else {**files, name: b"1"}, links={name: link} if link else None)
+        return tar_of(files if link else {**files, name: b"1"}, links={name: link} if link else None)
 
     train = {f"{WNIDS[0]}.tar": (hostile if where == "class" else tar_of)(images(WNIDS[0], 2))}
     folder = open_folder(str(tmp_path))

@@ -7,6 +7,7 @@ import numpy as np
 
 from soda_dist.data.storage import Folder
 
+ROOT = "cifar-100-binary"
 ROWS = {"train": 5, "test": 3}
 
 
@@ -32,11 +33,15 @@ def files() -> dict[str, bytes]:
     return {**{f"{split}.bin": batch(split) for split in ROWS}, "fine_label_names.txt": b"apple\naquarium_fish\n"}
 
 
+def unpacked() -> dict[str, bytes]:
+    return {f"{ROOT}/{name}": data for name, data in files().items()}
+
+
 def archive(members: dict[str, bytes]) -> bytes:
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w:gz") as tar:
         for name, data in members.items():
-            info = tarfile.TarInfo(f"cifar-100-binary/{name}")
+            info = tarfile.TarInfo(f"{ROOT}/{name}")
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return sink.getvalue()

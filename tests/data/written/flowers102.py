@@ -17,10 +17,11 @@ def images() -> dict[str, bytes]:
     return {f"jpg/image_{number:05d}.jpg": picture(number) for number in range(1, len(LABELS) + 1)}
 
 
-def mat(**variables: tuple[int, ...]) -> bytes:
+def mat(compressed: bool = True, **variables: tuple[int, ...]) -> bytes:
     """Row vectors, as published."""
     sink = io.BytesIO()
-    savemat(sink, {name: np.array([values], np.uint16) for name, values in variables.items()}, do_compression=True)
+    vectors = {name: np.array([values], np.uint16) for name, values in variables.items()}
+    savemat(sink, vectors, do_compression=compressed)
     return sink.getvalue()
 
 
