@@ -7,6 +7,7 @@ by class as published, so the import puts them in a random order.
 import io
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ import pyarrow as pa
 from soda_dist.data.shards import Label
 from soda_dist.data.sources.archive import Member, members
 from soda_dist.data.sources.contract import Contents, Options, Part, Row, Source, read_rows
+from soda_dist.data.sources.matlab import read_structs
 from soda_dist.data.storage import Folder, locate, open_folder
 from soda_dist.errors import UserError
 
@@ -177,7 +179,8 @@ def _open_tars(folder: Folder, train: str, val: str, uri: str) -> Source:
         return ImageTars(folder, train, val, classes, inner, ())
     wnid_of = _wnids(folder)
     classes = tuple(sorted({*wnid_of.values(), *classes}))
-    truth = [wnid_of.get(int(line)) for line in _devkit_file(folder, TRUTH).decode().split()]
+    wnid_by_text = {str(number).encode(): wnid for number, wnid in wnid_of.items()}
+    truth = [wnid_by_text.get(line) for line in _devkit_file(folder, TRUTH).split()]
     if None in truth:
         raise UserError(
             folder.file_uri(DEVKIT), f"an id in {TRUTH} that {META} lacks", "one devkit", "download it again"
@@ -187,11 +190,17 @@ def _open_tars(folder: Folder, train: str, val: str, uri: str) -> Source:
 
 def _wnids(folder: Folder) -> dict[int, str]:
     """wnid of each ILSVRC2012_ID that is a class of its own (a synset without children)."""
-    from scipy.io import loadmat
-
-    synsets = loadmat(io.BytesIO(_devkit_file(folder, META)), squeeze_me=True)["synsets"]
-    rows = (tuple(row)[:5] for row in synsets.reshape(-1))
-    return {int(number): str(wnid) for number, wnid, _, _, children in rows if int(children) == 0}
+    try:
+        found = read_structs(_devkit_file(folder, META), "synsets", ("ILSVRC2012_ID", "WNID", "num_children"))
+        wnid_of = {int(number): str(wnid) for number, wnid, children in found if int(children) == 0}
+    except ValueError as error:
+        raise UserError(
+            folder.file_uri(DEVKIT), f"no synsets in {META} ({error})", "the devkit", "download it again"
+        ) from None
+    wrong = next((wnid for wnid in wnid_of.values() if not WNID.fullmatch(wnid)), None)
+    if wrong is not None:
+        raise UserError(folder.file_uri(DEVKIT), f"the wnid {wrong[:20]!r}", "the devkit", "download it again")
+    return wnid_of
 
 
 def _devkit_file(folder: Folder, name: str) -> bytes:
@@ -205,7 +214,7 @@ def _devkit_file(folder: Folder, name: str) -> bytes:
                 return found.read()
     except FileNotFoundError:
         pass
-    except (tarfile.TarError, KeyError, EOFError, OSError) as error:
+    except (tarfile.TarError, KeyError, EOFError, OSError, zlib.error) as error:
         raise UserError(
             folder.file_uri(f"{DEVKIT}.tar.gz"), f"no {path} ({error})", "the devkit", "download it again"
         ) from None

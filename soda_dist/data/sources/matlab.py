@@ -1,14 +1,15 @@
-"""Numbers in a MATLAB file of version 5 or 7, read by hand: scipy's reader ends the process on damaged bytes.
+"""Numbers and structs in a MATLAB file of version 5 or 7, read by hand: scipy's reader dies of damaged bytes.
 
 The format: 128 bytes, the last two of which tell the byte order, then elements of a type, a size and as many bytes,
 each from a multiple of 8 on. A matrix is an element of elements: flags, dimensions, name, values; values may be stored
-in a smaller type than the matrix is of. Version 7 compresses whole elements. Described in "MAT-File Format",
+in a smaller type than the matrix is of. Those of an array of structs are the length of a field's name, the names, and
+a matrix for each field of each struct. Version 7 compresses whole elements. Described in "MAT-File Format",
 https://www.mathworks.com/help/pdf_doc/matlab/matfile_format.pdf.
 """
 
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,9 +19,12 @@ START = 128
 ORDERS = {b"IM": "<", b"MI": ">"}
 INT8, INT32, MATRIX, COMPRESSED = 1, 5, 14, 15
 TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
+TEXTS = {1: "latin-1", 2: "latin-1", 16: "utf-8"}
+"""Encodings by type; 4 and 17 are UTF-16 of the file's byte order."""
+WIDE_TEXTS = (4, 17)
 COMPLEX = 0x0800
-NUMERIC = range(6, 16)
-"""Classes of a matrix: double, single and the integers."""
+STRUCT, CHARACTERS, NUMERIC = 2, 4, range(6, 16)
+"""Classes of a matrix; the last are double, single and the integers."""
 MOST_BYTES = 64 * 2**20
 """Of an inflated element: a file of this size is another one."""
 
@@ -30,24 +34,96 @@ class _Element(NamedTuple):
     data: bytes
 
 
+class _Matrix(NamedTuple):
+    """The elements of a matrix: flags, dimensions, name, and what follows."""
+
+    word: int
+    shape: tuple[int, ...]
+    name: bytes
+    values: tuple[_Element, ...]
+
+
 def read_numbers(data: bytes, name: str) -> NDArray[np.int64]:
     """The whole numbers of a variable, int64 [n], column by column.
 
     Raises:
         ValueError: no such variable, other values, or damaged bytes; the message is a few words.
     """
+    order = _order(data)
+    return _numbers(_variable(data, name, order), order)
+
+
+def read_structs(data: bytes, name: str, fields: Sequence[str]) -> list[tuple[int | str, ...]]:
+    """These fields of each struct of an array: a text, or a whole number.
+
+    Raises:
+        ValueError: as of `read_numbers`, or a field that is missing or holds something else.
+    """
+    order = _order(data)
+    found = _variable(data, name, order)
+    if found.word & 0xFF != STRUCT or len(found.values) < 2:
+        raise ValueError("no array of structs")
+    length, labels, *cells = found.values
+    names = _field_names(length, labels, order)
+    missing = next((field for field in fields if field not in names), None)
+    if missing or len(cells) != math.prod(found.shape) * len(names):
+        raise ValueError(f"no field {missing}" if missing else f"{len(cells)} values in {[*found.shape]} structs")
+    places = [names.index(field) for field in fields]
+    starts = range(0, len(cells), len(names))
+    return [tuple(_cell(cells[start + place], order) for place in places) for start in starts]
+
+
+def _order(data: bytes) -> str:
     order = ORDERS.get(data[START - 2 : START])
     if order is None:
         raise ValueError("no MATLAB file of version 5 or 7")
+    return order
+
+
+def _variable(data: bytes, name: str, order: str) -> _Matrix:
     for element in _elements(data[START:], order, padded=False):
         found = element
         if element.kind == COMPRESSED:
             found = next(_elements(_inflated(element.data), order), element)
         if found.kind == MATRIX:
-            flags, shape, label, values = ([*_elements(found.data, order)] + 4 * [_Element(0, b"")])[:4]
-            if label.kind == INT8 and label.data.rstrip(b"\0") == name.encode():
-                return _numbers(flags, shape, values, order)
+            matrix = _matrix(found, order)
+            if matrix.name == name.encode():
+                return matrix
     raise ValueError("it is not there")
+
+
+def _matrix(element: _Element, order: str) -> _Matrix:
+    parts = [*_elements(element.data, order)]
+    flags, shape, label, *values = parts + [_Element(0, b"")] * (3 - len(parts))
+    word = int(np.frombuffer(flags.data[:4], f"{order}u4")[0]) if len(flags.data) >= 4 else 0
+    sizes = np.frombuffer(shape.data[: len(shape.data) // 4 * 4], f"{order}i4").tolist() if shape.kind == INT32 else []
+    return _Matrix(word, tuple(sizes), label.data.rstrip(b"\0") if label.kind == INT8 else b"", tuple(values))
+
+
+def _field_names(length: _Element, labels: _Element, order: str) -> list[str]:
+    each = int(np.frombuffer(length.data, f"{order}i4")[0]) if len(length.data) == 4 else 0
+    if each < 1 or not labels.data or len(labels.data) % each:
+        raise ValueError("damaged names of fields")
+    names = (labels.data[start : start + each] for start in range(0, len(labels.data), each))
+    return [name.partition(b"\0")[0].decode("latin-1") for name in names]
+
+
+def _cell(element: _Element, order: str) -> int | str:
+    if element.kind != MATRIX:
+        raise ValueError("a field without a matrix")
+    matrix = _matrix(element, order)
+    if matrix.word & 0xFF == CHARACTERS:
+        values = matrix.values[0] if matrix.values else _Element(0, b"")
+        encoding = (
+            ("utf-16-le" if order == "<" else "utf-16-be") if values.kind in WIDE_TEXTS else TEXTS.get(values.kind)
+        )
+        if encoding is None:
+            raise ValueError("a text in no known encoding")
+        return values.data.decode(encoding)
+    numbers = _numbers(matrix, order)
+    if len(numbers) != 1:
+        raise ValueError(f"{len(numbers)} numbers in a field")
+    return int(numbers[0])
 
 
 def _elements(data: bytes, order: str, *, padded: bool = True) -> Iterator[_Element]:
@@ -78,14 +154,13 @@ def _inflated(data: bytes) -> bytes:
     return content
 
 
-def _numbers(flags: _Element, shape: _Element, values: _Element, order: str) -> NDArray[np.int64]:
-    word = int(np.frombuffer(flags.data[:4], f"{order}u4")[0]) if len(flags.data) >= 4 else 0
-    if word & 0xFF not in NUMERIC or word & COMPLEX or values.kind not in TYPES or shape.kind != INT32:
+def _numbers(matrix: _Matrix, order: str) -> NDArray[np.int64]:
+    values = matrix.values[0] if matrix.values else _Element(0, b"")
+    if matrix.word & 0xFF not in NUMERIC or matrix.word & COMPLEX or values.kind not in TYPES:
         raise ValueError("no matrix of real numbers")
     kind = np.dtype(order + TYPES[values.kind])
-    sizes = np.frombuffer(shape.data[: len(shape.data) // 4 * 4], f"{order}i4").tolist()
-    if len(values.data) != math.prod(sizes) * kind.itemsize or not sizes:
-        raise ValueError(f"{len(values.data)} bytes in a matrix of {sizes}")
+    if len(values.data) != math.prod(matrix.shape) * kind.itemsize or not matrix.shape:
+        raise ValueError(f"{len(values.data)} bytes in a matrix of {[*matrix.shape]}")
     numbers = np.frombuffer(values.data, kind)
     if numbers.size and not -(2**31) <= numbers.min() <= numbers.max() < 2**31:  # NaN neither
         raise ValueError("numbers out of range")
