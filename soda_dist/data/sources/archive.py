@@ -8,12 +8,12 @@ refused.
 import gzip
 import io
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from struct import Struct
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -26,11 +26,13 @@ BLOCK = 512
 STREAM_BYTES = 8 * 2**20
 """Bytes an object store is asked for at a time when small members are listed: one request for many headers."""
 GZIP_START = b"\x1f\x8b"
-ZIP_HEADER = Struct("<4sHHH4xIII HH")
+ZIP_HEADER = struct.Struct("<4sHHH4xIII HH")
 """Of a member: signature, version, flags, method, checksum, sizes, and the lengths of name and extra field."""
 ZIP_NAME_BYTES = 512
 """Read along with a member for its name and extra field: nearly always enough, else they cost a request more."""
 STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+ZIP_ERRORS = (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError, struct.error)
+"""What zipfile raises of damaged bytes."""
 
 
 class Member(NamedTuple):
@@ -63,8 +65,9 @@ def members(folder: Folder, name: str, *, start: int = 0, size: int | None = Non
             with tarfile.open(fileobj=io.BufferedReader(span, block), mode="r:") as tar:
                 for info in tar:
                     end = info.offset_data + -(-info.size // BLOCK) * BLOCK
-                    if _is_file(info, uri):
-                        yield Member(info.name, start + info.offset_data, info.size)
+                    name_inside = _name(info)
+                    if _is_file(info, name_inside, uri):
+                        yield Member(name_inside, start + info.offset_data, info.size)
         except tarfile.TarError as error:
             raise UserError(uri, f"not a whole tar ({error})", "an uncompressed tar", "download it again") from None
         # tarfile takes a damaged header for the end; the true end is a block of zeros.
@@ -85,8 +88,9 @@ def gzip_members(folder: Folder, name: str) -> Iterator[Member]:
     with _inflated(folder, name) as stream:
         with tarfile.open(fileobj=stream, mode="r:") as tar:
             for info in tar:
-                if _is_file(info, uri):
-                    yield Member(info.name, info.offset_data, info.size)
+                name_inside = _name(info)
+                if _is_file(info, name_inside, uri):
+                    yield Member(name_inside, info.offset_data, info.size)
         # To the end, where gzip keeps its checksum. tarfile takes a damaged header for the end of the tar.
         while data := stream.read(STREAM_BYTES):
             if data.strip(b"\0"):
@@ -123,10 +127,10 @@ def zip_members(folder: Folder, name: str) -> Iterator[Member]:
     try:
         with folder.explained(name), SeekableFile(folder, name) as file, zipfile.ZipFile(file) as archive:
             found = archive.infolist()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except ZIP_ERRORS as error:
         raise UserError(uri, f"not a whole zip ({error})", "a zip as published", "download it again") from None
     for info in found:
-        if info.is_dir():
+        if info.filename.endswith("/"):
             continue
         check_name(info.filename, uri)
         if stat.S_ISLNK(info.external_attr >> 16):
@@ -134,6 +138,8 @@ def zip_members(folder: Folder, name: str) -> Iterator[Member]:
         if info.flag_bits & 1 or info.compress_type not in (STORED, DEFLATED):
             got = f"{info.filename}, which is encrypted or compressed by method {info.compress_type}"
             raise UserError(uri, got, "members that are stored or deflated", "unpack it, and name the folder")
+        if info.header_offset < 0:
+            raise UserError(uri, f"no place of {info.filename}", "a whole zip", "download it again")
         yield Member(info.filename, info.header_offset, info.compress_size)
 
 
@@ -159,17 +165,28 @@ def read_zip_member(file: pa.NativeFile, member: Member, most: int) -> bytes | N
     return content if whole and not (known and zlib.crc32(content) != checksum) else None
 
 
-def _is_file(info: tarfile.TarInfo, uri: str) -> bool:
+def _name(info: tarfile.TarInfo) -> str:
+    """A member's name; of bytes that are not UTF-8, which no list and no message can hold, what Python writes."""
+    return info.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _is_file(info: tarfile.TarInfo, name: str, uri: str) -> bool:
     if info.issym() or info.islnk():
-        raise _link(info.name, uri)
-    check_name(info.name, uri)
+        raise _link(name, uri)
+    if name or not info.isdir():  # without a name it is the root
+        check_name(name, uri)
     return info.isreg()
 
 
 def check_name(name: str, uri: str) -> None:
-    """A `UserError` of `uri` if a name that it tells leads elsewhere."""
-    if name.startswith("/") or ".." in name.split("/") or "\0" in name:
-        raise UserError(uri, f"the member {name}", "names below the archive's root", "download it from its publishers")
+    """A `UserError` of `uri` if a name that it tells leads elsewhere, or nowhere."""
+    if not name or name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        raise UserError(
+            uri,
+            f"the member {name or 'without a name'}",
+            "names below the archive's root",
+            "download it from its publishers",
+        )
 
 
 def _link(name: str, uri: str) -> UserError:
