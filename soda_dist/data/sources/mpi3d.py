@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from tokenize import TokenError
 from typing import IO, Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from pydantic import Field
 
 from soda_dist.data.shards import Label
 from soda_dist.data.sources import contract
+from soda_dist.data.sources.archive import ZIP_ERRORS
 from soda_dist.data.sources.contract import Contents, Part, Row, Source
 from soda_dist.data.sources.records import plain_records, png, stream_records
 from soda_dist.data.sources.seekable import SeekableFile
@@ -178,7 +180,7 @@ def _opened(folder: Folder, name: str) -> Iterator[zipfile.ZipFile]:
     try:
         with folder.explained(name), SeekableFile(folder, name) as file, zipfile.ZipFile(file) as archive:
             yield archive
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (*ZIP_ERRORS, zlib.error) as error:
         got = f"not a whole .npz ({error})"
         raise UserError(folder.file_uri(name), got, "a published archive", "download it again") from None
 
@@ -190,6 +192,8 @@ def _images(folder: Folder, name: str) -> Images:
         info = archive.getinfo(MEMBER)
         if info.flag_bits & 1:
             raise _wrong(folder, name, f"an encrypted {MEMBER}", "an open one")
+        if info.header_offset < 0:
+            raise _wrong(folder, name, f"no place of {MEMBER}", "a published archive")
         with archive.open(info) as stream:
             shape, header = _header(folder, name, stream)
         if info.file_size != header + math.prod(shape):
@@ -211,7 +215,7 @@ def _header(folder: Folder, name: str, stream: IO[bytes]) -> tuple[tuple[int, ..
         version = np.lib.format.read_magic(stream)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         shape, fortran, kind = read(stream)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, SyntaxError, TokenError) as error:  # the header is a text of Python's
         raise _wrong(folder, name, f"no array in {MEMBER} ({error})", "an array") from None
     if kind != np.uint8 or fortran or len(shape) != 4 or shape[3] != 3 or min(shape) < 1:
         raise _wrong(folder, name, f"{kind} {[*shape]}", "uint8 [images, height, width, 3]")

@@ -18,9 +18,10 @@ once for each split: some 0.8 kB of memory and 10 microseconds for each member, 
 
 import io
 import re
-import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ import yaml
 
 from soda_dist.data.decode import read_header
 from soda_dist.data.shards import Label
-from soda_dist.data.sources.archive import Member
+from soda_dist.data.sources.archive import ZIP_ERRORS, Member
 from soda_dist.data.sources.contract import Contents, Options, Part, Row, Source, UnreadableError, check_image
 from soda_dist.data.sources.posed import POSED_COLUMNS, Matrix, object_rows, pose_problem, posed_columns
 from soda_dist.data.sources.trees import NOWHERE, FolderTree, PlacedTree, Read, open_trees
@@ -42,6 +43,12 @@ SYNSET = re.compile(r"\d{8}")
 OBJECT = re.compile(r"[\w-][\w.-]*")
 VIEWS = 24
 CAMERAS, IMAGE = "cameras.npz", "/image/"
+NPZ_ERRORS = (
+    *(*ZIP_ERRORS, zlib.error, RuntimeError, OSError, MemoryError),
+    *(ValueError, KeyError, TypeError, AttributeError, SyntaxError, TokenError),
+)
+"""Of damaged bytes: what zipfile raises (RuntimeError of encrypted ones), and numpy, whose headers are texts of
+Python's; MemoryError of an array that its header calls huge."""
 Z_UP = np.array([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
 LAYOUT = f"SYNSET/softras_{{{','.join(SPLITS)}}}.lst and SYNSET/OBJECT/image/0000.png, or {ARCHIVE}"
 
@@ -127,7 +134,7 @@ def _cameras(read: Read, member: Member) -> Sequence[Camera | str]:
             return [_camera(file, view) for view in range(VIEWS)]
     except FileNotFoundError:
         return [f"no {CAMERAS}"] * VIEWS
-    except (UnreadableError, zipfile.BadZipFile, ValueError, EOFError, OSError, AttributeError, TypeError):
+    except (UnreadableError, *NPZ_ERRORS):
         return [f"{CAMERAS}, which is not a whole file of matrices"] * VIEWS
 
 

@@ -38,6 +38,11 @@ DECIMALS = 6
 """Values that agree so far are one: linspace and arithmetic differ in the last bits."""
 ROWS_READ, BYTES_READ = 1024, 256 * 2**20
 """Rows read at a time where HDF5 has no chunks, and the most bytes where it has."""
+MOST_NUMBERS = 2**24
+"""In `labels`: six times as many as published."""
+MOST_VALUE = 1e6
+HDF5_ERRORS = (OSError, EOFError, KeyError, RuntimeError, ValueError, TypeError)
+"""What h5py makes of HDF5's own errors, by the part of the library that met them."""
 
 
 class Options(contract.Options):
@@ -126,7 +131,7 @@ def _opened(folder: Folder, name: str) -> Iterator["h5py.File"]:
     try:
         with folder.explained(name), SeekableFile(folder, name) as file, h5py.File(file, "r") as opened:
             yield opened
-    except (OSError, EOFError) as error:
+    except HDF5_ERRORS as error:
         raise _wrong(folder, name, f"not whole HDF5 ({str(error)[:80]})", "the published file") from None
 
 
@@ -146,7 +151,12 @@ def _labels(folder: Folder, name: str, file: "h5py.File") -> NDArray[np.float64]
     if labels.ndim != 2 or labels.shape[1] != len(SIZES) or labels.dtype.kind not in "fiu":
         got = f"labels {labels.dtype} {[*labels.shape]}"
         raise _wrong(folder, name, got, f"numbers [images, {len(SIZES)}]")
-    return np.round(labels[:].astype(np.float64), DECIMALS)
+    if labels.size > MOST_NUMBERS:
+        raise _wrong(folder, name, f"{labels.size:,} labels", f"at most {MOST_NUMBERS:,}")
+    values = labels[:].astype(np.float64)
+    if not np.isfinite(values).all() or np.abs(values).max(initial=0) > MOST_VALUE:
+        raise _wrong(folder, name, "labels out of range", "the factors' values")
+    return np.round(values, DECIMALS)
 
 
 def _rows_read(images: "h5py.Dataset") -> int:
