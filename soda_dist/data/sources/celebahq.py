@@ -33,6 +33,8 @@ MAPPING, PARTITION = "CelebA-HQ-to-CelebA-mapping.txt", "list_eval_partition.txt
 SPLITS = {"0": "train", "1": "val", "2": "test"}
 ATTRIBUTE = Label(kind="attribute", names=("no", "yes"))
 GENDERS = ("female", "male")
+MOST_DIGITS = 9
+"""Of an image's number: Python refuses to read thousands of them."""
 LAYOUTS = f"{IMAGES}, {ANNOTATIONS} and {MAPPING}, or {{train,val}}/{{female,male}}/"
 
 
@@ -88,6 +90,10 @@ def _read(tree: Tree, name: str) -> str:
     return found[name].decode("utf-8", "replace")
 
 
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) <= MOST_DIGITS
+
+
 @dataclass(frozen=True)
 class CelebAMaskHQ:
     """Rows in the order of their numbers."""
@@ -126,7 +132,7 @@ class CelebAMaskHQ:
         """
         name = self.root + MAPPING
         lines = [line.split() for line in _read(self.tree, name).splitlines()[1:] if line.strip()]
-        wrong = next((line for line in lines if len(line) != 3 or not line[0].isdecimal()), None)
+        wrong = next((line for line in lines if len(line) != 3 or not _is_number(line[0])), None)
         if wrong or not lines:
             got = f"the line {' '.join(wrong)[:80]}" if wrong else "no lines"
             raise UserError(f"{self.tree.uri}/{name}", got, "number, number in CelebA, file in CelebA", "restore it")

@@ -127,7 +127,8 @@ class BinaryBatches:
     def index(self, part: Part) -> pa.Table:
         # A last record that is cut short is listed too, so that it is counted as rejected.
         rows = np.arange(-(-dict(self.sizes)[part.name] // self.layout.record))
-        return pa.table({"name": [f"{part.name}#{row}" for row in rows], "file": [part.name] * len(rows), "row": rows})
+        names = pa.array([f"{part.name}#{row}" for row in rows], pa.string())  # a batch may be empty
+        return pa.table({"name": names, "file": pa.array([part.name] * len(rows), pa.string()), "row": rows})
 
     def rows(self, index: pa.Table) -> Iterator[Row]:
         names = index["name"].to_pylist()

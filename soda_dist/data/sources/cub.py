@@ -35,6 +35,8 @@ IMAGES, CLASSES, LABELS = "images.txt", "classes.txt", "image_class_labels.txt"
 SPLITS, BOXES, PRESENT = "train_test_split.txt", "bounding_boxes.txt", "attributes/image_attribute_labels.txt"
 NAMES = "attributes.txt"
 LAYOUT = f"{INNER}{IMAGES} and the files beside it, or {ARCHIVES[0]}"
+MOST_DIGITS = 9
+"""Of a number of an image, a class or an attribute: Python refuses to read thousands of them."""
 LARGEST_SIDE = 4096
 """Of a square: images have up to 500 pixels, so a larger box is damaged."""
 ATTRIBUTE = Label(kind="attribute", names=("no", "yes"))
@@ -107,7 +109,7 @@ class Cub:
 
     def _label(self, labels: dict[int, str], number: int) -> int:
         text = labels.get(number, "")
-        if not text.isdecimal() or not 1 <= int(text) <= len(self.classes):
+        if not _is_number(text) or not 1 <= int(text) <= len(self.classes):
             raise _wrong(self.tree, LABELS, f"no class 1..{len(self.classes)} for image {number}")
         return int(text) - 1
 
@@ -159,12 +161,16 @@ def _by_number(tree: Tree, name: str, text: bytes) -> dict[int, str]:
     for line in text.decode("utf-8", "replace").splitlines():
         if line.strip():
             number, *rest = line.split(None, 1)
-            if not number.isdecimal() or not rest:
+            if not _is_number(number) or not rest:
                 raise _wrong(tree, name, f"the line {line[:60]}")
             if int(number) in found:
                 raise _wrong(tree, name, f"the number {int(number)} twice")
             found[int(number)] = rest[0].strip()
     return found
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) <= MOST_DIGITS
 
 
 def _wrong(tree: Tree, name: str, got: str, remedy: str = REMEDY) -> UserError:
@@ -177,6 +183,8 @@ def _present(text: bytes, count: int) -> dict[int, str]:
     for line in io.BytesIO(text):  # millions, which are not held
         columns = line.split(None, 3)
         if len(columns) < 3 or not (columns[0].isdigit() and columns[1].isdigit() and columns[2] in (b"0", b"1")):
+            continue
+        if max(len(columns[0]), len(columns[1])) > MOST_DIGITS:
             continue
         at = int(columns[1]) - 1
         if 0 <= at < count:

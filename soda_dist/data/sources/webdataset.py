@@ -90,7 +90,7 @@ def _has_class(folder: Folder, name: str) -> bool:
 
 
 def _classes(folder: Folder, count: int | None) -> tuple[str, ...]:
-    names = folder.read(NAMES).decode().splitlines() if folder.exists(NAMES) else None
+    names = _class_names(folder) if folder.exists(NAMES) else None
     if names is None and count is None:
         raise UserError("classes", "nothing", "a number", f"set classes=N or label=none, or write {NAMES}")
     if names is None:
@@ -99,6 +99,13 @@ def _classes(folder: Folder, count: int | None) -> tuple[str, ...]:
         got = f"{len(names)} names, {len(set(names))} different"
         raise UserError(folder.file_uri(NAMES), got, f"{count or 'different'} names", "correct it or classes=N")
     return tuple(names)
+
+
+def _class_names(folder: Folder) -> list[str]:
+    try:
+        return folder.read(NAMES).decode().splitlines()
+    except UnicodeDecodeError:
+        raise UserError(folder.file_uri(NAMES), "text that is not UTF-8", "a name a line", "write it anew") from None
 
 
 def _parts(member: Member) -> tuple[str, str]:

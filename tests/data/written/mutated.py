@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from tests.data.written.layouts import Files, Layout
 
-NUMBERS = (b"-1", b"0", b"1.5", b"65536", b"99999999999999999999", b"1e999", b"NaN", b"\xd9\xa3", b"\xc2\xb2", b"null")
-"""What is written in place of a number; the last but one are an Arabic three and a superscript two."""
+NUMBERS = (b"-1", b"0", b"1.5", b"65536", b"99999999999999999999", b"1e999", b"NaN", b"null")
+NUMBERS = (*NUMBERS, b"9" * 5000, "٣".encode(), "²".encode())
+"""What is written in place of a number; the last are an Arabic three and a superscript two."""
 DIGITS = re.compile(rb"[0-9]+(?:\.[0-9]+)?")
 TAR_BLOCK = 512
 
