@@ -11,7 +11,7 @@ from scipy.io import savemat
 from scipy.sparse import csc_array
 
 from soda_dist.data.sources import matlab
-from soda_dist.data.sources.matlab import read_numbers
+from soda_dist.data.sources.matlab import read_numbers, read_structs
 
 HEAD = struct.pack("<124sHH", b"MATLAB 5.0", 0x0100, 0x4D49)
 
@@ -110,3 +110,77 @@ def test_damage_is_an_error_or_other_numbers(compressed: bool) -> None:
             read_numbers(bytes(data[: rng.choice([len(data), rng.randrange(len(data))])]), "x")
         except ValueError as error:
             assert type(error) is ValueError, error
+
+
+ROWS = [(3, "n01440764", "tench, Tinca tinca", 0), (-7, "", "caf\xe9 \u03b1", 12), (70000, "x" * 300, "of four", 4)]
+
+
+def structs(compressed: bool = True, **changes: object) -> bytes:
+    kinds = [("number", float), ("name", object), ("words", object), ("count", object)]
+    many = [(*row[:3], np.array([[row[3]]], np.uint8)) for row in ROWS]
+    return written(compressed, **{"before": np.ones(3), "x": np.array(many, kinds).reshape(-1, 1), **changes})
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_fields_of_structs(compressed: bool) -> None:
+    data = structs(compressed)
+    assert read_structs(data, "x", ("number", "name", "words", "count")) == ROWS
+    assert read_structs(data, "x", ("count", "number")) == [(count, number) for number, _, _, count in ROWS]
+
+
+def matrix_of(order: str, word: int, shape: tuple[int, ...], name: bytes, *values: bytes) -> bytes:
+    sizes = struct.pack(f"{order}{len(shape)}i", *shape)
+    parts = element(order, 6, struct.pack(f"{order}II", word, 0)) + element(order, 5, sizes) + element(order, 1, name)
+    return element(order, 14, parts + b"".join(values))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    ("kind", "encoding"), [(1, "latin-1"), (2, "latin-1"), (4, "utf-16"), (16, "utf-8"), (17, "utf-16")]
+)
+def test_texts_in_every_type_and_byte_order(kind: int, encoding: str, order: str) -> None:
+    encoding += {"<": "-le", ">": "-be"}[order] if encoding == "utf-16" else ""
+    text = matrix_of(order, 4, (1, 4), b"", element(order, kind, "caf\xe9".encode(encoding)))
+    number = matrix_of(order, 6, (1, 1), b"", element(order, 2, b"\x05"))
+    fields = element(order, 5, struct.pack(f"{order}i", 4)), element(order, 1, b"one\0two\0")
+    head = struct.pack(f"{order}124sHH", b"MATLAB 5.0", 0x0100, 0x4D49)
+    data = head + matrix_of(order, 2, (1, 2), b"x", *fields, text, number, number, text)
+    assert read_structs(data, "x", ("one", "two")) == [("caf\xe9", 5), (5, "caf\xe9")]
+
+
+@pytest.mark.parametrize(
+    ("data", "field", "says"),
+    [
+        (b"<html>" * 100, "name", "no MATLAB file"),
+        (written(y=np.ones(3)), "name", "it is not there"),
+        (structs(x=np.ones(3)), "name", "no array of structs"),
+        (structs(), "nome", "no field nome"),
+        (structs(False)[:-40], "name", "a truncated element"),
+        (structs(x={"name": np.ones(3)}), "name", "3 numbers in a field"),
+        (structs(x={"name": np.array([1.5])}), "name", "numbers that are not whole"),
+        (structs(x={"name": {"deeper": 1}}), "name", "no matrix of real numbers"),
+    ],
+    ids=range(8),
+)
+def test_what_has_no_such_field(data: bytes, field: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        read_structs(data, "x", (field,))
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_damage_to_structs_is_an_error_or_other_values(compressed: bool) -> None:
+    """Of the same bytes, scipy's reader ends the process."""
+    good, other = structs(compressed), 0
+    for seed in range(2000):
+        rng, data = random.Random(seed), bytearray(good)
+        for _ in range(rng.choice([1, 1, 2, 5])):
+            data[rng.randrange(124, len(data))] = rng.choice([0, 1, 255, rng.randrange(256)])
+        try:
+            found = read_structs(
+                bytes(data[: rng.choice([len(data), rng.randrange(len(data))])]), "x", ("name", "count")
+            )
+            other += found != [(name, count) for _, name, _, count in ROWS]
+        except ValueError as error:
+            assert isinstance(error, ValueError) and "\n" not in str(error), error
+            other += 1
+    assert other > 500

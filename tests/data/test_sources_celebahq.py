@@ -99,6 +99,7 @@ def test_images_and_attributes_that_are_missing_are_rows_with_a_problem(tmp_path
         (MAPPING, None, r"mapping\.txt: got a missing file"),
         (MAPPING, b"idx orig_idx orig_file\n", r"mapping\.txt: got no lines"),
         (MAPPING, b"idx orig_idx orig_file\n0 1\n", r"mapping\.txt: got the line 0 1"),
+        (MAPPING, b"heading\n" + b"9" * 5000 + b" 1 a.jpg\n", r"mapping\.txt: got the line 9999"),
         (MAPPING, b"idx orig_idx orig_file\n../../x 1 a.jpg\n", r"mapping\.txt: got the line \.\./"),
         ("list_eval_partition.txt", b"119613.jpg 3\n", r"partition\.txt: got no line 119613\.jpg 0\|1\|2"),
     ],

@@ -69,6 +69,15 @@ def test_a_record_cut_short_and_a_label_out_of_range_are_rows_with_a_problem(tmp
     assert [row.problem for row in rows] == ["label 11, not 0..9", None, None, "a truncated record"]
 
 
+def test_an_empty_batch_leaves_the_others(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    write_batches(folder)
+    folder.write(BATCHES[2], b"")
+    rows = rows_of(opened(str(tmp_path)), "train")
+    assert [row.name for row in rows] == [f"{BATCHES[batch]}#{row}" for batch in (0, 1, 3, 4) for row in range(4)]
+    assert not any(row.problem for row in rows)
+
+
 def write_parquet(folder: Folder, name: str, rows: range, image: str = "image", struct: bool = False) -> None:
     folder.write(name, table(rows, image, struct))
 

@@ -133,7 +133,9 @@ def test_attributes_that_are_missing(tmp_path: Path) -> None:
     place = "CUB_200_2011/attributes/image_attribute_labels.txt"
     lines = folder.read(place).decode().splitlines()
     kept = [line for line in lines if not line.startswith(("1 2 ", "4 "))]
-    folder.write(place, "\n\n".join([*kept, "nonsense", "2 99 1 1 1", "999 1 1 1 1", "1 2"]).encode())
+    folder.write(
+        place, "\n\n".join([*kept, "nonsense", "2 99 1 1 1", "999 1 1 1 1", "1 2", f"{'9' * 5000} 1 1"]).encode()
+    )
     assert problems(str(tmp_path)) == {1: "3 attributes, not 4", 2: None, 3: None, 4: "no attributes", 5: None}
 
 
@@ -151,6 +153,8 @@ def test_attributes_that_are_missing(tmp_path: Path) -> None:
         ("CUB_200_2011/images.txt", b"1 a\0b.jpg\n", r"got the member CUB_200_2011/images/a"),
         ("CUB_200_2011/images.txt", b"1 a.jpg\n2 b.jpg\n1 c.jpg\n", r"images\.txt: got the number 1 twice"),
         ("CUB_200_2011/images.txt", b"1 a.jpg\n77 b.jpg\n", r"split\.txt: got no 0 or 1 for image 77"),
+        ("CUB_200_2011/images.txt", b"9" * 5000 + b" a.jpg\n", r"images\.txt: got the line 9999"),
+        ("CUB_200_2011/image_class_labels.txt", b"1 " + b"9" * 5000, r"labels\.txt: got no class 1\.\.3 for image 1"),
         ("CUB_200_2011/image_class_labels.txt", b"1 4\n", r"labels\.txt: got no class 1\.\.3 for image 1"),
         ("CUB_200_2011/train_test_split.txt", b"1 2\n", r"split\.txt: got no 0 or 1 for image 1"),
     ],

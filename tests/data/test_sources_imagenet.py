@@ -10,8 +10,11 @@ from soda_dist.data.sources import SOURCES, archive, parse_options
 from soda_dist.data.sources.contract import Row, Source, check_image
 from soda_dist.data.storage import Folder, open_folder
 from soda_dist.errors import UserError
+from tests.data.written import imagenet
 from tests.data.written.imagenet import DEVKIT, WNIDS, devkit, images, train_tar, val_images
 from tests.data.written.pictures import tar_of
+
+META = f"{DEVKIT}/data/meta.mat"
 
 
 def opened(uri: str) -> Source:
@@ -144,6 +147,39 @@ def test_labels_without_images(tmp_path: Path) -> None:
     source = opened(str(tmp_path))
     with pytest.raises(UserError, match="3 images for 4 labels"):
         source.index(source.parts()[0])
+
+
+TRUTH = f"{DEVKIT}/data/ILSVRC2012_validation_ground_truth.txt"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({META: imagenet.meta()[:-100]}, r"no synsets in meta\.mat \(a truncated element\)"),
+        ({META: imagenet.meta(True)[:-9]}, r"no synsets in meta\.mat \(a truncated element\)"),
+        ({META: b"<html>" * 100}, r"no synsets in meta\.mat \(no MATLAB file"),
+        ({META: imagenet.meta().replace(b"WNID", b"WMID")}, r"no synsets in meta\.mat \(no field WNID\)"),
+        ({META: imagenet.meta().replace(b"n02105855", b"x02105855")}, "the wnid 'x02105855'"),
+        ({TRUTH: b"3\n1\n2\n4\n"}, "an id in ILSVRC2012_validation_ground_truth.txt that meta.mat lacks"),
+        ({TRUTH: b"3\n1\n2\n1.5\n"}, "an id in ILSVRC2012_validation"),
+        ({TRUTH: b"\xff\xfe3\n"}, "an id in ILSVRC2012_validation"),
+    ],
+    ids=range(8),
+)
+def test_a_devkit_that_is_not_as_published(changes: dict[str, bytes], says: str, tmp_path: Path) -> None:
+    files = {"ILSVRC2012_img_val.tar": tar_of(val_images()), **devkit(), **changes}
+    write_all(open_folder(str(tmp_path)), files)
+    with pytest.raises(UserError, match=rf"{DEVKIT}: got {says}"):
+        opened(str(tmp_path))
+
+
+def test_a_compressed_devkit_that_is_damaged(tmp_path: Path) -> None:
+    data = bytearray(tar_of(devkit(), "w:gz"))
+    data[40:60] = b"\xff" * 20
+    files = {"ILSVRC2012_img_val.tar": tar_of(val_images()), f"{DEVKIT}.tar.gz": bytes(data)}
+    write_all(open_folder(str(tmp_path)), files)
+    with pytest.raises(UserError, match=rf"{DEVKIT}\.tar\.gz: got no {DEVKIT}/data/meta\.mat"):
+        opened(str(tmp_path))
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])

@@ -122,6 +122,18 @@ def pickled() -> bytes:
 GOOD = mpi3d.archive(images=mpi3d.images())
 
 
+def header(old: bytes, new: bytes) -> bytes:
+    """The archive with another text in its array's header."""
+    data = zipfile.ZipFile(io.BytesIO(GOOD)).read("images.npy")
+    assert old in data
+    return zipped("images.npy", data.replace(old, new))
+
+
+def too_early() -> bytes:
+    """An archive whose member would begin before the file."""
+    return GOOD[1:]
+
+
 @pytest.mark.parametrize(
     ("data", "says"),
     [
@@ -129,6 +141,9 @@ GOOD = mpi3d.archive(images=mpi3d.images())
         (b"PK\x03\x04" + b"\0" * 100, "not a whole .npz"),
         (mpi3d.archive(pictures=mpi3d.images()), r"an archive of pictures\.npy; allowed: images\.npy"),
         (zipped("../images.npy", b""), r"an archive of \.\./images\.npy; allowed: images\.npy"),
+        (header(b"{'descr'", b"{\0descr'"), r"no array in images\.npy"),
+        (header(b"(30, 8, 6, 3)", b"((30,8,6, 3)"), r"no array in images\.npy"),
+        (too_early(), r"no place of images\.npy"),
         (zipped("images.npy", b"no array"), "no array in images.npy"),
         (zipped("images.npy", GOOD[:0]), "no array in images.npy"),
         (

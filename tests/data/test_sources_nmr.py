@@ -1,5 +1,7 @@
 """NMR: published splits, categories, and cameras that see a point of the world at its pixel."""
 
+import io
+import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -116,6 +118,28 @@ def test_what_is_wrong_with_an_object_is_said_of_its_rows(tmp_path: Path) -> Non
     assert np.allclose(
         rows[1].columns["camera_to_world"], rows_of(opened("nmr", str(tmp_path)), "val")[1].columns["camera_to_world"]
     )
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"{'descr': '<f8'", b"{'descr': \0<f8'"),
+        (b"'<f8', 'fortran_order': False, 'shape': (4, 4), }", b"'<f8', 'fortran_order': False, 'shape': ((4, 4), }"),
+        (b"'shape': (4, 4), }      ", b"'shape': (4444444444,)}"),
+    ],
+)
+def test_headers_of_matrices_that_are_no_python(old: bytes, new: bytes, tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    nmr.write(folder)
+    sink, whole = io.BytesIO(), zipfile.ZipFile(io.BytesIO(nmr.npz(nmr.cameras())))
+    with zipfile.ZipFile(sink, "w") as damaged:
+        for name in whole.namelist():
+            data = whole.read(name)
+            assert old in data
+            damaged.writestr(name, data.replace(old, new))
+    folder.write(f"{FIRST}/cameras.npz", sink.getvalue())
+    rows = rows_of(opened("nmr", str(tmp_path)), "train")
+    assert [row.problem for row in rows[:24]] == ["cameras.npz, which is not a whole file of matrices"] * 24
 
 
 def test_no_object_of_an_archive_runs_code(tmp_path: Path) -> None:

@@ -100,6 +100,15 @@ def h5(**data: object) -> bytes:
     return sink.getvalue()
 
 
+def claimed(count: int) -> bytes:
+    """A file that says that it holds so many labels."""
+    sink = io.BytesIO()
+    with h5py.File(sink, "w") as file:
+        file["images"] = shapes3d.images()
+        file.create_dataset("labels", (count, 6), np.float64, chunks=(8, 6))
+    return sink.getvalue()
+
+
 GOOD = shapes3d.file(chunks=(20, 4, 4, 1), compression="gzip")
 
 
@@ -119,6 +128,11 @@ GOOD = shapes3d.file(chunks=(20, 4, 4, 1), compression="gzip")
             h5(images=shapes3d.images()[1:], labels=shapes3d.LABELS),
             r"images uint8 \[47, 8, 8, 3\]; allowed: uint8 \[48,",
         ),
+        (h5(images=shapes3d.images(), labels=np.full((48, 6), np.nan)), "labels out of range"),
+        (h5(images=shapes3d.images(), labels=np.full((48, 6), 1e300)), "labels out of range"),
+        (claimed(2**40), r"6,597,069,766,656 labels; allowed: at most 16,777,216"),
+        (GOOD.replace(b"HEAP", b"HEAR"), "not whole HDF5"),
+        (GOOD.replace(b"SNOD", b"SNOB"), "not whole HDF5"),
         (h5(images=shapes3d.images() / 255, labels=shapes3d.LABELS), "images float64"),
         (h5(images=shapes3d.images(), labels=np.round(shapes3d.LABELS)), "2 values of floor_hue; allowed: 3"),
         (h5(images=shapes3d.images()[:47], labels=shapes3d.LABELS[:47]), "47 images; allowed: 48, all combinations"),

@@ -187,6 +187,39 @@ def test_encrypted_and_oddly_compressed_members_are_refused(tmp_path: Path) -> N
         open_tree(f"{tmp_path}/y.zip").files()
 
 
+def test_names_in_another_encoding(tmp_path: Path) -> None:
+    """Tars of older systems have them; a zip says that its names are UTF-8."""
+    folder = open_folder(str(tmp_path))
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
+        info = tarfile.TarInfo("caf\xe9.jpg")
+        info.size = 5
+        tar.addfile(info, io.BytesIO(b"image"))
+    plain = sink.getvalue()
+    for name, data in {"x.tar": plain, "x.tgz": gzip.compress(plain)}.items():
+        folder.write(name, data)
+        tree = open_tree(f"{tmp_path}/{name}")
+        assert [member.name for member in tree.files()] == ["caf\\xe9.jpg"]
+        assert [row.image for row in rows_of(tree, ["caf\\xe9.jpg"])] == [b"image"]
+    damaged = zip_of({"caf\xe9.jpg": b"image"}).replace("caf\xe9".encode(), b"caf\xe9.")
+    folder.write("x.zip", damaged)
+    with pytest.raises(UserError, match=r"x\.zip: got not a whole zip"):
+        open_tree(f"{tmp_path}/x.zip").files()
+
+
+def test_members_without_a_name_or_a_place(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    folder.write("x.tar", tar_of({"": b"image"}))
+    data = zip_of({"1.jpg": b"image"})
+    folder.write("x.zip", data.replace(b"1.jpg", b"\0.jpg"))
+    for name in ("x.tar", "x.zip"):
+        with pytest.raises(UserError, match=rf"{name}: got the member without a name"):
+            open_tree(f"{tmp_path}/{name}").files()
+    folder.write("y.zip", data[1:])
+    with pytest.raises(UserError, match=r"y\.zip: got no place of 1\.jpg"):
+        open_tree(f"{tmp_path}/y.zip").files()
+
+
 def test_an_archive_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing\.tgz: got a missing file"):
         open_tree(f"{tmp_path}/nothing.tgz")

@@ -108,6 +108,11 @@ def test_only_whole_numbers_are_classes(told: str, label: int | None, tmp_path: 
         ({"train.tar": webdataset.tar(range(1))}, (), "classes: got nothing"),
         ({"train.tar": webdataset.tar(range(1)), "classes.txt": b"a\na\n"}, (), "got 2 names, 1 different"),
         ({"train.tar": webdataset.tar(range(1)), "classes.txt": b"a\nb\n"}, ("classes=3",), "allowed: 3 names"),
+        (
+            {"train.tar": webdataset.tar(range(1)), "classes.txt": b"caf\xe9\n"},
+            (),
+            r"classes\.txt: got text that is not",
+        ),
         ({"train.tar": b"no tar" * 200}, ("label=none",), "got not a whole tar"),
         ({"train.tar": tar_of({"../a.jpg": b"1"})}, ("label=none",), r"got the member \.\./a\.jpg"),
         ({"train.tar": tar_of({"a.jpg": b"1"}, links={"b.jpg": "a.jpg"})}, ("label=none",), r"got a link, b\.jpg"),
