@@ -5,7 +5,6 @@ crash, a hang or want of memory too, is printed with the layout and the seed.
 """
 
 import argparse
-import json
 import os
 import resource
 import select
@@ -67,6 +66,7 @@ def _problems(source: Source, contents: Contents, tables: list[pa.Table]) -> lis
     index = pa.concat_tables(tables).combine_chunks()
     rows = list(source.rows(index))
     assert len(rows) == len(index)
+    assert all(f"{row.name}{row.problem}".encode() for row in rows), "texts that can be written"
     good = [row for row in rows if not (row.problem or check_image(row.image))]
     _shard(good, contents)
     return [row.problem or check_image(row.image) or _undecodable(row) for row in rows]
@@ -81,7 +81,6 @@ def _shard(rows: list[Row], contents: Contents) -> pa.Table:
 
 
 def _undecodable(row: Row) -> str | None:
-    assert row.name.encode() and json.dumps(row.name)
     header = read_header(row.image)
     if header is None:
         return "no header"

@@ -190,6 +190,17 @@ def test_an_object_without_cameras_is_one_row_with_a_problem(tree: Any, says: st
     assert [row.problem for row in rows[1:]] == [None] * 3
 
 
+def test_half_a_character_in_a_category(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    kubric.write_object(folder, "0001", kubric.metadata("\ud800" * 100))
+    rows = [
+        row
+        for part in opened("shapenet", str(tmp_path)).parts()
+        for row in rows_of(opened("shapenet", str(tmp_path)), part.split)
+    ]
+    assert [row.problem for row in rows] == ["category " + "\\ud800" * 6 + "\\ud8, which there is not"] * 3
+
+
 def test_no_renderings(tmp_path: Path) -> None:
     folder = open_folder(str(tmp_path))
     says = r"got no metadata\.json in its folders; allowed: \[CATEGORY/\]OBJECT/metadata\.json"

@@ -150,6 +150,8 @@ def too_early() -> bytes:
             mpi3d.archive(images=mpi3d.images()[..., 0]),
             r"uint8 \[30, 8, 6\]; allowed: uint8 \[images, height, width, 3\]",
         ),
+        (mpi3d.archive(images=mpi3d.images()[:, :0]), r"uint8 \[30, 0, 6, 3\]"),
+        (mpi3d.archive(images=np.zeros((30, 1, 2**16 + 1, 3), np.uint8)), r"uint8 \[30, 1, 65537, 3\]"),
         (mpi3d.archive(images=mpi3d.images().astype(np.float32)), r"float32 \[30, 8, 6, 3\]"),
         (mpi3d.archive(images=np.asfortranarray(mpi3d.images())), "allowed: uint8"),
         (pickled(), r"object \[1\]; allowed: uint8"),

@@ -116,6 +116,7 @@ WHERE = r"/cup/cameras\.json: got "
         ({**changed(), "b.png": None}, "no camera_to_world for b.png"),
         ({**changed(), "../hat/a.png": changed()["a.png"]}, r"a camera for \.\./hat/a\.png, which is not there"),
         ({**changed(), "d.png": changed()["a.png"]}, "a camera for d.png, which is not there"),
+        ({**changed(), "\ud800.png": changed()["a.png"]}, r"a camera for \\ud800\.png, which is not there"),
         (multiview.cameras(2), "no camera for c.JPG"),
         ([], "no cameras"),
     ],
@@ -138,6 +139,8 @@ def test_wrong_cameras(cameras: Any, says: str, tmp_path: Path) -> None:
         ("splits.json", {"training": ["cup"]}, "got split training; allowed: train, val, test"),
         ("splits.json", {"train": [["cup"]]}, "got no lists of objects by split"),
         ("splits.json", ["cup"], "got no lists of objects by split"),
+        ("splits.json", {"train": ["\ud800"]}, r"got \\ud800 in train, which has no folder"),
+        ("splits.json", {"\ud800": ["cup"]}, r"got split \\ud800; allowed"),
         ("labels.json", {"cup": "a", "hat": "b"}, "got no class for shoe one"),
         ("labels.json", {"cup": 1, "hat": 2, "shoe one": 3}, "got no names by object"),
     ],
@@ -148,6 +151,14 @@ def test_wrong_lists(name: str, value: Any, says: str, tmp_path: Path) -> None:
     multiview.write_json(folder, name, value)
     with pytest.raises(UserError, match=rf"{name}: {says}"):
         opened("multiview", str(tmp_path))
+
+
+def test_half_a_character_in_the_name_of_a_class(tmp_path: Path) -> None:
+    """JSON can spell what no file can hold."""
+    folder = open_folder(str(tmp_path))
+    multiview.write(folder)
+    multiview.write_json(folder, "labels.json", {"cup": "\ud800", "hat": "b", "shoe one": "b"})
+    assert opened("multiview", str(tmp_path)).contents.labels["label"].names == ("\\ud800", "b")
 
 
 def test_what_is_missing_or_not_json(tmp_path: Path) -> None:

@@ -74,6 +74,13 @@ def test_rows_come_in_the_order_of_any_index(tmp_path: Path) -> None:
         assert np.array_equal(row.columns["camera_to_world"], other.columns["camera_to_world"])
 
 
+def test_half_a_character_in_a_name(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    nmr.write(folder)
+    folder.write("metadata.yaml", b"'02691156': {name: \"\\uD800, plane\"}\n'03001627': {name: chair}\n")
+    assert opened("nmr", str(tmp_path)).contents.labels["label"].names == ("\\ud800", "chair")
+
+
 def test_names_without_metadata_are_synsets(tmp_path: Path) -> None:
     folder = open_folder(str(tmp_path))
     nmr.write(folder)

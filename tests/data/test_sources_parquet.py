@@ -145,6 +145,22 @@ def test_bad_cells_are_rows_with_a_problem(tmp_path: Path) -> None:
     assert problems == ["no image bytes"] * 3 + numbers + [None]
 
 
+def test_texts_that_are_not_utf8(tmp_path: Path) -> None:
+    """Of a file's path, and of a class."""
+    folder = open_folder(str(tmp_path))
+    sound = table(range(4))
+    paths = pa.Array.from_buffers(
+        pa.string(), 4, [None, pa.array(["wxyz"[i] for i in range(4)]).buffers()[1], pa.py_buffer(b"a\xe9bc")]
+    )
+    cells = pa.StructArray.from_arrays([sound["image"].combine_chunks().field("bytes"), paths], ["bytes", "path"])
+    put(folder, "train.parquet", sound.set_column(0, "image", cells))
+    with pytest.raises(UserError, match=r"train\.parquet: got not whole Parquet \('utf-8' codec"):
+        rows_of(opened("parquet", str(tmp_path)), "train")
+    features = {**FEATURES, "label": {"names": ["\ud800", "b", "c"], "_type": "ClassLabel"}}
+    put(folder, "train.parquet", table(range(4), features=features))
+    assert opened("parquet", str(tmp_path)).contents.labels["label"].names == ("\\ud800", "b", "c")
+
+
 def test_tables_that_are_not_images(tmp_path: Path) -> None:
     folder = open_folder(str(tmp_path))
     with pytest.raises(UserError, match="got no Parquet file"):

@@ -100,12 +100,15 @@ def h5(**data: object) -> bytes:
     return sink.getvalue()
 
 
-def claimed(count: int) -> bytes:
-    """A file that says that it holds so many labels."""
+def claimed(count: int, side: int = 8, chunk: int = 3 * 2**10) -> bytes:
+    """A file that says that it holds so much, and holds nothing of it."""
     sink = io.BytesIO()
     with h5py.File(sink, "w") as file:
-        file["images"] = shapes3d.images()
-        file.create_dataset("labels", (count, 6), np.float64, chunks=(8, 6))
+        images, most = (48, side, 1, 3), (None, None, 1, 3)
+        file.create_dataset("images", images, np.uint8, chunks=(chunk // 3, 1, 1, 3), maxshape=most)
+        labels = file.create_dataset("labels", (count, 6), np.float64, chunks=(8, 6))
+        if count == len(shapes3d.LABELS):
+            labels[:] = shapes3d.LABELS
     return sink.getvalue()
 
 
@@ -131,6 +134,9 @@ GOOD = shapes3d.file(chunks=(20, 4, 4, 1), compression="gzip")
         (h5(images=shapes3d.images(), labels=np.full((48, 6), np.nan)), "labels out of range"),
         (h5(images=shapes3d.images(), labels=np.full((48, 6), 1e300)), "labels out of range"),
         (claimed(2**40), r"6,597,069,766,656 labels; allowed: at most 16,777,216"),
+        (h5(images=shapes3d.images()[:, :0], labels=shapes3d.LABELS), r"images uint8 \[48, 0, 8, 3\]"),
+        (claimed(48, side=2**17), r"images uint8 \[48, 131072, 1, 3\]"),
+        (claimed(48, chunk=2**31 + 1), r"images in chunks of 2,147,483,649 bytes"),
         (GOOD.replace(b"HEAP", b"HEAR"), "not whole HDF5"),
         (GOOD.replace(b"SNOD", b"SNOB"), "not whole HDF5"),
         (h5(images=shapes3d.images() / 255, labels=shapes3d.LABELS), "images float64"),

@@ -106,6 +106,7 @@ GOOD = smallnorb.matrices("train")
         (TRAIN, smallnorb.matrix("B", [6, -2, 96, 96], b""), r"got dimensions \[6, -2, 96, 96\]"),
         (TRAIN, smallnorb.matrix("i", [6, 2, 96, 96], b""), r"got int32 \[6, 2, 96, 96\]; allowed: bytes"),
         (TRAIN, smallnorb.matrix("B", [6, 96, 96], b""), r"got uint8 \[6, 96, 96\]; allowed: bytes"),
+        (TRAIN, smallnorb.matrix("B", [6, 2, 1, 2**16 + 1], b""), r"got uint8 \[6, 2, 1, 65537\]; allowed: bytes"),
         (CAT, smallnorb.matrix("i", [5], b"\0" * 20), r"-cat\.mat: got int32 \[5\]; allowed: int32 \[6\]"),
         (CAT, GOOD[CAT][:-1], r"-cat\.mat: got 23 bytes of numbers; allowed: 24"),
         (INFO, smallnorb.matrix("B", [6, 4], b"\0" * 24), r"-info\.mat: got uint8 \[6, 4\]; allowed: int32 \[6, 4\]"),

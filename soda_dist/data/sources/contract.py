@@ -83,6 +83,11 @@ class Source(Protocol):
         """The rows of any selection of index rows, in the order given."""
 
 
+def sound_text(text: str) -> str:
+    """The text as files and messages can hold it: halves of characters, which JSON can spell, as Python writes them."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def check_image(data: bytes) -> str | None:
     """Why `data` is not a whole JPEG, PNG or WebP, or None.
 

@@ -30,7 +30,7 @@ from PIL import Image
 
 from soda_dist.data.shards import Label
 from soda_dist.data.sources import contract
-from soda_dist.data.sources.contract import Contents, Part, Row, Source, check_image
+from soda_dist.data.sources.contract import Contents, Part, Row, Source, check_image, sound_text
 from soda_dist.data.sources.posed import (
     POSED_COLUMNS,
     TOLERANCE,
@@ -137,7 +137,7 @@ class Kubric:
         if isinstance(to_world, str):
             raise _UnusableError(to_world)
         if scene.category not in (None, *self.categories):
-            raise _UnusableError(f"category {scene.category}, which there is not")
+            raise _UnusableError(f"category {sound_text(str(scene.category))[:40]}, which there is not")
         label = None if scene.category is None else self.categories.index(scene.category)
         data, (width, height) = self._image(path)
         if width * scene.resolution[1] != height * scene.resolution[0]:

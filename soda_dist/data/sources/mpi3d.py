@@ -28,7 +28,7 @@ from soda_dist.data.shards import Label
 from soda_dist.data.sources import contract
 from soda_dist.data.sources.archive import ZIP_ERRORS
 from soda_dist.data.sources.contract import Contents, Part, Row, Source
-from soda_dist.data.sources.records import plain_records, png, stream_records
+from soda_dist.data.sources.records import is_size, plain_records, png, stream_records
 from soda_dist.data.sources.seekable import SeekableFile
 from soda_dist.data.sources.splits import SHARES, split_numbers
 from soda_dist.data.storage import Folder, locate, open_folder
@@ -217,7 +217,7 @@ def _header(folder: Folder, name: str, stream: IO[bytes]) -> tuple[tuple[int, ..
         shape, fortran, kind = read(stream)
     except (ValueError, KeyError, SyntaxError, TokenError) as error:  # the header is a text of Python's
         raise _wrong(folder, name, f"no array in {MEMBER} ({error})", "an array") from None
-    if kind != np.uint8 or fortran or len(shape) != 4 or shape[3] != 3 or min(shape) < 1:
+    if kind != np.uint8 or fortran or len(shape) != 4 or shape[3] != 3 or shape[0] < 1 or not is_size(shape[1:3]):
         raise _wrong(folder, name, f"{kind} {[*shape]}", "uint8 [images, height, width, 3]")
     return shape, stream.tell()
 

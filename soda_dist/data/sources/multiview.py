@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from soda_dist.data.poses import CAMERA_COLUMNS
 from soda_dist.data.shards import Label
-from soda_dist.data.sources.contract import Contents, Options, Part, Row, Source, read_rows
+from soda_dist.data.sources.contract import Contents, Options, Part, Row, Source, read_rows, sound_text
 from soda_dist.data.sources.posed import POSED_COLUMNS, Matrix, object_splits, pose_problem, posed_columns
 from soda_dist.data.storage import Folder, open_folder
 from soda_dist.errors import UserError
@@ -77,7 +77,8 @@ class MultiView:
             raise self._error(path, "no cameras", "a camera for each file", "add them, or remove the folder")
         for file in sorted(cameras):
             if file not in files:
-                raise self._error(path, f"a camera for {file}, which is not there", "files beside it", "add the file")
+                got = f"a camera for {sound_text(file)}, which is not there"
+                raise self._error(path, got, "files beside it", "add the file")
         for file in files:
             if file.lower().endswith(IMAGES) and file not in cameras:
                 raise self._error(path, f"no camera for {file}", "one for each image", "add it, or remove the file")
@@ -158,4 +159,4 @@ def _labels(folder: Folder, names: Sequence[str]) -> dict[str, str]:
     missing = next((name for name in names if name not in labels), None)
     if missing is not None:
         raise UserError(uri, f"no class for {missing}", "a class for each object", "add it, or remove the file")
-    return {name: labels[name] for name in names}
+    return {name: sound_text(labels[name]) for name in names}

@@ -31,7 +31,16 @@ import yaml
 from soda_dist.data.decode import read_header
 from soda_dist.data.shards import Label
 from soda_dist.data.sources.archive import ZIP_ERRORS, Member
-from soda_dist.data.sources.contract import Contents, Options, Part, Row, Source, UnreadableError, check_image
+from soda_dist.data.sources.contract import (
+    Contents,
+    Options,
+    Part,
+    Row,
+    Source,
+    UnreadableError,
+    check_image,
+    sound_text,
+)
 from soda_dist.data.sources.posed import POSED_COLUMNS, Matrix, object_rows, pose_problem, posed_columns
 from soda_dist.data.sources.trees import NOWHERE, FolderTree, PlacedTree, Read, open_trees
 from soda_dist.errors import UserError
@@ -287,7 +296,7 @@ def _names(read: Read, texts: Texts) -> dict[str, str]:
     try:
         # All scalars are read as text: of a bare 03001627, YAML would make an octal number.
         content = yaml.load(data, Loader=yaml.BaseLoader)
-        return {synset: entry["name"].split(",")[0].strip() for synset, entry in content.items()}
+        return {synset: sound_text(entry["name"].split(",")[0].strip()) for synset, entry in content.items()}
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, UnicodeDecodeError, RecursionError):
         raise UserError(
             _uri(texts, path), "no names by synset", "{SYNSET: {id, name}}", "restore it, or remove it"

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from soda_dist.data.poses import CAMERA_COLUMNS
-from soda_dist.data.sources.contract import READERS, Row
+from soda_dist.data.sources.contract import READERS, Row, sound_text
 from soda_dist.data.sources.records import block_records
 from soda_dist.data.sources.splits import SHARES, split_names
 from soda_dist.data.storage import Folder
@@ -77,12 +77,13 @@ def object_splits(folder: Folder, names: Sequence[str], seed: int) -> dict[str, 
         raise UserError(uri, "no lists of objects by split", '{"train": [object, ...], ...}', "write it so")
     unknown = next((split for split in listed if split not in SHARES), None)
     if unknown is not None:
-        raise UserError(uri, f"split {unknown}", known, "rename it")
+        raise UserError(uri, f"split {sound_text(unknown)}", known, "rename it")
     left = set(names)
     for split, objects in listed.items():
         for name in objects:
             if name not in left:
-                got = f"{name} in {split}, " + ("and a second time" if name in names else "which has no folder")
+                wrong = "and a second time" if name in names else "which has no folder"
+                got = f"{sound_text(name)} in {split}, {wrong}"
                 raise UserError(uri, got, "each object's folder once", "correct the list")
             left.remove(name)
     if left:

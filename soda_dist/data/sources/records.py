@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from soda_dist.data.sources.contract import READERS
 from soda_dist.data.storage import Folder
 
+MOST_SIDE = 2**16
+"""Pixels: encoders refuse images that are much wider, and no published one is."""
 RUN_BYTES = 2**20
 """Bytes of neighbouring records that are read at a time."""
 
@@ -23,6 +25,11 @@ Value = TypeVar("Value")
 Block = TypeVar("Block", bound=Hashable)
 Numbers = NDArray[np.int64]
 Keep = Callable[[bytes], Value]
+
+
+def is_size(sides: Sequence[int]) -> bool:
+    """Whether an image of this height and width can be encoded."""
+    return min(sides) >= 1 and max(sides) <= MOST_SIDE
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:

@@ -22,7 +22,7 @@ from pydantic import Field
 from soda_dist.data.shards import Label
 from soda_dist.data.sources import contract
 from soda_dist.data.sources.contract import Contents, Part, Row, Source
-from soda_dist.data.sources.records import block_records, png
+from soda_dist.data.sources.records import block_records, is_size, png
 from soda_dist.data.sources.seekable import SeekableFile
 from soda_dist.data.sources.splits import SHARES, split_numbers
 from soda_dist.data.storage import Folder, locate, open_folder
@@ -38,6 +38,8 @@ DECIMALS = 6
 """Values that agree so far are one: linspace and arithmetic differ in the last bits."""
 ROWS_READ, BYTES_READ = 1024, 256 * 2**20
 """Rows read at a time where HDF5 has no chunks, and the most bytes where it has."""
+MOST_CHUNK = 2**30
+"""Bytes, which are held while one of them is read: as published, 184 MB."""
 MOST_NUMBERS = 2**24
 """In `labels`: six times as many as published."""
 MOST_VALUE = 1e6
@@ -112,7 +114,8 @@ def open_source(uri: str, options: Options) -> Source:
     with _opened(folder, name) as file:
         labels = _labels(folder, name, file)
         images = _dataset(folder, name, file, "images")
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) != len(labels):
+        sound = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3 and is_size(images.shape[1:3])
+        if not sound or len(images) != len(labels):
             got = f"images {images.dtype} {[*images.shape]}"
             raise _wrong(folder, name, got, f"uint8 [{len(labels)}, height, width, 3]")
     values = {factor: np.unique(column) for factor, column in zip(SIZES, labels.T, strict=True)}
@@ -143,6 +146,9 @@ def _dataset(folder: Folder, name: str, file: "h5py.File", key: str) -> "h5py.Da
     found = file[key] if isinstance(link, h5py.HardLink) else None
     if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
         raise _wrong(folder, name, f"no {key} of its own", "images and labels")
+    chunk = math.prod(found.chunks or ()) * found.dtype.itemsize
+    if chunk > MOST_CHUNK:
+        raise _wrong(folder, name, f"{key} in chunks of {chunk:,} bytes", f"at most {MOST_CHUNK:,}")
     return found
 
 

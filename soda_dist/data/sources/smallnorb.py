@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from soda_dist.data.shards import Label
 from soda_dist.data.sources import contract
 from soda_dist.data.sources.contract import Contents, Part, Row, Source
-from soda_dist.data.sources.records import block_records, plain_records, png, stream_records
+from soda_dist.data.sources.records import block_records, is_size, plain_records, png, stream_records
 from soda_dist.data.sources.seekable import SeekableFile
 from soda_dist.data.storage import Folder, open_folder
 from soda_dist.errors import UserError
@@ -146,7 +146,8 @@ class SmallNorb:
     def _images(self, name: str) -> Matrix:
         with self._opened(name) as (stream, matrix):
             whole = matrix.start + math.prod(matrix.shape)
-            if matrix.kind != "|u1" or len(matrix.shape) != 4 or matrix.shape[1] != len(CAMERAS):
+            sound = matrix.kind == "|u1" and len(matrix.shape) == 4 and is_size(matrix.shape[2:])
+            if not sound or matrix.shape[1] != len(CAMERAS):
                 raise self._error(name, _shown(matrix), "bytes [records, 2 cameras, height, width]")
             size = whole if name.endswith(ZIPPED) else stream.seek(0, io.SEEK_END)
             if size < whole:

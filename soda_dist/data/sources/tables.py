@@ -39,7 +39,7 @@ def open_table(folder: Folder, name: str) -> Iterator[pq.ParquetFile]:
     try:
         with folder.explained(name), folder.open(name) as file:
             yield pq.ParquetFile(file, page_checksum_verification=True, buffer_size=BUFFER_BYTES, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a name or a text in a cell
         got = f"not whole Parquet ({str(error).splitlines()[0][:80]})"
         raise UserError(folder.file_uri(name), got, "Parquet", "download it again") from None
 
