@@ -96,6 +96,8 @@ def test_images_and_attributes_that_are_missing_are_rows_with_a_problem(tmp_path
         (ANNOTATIONS, None, r"attribute-anno\.txt: got a missing file"),
         (ANNOTATIONS, b"", r"attribute-anno\.txt: got no count and names"),
         (ANNOTATIONS, b"Male Young\n0.jpg 1 1\n", r"attribute-anno\.txt: got no count and names"),
+        (ANNOTATIONS, b"1\nMale Male\n0.jpg 1 1\n", r"attribute-anno\.txt: got a name twice"),
+        (ANNOTATIONS, b"1\nMale image\n0.jpg 1 1\n", r"attribute-anno\.txt: got a name twice"),
         (MAPPING, None, r"mapping\.txt: got a missing file"),
         (MAPPING, b"idx orig_idx orig_file\n", r"mapping\.txt: got no lines"),
         (MAPPING, b"idx orig_idx orig_file\n0 1\n", r"mapping\.txt: got the line 0 1"),

@@ -161,6 +161,14 @@ def test_texts_that_are_not_utf8(tmp_path: Path) -> None:
     assert opened("parquet", str(tmp_path)).contents.labels["label"].names == ("\\ud800", "b", "c")
 
 
+@pytest.mark.parametrize("column", ["image", "label", "caption"])
+def test_two_columns_of_one_name(column: str, tmp_path: Path) -> None:
+    made = table(range(4))
+    put(open_folder(str(tmp_path)), "train.parquet", made.append_column(column, made[column]))
+    with pytest.raises(UserError, match=rf"train\.parquet: got two columns {column}"):
+        opened("parquet", str(tmp_path))
+
+
 def test_tables_that_are_not_images(tmp_path: Path) -> None:
     folder = open_folder(str(tmp_path))
     with pytest.raises(UserError, match="got no Parquet file"):

@@ -4,10 +4,18 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
+from soda_dist.data.shards import COMMON_COLUMNS
 from soda_dist.data.sources.contract import Row
 from soda_dist.data.sources.trees import Tree
 
+TAKEN = ("label", *(name for name, _ in COMMON_COLUMNS))
+"""Columns that are no attributes."""
 VALUES, PROBLEM = "attributes", "attribute_problem"
+
+
+def is_unlike(names: Sequence[str]) -> bool:
+    """Whether attributes of these names can be columns beside one another."""
+    return len({*names, *TAKEN}) == len(names) + len(TAKEN)
 
 
 def attribute_values(

@@ -38,10 +38,18 @@ def open_table(folder: Folder, name: str) -> Iterator[pq.ParquetFile]:
     """A Parquet file; what is wrong with it while it is read here is a `UserError`."""
     try:
         with folder.explained(name), folder.open(name) as file:
-            yield pq.ParquetFile(file, page_checksum_verification=True, buffer_size=BUFFER_BYTES, pre_buffer=False)
+            opened = pq.ParquetFile(file, page_checksum_verification=True, buffer_size=BUFFER_BYTES, pre_buffer=False)
+            _check_names(opened.schema_arrow.names, folder.file_uri(name))
+            yield opened
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a name or a text in a cell
         got = f"not whole Parquet ({str(error).splitlines()[0][:80]})"
         raise UserError(folder.file_uri(name), got, "Parquet", "download it again") from None
+
+
+def _check_names(names: Sequence[str], uri: str) -> None:
+    twice = next((name for at, name in enumerate(names) if name in names[:at]), None)
+    if twice is not None:
+        raise UserError(uri, f"two columns {twice}", "a name for each column", "rename one of them")
 
 
 @dataclass(frozen=True)

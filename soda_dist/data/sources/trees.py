@@ -32,6 +32,8 @@ MOST_BYTES = 256 * 2**20
 """More than any image has; a larger file is not read."""
 HELD_BYTES = 256 * 2**20
 """Bytes of images that are held at a time while a .tar.gz is passed through."""
+LONGEST_NAME, LONGEST_PART = 1024, 255
+"""Bytes of a file's name that stores and disks take, and of what is between two `/` of it."""
 NOWHERE = -1
 """The offset of a file that an archive does not have."""
 
@@ -126,6 +128,10 @@ class FolderTree:
     def find(self, names: Sequence[str]) -> Sequence[Member]:
         for name in names:
             check_name(name, self.uri)
+            if len(name.encode()) > LONGEST_NAME or max(len(part.encode()) for part in name.split("/")) > LONGEST_PART:
+                raise UserError(
+                    self.uri, f"the name {name[:80]}...", f"names of {LONGEST_PART} bytes", "correct the list"
+                )
         return [Member(name, 0, 0) for name in names]
 
     def read(self, names: Sequence[str]) -> dict[str, bytes]:
