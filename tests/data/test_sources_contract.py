@@ -26,6 +26,12 @@ def with_thumbnail() -> bytes:
     return photograph[:2] + b"\xff\xe1" + (len(payload) + 2).to_bytes(2, "big") + payload + photograph[2:]
 
 
+def unknown_dds() -> bytes:
+    """Of these, Pillow raises a NotImplementedError."""
+    data = encoded("DDS")
+    return data[:80] + (0xFF00).to_bytes(4, "little") + data[84:]
+
+
 WHOLE = {
     "baseline": encoded("JPEG"),
     "progressive": encoded("JPEG", progressive=True),
@@ -63,6 +69,7 @@ def test_grey_and_other_modes_pass() -> None:
         (b"\0" * 1000, "not an image"),
         (encoded("GIF"), "format GIF, not JPEG, PNG or WebP"),
         (encoded("BMP"), "format BMP, not JPEG, PNG or WebP"),
+        (unknown_dds(), "a broken header (Unknown pixel format flags 65280)"),
     ],
 )
 def test_what_is_not_an_image_says_why(data: bytes, reason: str) -> None:

@@ -98,11 +98,10 @@ def check_image(data: bytes) -> str | None:
         return "an empty file"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
         return "a truncated image"
-    try:
-        with Image.open(BytesIO(data)) as image:
-            kind, (width, height) = image.format, image.size
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        return "not an image" if isinstance(error, UnidentifiedImageError) else f"a broken header ({error})"
+    header = _read_header(data)
+    if isinstance(header, str):
+        return header
+    kind, (width, height) = header
     if kind not in FORMATS:
         return f"format {kind}, not JPEG, PNG or WebP"
     if width < 1 or height < 1:
@@ -113,6 +112,17 @@ def check_image(data: bytes) -> str | None:
     else:
         whole = kind == "WEBP" or data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
     return None if whole else "a truncated image"
+
+
+def _read_header(data: bytes) -> tuple[str | None, tuple[int, int]] | str:
+    """Format, and width and height, or why there are none."""
+    try:
+        with Image.open(BytesIO(data)) as image:
+            return image.format, image.size
+    except UnidentifiedImageError:
+        return "not an image"
+    except Exception as error:  # Pillow's plugins raise a dozen types on bad bytes, RuntimeError of a broken AVIF
+        return f"a broken header ({' '.join(str(error).split())[:80]})"
 
 
 def read_rows(index: pa.Table, read: Callable[[Mapping[str, Any]], bytes], columns: Sequence[str]) -> Iterator[Row]:
