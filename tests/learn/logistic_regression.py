@@ -82,7 +82,7 @@ def _top1(train: Rows, test: Rows, strength: float, dropout: float = 0.0) -> flo
         kept = (rng.random(rows.shape) >= dropout for _ in range(COPIES))
         rows = np.concatenate([(rows * mask / (1 - dropout)).astype(np.float32) for mask in kept])
         labels = np.tile(labels, COPIES)
-    model = LogisticRegression(C=strength, max_iter=1000).fit(rows, labels)
+    model = LogisticRegression(C=strength, max_iter=300 if dropout else 1000).fit(rows, labels)
     return float(model.score((test.latents - mean) / scale, test.labels))
 
 
