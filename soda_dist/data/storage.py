@@ -158,6 +158,12 @@ class Folder:
             found = self._filesystem().get_file_info(selector)
             if not found and not self.is_local and self._filesystem().get_file_info(selector.base_dir).is_file:
                 raise NotADirectoryError(selector.base_dir)
+            try:
+                for info in found:
+                    info.path  # noqa: B018 - decodes the name
+            except UnicodeDecodeError as error:
+                got = f"a file whose name is not UTF-8: {error.object!r}"
+                raise UserError(self.file_uri(name), got, "names in UTF-8", "rename it") from None
             return found
 
         return self.patiently(name, infos)

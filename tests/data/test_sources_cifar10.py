@@ -145,7 +145,10 @@ def test_what_is_not_cifar10(tmp_path: Path) -> None:
 def test_options() -> None:
     assert parse_options("cifar10", ["seed=3", "rows_per_group=64"]).rows_per_group == 64
     for options, says in (
-        (["sede=3"], "sede: got an unknown key; allowed: rows_per_group, groups_per_shard, seed, max_side, quality; did you mean seed"),
+        (
+            ["sede=3"],
+            "sede: got an unknown key; allowed: rows_per_group, groups_per_shard, seed, .*; did you mean seed",
+        ),
         (["seed"], "option: got seed; allowed: option=value"),
         (["seed=x"], "seed: got 'x'"),
         (["rows_per_group=0"], "rows_per_group: got 0"),

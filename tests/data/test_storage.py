@@ -280,3 +280,17 @@ def test_an_endpoint_without_a_scheme(s3_server: str, monkeypatch: pytest.Monkey
     monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
     with pytest.raises(UserError, match="AWS_ENDPOINT_URL"):
         open_folder("s3://some-bucket").list()
+
+
+def test_a_name_that_is_not_utf8_is_said(tmp_path: Path) -> None:
+    (tmp_path / "good").write_bytes(b"1")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")).write_bytes(b"1")
+    for listing in (
+        open_folder(str(tmp_path)).list,
+        open_folder(str(tmp_path)).files,
+        open_folder(str(tmp_path)).folders,
+    ):
+        with pytest.raises(
+            UserError, match=r"a file whose name is not UTF-8: .*caf.*; allowed: names in UTF-8; rename it"
+        ):
+            listing()
