@@ -149,7 +149,9 @@ def _user_error(model: type[BaseModel], problem: Any) -> UserError:
     if problem["type"] == "missing":
         return UserError(field, "nothing", "a value", "add it")
     allowed = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-    return UserError(field, repr(problem["input"]), allowed, "see --print-config for the whole configuration")
+    # Other models than a run's configuration (options of an import, a search) have no command that prints them.
+    remedy = "see --print-config for the whole configuration" if model is RunConfig else "correct it"
+    return UserError(field, repr(problem["input"]), allowed, remedy)
 
 
 def _fields_of(model: type[BaseModel], path: list[Any]) -> list[str]:

@@ -150,6 +150,7 @@ def test_options() -> None:
             "sede: got an unknown key; allowed: rows_per_group, groups_per_shard, seed, .*; did you mean seed",
         ),
         (["seed"], "option: got seed; allowed: option=value"),
+        (["max_side=many"], "max_side: got 'many'; allowed: integer; correct it"),
         (["seed=x"], "seed: got 'x'"),
         (["rows_per_group=0"], "rows_per_group: got 0"),
     ):

@@ -62,7 +62,7 @@ def results(place: Path, cluster) -> tuple[dict, list[str]]:
 def test_results_are_written_and_say_what_they_are(place: Path, results) -> None:
     run, found = open_folder(str(place / "run")), results[0]
     assert list(found) == ["probe", "knn", "reconstruction"]
-    data = {"uri": str(place / "data"), "kind": "test", "rows": {"train": 45, "test": 30}}
+    data = {"uri": str(place / "data"), "kind": "test", "rows": {"train": 45, "test": 30}, "reencoded": None}
     for name, result in found.items():
         assert run.read_json(f"eval/6/{name}.json") == result
         assert result["data"] == data
