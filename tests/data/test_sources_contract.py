@@ -27,9 +27,12 @@ def with_thumbnail() -> bytes:
 
 
 def unknown_dds() -> bytes:
-    """Of these, Pillow raises a NotImplementedError."""
+    """A texture whose pixel format has no known flag: an error of Pillow's that is none of those for bad images."""
     data = encoded("DDS")
-    return data[:80] + (0xFF00).to_bytes(4, "little") + data[84:]
+    data = data[:80] + (0xFF00).to_bytes(4, "little") + data[84:]
+    with pytest.raises(NotImplementedError):
+        Image.open(io.BytesIO(data))
+    return data
 
 
 WHOLE = {

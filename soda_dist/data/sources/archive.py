@@ -8,12 +8,12 @@ refused.
 import gzip
 import io
 import stat
-import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from struct import Struct
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -26,13 +26,14 @@ BLOCK = 512
 STREAM_BYTES = 8 * 2**20
 """Bytes an object store is asked for at a time when small members are listed: one request for many headers."""
 GZIP_START = b"\x1f\x8b"
-ZIP_HEADER = struct.Struct("<4sHHH4xIII HH")
+ZIP_HEADER = Struct("<4sHHH4xIII HH")
 """Of a member: signature, version, flags, method, checksum, sizes, and the lengths of name and extra field."""
 ZIP_NAME_BYTES = 512
 """Read along with a member for its name and extra field: nearly always enough, else they cost a request more."""
 STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
-ZIP_ERRORS = (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError, struct.error)
-"""What zipfile raises of damaged bytes."""
+ZIP_ERRORS = (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError)
+"""What comes of damaged bytes: zipfile's BadZipFile for what it checks, its NotImplementedError of a version or method
+that it does not know, UnicodeDecodeError of a name marked as UTF-8, and EOFError of a file that became shorter."""
 
 
 class Member(NamedTuple):

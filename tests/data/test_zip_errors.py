@@ -1,0 +1,48 @@
+"""The errors of zipfile that are caught: each from bytes that raise it, and as a message."""
+
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from soda_dist.data.sources.archive import ZIP_ERRORS, zip_members
+from soda_dist.data.storage import open_folder
+from soda_dist.errors import UserError
+
+CENTRAL = b"PK\x01\x02"
+VERSION, NAME = 6, 46
+"""Where a record of the central directory says the version needed, and its name."""
+
+
+def made() -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("caf\u00e9.png", b"12345")
+    return out.getvalue()
+
+
+def changed(offset: int, new: bytes) -> bytes:
+    data = bytearray(made())
+    at = data.index(CENTRAL) + offset
+    data[at : at + len(new)] = new
+    return bytes(data)
+
+
+LISTING: dict[type[Exception], Callable[[], bytes]] = {
+    zipfile.BadZipFile: lambda: changed(0, b"XX"),
+    NotImplementedError: lambda: changed(VERSION, b"\xff"),
+    UnicodeDecodeError: lambda: changed(NAME + 3, b"\xff"),
+}
+
+
+@pytest.mark.parametrize("error", LISTING)
+def test_a_damaged_directory_is_a_message(error: type[Exception], tmp_path: Path) -> None:
+    data = LISTING[error]()
+    with pytest.raises(ZIP_ERRORS) as raised:
+        zipfile.ZipFile(io.BytesIO(data))
+    assert raised.type is error
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.zip: got not a whole zip \(.*\); allowed: a zip as published"):
+        [*zip_members(open_folder(str(tmp_path)), "a.zip")]
