@@ -13,7 +13,7 @@ TAKEN = ("label", *(name for name, _ in COMMON_COLUMNS))
 VALUES, PROBLEM = "attributes", "attribute_problem"
 
 
-def is_unlike(names: Sequence[str]) -> bool:
+def can_be_columns(names: Sequence[str]) -> bool:
     """Whether attributes of these names can be columns beside one another."""
     return len({*names, *TAKEN}) == len(names) + len(TAKEN)
 

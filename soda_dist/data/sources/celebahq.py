@@ -19,7 +19,7 @@ import pyarrow as pa
 from soda_dist.data.labels import ATTRIBUTES
 from soda_dist.data.shards import Label
 from soda_dist.data.sources import contract
-from soda_dist.data.sources.attributes import attribute_rows, attribute_values, is_unlike
+from soda_dist.data.sources.attributes import attribute_rows, attribute_values, can_be_columns
 from soda_dist.data.sources.classes import open_classes
 from soda_dist.data.sources.contract import Contents, Part, Row, Source
 from soda_dist.data.sources.splits import SHARES, split_numbers
@@ -80,7 +80,7 @@ def _annotations(tree: Tree, root: str) -> Annotations:
     lines = [line.split() for line in _read(tree, root + ANNOTATIONS).splitlines() if line.strip()]
     if len(lines) < 2 or len(lines[0]) != 1 or not lines[1]:
         raise UserError(f"{tree.uri}/{root}{ANNOTATIONS}", "no count and names", "the published file", "restore it")
-    if not is_unlike(lines[1]):
+    if not can_be_columns(lines[1]):
         raise UserError(
             f"{tree.uri}/{root}{ANNOTATIONS}", "a name twice, or one of ours", "the published file", "restore it"
         )

@@ -23,7 +23,7 @@ import pyarrow as pa
 from soda_dist.data.decode import decode, read_header
 from soda_dist.data.shards import Label
 from soda_dist.data.sources import contract
-from soda_dist.data.sources.attributes import attribute_rows, attribute_values, is_unlike
+from soda_dist.data.sources.attributes import attribute_rows, attribute_values, can_be_columns
 from soda_dist.data.sources.contract import Contents, Part, Row, Source, check_image
 from soda_dist.data.sources.records import png
 from soda_dist.data.sources.trees import FolderTree, Tree, open_trees, table
@@ -147,7 +147,7 @@ def _attribute_names(tree: Tree, root: str) -> tuple[str, ...]:
     if text is None:
         raise _wrong(tree, NAMES, "a missing file", "put it there, or set attributes=false")
     names = _in_order(tree, NAMES, _by_number(tree, NAMES, text))
-    if not is_unlike(names):
+    if not can_be_columns(names):
         raise _wrong(tree, NAMES, "an attribute that is called like another column")
     return names
 
