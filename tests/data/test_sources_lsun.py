@@ -1,15 +1,19 @@
-"""LSUN's databases: published and drawn splits, several categories, records that are cut."""
+"""LSUN's databases, in .zips and unpacked: published and drawn splits, several categories, records that are cut."""
 
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from soda_dist.data.sources.contract import check_image
+from soda_dist.data.sources import inflated, seekable
+from soda_dist.data.sources.contract import Row, check_image
 from soda_dist.data.sources.splits import split_of
 from soda_dist.data.storage import open_folder
 from soda_dist.errors import UserError
 from tests.data.written import lsun
 from tests.data.written.importing import decoded, index_of, opened, rows_of
+from tests.data.written.layouts import written
+from tests.data.written.pictures import zip_of
 
 
 def expected(name: str, split: str | None = None) -> dict[str, bytes]:
@@ -91,9 +95,117 @@ def test_records_beyond_the_end_are_rows_with_a_problem(tmp_path: Path) -> None:
     assert list(problems.values()) == [f"a record that ends at byte {last + 9000:,} of {last + 8999:,}"]
 
 
+METHODS = {"stored": zipfile.ZIP_STORED, "deflated": zipfile.ZIP_DEFLATED}
+UNPACKED = written(lsun.write)
+
+
+def write_zips(uri: str, method: str, *names: str) -> None:
+    """The published .zip files of these databases; all of them if none is named."""
+    for name, data in lsun.in_zips(UNPACKED(), METHODS[method]).items():
+        if not names or name.removesuffix(".zip") in names:
+            open_folder(uri).write(name, data)
+
+
+def images_by_key(rows: list[Row]) -> dict[str, bytes]:
+    assert all(row.problem is None for row in rows)
+    return {row.name.rpartition("#")[2]: row.image for row in rows}
+
+
+def keyed(name: str, split: str | None = None) -> dict[str, bytes]:
+    return {row.rpartition("#")[2]: image for row, image in expected(name, split).items()}
+
+
+@pytest.fixture
+def many_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Points as near as they can be, and blocks of a few pages."""
+    monkeypatch.setattr(inflated, "LEAST_SPACING", 2**16)
+    monkeypatch.setattr(seekable, "BLOCK", 10_000)
+
+
+@pytest.mark.usefixtures("many_points")
+@pytest.mark.parametrize("method", METHODS)
+def test_the_published_zips_hold_what_they_held_unpacked(method: str, any_uri: str) -> None:
+    write_zips(any_uri, method)
+    for category, splits in {"bedroom": ("train", "val"), "cat": ("train", "val", "test")}.items():
+        source = opened("lsun", any_uri, f"category={category}")
+        assert {part.split for part in source.parts()} == {*splits}
+        for split in splits:
+            wanted = keyed("cat", split) if category == "cat" else keyed(f"bedroom_{split}_lmdb")
+            index = index_of(source, split)
+            rows = rows_of(source, split)
+            assert images_by_key(rows) == wanted
+            zipped = "cat.zip" if category == "cat" else f"bedroom_{split}_lmdb.zip"
+            assert {row.name.partition("#")[0] for row in rows} == {zipped}
+            assert source.contents.labels == {} and not source.contents.shuffled
+            if method == "deflated":
+                offsets = index["offset"].to_pylist()
+                assert offsets == sorted(offsets), "shards that follow one another read it once"
+            else:
+                assert [row.name.rpartition("#")[2] for row in rows] == [*wanted]
+
+
+@pytest.mark.usefixtures("many_points")
+def test_any_rows_of_a_deflated_database_in_any_order(tmp_path: Path) -> None:
+    write_zips(str(tmp_path), "deflated", "cat")
+    source = opened("lsun", f"{tmp_path}/cat.zip")
+    images, index = keyed("cat", "train"), index_of(source, "train")
+    order = [51, 0, 7, 7, 30, 3]
+    part = index.slice(20, 10).combine_chunks()
+    assert [row.image for row in source.rows(part)] == [images[n.rpartition("#")[2]] for n in part["name"].to_pylist()]
+    rows = rows_of(source, "train", order)
+    assert [row.image for row in rows] == [images[row.name.rpartition("#")[2]] for row in rows]
+    assert [row.name for row in rows] == [index["name"][at].as_py() for at in order]
+
+
+def test_a_zip_is_named_by_itself_and_an_unpacked_folder_is_preferred(tmp_path: Path) -> None:
+    write_zips(str(tmp_path), "stored")
+    source = opened("lsun", f"{tmp_path}/bedroom_val_lmdb.zip")
+    assert {part.split for part in source.parts()} == {"val"}
+    with pytest.raises(UserError, match=r"category: got dog; allowed: bedroom, which .*bedroom_val_lmdb\.zip is"):
+        opened("lsun", f"{tmp_path}/bedroom_val_lmdb.zip", "category=dog")
+    with pytest.raises(UserError, match=r"dog\.zip: got a missing file"):
+        opened("lsun", f"{tmp_path}/dog.zip")
+    lsun.write(open_folder(str(tmp_path)))
+    assert {found.name for found in opened("lsun", str(tmp_path)).found} == set(UNPACKED()) - {
+        f"{name}/lock.mdb" for name in lsun.COUNTS
+    }
+
+
+def test_several_categories_in_stored_zips_are_shuffled_and_deflated_ones_refused(tmp_path: Path) -> None:
+    write_zips(str(tmp_path), "stored", "cat")
+    write_zips(str(tmp_path), "deflated", "bedroom_train_lmdb")
+    got = r"several categories, of which bedroom_train_lmdb\.zip is deflated; .*set category=NAME"
+    with pytest.raises(UserError, match=got):
+        opened("lsun", str(tmp_path))
+    write_zips(str(tmp_path), "stored", "bedroom_train_lmdb")
+    source = opened("lsun", str(tmp_path))
+    assert source.contents.shuffled
+    assert [row.columns["label"] for row in rows_of(source, "train")] == [0] * 30 + [1] * 52
+
+
+def test_zips_that_hold_something_else(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    for files, got in (
+        ({"cat/a.jpg": b"a"}, r"a zip of cat/a\.jpg; allowed: one of one data\.mdb"),
+        ({}, "a zip of nothing"),
+        ({"a/data.mdb": b"a", "b/data.mdb": b"b"}, r"a zip of a/data\.mdb, b/data\.mdb"),
+    ):
+        folder.write("cat.zip", zip_of(files))
+        with pytest.raises(UserError, match=rf"cat\.zip: got {got}"):
+            opened("lsun", str(tmp_path))
+    for method in METHODS.values():
+        for data, got in ((b"\0" * 300_000, "no LMDB database"), (lsun.database({}), "an empty database")):
+            folder.write("cat.zip", zip_of({"cat/data.mdb": data}, method))
+            with pytest.raises(UserError, match=rf"cat\.zip.*: got {got}"):
+                index_of(opened("lsun", str(tmp_path)), "train")
+    folder.write("cat.zip", b"no zip")
+    with pytest.raises(UserError, match=r"cat\.zip: got not a whole zip"):
+        opened("lsun", str(tmp_path))
+
+
 def test_what_is_not_lsun(tmp_path: Path) -> None:
     folder = open_folder(str(tmp_path))
-    with pytest.raises(UserError, match=r"got no database of a category; .*unpack it there"):
+    with pytest.raises(UserError, match=r"got no database of a category; .*copy it there"):
         opened("lsun", str(tmp_path))
     lsun.write(folder)
     with pytest.raises(UserError, match="got no database of horse"):

@@ -68,7 +68,9 @@ def test_a_deflated_archive_is_read_once_for_a_selection(tmp_path: Path, monkeyp
     source = opened("mpi3d", str(tmp_path))
     made: list[str] = []
     monkeypatch.setattr(
-        source_module, "SeekableFile", lambda folder, name: made.append(name) or SeekableFile(folder, name)
+        source_module,
+        "SeekableFile",
+        lambda folder, name, **how: made.append(name) or SeekableFile(folder, name, **how),
     )
     rows_of(source, "train", [*range(23, -1, -1)])
     assert made == ["mpi3d_real.npz"]

@@ -37,6 +37,8 @@ ROWS = {
     "imagenet tars": {"train": 9, "val": 4},
     "imagenet tgz": {"train": 9, "val": 4},
     "lsun": {"train": 82, "val": 8, "test": 3},
+    "lsun stored zips": {"train": 82, "val": 8, "test": 3},
+    "lsun deflated zip": {"train": 52, "val": 5, "test": 3},
     "mpi3d": {"train": 24, "val": 3, "test": 3},
     "mpi3d deflated": {"train": 24, "val": 3, "test": 3},
     "multiview": {"train": 4, "test": 2},
@@ -55,8 +57,29 @@ ROWS = {
 """Good ones of each split, by the constants of the writers' modules."""
 REJECTED = {"folder": 4}
 """By kind."""
-IN_S3 = ("celebahq zip", "cub tgz", "imagenet tgz", "lsun", "mpi3d", "parquet", "shapes3d", "webdataset")
-DAMAGED = ("cifar10", "cub", "flowers102", "folder tgz", "imagenet tars", "lsun", "multiview", "parquet", "shapes3d")
+IN_S3 = (
+    "celebahq zip",
+    "cub tgz",
+    "imagenet tgz",
+    "lsun",
+    "lsun deflated zip",
+    "mpi3d",
+    "parquet",
+    "shapes3d",
+    "webdataset",
+)
+DAMAGED = (
+    "cifar10",
+    "cub",
+    "flowers102",
+    "folder tgz",
+    "imagenet tars",
+    "lsun",
+    "lsun deflated zip",
+    "multiview",
+    "parquet",
+    "shapes3d",
+)
 SEEDS = range(4)
 """Of mutants of each of these."""
 

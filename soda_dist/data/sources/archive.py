@@ -28,12 +28,24 @@ STREAM_BYTES = 8 * 2**20
 GZIP_START = b"\x1f\x8b"
 ZIP_HEADER = Struct("<4sHHH4xIII HH")
 """Of a member: signature, version, flags, method, checksum, sizes, and the lengths of name and extra field."""
+ZIP_SIGNATURE = b"PK\3\4"
 ZIP_NAME_BYTES = 512
 """Read along with a member for its name and extra field: nearly always enough, else they cost a request more."""
 STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 ZIP_ERRORS = (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError)
 """What comes of damaged bytes: zipfile's BadZipFile for what it checks, its NotImplementedError of a version or method
 that it does not know, UnicodeDecodeError of a name marked as UTF-8, and EOFError of a file that became shorter."""
+
+
+class Packed(NamedTuple):
+    """A member of a .zip: its bytes lie at `start` of the file, and inflate to `length` bytes with this CRC-32."""
+
+    name: str
+    start: int
+    size: int
+    length: int
+    checksum: int
+    stored: bool
 
 
 class Member(NamedTuple):
@@ -111,7 +123,11 @@ def read_gzip_members(folder: Folder, name: str, found: Sequence[Member]) -> lis
 @contextmanager
 def _inflated(folder: Folder, name: str) -> Iterator[gzip.GzipFile]:
     try:
-        with folder.explained(name), SeekableFile(folder, name) as file, gzip.GzipFile(fileobj=file) as stream:
+        with (
+            folder.explained(name),
+            SeekableFile(folder, name, sequential=True) as file,
+            gzip.GzipFile(fileobj=file) as stream,
+        ):
             yield stream
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         got = f"not a whole tar.gz ({error})"
@@ -124,6 +140,11 @@ def zip_members(folder: Folder, name: str) -> Iterator[Member]:
     Raises:
         UserError: not a zip, one that ends too early, or members that are links, encrypted, oddly compressed or unsafe.
     """
+    for info in _infos(folder, name):
+        yield Member(info.filename, info.header_offset, info.compress_size)
+
+
+def _infos(folder: Folder, name: str) -> Iterator[zipfile.ZipInfo]:
     uri = folder.file_uri(name)
     try:
         with folder.explained(name), SeekableFile(folder, name) as file, zipfile.ZipFile(file) as archive:
@@ -141,7 +162,30 @@ def zip_members(folder: Folder, name: str) -> Iterator[Member]:
             raise UserError(uri, got, "members that are stored or deflated", "unpack it, and name the folder")
         if info.header_offset < 0:
             raise UserError(uri, f"no place of {info.filename}", "a whole zip", "download it again")
-        yield Member(info.filename, info.header_offset, info.compress_size)
+        yield info
+
+
+def packed_members(folder: Folder, name: str) -> Iterator[Packed]:
+    """The regular files of a .zip with all that is known of them, for large members; a request each.
+
+    Raises:
+        UserError: as `zip_members`, and for a member whose bytes cannot be where the zip says.
+    """
+    for info in _infos(folder, name):
+        yield packed(folder, name, info)
+
+
+def packed(folder: Folder, name: str, info: zipfile.ZipInfo) -> Packed:
+    """Where the bytes of a member of a .zip lie; a `UserError` if they cannot be there."""
+    with folder.explained(name), folder.open(name) as file:
+        header = file.read_at(ZIP_HEADER.size, info.header_offset)
+        known = len(header) == ZIP_HEADER.size and header.startswith(ZIP_SIGNATURE)
+        start = info.header_offset + ZIP_HEADER.size + sum(ZIP_HEADER.unpack(header)[-2:]) if known else 0
+        size, stored = info.compress_size, info.compress_type == STORED
+        if not known or start + size > file.size() or (stored and size != info.file_size):
+            uri = folder.file_uri(name)
+            raise UserError(uri, f"no whole {info.filename} where it should be", "a whole zip", "download it again")
+    return Packed(info.filename, start, size, info.file_size, info.CRC, stored)
 
 
 def read_zip_member(file: pa.NativeFile, member: Member, most: int) -> bytes | None:
@@ -151,7 +195,7 @@ def read_zip_member(file: pa.NativeFile, member: Member, most: int) -> bytes | N
         return None
     signature, _, flags, method, checksum, _, _, *lengths = ZIP_HEADER.unpack_from(data)
     start = ZIP_HEADER.size + sum(lengths)
-    if signature != b"PK\3\4":
+    if signature != ZIP_SIGNATURE:
         return None
     if len(data) < start + member.size:
         data = file.read_at(start + member.size, member.offset)

@@ -125,8 +125,10 @@ def _read_header(data: bytes) -> tuple[str | None, tuple[int, int]] | str:
         return f"a broken header ({' '.join(str(error).split())[:80]})"
 
 
-def read_rows(index: pa.Table, read: Callable[[Mapping[str, Any]], bytes], columns: Sequence[str]) -> Iterator[Row]:
-    """Rows whose images are files of their own, several read at a time; `columns` are taken from the index.
+def read_rows(
+    index: pa.Table, read: Callable[[Mapping[str, Any]], bytes], columns: Sequence[str], readers: int = READERS
+) -> Iterator[Row]:
+    """Rows whose images are files of their own, `readers` read at a time; `columns` are taken from the index.
 
     `read` may raise FileNotFoundError or UnreadableError: then the row has a problem.
     """
@@ -140,6 +142,6 @@ def read_rows(index: pa.Table, read: Callable[[Mapping[str, Any]], bytes], colum
         except UnreadableError as error:
             return Row(entry["name"], b"", labels, str(error))
 
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(readers) as pool:
         for batch in index.to_batches(max_chunksize=8 * READERS):
             yield from pool.map(row, batch.to_pylist())

@@ -6,17 +6,16 @@ whose nodes name pages, and leaf pages, whose nodes are a key and either the val
 where it lies in one piece. Databases with names or several values for a key are refused.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from struct import Struct
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-import pyarrow as pa
+import numpy as np
 
 from soda_dist.data.sources.contract import READERS
-from soda_dist.data.storage import Folder
 from soda_dist.errors import UserError
 
 MAGIC, VERSION = 0xBEEFC0DE, 1
@@ -32,9 +31,31 @@ KINDS = 0x7F
 OVERFLOW_NODE, OTHER_NODES = 0x01, 0x06
 DUPLICATES = 0x04
 NOTHING = 2**64 - 1
+PAGE_SIZES = [2**power for power in range(8, 17)]
 DEEPEST = 32
 MOST_PAGES = 2**46
 """So that places are int64."""
+
+
+class Bytes(Protocol):
+    """An open file, or a part of one."""
+
+    def size(self) -> int:
+        """Bytes in all."""
+
+    def read_at(self, size: int, offset: int, /) -> bytes:
+        """Bytes from a place on, as many as there are; several threads may ask."""
+
+
+class Place(Protocol):
+    """Where a database lies. Picklable."""
+
+    @property
+    def uri(self) -> str:
+        """How messages name it."""
+
+    def opened(self) -> AbstractContextManager[Bytes]:
+        """To be read; what goes wrong meanwhile is explained."""
 
 
 class Record(NamedTuple):
@@ -57,16 +78,10 @@ class _Node(NamedTuple):
 class Database:
     """The main database of a file. Picklable."""
 
-    folder: Folder
-    name: str
+    place: Place
     page_size: int
     root: int
     """The number of its first page, or NOTHING."""
-
-    @property
-    def uri(self) -> str:
-        """How messages name it."""
-        return self.folder.file_uri(self.name)
 
     def subtrees(self, wanted: int) -> list[int]:
         """Pages whose records together are all, in the order of keys: at least so many, or each a leaf."""
@@ -93,24 +108,20 @@ class Database:
 
     @contextmanager
     def _opened(self) -> Iterator["_Pages"]:
-        with (
-            self.folder.explained(self.name),
-            self.folder.open(self.name) as file,
-            ThreadPoolExecutor(READERS) as pool,
-        ):
+        with self.place.opened() as file, ThreadPoolExecutor(READERS) as pool:
             yield _Pages(self, file, pool)
 
 
-def open_database(folder: Folder, name: str) -> Database:
-    """The database in a file, from its two meta pages.
+def open_database(place: Place) -> Database:
+    """The database at a place, from its two meta pages.
 
     Raises:
         UserError: another file, or a database of another kind.
     """
-    uri = folder.file_uri(name)
-    with folder.explained(name), folder.open(name) as file:
+    uri = place.uri
+    with place.opened() as file:
         first = _meta(file.read_at(HEADER.size + META.size, 0))
-        if first is None or first.page_size not in [2**power for power in range(8, 17)]:
+        if first is None:
             raise UserError(uri, "no LMDB database", f"data.mdb of version {VERSION}", "download it again")
         second = _meta(file.read_at(HEADER.size + META.size, first.page_size))
     # A database that was written once may lack the other meta page only if the file is cut.
@@ -119,7 +130,53 @@ def open_database(folder: Folder, name: str) -> Database:
     meta = max(second, first, key=lambda meta: meta.transaction)
     if meta.flags & DUPLICATES:
         raise UserError(uri, "a database of several values for a key", "one value for a key", "name another file")
-    return Database(folder, name, first.page_size, meta.root)
+    return Database(place, first.page_size, meta.root)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The pages of a database that list its records, kept: where its bytes can only be read one after the other."""
+
+    uri: str
+    page_size: int
+    length: int
+    pages: dict[int, bytes]
+
+    @contextmanager
+    def opened(self) -> Iterator["Tree"]:
+        """Nothing to open."""
+        yield self
+
+    def size(self) -> int:
+        """Bytes of the whole database."""
+        return self.length
+
+    def read_at(self, size: int, offset: int, /) -> bytes:
+        """Of a page that was kept; zeros, which are none, for others."""
+        number, at = divmod(offset, self.page_size)
+        return self.pages.get(number, bytes(self.page_size))[at : at + min(size, max(0, self.length - offset))]
+
+
+def keep_tree(uri: str, length: int, blocks: Iterable[bytes | bytearray]) -> Tree:
+    """The metas, branches and leaves among the bytes of a database, given in order; the first block has the first page.
+
+    They are what names its own number and kind, an image nowhere else than by chance; a page that nothing leads to is
+    not asked for. A leaf holds a key and some 16 bytes for each image.
+    """
+    pages, page_size, number, rest = dict[int, bytes](), 0, 0, b""
+    for block in blocks:
+        if not page_size:
+            first = _meta(block)
+            page_size = first.page_size if first else PAGE_SIZES[-1]
+        data = rest + block if rest else block
+        count = len(data) // page_size
+        table = np.frombuffer(data, np.uint8, count * page_size).reshape(count, page_size)
+        own = table[:, :8].copy().view("<u8")[:, 0] == np.arange(number, number + count, dtype=np.uint64)
+        kinds = table[:, 10:12].copy().view("<u2")[:, 0] & KINDS
+        for at in np.flatnonzero(own & np.isin(kinds, (BRANCH, LEAF, META_PAGE))).tolist():
+            pages[number + at] = table[at].tobytes()
+        number, rest = number + count, bytes(data[count * page_size :])
+    return Tree(uri, page_size or PAGE_SIZES[-1], length, pages)
 
 
 class _Meta(NamedTuple):
@@ -129,17 +186,18 @@ class _Meta(NamedTuple):
     transaction: int
 
 
-def _meta(data: bytes) -> _Meta | None:
+def _meta(data: bytes | bytearray) -> _Meta | None:
     if len(data) < HEADER.size + META.size or not HEADER.unpack_from(data)[1] & META_PAGE:
         return None
     magic, version, page_size, flags, _, root, transaction = META.unpack_from(data, HEADER.size)
-    return _Meta(page_size, flags, root, transaction) if (magic, version) == (MAGIC, VERSION) else None
+    known = (magic, version) == (MAGIC, VERSION) and page_size in PAGE_SIZES
+    return _Meta(page_size, flags, root, transaction) if known else None
 
 
 class _Pages:
     """Pages of an open file, several read at a time. No branch is entered twice, so that a ring of them ends."""
 
-    def __init__(self, database: Database, file: pa.NativeFile, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, database: Database, file: Bytes, pool: ThreadPoolExecutor) -> None:
         self._database, self._file, self._pool = database, file, pool
         self._levels, self._entered = 0, set[int]()
 
@@ -163,14 +221,14 @@ class _Pages:
 
     def error(self, number: int) -> UserError:
         """A mistake in a page."""
-        return UserError(self._database.uri, f"a damaged page {number}", "a whole data.mdb", "download it again")
+        return UserError(self._database.place.uri, f"a damaged page {number}", "a whole data.mdb", "download it again")
 
     def _page(self, number: int) -> bytes:
         size = self._database.page_size
         data = self._file.read_at(size, number * size)
         if len(data) < size:
             got = f"{self._file.size():,} bytes, which end before page {number}"
-            raise UserError(self._database.uri, got, "a whole data.mdb", "download it again")
+            raise UserError(self._database.place.uri, got, "a whole data.mdb", "download it again")
         if HEADER.unpack_from(data)[0] != number:
             raise self.error(number)
         return data
@@ -193,7 +251,8 @@ class _Pages:
             inline = 8 if flags & OVERFLOW_NODE else size
             if flags & OTHER_NODES:
                 got = "a database inside the database, or several values for a key"
-                raise UserError(self._database.uri, got, "one database of one value for a key", "name another file")
+                allowed = "one database of one value for a key"
+                raise UserError(self._database.place.uri, got, allowed, "name another file")
             if value + inline > page_size:
                 raise self.error(number)
             offset = number * page_size + value

@@ -1,12 +1,16 @@
 """LSUN: photographs of one of the seven categories of table 10, or of several.
 
-LMDB databases as they come out of the published .zip files: bedroom and church_outdoor as
-{category}_train_lmdb/data.mdb and {category}_val_lmdb/data.mdb, whose splits are kept; bird, car, cat, dog and horse as
-{category}/data.mdb, which nobody split, so 80/10/10 by a hash of each key. A database's own folder may be named as
-well. A key is a hash and a value an encoded image, JPEG or WebP. Described at https://github.com/fyu/lsun.
+LMDB databases in the published .zip files or unpacked from them. Bedroom and church_outdoor are
+{category}_train_lmdb/data.mdb and {category}_val_lmdb/data.mdb, each in a .zip of its folder's name, whose splits are
+kept; bird, car, cat, dog and horse are {category}/data.mdb in {category}.zip, which nobody split, so 80/10/10 by a hash
+of each key. A database's own folder or .zip may be named as well. A key is a hash and a value an encoded image, JPEG or
+WebP. Described at https://github.com/fyu/lsun.
 
 Databases are read by ranges of bytes, from any storage. Listing walks the leaf pages, a hundredth of the file, and the
-images stay where they are; a database that is split by the hash is listed once for each of the three splits.
+images stay where they are; a database that is split by the hash is listed once for each of the three splits. A .zip
+that stores its database is read in the same way. One that deflates it is listed by two passes over it, at the speed at
+which one core inflates, which keep some 100 bytes an image in memory; its rows are in the order of their images, so
+that the shards together read it once more. Several categories are shuffled, which a deflated one does not allow.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,9 +22,12 @@ import pyarrow as pa
 
 from soda_dist.data.shards import Label
 from soda_dist.data.sources import contract
-from soda_dist.data.sources.contract import Contents, Part, Row, Source, UnreadableError, read_rows
-from soda_dist.data.sources.lmdb_file import open_database
+from soda_dist.data.sources.archive import Packed, packed_members
+from soda_dist.data.sources.contract import READERS, Contents, Part, Row, Source, UnreadableError, read_rows
+from soda_dist.data.sources.inflated import Inflated
+from soda_dist.data.sources.lmdb_file import Bytes, Record, keep_tree, open_database
 from soda_dist.data.sources.splits import SHARES, split_of
+from soda_dist.data.sources.stretch import Stretch
 from soda_dist.data.sources.trees import MOST_BYTES
 from soda_dist.data.storage import Folder, locate, open_folder
 from soda_dist.errors import UserError
@@ -29,9 +36,11 @@ Category = Literal["bedroom", "church_outdoor", "bird", "car", "cat", "dog", "ho
 CATEGORIES = ("bedroom", "church_outdoor", "bird", "car", "cat", "dog", "horse")
 FILE = "data.mdb"
 SUFFIXES = {"train": "_train_lmdb", "val": "_val_lmdb"}
-LAYOUTS = f"CATEGORY_{{train,val}}_lmdb/{FILE} or CATEGORY/{FILE}, unpacked from their .zip"
+LAYOUTS = f"CATEGORY_{{train,val}}_lmdb.zip or CATEGORY.zip as published, or {FILE} in folders of these names"
 SUBTREES = 16
 """Parts that each database is listed in, at least: a task each."""
+POINTS = b"points"
+"""Metadata of the index of a deflated database: where it can be read from."""
 
 
 class Options(contract.Options):
@@ -42,11 +51,17 @@ class Options(contract.Options):
 
 
 class Found(NamedTuple):
-    """A database: its file, its category, and its split, or nothing where splits are drawn."""
+    """A database: its file, its category, its split, or nothing where splits are drawn, and its place in a .zip."""
 
     name: str
     category: str
     split: str
+    packed: Packed | None = None
+
+    @property
+    def is_deflated(self) -> bool:
+        """Whether it can only be read on from some points."""
+        return self.packed is not None and not self.packed.stored
 
 
 @dataclass(frozen=True)
@@ -70,10 +85,7 @@ class Lsun:
         return Contents((pa.field("label", pa.int32()),), {"label": label}, "label", shuffled=True)
 
     def parts(self) -> Sequence[Part]:
-        pages = {found.name: open_database(self.folder, found.name).subtrees(SUBTREES) for found in self.found}
-        empty = next((name for name, numbers in pages.items() if not numbers), None)
-        if empty:
-            raise UserError(self.folder.file_uri(empty), "an empty database", LAYOUTS, "download it again")
+        pages = {found.name: self._subtrees(found) for found in self.found}
         return [
             Part(split, f"{found.name}#{page}")
             for split in SHARES
@@ -85,14 +97,19 @@ class Lsun:
     def index(self, part: Part) -> pa.Table:
         name, _, page = part.name.rpartition("#")
         found = next(found for found in self.found if found.name == name)
+        records: Iterator[Record] | list[Record]
+        if found.is_deflated:
+            records, points = _records_and_points(self._inflated(found))
+        else:
+            records, points = open_database(self._stretch(found)).records(int(page)), b""
         rows = [
             (f"{name}#{key}", record.offset, record.size)
-            for record in open_database(self.folder, name).records(int(page))
+            for record in records
             for key in [record.key.decode("ascii", "backslashreplace")]
             if found.split or split_of(key, self.seed) == part.split
         ]
         names, offsets, sizes = zip(*rows, strict=True) if rows else ((), (), ())
-        return pa.table(
+        table = pa.table(
             {
                 "name": pa.array(names, pa.string()),
                 "file": pa.array([name] * len(rows), pa.string()),
@@ -101,51 +118,129 @@ class Lsun:
                 "label": pa.array([self.categories.index(found.category)] * len(rows), pa.int32()),
             }
         )
+        return table.replace_schema_metadata({POINTS: points}) if points else table
 
     def rows(self, index: pa.Table) -> Iterator[Row]:
+        names = index["file"].unique().to_pylist()
+        databases = {found.name: found for found in self.found if found.name in names}
         with ExitStack() as stack:
-            names = index["file"].unique().to_pylist()
-            files = {name: stack.enter_context(self.folder.open(name)) for name in names}
-            sizes = {name: file.size() for name, file in files.items()}
+            files: dict[str, Bytes] = {}
+            for name, found in databases.items():
+                if found.is_deflated:
+                    files[name] = stack.enter_context(self._inflated(found).opened(index.schema.metadata[POINTS]))
+                else:
+                    files[name] = stack.enter_context(self._stretch(found).opened())
 
             def read(entry: Mapping[str, Any]) -> bytes:
-                name, stop = entry["file"], entry["offset"] + entry["size"]
-                if stop > sizes[name]:
-                    raise UnreadableError(f"a record that ends at byte {stop:,} of {sizes[name]:,}")
+                file, stop = files[entry["file"]], entry["offset"] + entry["size"]
+                if stop > file.size():
+                    raise UnreadableError(f"a record that ends at byte {stop:,} of {file.size():,}")
                 if entry["size"] > MOST_BYTES:
                     raise UnreadableError(f"a record of {entry['size']:,} bytes")
-                with self.folder.explained(name):
-                    return files[name].read_at(entry["size"], entry["offset"])
+                with self.folder.explained(entry["file"]):
+                    return file.read_at(entry["size"], entry["offset"])
 
-            yield from read_rows(index, read, ["label"] if len(self.categories) > 1 else [])
+            readers = 1 if any(found.is_deflated for found in databases.values()) else READERS
+            yield from read_rows(index, read, ["label"] if len(self.categories) > 1 else [], readers)
+
+    def _subtrees(self, found: Found) -> list[int]:
+        """Pages to list a database from; of a deflated one that is not known yet, so it is one."""
+        if found.is_deflated:
+            return [0]
+        pages = open_database(self._stretch(found)).subtrees(SUBTREES)
+        if not pages:
+            raise _empty(self.folder.file_uri(found.name))
+        return pages
+
+    def _stretch(self, found: Found) -> Stretch:
+        packed = found.packed
+        return Stretch(self.folder, found.name, *(packed.start, packed.size) if packed else ())
+
+    def _inflated(self, found: Found) -> Inflated:
+        assert found.packed is not None, found
+        return Inflated(self.folder, found.name, found.packed)
+
+
+def _records_and_points(inflated: Inflated) -> tuple[list[Record], bytes]:
+    """All records of a deflated database in the order of their places, and where it can be read from."""
+    points = inflated.points()
+    with inflated.opened(points) as file:
+        database = open_database(keep_tree(inflated.uri, file.size(), file.all()))
+    records = [record for page in database.subtrees(1) for record in database.records(page)]
+    if not records:
+        raise _empty(inflated.uri)
+    return sorted(records, key=lambda record: record.offset), points
+
+
+def _empty(uri: str) -> UserError:
+    return UserError(uri, "an empty database", LAYOUTS, "download it again")
 
 
 def open_source(uri: str, options: Options) -> Source:
     """LSUN at `uri`.
 
     Raises:
-        UserError: no database of the category, or of any.
+        UserError: no database of the category, or of any; several categories of which one is deflated.
     """
-    folder, name = locate(uri) if uri.rpartition("/")[2] == FILE else (open_folder(uri), FILE)
-    if folder.exists(name):
-        return _open_one(folder, options)
-    found = []
-    for category in [options.category] if options.category else CATEGORIES:
-        places = [Found(f"{category}{suffix}/{FILE}", category, split) for split, suffix in SUFFIXES.items()]
-        split = [place for place in places if folder.exists(place.name)]
-        whole = Found(f"{category}/{FILE}", category, "")
-        found += split or ([whole] if folder.exists(whole.name) else [])
-    if not found:
+    one = _named(uri)
+    if one:
+        return _open_one(*one, options)
+    folder = open_folder(uri)
+    files = {entry.name for entry in folder.files()}
+    there = tuple(
+        place
+        for category in ([options.category] if options.category else CATEGORIES)
+        for place in _of_category(folder, files, category)
+    )
+    if not there:
         got = f"no database of {options.category}" if options.category else "no database of a category"
-        raise UserError(uri, got, LAYOUTS, "unpack it there, or correct the path")
-    return Lsun(folder, tuple(found), options.seed)
+        raise UserError(uri, got, LAYOUTS, "copy it there, or correct the path")
+    deflated = next((place.name for place in there if place.is_deflated), None)
+    if deflated and len({place.category for place in there}) > 1:
+        got = f"several categories, of which {deflated} is deflated"
+        raise UserError(uri, got, "one category, or databases that lie unpacked", "set category=NAME, or unpack it")
+    return Lsun(folder, there, options.seed)
 
 
-def _open_one(folder: Folder, options: Options) -> Source:
-    """The database whose own folder was named."""
-    base = folder.uri.rpartition("/")[2]
-    split = next((split for split, suffix in SUFFIXES.items() if base.endswith(suffix)), "")
-    category = base.removesuffix(SUFFIXES.get(split, ""))
+def _of_category(folder: Folder, files: set[str], category: str) -> list[Found]:
+    """Its databases by published splits, or the one that nobody split."""
+    places = [_at(folder, files, category + suffix, category, split) for split, suffix in SUFFIXES.items()]
+    return [p for p in places if p] or [p for p in [_at(folder, files, category, category, "")] if p]
+
+
+def _at(folder: Folder, files: set[str], base: str, category: str, split: str) -> Found | None:
+    """A database in a folder or a .zip of this name; one that is unpacked is better."""
+    if folder.exists(f"{base}/{FILE}"):
+        return Found(f"{base}/{FILE}", category, split)
+    name = f"{base}.zip"
+    return Found(name, category, split, _packed(folder, name)) if name in files else None
+
+
+def _packed(folder: Folder, name: str) -> Packed:
+    """The database in a .zip."""
+    members = list(packed_members(folder, name))
+    found = [member for member in members if member.name.rpartition("/")[2] == FILE]
+    if len(found) != 1:
+        got = ", ".join(member.name for member in members[:5]) or "nothing"
+        raise UserError(folder.file_uri(name), f"a zip of {got}", f"one of one {FILE}", "download it again")
+    return found[0]
+
+
+def _named(uri: str) -> tuple[Folder, Found] | None:
+    """The database whose own file, folder or .zip was named, if that is one; its category is the name's."""
+    if uri.endswith(".zip"):
+        folder, name = locate(uri)
+        if not folder.exists(name):
+            raise UserError(uri, "a missing file", LAYOUTS, "correct the path")
+        return folder, Found(name, name.removesuffix(".zip"), "", _packed(folder, name))
+    folder, name = locate(uri) if uri.rpartition("/")[2] == FILE else (open_folder(uri), FILE)
+    return (folder, Found(FILE, folder.uri.rpartition("/")[2], "")) if folder.exists(name) else None
+
+
+def _open_one(folder: Folder, found: Found, options: Options) -> Source:
+    split = next((split for split, suffix in SUFFIXES.items() if found.category.endswith(suffix)), "")
+    category = found.category.removesuffix(SUFFIXES.get(split, ""))
     if options.category not in (None, category):
-        raise UserError("category", options.category, f"{category}, which {folder.uri} is", "leave it out")
-    return Lsun(folder, (Found(FILE, category, split),), options.seed)
+        where = folder.file_uri(found.name) if found.packed else folder.uri
+        raise UserError("category", options.category, f"{category}, which {where} is", "leave it out")
+    return Lsun(folder, (found._replace(category=category, split=split),), options.seed)

@@ -10,7 +10,6 @@ memory, which at 200 to 600 MB/s takes 20 to 60 seconds for each of 34 shards. `
 """
 
 import math
-import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ from pydantic import Field
 
 from soda_dist.data.shards import Label
 from soda_dist.data.sources import contract
-from soda_dist.data.sources.archive import ZIP_ERRORS
+from soda_dist.data.sources.archive import ZIP_ERRORS, packed
 from soda_dist.data.sources.contract import Contents, Part, Row, Source
 from soda_dist.data.sources.records import is_size, plain_records, png, stream_records
 from soda_dist.data.sources.seekable import SeekableFile
@@ -60,8 +59,6 @@ FILES = {
     "complex": "real3d_complicated_shapes_ordered.npz",
 }
 MEMBER = "images.npy"
-LOCAL_HEADER = struct.Struct("<4s22xHH")
-"""Of a zip's member: a signature, and the lengths of the name and of the extra field that follow."""
 
 
 class Options(contract.Options):
@@ -131,7 +128,7 @@ class Mpi3d:
         if not deflated:
             yield from plain_records(self.folder, self.name, start=start, size=size, numbers=numbers, keep=keep)
             return
-        with _opened(self.folder, self.name) as archive, archive.open(MEMBER) as stream:
+        with _opened(self.folder, self.name, sequential=True) as archive, archive.open(MEMBER) as stream:
             stream.read(start)
             yield from stream_records(stream, size=size, numbers=numbers, keep=keep)
 
@@ -176,9 +173,13 @@ def _find(uri: str, variant: str | None) -> tuple[Folder, str, str]:
 
 
 @contextmanager
-def _opened(folder: Folder, name: str) -> Iterator[zipfile.ZipFile]:
+def _opened(folder: Folder, name: str, *, sequential: bool = False) -> Iterator[zipfile.ZipFile]:
     try:
-        with folder.explained(name), SeekableFile(folder, name) as file, zipfile.ZipFile(file) as archive:
+        with (
+            folder.explained(name),
+            SeekableFile(folder, name, sequential=sequential) as file,
+            zipfile.ZipFile(file) as archive,
+        ):
             yield archive
     except (*ZIP_ERRORS, zlib.error) as error:
         got = f"not a whole .npz ({error})"
@@ -198,15 +199,8 @@ def _images(folder: Folder, name: str) -> Images:
             shape, header = _header(folder, name, stream)
         if info.file_size != header + math.prod(shape):
             raise _wrong(folder, name, f"{info.file_size:,} bytes in {MEMBER}", f"{header + math.prod(shape):,}")
-        if info.compress_type != zipfile.ZIP_STORED:
-            return Images(shape, header, deflated=True)
-    with folder.explained(name), folder.open(name) as file:
-        start = file.read_at(LOCAL_HEADER.size, info.header_offset)
-        _, name_bytes, extra_bytes = LOCAL_HEADER.unpack(start)
-        begin = info.header_offset + LOCAL_HEADER.size + name_bytes + extra_bytes + header
-        if file.size() < begin + math.prod(shape):
-            raise _wrong(folder, name, f"{file.size():,} bytes", f"{begin + math.prod(shape):,} or more")
-    return Images(shape, begin, deflated=False)
+    place = packed(folder, name, info)
+    return Images(shape, header + (place.start if place.stored else 0), deflated=not place.stored)
 
 
 def _header(folder: Folder, name: str, stream: IO[bytes]) -> tuple[tuple[int, ...], int]:

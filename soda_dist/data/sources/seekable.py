@@ -1,25 +1,33 @@
-"""A file of any storage as one of Python's own, for libraries that seek: zipfile, gzip, h5py."""
+"""A file of any storage as one of Python's own, for libraries that seek: zipfile, gzip, h5py, indexed_gzip."""
 
 import errno
 import io
 from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from soda_dist.data.storage import Folder
 
 BLOCK = 2**20
 BLOCKS_KEPT = 32
+AHEAD = 8
+"""Blocks that are asked for before their turn, at a time: a request to an object store is mostly waiting."""
 
 
 class SeekableFile(io.RawIOBase):
     """A file that is read by blocks of a mebibyte, the last ones kept: in an object store each block is a request.
 
     Reads are whole: short only at the end of the file. It belongs to one thread.
+
+    Args:
+        sequential: whether it is read from end to end, so that blocks of an object store are best asked for early.
     """
 
-    def __init__(self, folder: Folder, name: str) -> None:
+    def __init__(self, folder: Folder, name: str, *, sequential: bool = False) -> None:
         self._file = folder.open(name)
         self._size, self._at = self._file.size(), 0
-        self._blocks: OrderedDict[int, bytes] = OrderedDict()
+        self._ahead = AHEAD if sequential and not folder.is_local else 0
+        self._blocks: OrderedDict[int, Future[bytes]] = OrderedDict()
+        self._pool = ThreadPoolExecutor(1 + self._ahead)
 
     def readable(self) -> bool:
         return True
@@ -52,14 +60,18 @@ class SeekableFile(io.RawIOBase):
 
     def close(self) -> None:
         if not self.closed:
+            self._pool.shutdown(cancel_futures=True)
             self._file.close()
         super().close()
 
     def _block(self, number: int) -> bytes:
-        if number in self._blocks:
-            self._blocks.move_to_end(number)
-        else:
-            self._blocks[number] = self._file.read_at(min(BLOCK, self._size - number * BLOCK), number * BLOCK)
-            if len(self._blocks) > BLOCKS_KEPT:
-                self._blocks.popitem(last=False)
-        return self._blocks[number]
+        last = (self._size - 1) // BLOCK
+        for wanted in range(min(number + self._ahead, last), number - 1, -1):  # the one of now is the last to go
+            if wanted in self._blocks:
+                self._blocks.move_to_end(wanted)
+            else:
+                size, start = min(BLOCK, self._size - wanted * BLOCK), wanted * BLOCK
+                self._blocks[wanted] = self._pool.submit(self._file.read_at, size, start)
+        while len(self._blocks) > max(BLOCKS_KEPT, 1 + self._ahead):
+            self._blocks.popitem(last=False)
+        return self._blocks[number].result()

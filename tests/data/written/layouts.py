@@ -4,8 +4,10 @@ A layout is files by name, and for archives how they are packed, so that damage 
 """
 
 import gzip
+import zipfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple
 from unittest import mock
 
@@ -153,6 +155,8 @@ LAYOUTS = {
     "imagenet tars": Layout("imagenet", _imagenet_tars),
     "imagenet tgz": Layout("imagenet", written(imagenet.write)),
     "lsun": Layout("lsun", written(lsun.write)),
+    "lsun stored zips": Layout("lsun", written(lsun.write), partial(lsun.in_zips, method=zipfile.ZIP_STORED)),
+    "lsun deflated zip": Layout("lsun", written(lsun.write), lsun.in_zips, options=("category=cat",)),
     "mpi3d": Layout("mpi3d", _mpi3d(False)),
     "mpi3d deflated": Layout("mpi3d", _mpi3d(True)),
     "multiview": Layout("multiview", written(_posed)),

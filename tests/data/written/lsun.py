@@ -1,14 +1,15 @@
-"""LSUN's databases, written by the lmdb package: keys are SHA-1 digests, values encoded images."""
+"""LSUN's databases, written by the lmdb package: keys are SHA-1 digests, values encoded images; and their .zips."""
 
 import hashlib
 import tempfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import lmdb
 
 from soda_dist.data.storage import Folder
-from tests.data.written.pictures import picture
+from tests.data.written.pictures import picture, zip_of
 
 COUNTS = {"bedroom_train_lmdb": 30, "bedroom_val_lmdb": 3, "cat": 60}
 
@@ -46,3 +47,12 @@ def write(folder: Folder) -> None:
     for name in COUNTS:
         folder.write(f"{name}/data.mdb", database(images(name)))
         folder.write(f"{name}/lock.mdb", b"")
+
+
+def in_zips(files: Mapping[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> dict[str, bytes]:
+    """Each folder in a .zip of its name."""
+    folders = dict.fromkeys(name.partition("/")[0] for name in files)
+    return {
+        f"{folder}.zip": zip_of({n: data for n, data in files.items() if n.startswith(f"{folder}/")}, method)
+        for folder in folders
+    }
