@@ -1,7 +1,9 @@
-"""Measure this machine: ingest, training loop, extraction of latents, DCI, sampler and training step.
+"""Measure this machine: ingest, import, training loop, extraction of latents, DCI, sampler and training step.
 
 Every figure is a ratio of one run, printed beside the rates it is made of; benchmark.json holds them all.
   python jobs/benchmark.py data   [--small URI] [--photographs URI [--reencoded URI]]  against a DataLoader, a pool
+  python jobs/benchmark.py import --source URI                          images to shards, against reading and hashing
+  python jobs/benchmark.py start  --data URI [--preset NAME] [a.b=value ...]  seconds to the first batch, against ten
   python jobs/benchmark.py train  [--data URI] [a.b=value ...]          against bare PyTorch
   python jobs/benchmark.py features [--data URI] [--preset NAME] [a.b=value ...]  against a plain loop; two actors
   python jobs/benchmark.py dci    [rows=N] [codes=N] [rounds=N]          against scikit-learn
@@ -9,50 +11,46 @@ Every figure is a ratio of one run, printed beside the rates it is made of; benc
   python jobs/benchmark.py step   [--device cuda] [--preset NAME] [a.b=value ...]  bf16, compiled, share of a matmul
 """
 
-import argparse
-
 from soda_dist.cli import add_uri, parser, run, say
+from soda_dist.errors import UserError
 
 
 def main(argv: list[str]) -> str:
     arguments = parser(__doc__)
-    choices = ["data", "train", "features", "dci", "sample", "step"]
+    choices = ["data", "import", "start", "train", "features", "dci", "sample", "step"]
     arguments.add_argument("what", choices=choices, help="what is measured")
     add_uri(arguments, "--photographs", "data: prepared shards of photographs; none: left out", required=False)
     add_uri(arguments, "--reencoded", "data: the same, encoded anew at import; none: left out", required=False)
     add_uri(arguments, "--small", "data: prepared shards of 32 px images; none: rendered ones", required=False)
-    add_uri(arguments, "--data", "train, features: prepared shards; none: rendered ones", required=False)
+    add_uri(arguments, "--source", "import: a folder of images", required=False)
+    add_uri(arguments, "--data", "start, train, features: prepared shards; none: rendered ones", required=False)
     add_uri(arguments, "--out", "folder for benchmark.json; none: not written", required=False)
     arguments.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="sample, step")
-    arguments.add_argument("--preset", default="cifar10", metavar="NAME|FILE", help="features, sample, step")
+    arguments.add_argument("--preset", default="cifar10", metavar="NAME|FILE", help="start, features, sample, step")
     arguments.add_argument("overrides", nargs="*", metavar="a.b=value", help="overrides; of dci: sizes")
     args = arguments.parse_intermixed_args(argv)
+    wanted = {"import": "source", "start": "data"}.get(args.what)
+    if wanted and not getattr(args, wanted):
+        raise UserError(f"--{wanted}", "nothing", "a folder to measure with", f"name it: benchmark.py {args.what} -h")
 
-    from soda_dist.distributed.rounds import conclude
-
-    return conclude(_without_ray(args) if args.what in ("sample", "step") else _with_ray(args), args.out, say)
-
-
-def _without_ray(args: argparse.Namespace) -> list[dict]:
-    from soda_dist.distributed import sampling_speed, step_speed
-
-    measure = sampling_speed.measure_sampling if args.what == "sample" else step_speed.measure_step
-    return measure(args.preset, args.overrides, args.device, say)
-
-
-def _with_ray(args: argparse.Namespace) -> list[dict]:
+    from soda_dist.distributed import rounds, sampling_speed, step_speed
     from soda_dist.distributed.session import ray_session
 
+    if args.what in ("sample", "step"):
+        measure = sampling_speed.measure_sampling if args.what == "sample" else step_speed.measure_step
+        return rounds.conclude(measure(args.preset, args.overrides, args.device, say), args.out, say)
     with ray_session(cpus=4):
-        from soda_dist.distributed import benchmark_dci, data_speed, feature_speed, training_speed
+        from soda_dist.distributed import arrival_speed, benchmark_dci, data_speed, feature_speed, training_speed
 
-        if args.what == "data":
-            return data_speed.measure_data(args.small, args.photographs, args.reencoded, say)
-        if args.what == "train":
-            return training_speed.measure_train(args.data, args.overrides, say)
-        if args.what == "features":
-            return feature_speed.measure_features(args.preset, args.data, args.overrides, say)
-        return benchmark_dci.measure_dci(args.overrides, say)
+        measures = {
+            "data": lambda: data_speed.measure_data(args.small, args.photographs, args.reencoded, say),
+            "import": lambda: arrival_speed.measure_import(args.source, say),
+            "start": lambda: arrival_speed.measure_start(args.preset, args.data, args.overrides, say),
+            "train": lambda: training_speed.measure_train(args.data, args.overrides, say),
+            "features": lambda: feature_speed.measure_features(args.preset, args.data, args.overrides, say),
+            "dci": lambda: benchmark_dci.measure_dci(args.overrides, say),
+        }
+        return rounds.conclude(measures[args.what](), args.out, say)
 
 
 if __name__ == "__main__":

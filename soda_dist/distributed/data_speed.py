@@ -25,9 +25,10 @@ from soda_dist.config.load import load_config
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.decode import decode, read_header
 from soda_dist.data.pairs import Pairs, read_pairs
-from soda_dist.data.shards import ShardReader, check_shards, read_manifest
+from soda_dist.data.shards import ShardReader, read_manifest
 from soda_dist.data.storage import open_folder
 from soda_dist.data.views import view_pairs
+from soda_dist.distributed.arrival_speed import first_batch
 from soda_dist.distributed.ingest import opened, stream
 from soda_dist.distributed.rounds import Result, Side, alternate, ratio
 from soda_dist.distributed.session import Say
@@ -81,7 +82,7 @@ def _ratios(name: str, preset: str, overrides: list[str], uri: str, limit: float
     config = load_config(preset, overrides)
     images, batch = _images(config, uri, 40 * config.train.global_batch), config.train.global_batch
     unfinished = load_config(preset, [*overrides, ON_DEVICE])
-    waited = _first_batch(uri, config)
+    waited = first_batch(uri, config, 0)
     loaders: dict[str, Side] = {f"DataLoader, {d}": partial(_loader_rate, images, config, d) for d in DECODERS}
     rates = alternate(
         f"ingest, {name}",
@@ -131,17 +132,6 @@ def _images(config: RunConfig, uri: str, count: int) -> list[bytes]:
         if len(found) >= count:
             break
     return list(islice(cycle(found), count))
-
-
-def _first_batch(uri: str, config: RunConfig) -> float:
-    """Seconds from nothing but a URI to the first batch, in new data workers and with Ray running."""
-    begun = time.perf_counter()
-    check_shards(open_folder(uri), read_manifest(open_folder(uri)), config.data.train_split)
-    batches = stream(uri, config, 0, 0)
-    next(batches)
-    waited = time.perf_counter() - begun
-    batches.close()
-    return waited
 
 
 def _streamed(uri: str, config: RunConfig, number: int) -> Generator[Any, None, None]:

@@ -1,0 +1,66 @@
+"""What comes before training, measured small: every side does its work, and the table has every ratio."""
+
+from pathlib import Path
+
+import pytest
+
+from soda_dist.distributed import arrival_speed, rounds
+from soda_dist.errors import UserError
+from tests.data.written.pictures import picture
+from tests.distributed.small_run import prepare
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
+
+
+def test_an_import_is_measured_over_as_many_bytes_as_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "ROUNDS", 2)
+    data = picture(0, "JPEG", side=(60, 80))
+    for name in ("a/1.jpg", "a/2.jpg", "b/1.JPEG"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "readme.txt").write_text("no image")
+    monkeypatch.setattr(arrival_speed, "BYTES", 39 * len(data) + 1)
+    monkeypatch.setattr(arrival_speed, "PIECE", 7 * len(data))
+    said: list[str] = []
+    found = arrival_speed.measure_import(str(tmp_path), said.append)
+    assert said[0].startswith("import, 40 images, 0 MB, round 1 of 2, MB/s: import ")
+    names = ["import against reading and hashing", "import against reading, hashing and writing"]
+    assert [result["name"] for result in found] == names
+    assert [result["limit"] for result in found] == [0.7, None]
+    assert all(len(rates) == 2 and min(rates) > 0 for result in found for rates in result["rounds"].values())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "readme.txt"]
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match=r"none: got no images; allowed: files in \.jpg, "):
+        arrival_speed.measure_import(str(tmp_path / "none"), said.append)
+
+
+def test_written_pieces_hold_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrival_speed, "PIECE", 250)
+    files = []
+    for number in range(11):
+        files.append(tmp_path / f"{number}")
+        files[-1].write_bytes(bytes([number]) * 100)
+    (tmp_path / "out").mkdir()
+    arrival_speed._read(tmp_path / "out", 0, files)
+    pieces = [path.read_bytes() for path in sorted((tmp_path / "out").iterdir())]
+    assert [len(piece) for piece in pieces] == [300, 300, 300, 200]
+    assert b"".join(pieces) == b"".join(file.read_bytes() for file in files)
+
+
+def test_first_batches_of_a_start_and_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "ROUNDS", 1)
+    prepare(str(tmp_path), {"train": [[8, 8], [8]]}, {})
+    asked, measured = [], arrival_speed.first_batch
+    monkeypatch.setattr(
+        arrival_speed, "first_batch", lambda uri, config, step: asked.append(step) or measured(uri, config, step)
+    )
+    small = ["train.global_batch=4", "train.steps=12", "optim.warmup_steps=2"]
+    found = arrival_speed.measure_start("cifar10", str(tmp_path), small, lambda _: None)
+    assert asked == [0, 3]
+    assert [result["name"] for result in found] == [
+        "first batch, 2 shards, a start, against 10 s",
+        "first batch, 2 shards, a resume in mid-epoch, against 10 s",
+    ]
+    for result in found:
+        assert result["ratio"] == pytest.approx(10 / result["facts"]["seconds at most"], rel=1e-2)
+        assert result["limit"] == 1 and result["ratio"] > 0
