@@ -1,7 +1,8 @@
 """`benchmark.py import` and `start`: what comes before training: making shards, and the wait for the first batch.
 
-An import of images is measured against reading and hashing the same files, and against writing their bytes as well, on
-as many threads as there are cores. The files were just written to the local disk, so they come from the page cache.
+An import of images is measured against reading and hashing the same files, and against writing their bytes as well.
+Those of a local folder are copied first, and so come from the page cache, to as many threads as there are cores; those
+of an object store are read from there, by as many threads as an import reads with.
 """
 
 import hashlib
@@ -18,15 +19,16 @@ from pathlib import Path
 from soda_dist.config.load import load_config
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.shards import check_shards, read_manifest
-from soda_dist.data.storage import open_folder
+from soda_dist.data.sources.contract import READERS
+from soda_dist.data.storage import Entry, Folder, open_folder
 from soda_dist.distributed.ingest import stream
 from soda_dist.distributed.prepare import prepare
 from soda_dist.distributed.rounds import Result, Side, alternate, ratio
 from soda_dist.distributed.session import Say
 from soda_dist.errors import UserError
 
-BYTES = 400 * 10**6
-"""Of images that are imported: those of the source, over again or in part."""
+BYTES = 10**9
+"""Of images that are imported: those of a local source, over again or in part."""
 PIECE = 64 * 2**20
 """Bytes of a file that is written and flushed to the disk, as a shard is."""
 IMPORT, READING, WRITING = "import", "reading and hashing", "reading, hashing and writing"
@@ -45,13 +47,17 @@ def measure_import(source_uri: str, say: Say) -> list[Result]:
     Raises:
         UserError: a folder without images.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        files = _images(source_uri, Path(scratch, "source"))
-        size = sum(file.stat().st_size for file in files) / 1e6
+    with tempfile.TemporaryDirectory() as place:
+        scratch, source = Path(place), open_folder(source_uri)
+        if source.is_local:
+            source = _copied(source, scratch / "source")
+        files = _images(source)
+        size = sum(file.size for file in files) / 1e6
+        read = partial(_seconds, source, [file.name for file in files])
         sides: dict[str, Side] = {
-            IMPORT: lambda number: size / _imported(Path(scratch), number),
-            READING: lambda _: size / _seconds(files, None),
-            WRITING: lambda _: size / _seconds(files, Path(scratch, "written")),
+            IMPORT: lambda number: size / _imported(source.uri, scratch / f"data {number}"),
+            READING: lambda _: size / read(None),
+            WRITING: lambda _: size / read(scratch / "written"),
         }
         rates = alternate(f"import, {len(files):,} images, {size:,.0f} MB", sides, "MB/s", say)
     return [
@@ -99,64 +105,65 @@ def first_batch(uri: str, config: RunConfig, step: int) -> float:
     return waited
 
 
-def _images(source_uri: str, into: Path) -> list[Path]:
-    """BYTES of the source's images, as files below a folder."""
-    source = open_folder(source_uri)
-    names = [entry.name for entry in source.list() if entry.name.lower().endswith(IMAGES)]
-    if not names:
+def _images(source: Folder) -> list[Entry]:
+    found = [entry for entry in source.list() if entry.name.lower().endswith(IMAGES)]
+    if not found:
         raise UserError(source.uri, "no images", f"files in {', '.join(IMAGES)}", "name another folder")
-    files, size = list[Path](), 0
-    for number, name in enumerate(cycle(names)):
-        data, file = source.read(name), into / f"{number // len(names)}" / name
+    return found
+
+
+def _copied(source: Folder, into: Path) -> Folder:
+    """BYTES of the source's images, as files of another folder."""
+    entries, size = _images(source), 0
+    for number, entry in enumerate(cycle(entries)):
+        file = into / f"{number // len(entries)}" / entry.name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(data)
-        files.append(file)
-        size += len(data)
+        file.write_bytes(source.read(entry.name))
+        size += entry.size
         if size >= BYTES:
             break
-    return files
+    return open_folder(str(into))
 
 
-def _imported(scratch: Path, number: int) -> float:
-    """Seconds of an import of the files into an empty folder."""
-    data = scratch / f"data {number}"
+def _imported(source_uri: str, data: Path) -> float:
+    """Seconds of an import into an empty folder."""
     start = time.perf_counter()
-    prepare("folder", str(scratch / "source"), str(data), ["splits=drawn", "classes=false"], lambda _: None)
+    prepare("folder", source_uri, str(data), ["splits=drawn", "classes=false"], lambda _: None)
     seconds = time.perf_counter() - start
     shutil.rmtree(data)
     return seconds
 
 
-def _seconds(files: Sequence[Path], into: Path | None) -> float:
-    """Of reading and hashing the files, and of writing their bytes if a folder is given."""
+def _seconds(source: Folder, names: Sequence[str], into: Path | None) -> float:
+    """Of reading and hashing files, and of writing their bytes if a folder is given."""
     if into:
         into.mkdir()
     cores = os.cpu_count() or 1
+    threads = cores if source.is_local else cores * READERS
     start = time.perf_counter()
-    with ThreadPoolExecutor(cores) as pool:
-        list(pool.map(partial(_read, into), range(cores), (files[core::cores] for core in range(cores))))
+    with ThreadPoolExecutor(threads) as pool:
+        shares = [names[thread::threads] for thread in range(threads)]
+        list(pool.map(partial(_read, source, into), range(threads), shares))
     seconds = time.perf_counter() - start
     if into:
         shutil.rmtree(into)
     return seconds
 
 
-def _read(into: Path | None, number: int, files: Sequence[Path]) -> None:
-    rest = iter(files)
+def _read(source: Folder, into: Path | None, number: int, names: Sequence[str]) -> None:
+    rest = iter(names)
     for piece in count():
-        size, hashed = 0, list[bytes]()
-        for file in rest:
-            data = file.read_bytes()
-            hashlib.sha256(data).digest()
-            if into:
-                hashed.append(data)
-            size += len(data)
+        size, read = 0, list[bytes]()
+        for name in rest:
+            read.append(source.read(name))
+            hashlib.sha256(read[-1]).digest()
+            size += len(read[-1])
             if size >= PIECE:
                 break
-        if not size:
+        if not read:
             return
         if into:
             with (into / f"{number} {piece}").open("wb") as out:
-                out.writelines(hashed)
+                out.writelines(read)
                 out.flush()
                 os.fsync(out.fileno())

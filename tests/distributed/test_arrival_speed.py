@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from soda_dist.data.storage import open_folder
 from soda_dist.distributed import arrival_speed, rounds
 from soda_dist.errors import UserError
 from tests.data.written.pictures import picture
@@ -34,6 +35,17 @@ def test_an_import_is_measured_over_as_many_bytes_as_asked_for(tmp_path: Path, m
         arrival_speed.measure_import(str(tmp_path / "none"), said.append)
 
 
+def test_images_of_a_store_are_read_where_they_are(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "ROUNDS", 1)
+    folder = open_folder(s3_uri)
+    for number in range(30):
+        folder.write(f"{number}.jpg", picture(number, "JPEG", side=(60, 80)))
+    said: list[str] = []
+    found = arrival_speed.measure_import(s3_uri, said.append)
+    assert said[0].startswith("import, 30 images, 0 MB, round 1 of 1, MB/s: import ")
+    assert [min(result["median"].values()) > 0 for result in found] == [True, True]
+
+
 def test_written_pieces_hold_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrival_speed, "PIECE", 250)
     files = []
@@ -41,7 +53,7 @@ def test_written_pieces_hold_every_byte(tmp_path: Path, monkeypatch: pytest.Monk
         files.append(tmp_path / f"{number}")
         files[-1].write_bytes(bytes([number]) * 100)
     (tmp_path / "out").mkdir()
-    arrival_speed._read(tmp_path / "out", 0, files)
+    arrival_speed._read(open_folder(str(tmp_path)), tmp_path / "out", 0, [file.name for file in files])
     pieces = [path.read_bytes() for path in sorted((tmp_path / "out").iterdir())]
     assert [len(piece) for piece in pieces] == [300, 300, 300, 200]
     assert b"".join(pieces) == b"".join(file.read_bytes() for file in files)

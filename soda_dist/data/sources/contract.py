@@ -110,7 +110,8 @@ def check_image(data: bytes) -> str | None:
     if kind == "PNG":
         whole = b"IEND" in data[-64:]
     else:
-        whole = kind == "WEBP" or data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
+        end = data.rfind(b"\xff\xd9")  # near the end of a whole file, so that little is searched
+        whole = kind == "WEBP" or (end >= 0 and data.find(b"\xff\xda", end) < 0)
     return None if whole else "a truncated image"
 
 
