@@ -369,4 +369,6 @@ def _finish(
         reencoded=how,
     )
     write_manifest(folder, manifest)
-    say("done: " + ", ".join(f"{s.rows:,} {name} rows in {len(s.shards):,} shards" for name, s in splits.items()))
+    counts = {name: (split.rows, len(split.shards)) for name, split in splits.items()}
+    said = (f"{rows:,} {name} rows in {made:,} shard{'s' * (made != 1)}" for name, (rows, made) in counts.items())
+    say("done: " + ", ".join(said))

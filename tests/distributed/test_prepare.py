@@ -91,7 +91,7 @@ def test_an_import_into_s3(new_bucket, tmp_path: Path) -> None:
             assert hashlib.sha256(data).hexdigest() == shard.sha256
             assert tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)) == shard.groups
     assert any("180 of 180 rows" in line for line in lines)
-    assert lines[-1] == "done: 150 train rows in 4 shards, 30 test rows in 1 shards"
+    assert lines[-1] == "done: 150 train rows in 4 shards, 30 test rows in 1 shard"
 
 
 def test_a_finished_import_says_so_without_its_source(any_uri: str) -> None:
