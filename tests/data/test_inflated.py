@@ -1,5 +1,6 @@
 """A deflated member read from points: any place is what zipfile says, on any storage, and damage is a message."""
 
+import errno
 import io
 import random
 import zipfile
@@ -12,6 +13,7 @@ import pytest
 from soda_dist.data.sources import inflated, seekable
 from soda_dist.data.sources.archive import packed_members
 from soda_dist.data.sources.inflated import Inflated
+from soda_dist.data.sources.seekable import SeekableFile
 from soda_dist.data.storage import Folder, open_folder
 from soda_dist.errors import UserError
 
@@ -132,3 +134,15 @@ def test_a_file_that_is_gone_or_cut_meanwhile(tmp_path: Path) -> None:
     folder.remove("a.zip")
     with pytest.raises(FileNotFoundError), found.opened(points):
         pass
+
+
+def test_a_disk_that_fails_is_not_called_a_damaged_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = member(open_folder(str(tmp_path)))
+    points = found.points()
+
+    def fails(file: SeekableFile, number: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(SeekableFile, "_block", fails)
+    with pytest.raises(OSError, match="Input/output error"), found.opened(points) as blocks:
+        blocks.read_at(10, 0)

@@ -11,7 +11,7 @@ import lmdb
 import numpy as np
 import pytest
 
-from soda_dist.data.sources.lmdb_file import Database, open_database
+from soda_dist.data.sources.lmdb_file import Database, keep_tree, open_database
 from soda_dist.data.sources.stretch import Stretch
 from soda_dist.data.storage import Folder, open_folder
 from soda_dist.errors import UserError
@@ -211,3 +211,34 @@ def test_random_damage_is_a_message_or_other_records_but_never_a_crash(tmp_path:
             assert "data.mdb" in str(error)
         else:
             assert isinstance(opened, Database) and len(records) <= 300
+
+
+@pytest.mark.parametrize("step", [10**9, PAGE, 5000, 3 * PAGE + 1])
+def test_a_tree_kept_from_one_pass_lists_what_the_file_does(step: int, tmp_path: Path) -> None:
+    records = hashed(3000, lambda number: 9000 if number % 40 == 0 else number % 90)
+    looks = b"\x02" * 9000  # like leaves, but for their numbers
+    records |= dict.fromkeys(list(records)[:5], looks)
+    data = database(records, per_transaction=500)
+    folder = folder_with(open_folder(str(tmp_path)), data)
+    tree = keep_tree("data.mdb", len(data), (data[at : at + step] for at in range(0, len(data), step)))
+    kept, whole = open_database(tree), open_database(Stretch(folder, "data.mdb"))
+    assert [*kept.records(kept.root)] == [*whole.records(whole.root)]
+    assert set(tree.pages) == {0, 1, *pages_of(data, 1), *pages_of(data, 2)}
+    assert len(tree.pages) < len(data) // PAGE
+    assert tree.size() == len(data)
+
+
+def test_a_kept_tree_that_lacks_pages_is_damaged(tmp_path: Path) -> None:
+    data = database(hashed(800, lambda number: 50), per_transaction=10**6)
+    whole = open_database(Stretch(folder_with(open_folder(str(tmp_path)), data), "data.mdb"))
+    leaf = whole.subtrees(2)[3]
+    for end, got in (
+        (leaf * PAGE, rf"{leaf * PAGE:,} bytes, which end before page \d+"),
+        (len(data), "a damaged page"),
+    ):
+        spoiled = data[: leaf * PAGE] + bytes(PAGE) + data[(leaf + 1) * PAGE :]
+        kept = open_database(keep_tree("data.mdb", end, [spoiled[:end]]))
+        with pytest.raises(UserError, match=rf"data\.mdb: got {got}"):
+            [*kept.records(kept.root)]
+    with pytest.raises(UserError, match="got no LMDB database"):
+        open_database(keep_tree("data.mdb", 0, []))

@@ -53,3 +53,18 @@ def test_no_place_is_before_the_beginning(any_uri: str) -> None:
     folder.write("a", DATA[:5])
     with SeekableFile(folder, "a") as file, pytest.raises(OSError, match="before the file's beginning"):
         file.seek(-6, io.SEEK_END)
+
+
+def test_blocks_of_a_store_are_asked_for_early_where_a_file_is_read_through(
+    any_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seekable, "AHEAD", 2)
+    folder = open_folder(any_uri)
+    folder.write("a", DATA)
+    with SeekableFile(folder, "a", sequential=True) as file:
+        assert file.read(10) == DATA[:10]
+        assert sorted(file._blocks) == ([0] if folder.is_local else [0, 1, 2])
+        assert file.read() == DATA[10:]
+        assert len(file._blocks) == 3
+        file.seek(0)
+        assert file.read() == DATA
