@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from soda_dist.data.sources.archive import ZIP_ERRORS, zip_members
+from soda_dist.data.sources.archive import ZIP_ERRORS, packed_members, zip_members
 from soda_dist.data.storage import open_folder
 from soda_dist.errors import UserError
 
@@ -46,3 +46,27 @@ def test_a_damaged_directory_is_a_message(error: type[Exception], tmp_path: Path
     (tmp_path / "a.zip").write_bytes(data)
     with pytest.raises(UserError, match=r"a\.zip: got not a whole zip \(.*\); allowed: a zip as published"):
         [*zip_members(open_folder(str(tmp_path)), "a.zip")]
+
+
+SIZES, PLACE = 20, 42
+"""Where it says the packed size and the whole one, and the place of the member."""
+MISPLACED = {
+    "no header there": changed(PLACE, (3).to_bytes(4, "little")),
+    "a place beyond the end": changed(PLACE, (10**6).to_bytes(4, "little")),
+    "more bytes than the file": changed(SIZES, (10**6).to_bytes(4, "little") * 2),
+    "two sizes of what is stored": changed(SIZES, (4).to_bytes(4, "little")),
+}
+
+
+@pytest.mark.parametrize("what", MISPLACED)
+def test_a_member_that_is_not_where_the_zip_says(what: str, tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(MISPLACED[what])
+    with pytest.raises(UserError, match=r"a\.zip: got no whole café\.png where it should be; allowed: a whole zip"):
+        [*packed_members(open_folder(str(tmp_path)), "a.zip")]
+
+
+def test_a_stored_member_lies_where_it_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(made())
+    (found,) = packed_members(open_folder(str(tmp_path)), "a.zip")
+    assert found.stored and found.length == found.size == 5
+    assert made()[found.start : found.start + found.size] == b"12345"
