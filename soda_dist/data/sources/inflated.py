@@ -25,8 +25,8 @@ from soda_dist.errors import UserError
 
 HEADER = b"\x1f\x8b\x08" + bytes(6) + b"\xff"
 """Deflate, no flags, no time, an unknown system."""
-POINTS, LEAST_SPACING = 512, 4 * 2**20
-"""Of a member at most so many points, 16 MiB in all, and at least so many bytes between two."""
+POINTS, LEAST_SPACING = 1024, 4 * 2**20
+"""Of a member at most so many points, 32 MiB in all, and at least so many bytes between two."""
 
 DENSEST = 1032
 """Bytes that deflate packs in one (https://zlib.net/zlib_tech.html)."""

@@ -9,16 +9,18 @@ WebP. Described at https://github.com/fyu/lsun.
 Databases are read by ranges of bytes, from any storage. Listing walks the leaf pages, a hundredth of the file, and the
 images stay where they are; a database that is split by the hash is listed once for each of the three splits. A .zip
 that stores its database is read in the same way. One that deflates it is listed by two passes over it, at the speed at
-which one core inflates, which keep some 100 bytes an image in memory; its rows are in the order of their images, so
-that the shards together read it once more. Several categories are shuffled, which a deflated one does not allow.
+which one core inflates, which keep some 100 bytes an image in memory; its rows are in the order of their images, and a
+shard inflates what it holds and at most two blocks, each a thousandth of the database. Several categories are shuffled,
+which a deflated one does not allow.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pyarrow as pa
+from pydantic import Field
 
 from soda_dist.data.shards import Label
 from soda_dist.data.sources import contract
@@ -48,6 +50,8 @@ class Options(contract.Options):
 
     category: Category | None = None
     """None: all that are there. If these are several, there is a label."""
+    groups_per_shard: Annotated[int, Field(ge=1, le=4096)] = 128
+    """Large shards, of 100 to 300 MB: what a shard of a deflated database inflates in vain is some 10 to 200 MB."""
 
 
 class Found(NamedTuple):
@@ -66,7 +70,8 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Lsun:
-    """Rows in the order of keys, which is none; those of several categories are shuffled by the import."""
+    """Rows in the order of keys, which is none, or of a deflated database in that of its images; those of several
+    categories are shuffled by the import."""
 
     folder: Folder
     found: tuple[Found, ...]
