@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 
 from soda_dist.config.schema import Node
 from soda_dist.data.shards import (
@@ -234,8 +235,18 @@ def _make_shards(
     if have:
         say(f"{len(have):,} of {len(jobs):,} shards are there from an earlier run")
     progress = Progress(say, "importing", "rows", total, done=total - sum(job.stop - job.start for job in todo))
+    # A source may need much to find any row, which goes to each machine once and not with every slice.
+    common = {split: ray.put(index.schema.metadata) for split, index in indices.items()}
+    bare = {split: index.replace_schema_metadata(None) for split, index in indices.items()}
     calls = (
-        (source, folder, job, indices[job.split].slice(job.start, job.stop - job.start).combine_chunks(), per_group)
+        (
+            source,
+            folder,
+            job,
+            bare[job.split].slice(job.start, job.stop - job.start).combine_chunks(),
+            common[job.split],
+            per_group,
+        )
         for job in todo
     )
     for number, size in farm_out(_make_shard, calls, progress.tick):
@@ -243,14 +254,17 @@ def _make_shards(
     progress.close()
 
 
-def _make_shard(source: Source, folder: Folder, job: _Job, index: pa.Table, per_group: int) -> int:
-    """Writes one shard and then its record; returns the shard's bytes."""
+def _make_shard(
+    source: Source, folder: Folder, job: _Job, index: pa.Table, common: dict[bytes, bytes] | None, per_group: int
+) -> int:
+    """Writes one shard and then its record; returns the shard's bytes. `common` is the index's metadata."""
     rejected: list[Rejected] = []
     schema = shard_schema(source.contents.columns)
 
     def tables() -> Iterator[pa.Table]:
         key = job.start
-        for rows in _grouped(source.rows(index), per_group, rejected):
+        found = index.replace_schema_metadata(common)
+        for rows in _grouped(source.rows(found), per_group, rejected):
             yield _table(rows, key, schema)
             key += len(rows)
 

@@ -1,5 +1,6 @@
 """LSUN's databases, in .zips and unpacked: published and drawn splits, several categories, records that are cut."""
 
+import errno
 import zipfile
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 
 from soda_dist.data.sources import inflated, seekable
 from soda_dist.data.sources.contract import Row, check_image
+from soda_dist.data.sources.inflated import Inflated
+from soda_dist.data.sources.seekable import SeekableFile
 from soda_dist.data.sources.splits import split_of
 from soda_dist.data.storage import open_folder
 from soda_dist.errors import UserError
@@ -181,6 +184,48 @@ def test_several_categories_in_stored_zips_are_shuffled_and_deflated_ones_refuse
     source = opened("lsun", str(tmp_path))
     assert source.contents.shuffled
     assert [row.columns["label"] for row in rows_of(source, "train")] == [0] * 30 + [1] * 52
+
+
+def test_splits_of_a_deflated_database_are_drawn_from_one_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_zips(str(tmp_path), "deflated", "cat")
+    passes, points = [], Inflated.points
+    monkeypatch.setattr(Inflated, "points", lambda self: passes.append(self.name) or points(self))
+    source = opened("lsun", str(tmp_path))
+    assert [len(index_of(source, split)) for split in ("train", "val", "test")] == [52, 5, 3]
+    assert passes == ["cat.zip"]
+
+
+@pytest.mark.parametrize("failing", [OSError(errno.EIO, "Input/output error"), UserError("a", "b", "c", "d"), None])
+def test_what_goes_wrong_in_a_deflated_database_is_said(
+    failing: Exception | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_zips(str(tmp_path), "deflated", "cat")
+    source = opened("lsun", str(tmp_path))
+    index = index_of(source, "train")
+
+    def read(file: SeekableFile, number: int) -> bytes:
+        if failing:
+            raise failing
+        return b"\xff" * seekable.BLOCK
+
+    monkeypatch.setattr(SeekableFile, "_read", read)
+    with pytest.raises((OSError, UserError)) as raised:
+        [*source.rows(index)]
+    if failing:
+        assert raised.value is failing
+    else:
+        assert str(raised.value).startswith(f"{tmp_path}/cat.zip: cat/data.mdb: got bytes that cannot be inflated;")
+
+
+def test_a_list_of_a_zip_that_was_unpacked_meanwhile(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    write_zips(str(tmp_path), "stored", "cat")
+    index = index_of(opened("lsun", str(tmp_path)), "train")
+    folder.write("cat/data.mdb", UNPACKED()["cat/data.mdb"])
+    with pytest.raises(UserError, match=r"got cat/data\.mdb, but a list of cat\.zip; allowed: cat\.zip alone; move it"):
+        [*opened("lsun", str(tmp_path)).rows(index)]
 
 
 def test_zips_that_hold_something_else(tmp_path: Path) -> None:

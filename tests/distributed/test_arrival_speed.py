@@ -31,6 +31,7 @@ def test_an_import_is_measured_over_as_many_bytes_as_asked_for(tmp_path: Path, m
     assert all(len(rates) == 2 and min(rates) > 0 for result in found for rates in result["rounds"].values())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "readme.txt"]
     (tmp_path / "none").mkdir()
+    (tmp_path / "none/empty.jpg").write_bytes(b"")
     with pytest.raises(UserError, match=r"none: got no images; allowed: files in \.jpg, "):
         arrival_speed.measure_import(str(tmp_path / "none"), said.append)
 
@@ -44,6 +45,9 @@ def test_images_of_a_store_are_read_where_they_are(s3_uri: str, monkeypatch: pyt
     found = arrival_speed.measure_import(s3_uri, said.append)
     assert said[0].startswith("import, 30 images, 0 MB, round 1 of 1, MB/s: import ")
     assert [min(result["median"].values()) > 0 for result in found] == [True, True]
+    monkeypatch.setattr(arrival_speed, "BYTES", 1000)
+    with pytest.raises(UserError, match=r"got 0 MB; allowed: at most 0; name a folder in it"):
+        arrival_speed.measure_import(s3_uri, said.append)
 
 
 def test_written_pieces_hold_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,13 +70,15 @@ def test_first_batches_of_a_start_and_a_resume(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(
         arrival_speed, "first_batch", lambda uri, config, step: asked.append(step) or measured(uri, config, step)
     )
-    small = ["train.global_batch=4", "train.steps=12", "optim.warmup_steps=2"]
+    small = ["train.global_batch=4", "train.steps=3", "optim.warmup_steps=2"]
     found = arrival_speed.measure_start("cifar10", str(tmp_path), small, lambda _: None)
-    assert asked == [0, 3]
+    assert asked == [0, 2], "the middle of the epoch, or the last step before it"
+    with pytest.raises(UserError, match="split: got other; allowed: train"):
+        arrival_speed.measure_start("cifar10", str(tmp_path), [*small, "data.train_split=other"], lambda _: None)
     assert [result["name"] for result in found] == [
         "first batch, 2 shards, a start, against 10 s",
         "first batch, 2 shards, a resume in mid-epoch, against 10 s",
     ]
     for result in found:
-        assert result["ratio"] == pytest.approx(10 / result["facts"]["seconds at most"], rel=1e-2)
+        assert result["ratio"] == pytest.approx(10 / result["facts"]["seconds"], rel=1e-2)
         assert result["limit"] == 1 and result["ratio"] > 0

@@ -165,14 +165,14 @@ def _infos(folder: Folder, name: str) -> Iterator[zipfile.ZipInfo]:
         yield info
 
 
-def packed_members(folder: Folder, name: str) -> Iterator[Packed]:
-    """The regular files of a .zip with all that is known of them, for large members; a request each.
+def packed_members(folder: Folder, name: str, base: str) -> list[Packed]:
+    """The regular files of a .zip whose own name, without folders, is `base`, with all that is known of them.
 
     Raises:
         UserError: as `zip_members`, and for a member whose bytes cannot be where the zip says.
     """
-    for info in _infos(folder, name):
-        yield packed(folder, name, info)
+    infos = [info for info in _infos(folder, name) if info.filename.rpartition("/")[2] == base]
+    return [packed(folder, name, info) for info in infos]
 
 
 def packed(folder: Folder, name: str, info: zipfile.ZipInfo) -> Packed:

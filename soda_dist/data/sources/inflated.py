@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from threading import Lock
 
 import indexed_gzip
 
@@ -51,16 +52,28 @@ class Inflated:
             raise self.damaged(f"{self.packed.size:,} bytes for {self.packed.length:,}")
         spacing, found = max(LEAST_SPACING, self.packed.length // POINTS), io.BytesIO()
         with self._opened(spacing) as file:
-            file.raw.seek(self.packed.length)  # no further, whatever a zip that lies holds
+            with self.inflating():
+                file.raw.seek(self.packed.length)  # no further, whatever a zip that lies holds
             file.export_index(fileobj=found)
         return found.getvalue()
 
     @contextmanager
     def opened(self, points: bytes) -> Iterator["Blocks"]:
-        """To be read by one thread; fast where places follow one another."""
+        """To be read, by one thread at a time; fast where places follow one another."""
         with self._opened() as file:
             file.import_index(fileobj=io.BytesIO(points))
             yield Blocks(self, file)
+
+    @contextmanager
+    def inflating(self) -> Iterator[None]:
+        """Turns indexed_gzip's error, an OSError of its own, into what it is: one of the storage, or damaged bytes."""
+        try:
+            yield
+        except indexed_gzip.ZranError as error:
+            cause = error.__cause__
+            if isinstance(cause, (OSError, UserError)) and not isinstance(cause, indexed_gzip.ZranError):
+                raise cause from None
+            raise self.damaged("bytes that cannot be inflated") from None
 
     def damaged(self, got: str) -> UserError:
         """A mistake in its bytes."""
@@ -68,18 +81,19 @@ class Inflated:
 
     @contextmanager
     def _opened(self, spacing: int = LEAST_SPACING) -> Iterator[indexed_gzip.IndexedGzipFile]:
-        with self.folder.explained(self.name), SeekableFile(self.folder, self.name, sequential=True) as file:
-            shown = _Gzip(file, self.packed)
-            try:
-                # It checks the checksum in some ways of reading only, so that is left to `Blocks.all`.
-                with indexed_gzip.IndexedGzipFile(
-                    fileobj=shown, spacing=spacing, readbuf_size=BLOCK, buffer_size=BLOCK, skip_crc_check=True
-                ) as stream:
-                    yield stream
-            except indexed_gzip.ZranError as error:
-                if isinstance(error.__cause__, OSError):
-                    raise error.__cause__ from None
-                raise self.damaged("bytes that cannot be inflated") from None
+        # It checks the checksum in some ways of reading only, so that is left to `Blocks.all`.
+        with (
+            self.folder.explained(self.name),
+            SeekableFile(self.folder, self.name, sequential=True) as file,
+            indexed_gzip.IndexedGzipFile(
+                fileobj=_Gzip(file, self.packed),
+                spacing=spacing,
+                readbuf_size=BLOCK,
+                buffer_size=BLOCK,
+                skip_crc_check=True,
+            ) as stream,
+        ):
+            yield stream
 
 
 class Blocks:
@@ -88,7 +102,7 @@ class Blocks:
     def __init__(self, inflated: Inflated, file: indexed_gzip.IndexedGzipFile) -> None:
         self._inflated, self._raw = inflated, file.raw
         self._starts = [0, *(p for p, _ in file.seek_points() if 0 < p < self.size()), self.size()]
-        self._number, self._block = -1, bytearray()
+        self._number, self._block, self._lock = -1, bytearray(), Lock()
 
     def size(self) -> int:
         """Bytes in all."""
@@ -99,10 +113,11 @@ class Blocks:
         pieces = []
         while size > 0 and offset < self.size():
             number = bisect_right(self._starts, offset) - 1
-            if number != self._number:
-                self._number, self._block = number, self._read(self._starts[number], self._starts[number + 1])
-            at = offset - self._starts[number]
-            pieces.append(self._block[at : at + size])
+            with self._lock:
+                if number != self._number:
+                    self._number, self._block = number, self._read(self._starts[number], self._starts[number + 1])
+                at = offset - self._starts[number]
+                pieces.append(self._block[at : at + size])
             offset, size = offset + len(pieces[-1]), size - len(pieces[-1])
         return b"".join(pieces)
 
@@ -119,8 +134,10 @@ class Blocks:
     def _read(self, start: int, stop: int) -> bytearray:
         """In one call: each begins at the point before its place, and inflates from there."""
         block = bytearray(stop - start)
-        self._raw.seek(start)
-        if self._raw.readinto(block) != len(block):
+        with self._inflated.inflating():
+            self._raw.seek(start)
+            count = self._raw.readinto(block)
+        if count != len(block):
             raise self._inflated.damaged(f"an end before byte {stop:,}")
         return block
 

@@ -8,23 +8,30 @@ WebP. Described at https://github.com/fyu/lsun.
 
 Databases are read by ranges of bytes, from any storage. Listing walks the leaf pages, a hundredth of the file, and the
 images stay where they are; a database that is split by the hash is listed once for each of the three splits. A .zip
-that stores its database is read in the same way. One that deflates it is listed by two passes over it, at the speed at
-which one core inflates, which keep some 100 bytes an image in memory; its rows are in the order of their images, and a
-shard inflates what it holds and at most two blocks, each a thousandth of the database. Several categories are shuffled,
-which a deflated one does not allow.
+that stores its database is read in the same way.
+
+A .zip that deflates it is listed by two passes over it, by one task, at the speed at which one core inflates; splits
+that are drawn share them where the same process lists them. The shards of a split read the database once more together,
+since their rows are in the order of the images, and blocks of a thousandth of it where a shard begins or ends: so a
+published split costs three passes and drawn ones five or more. Unpacking costs one, and room on a disk. Several
+categories are shuffled, which a deflated one does not allow.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 from typing import Annotated, Any, Literal, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from soda_dist.data.shards import Label
 from soda_dist.data.sources import contract
-from soda_dist.data.sources.archive import Packed, packed_members
+from soda_dist.data.sources.archive import Packed, packed_members, zip_members
 from soda_dist.data.sources.contract import READERS, Contents, Part, Row, Source, UnreadableError, read_rows
 from soda_dist.data.sources.inflated import Inflated
 from soda_dist.data.sources.lmdb_file import Bytes, Record, keep_tree, open_database
@@ -41,6 +48,9 @@ SUFFIXES = {"train": "_train_lmdb", "val": "_val_lmdb"}
 LAYOUTS = f"CATEGORY_{{train,val}}_lmdb.zip or CATEGORY.zip as published, or {FILE} in folders of these names"
 SUBTREES = 16
 """Parts that each database is listed in, at least: a task each."""
+PIECE = 65_536
+"""Records that are Python's own at a time."""
+RECORDS = pa.schema([("key", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
 POINTS = b"points"
 """Metadata of the index of a deflated database: where it can be read from."""
 
@@ -51,7 +61,7 @@ class Options(contract.Options):
     category: Category | None = None
     """None: all that are there. If these are several, there is a label."""
     groups_per_shard: Annotated[int, Field(ge=1, le=4096)] = 128
-    """Large shards, of 100 to 300 MB: what a shard of a deflated database inflates in vain is some 10 to 200 MB."""
+    """Large shards, of 100 to 300 MB: each of a deflated database also inflates the rest of two blocks of 40 to 170."""
 
 
 class Found(NamedTuple):
@@ -102,32 +112,23 @@ class Lsun:
     def index(self, part: Part) -> pa.Table:
         name, _, page = part.name.rpartition("#")
         found = next(found for found in self.found if found.name == name)
-        records: Iterator[Record] | list[Record]
         if found.is_deflated:
-            records, points = _records_and_points(self._inflated(found))
+            table, points = _listed(self._inflated(found))
+            table = table.replace_schema_metadata({POINTS: points})
         else:
-            records, points = open_database(self._stretch(found)).records(int(page)), b""
-        rows = [
-            (f"{name}#{key}", record.offset, record.size)
-            for record in records
-            for key in [record.key.decode("ascii", "backslashreplace")]
-            if found.split or split_of(key, self.seed) == part.split
-        ]
-        names, offsets, sizes = zip(*rows, strict=True) if rows else ((), (), ())
-        table = pa.table(
-            {
-                "name": pa.array(names, pa.string()),
-                "file": pa.array([name] * len(rows), pa.string()),
-                "offset": pa.array(offsets, pa.int64()),
-                "size": pa.array(sizes, pa.int64()),
-                "label": pa.array([self.categories.index(found.category)] * len(rows), pa.int32()),
-            }
-        )
-        return table.replace_schema_metadata({POINTS: points}) if points else table
+            table = _table(open_database(self._stretch(found)).records(int(page)))
+        if not found.split:
+            pieces = (table["key"].slice(start, PIECE).to_pylist() for start in range(0, len(table), PIECE))
+            kept = [split_of(key, self.seed) == part.split for keys in pieces for key in keys]
+            table = table.filter(pa.array(kept, pa.bool_()))
+        names = pc.binary_join_element_wise(pa.scalar(name), table["key"], "#")
+        label = pa.array(np.full(len(table), self.categories.index(found.category), np.int32))
+        file = pa.array([name]).take(pa.array(np.zeros(len(table), np.int32)))
+        table = table.set_column(0, "name", names)
+        return table.append_column("file", file).append_column("label", label)
 
     def rows(self, index: pa.Table) -> Iterator[Row]:
-        names = index["file"].unique().to_pylist()
-        databases = {found.name: found for found in self.found if found.name in names}
+        databases = {name: self._of(name) for name in index["file"].unique().to_pylist()}
         with ExitStack() as stack:
             files: dict[str, Bytes] = {}
             for name, found in databases.items():
@@ -148,6 +149,16 @@ class Lsun:
             readers = 1 if any(found.is_deflated for found in databases.values()) else READERS
             yield from read_rows(index, read, ["label"] if len(self.categories) > 1 else [], readers)
 
+    def _of(self, name: str) -> Found:
+        """The database that was listed, which another run may have found and this one not."""
+        for found in self.found:
+            if found.name == name:
+                return found
+        have = ", ".join(found.name for found in self.found)
+        raise UserError(
+            self.folder.uri, f"{have}, but a list of {name}", f"{name} alone", "move it back, or choose another --data"
+        )
+
     def _subtrees(self, found: Found) -> list[int]:
         """Pages to list a database from; of a deflated one that is not known yet, so it is one."""
         if found.is_deflated:
@@ -166,15 +177,26 @@ class Lsun:
         return Inflated(self.folder, found.name, found.packed)
 
 
-def _records_and_points(inflated: Inflated) -> tuple[list[Record], bytes]:
+@lru_cache(maxsize=1)
+def _listed(inflated: Inflated) -> tuple[pa.Table, bytes]:
     """All records of a deflated database in the order of their places, and where it can be read from."""
     points = inflated.points()
     with inflated.opened(points) as file:
         database = open_database(keep_tree(inflated.uri, file.size(), file.all()))
-    records = [record for page in database.subtrees(1) for record in database.records(page)]
-    if not records:
+    table = _table(record for page in database.subtrees(1) for record in database.records(page))
+    if not len(table):
         raise _empty(inflated.uri)
-    return sorted(records, key=lambda record: record.offset), points
+    return table.sort_by("offset"), points
+
+
+def _table(records: Iterable[Record]) -> pa.Table:
+    """Keys as text, offsets and sizes; some 60 bytes a record."""
+    rest, pieces = iter(records), []
+    while piece := list(islice(rest, PIECE)):
+        keys = [record.key.decode("ascii", "backslashreplace") for record in piece]
+        columns = [[record.offset for record in piece], [record.size for record in piece]]
+        pieces.append(pa.table([keys, *columns], schema=RECORDS))
+    return pa.concat_tables(pieces) if pieces else RECORDS.empty_table()
 
 
 def _empty(uri: str) -> UserError:
@@ -223,10 +245,9 @@ def _at(folder: Folder, files: set[str], base: str, category: str, split: str) -
 
 def _packed(folder: Folder, name: str) -> Packed:
     """The database in a .zip."""
-    members = list(packed_members(folder, name))
-    found = [member for member in members if member.name.rpartition("/")[2] == FILE]
+    found = packed_members(folder, name, FILE)
     if len(found) != 1:
-        got = ", ".join(member.name for member in members[:5]) or "nothing"
+        got = ", ".join(member.name for member in islice(zip_members(folder, name), 5)) or "nothing"
         raise UserError(folder.file_uri(name), f"a zip of {got}", f"one of one {FILE}", "download it again")
     return found[0]
 

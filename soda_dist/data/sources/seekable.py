@@ -23,6 +23,7 @@ class SeekableFile(io.RawIOBase):
     """
 
     def __init__(self, folder: Folder, name: str, *, sequential: bool = False) -> None:
+        self._folder, self._name = folder, name
         self._file = folder.open(name)
         self._size, self._at = self._file.size(), 0
         self._ahead = AHEAD if sequential and not folder.is_local else 0
@@ -70,8 +71,11 @@ class SeekableFile(io.RawIOBase):
             if wanted in self._blocks:
                 self._blocks.move_to_end(wanted)
             else:
-                size, start = min(BLOCK, self._size - wanted * BLOCK), wanted * BLOCK
-                self._blocks[wanted] = self._pool.submit(self._file.read_at, size, start)
+                self._blocks[wanted] = self._pool.submit(self._read, wanted)
         while len(self._blocks) > max(BLOCKS_KEPT, 1 + self._ahead):
             self._blocks.popitem(last=False)
         return self._blocks[number].result()
+
+    def _read(self, number: int) -> bytes:
+        size, start = min(BLOCK, self._size - number * BLOCK), number * BLOCK
+        return self._folder.patiently(self._name, lambda: self._file.read_at(size, start))

@@ -27,7 +27,7 @@ class Stretch:
     def opened(self) -> Iterator["Window"]:
         """To be read by any number of threads."""
         with self.folder.explained(self.name), self.folder.open(self.name) as file:
-            there = file.size() - self.start
+            there = max(0, file.size() - self.start)
             yield Window(file, self.start, there if self.length is None else min(self.length, there))
 
 
