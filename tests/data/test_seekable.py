@@ -1,6 +1,7 @@
 """A file of a storage as one of Python's own: any read is what the bytes say, blocks are few and read once."""
 
 import io
+import threading
 
 import numpy as np
 import pytest
@@ -68,3 +69,26 @@ def test_blocks_of_a_store_are_asked_for_early_where_a_file_is_read_through(
         assert len(file._blocks) == 3
         file.seek(0)
         assert file.read() == DATA
+
+
+def test_a_file_that_is_not_read_through_is_read_in_the_callers_thread(
+    any_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """h5py calls it under a lock that any other thread may wait for, in the middle of anything: it collects garbage."""
+    folder = open_folder(any_uri)
+    folder.write("a", DATA)
+    with SeekableFile(folder, "a") as file:
+        threads, read_at = set(), file._file.read_at
+
+        class Watched:
+            def __getattr__(self, name: str):
+                return getattr(inner, name)
+
+            def read_at(self, size: int, start: int) -> bytes:
+                threads.add(threading.get_ident())
+                return read_at(size, start)
+
+        inner = file._file
+        monkeypatch.setattr(file, "_file", Watched())
+        assert file.read() == DATA
+    assert threads == {threading.get_ident()}

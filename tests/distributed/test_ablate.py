@@ -60,7 +60,7 @@ def _result(out: Path, name: str) -> dict:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_group_is_trained_measured_and_goes_on_where_it_stopped(cluster, tmp_path):
     from soda_dist.distributed.ablate import ablate
 
@@ -105,7 +105,7 @@ def test_a_group_is_trained_measured_and_goes_on_where_it_stopped(cluster, tmp_p
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_group_renders_its_data_and_a_run_that_diverges_is_counted(cluster, tmp_path):
     from soda_dist.distributed.ablate import ablate
 

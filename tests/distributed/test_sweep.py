@@ -75,7 +75,7 @@ def test_a_field_that_does_not_exist_is_named():
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_small_sweep_trains_judges_and_chooses(cluster, tmp_path):
     from soda_dist.distributed.sweep import sweep
 

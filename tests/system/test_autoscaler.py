@@ -14,7 +14,7 @@ from tests.distributed.small_run import small_data
 from tests.system.head import FakeNodes, Head, running_head, wait_for
 from tests.tiny import tiny_config
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 FAKE = FakeNodes(count=2, cpus=2)

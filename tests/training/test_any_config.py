@@ -112,7 +112,8 @@ def _any_configuration(tmp_path_factory: pytest.TempPathFactory, tree: dict[str,
     with engine.ema_weights() as weights:
         state = twin.state_dict() | {name.removeprefix("model."): value for name, value in weights.items()}
     twin.load_state_dict(state)
-    torch.testing.assert_close(_output(model, config), _output(twin.eval(), config), rtol=1e-4, atol=1e-5)
+    twin.eval().requires_grad_(False)  # as the loaded one: PyTorch's choice of a bf16 kernel depends on it
+    torch.testing.assert_close(_output(model, config), _output(twin, config), rtol=1e-4, atol=1e-5)
     OUTCOMES["trained"] += 1
 
 

@@ -16,7 +16,8 @@ AHEAD = 8
 class SeekableFile(io.RawIOBase):
     """A file that is read by blocks of a mebibyte, the last ones kept: in an object store each block is a request.
 
-    Reads are whole: short only at the end of the file. It belongs to one thread.
+    Reads are whole: short only at the end of the file. It belongs to one thread, and reads in that one unless blocks
+    are asked for early: h5py reads under its lock, and a thread that happens to collect an h5py object waits for it.
 
     Args:
         sequential: whether it is read from end to end, so that blocks of an object store are best asked for early.
@@ -28,7 +29,7 @@ class SeekableFile(io.RawIOBase):
         self._size, self._at = self._file.size(), 0
         self._ahead = AHEAD if sequential and not folder.is_local else 0
         self._blocks: OrderedDict[int, Future[bytes]] = OrderedDict()
-        self._pool = ThreadPoolExecutor(1 + self._ahead)
+        self._pool = ThreadPoolExecutor(1 + self._ahead) if self._ahead else None
 
     def readable(self) -> bool:
         return True
@@ -61,7 +62,8 @@ class SeekableFile(io.RawIOBase):
 
     def close(self) -> None:
         if not self.closed:
-            self._pool.shutdown(cancel_futures=True)
+            if self._pool:
+                self._pool.shutdown(cancel_futures=True)
             self._file.close()
         super().close()
 
@@ -71,10 +73,17 @@ class SeekableFile(io.RawIOBase):
             if wanted in self._blocks:
                 self._blocks.move_to_end(wanted)
             else:
-                self._blocks[wanted] = self._pool.submit(self._read, wanted)
+                self._blocks[wanted] = self._asked(wanted)
         while len(self._blocks) > max(BLOCKS_KEPT, 1 + self._ahead):
             self._blocks.popitem(last=False)
         return self._blocks[number].result()
+
+    def _asked(self, number: int) -> Future[bytes]:
+        if self._pool:
+            return self._pool.submit(self._read, number)
+        block: Future[bytes] = Future()
+        block.set_result(self._read(number))
+        return block
 
     def _read(self, number: int) -> bytes:
         size, start = min(BLOCK, self._size - number * BLOCK), number * BLOCK
