@@ -7,7 +7,7 @@ DEMO ?= runs/demo
 SEED ?= 0
 # Two processes share the tests; torch's threads would spin for cores that the other process has.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
-PARALLEL := -n 2 --dist worksteal
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install demo test test-fast test-learn lint clean-demo
 

@@ -7,6 +7,7 @@ cost.
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ def _contrast(images: Tensor, amounts: Amounts) -> Tensor:
 
 def _auto_contrast(images: Tensor, amounts: Amounts) -> Tensor:
     """Each channel stretched to 0..255."""
-    tables = torch.from_numpy(STRETCHES).to(images.device)
+    tables = torch.from_numpy(_stretches()).to(images.device)
     flat = images.flatten(1, 2)
     return _looked_up(images, tables[flat.amin(1).long(), flat.amax(1).long()].transpose(1, 2))
 
@@ -132,11 +133,16 @@ def _matrix(name: str, amount: float, height: int, width: int) -> list[list[floa
     return [[1, 0, 0], [0, 1, translation(amount, height)]]
 
 
+@cache
+def _stretches() -> NDArray[np.uint8]:
+    """uint8 [256, 256, 256]: `stretch(low, high)`. Made where it is first needed: most processes never are there."""
+    return np.stack([[stretch(low, high) for high in range(256)] for low in range(256)])
+
+
 def _levels(values: Tensor) -> Tensor:
     return values.round().clamp(0, 255).to(torch.uint8)
 
 
-STRETCHES = np.stack([[stretch(low, high) for high in range(256)] for low in range(256)])
 FAMILIES: tuple[tuple[tuple[str, ...], Callable[[Tensor, Amounts], Tensor]], ...] = (
     (("Invert", "Posterize", "Solarize", "SolarizeAdd", "Brightness"), _by_table),
     (("Contrast",), _contrast),
