@@ -77,18 +77,13 @@ def test_a_file_that_is_not_read_through_is_read_in_the_callers_thread(
     """h5py calls it under a lock that any other thread may wait for, in the middle of anything: it collects garbage."""
     folder = open_folder(any_uri)
     folder.write("a", DATA)
+    threads, read = [], SeekableFile._read
+
+    def watched(file: SeekableFile, number: int) -> bytes:
+        threads.append(threading.get_ident())
+        return read(file, number)
+
+    monkeypatch.setattr(SeekableFile, "_read", watched)
     with SeekableFile(folder, "a") as file:
-        threads, read_at = set(), file._file.read_at
-
-        class Watched:
-            def __getattr__(self, name: str):
-                return getattr(inner, name)
-
-            def read_at(self, size: int, start: int) -> bytes:
-                threads.add(threading.get_ident())
-                return read_at(size, start)
-
-        inner = file._file
-        monkeypatch.setattr(file, "_file", Watched())
         assert file.read() == DATA
-    assert threads == {threading.get_ident()}
+    assert threads == [threading.get_ident()] * 16
