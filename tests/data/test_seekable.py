@@ -62,6 +62,7 @@ def test_blocks_of_a_store_are_asked_for_early_where_a_file_is_read_through(
     monkeypatch.setattr(seekable, "AHEAD", 2)
     folder = open_folder(any_uri)
     folder.write("a", DATA)
+    threads = threading.active_count()
     with SeekableFile(folder, "a", sequential=True) as file:
         assert file.read(10) == DATA[:10]
         assert sorted(file._blocks) == ([0] if folder.is_local else [0, 1, 2])
@@ -69,6 +70,7 @@ def test_blocks_of_a_store_are_asked_for_early_where_a_file_is_read_through(
         assert len(file._blocks) == 3
         file.seek(0)
         assert file.read() == DATA
+    assert threading.active_count() == threads, "a closed file leaves no threads"
 
 
 def test_a_file_that_is_not_read_through_is_read_in_the_callers_thread(
