@@ -33,24 +33,24 @@ def main(argv: list[str]) -> str:
     if wanted and not getattr(args, wanted):
         raise UserError(f"--{wanted}", "nothing", "a folder to measure with", f"name it: benchmark.py {args.what} -h")
 
-    from soda_dist.distributed import rounds, sampling_speed, step_speed
-    from soda_dist.distributed.session import ray_session
+    from soda_dist.benchmarks import harness, sampling, update
+    from soda_dist.distributed.runtime.cluster import ray_session
 
     if args.what in ("sample", "step"):
-        measure = sampling_speed.measure_sampling if args.what == "sample" else step_speed.measure_step
-        return rounds.conclude(measure(args.preset, args.overrides, args.device, say), args.out, say)
+        measure = sampling.measure_sampling if args.what == "sample" else update.measure_step
+        return harness.conclude(measure(args.preset, args.overrides, args.device, say), args.out, say)
     with ray_session(cpus=4):
-        from soda_dist.distributed import arrival_speed, benchmark_dci, data_speed, feature_speed, training_speed
+        from soda_dist.benchmarks import dci, features, ingest, startup, training_loop
 
         measures = {
-            "data": lambda: data_speed.measure_data(args.small, args.photographs, args.reencoded, say),
-            "import": lambda: arrival_speed.measure_import(args.source, say),
-            "start": lambda: arrival_speed.measure_start(args.preset, args.data, args.overrides, say),
-            "train": lambda: training_speed.measure_train(args.data, args.overrides, say),
-            "features": lambda: feature_speed.measure_features(args.preset, args.data, args.overrides, say),
-            "dci": lambda: benchmark_dci.measure_dci(args.overrides, say),
+            "data": lambda: ingest.measure_data(args.small, args.photographs, args.reencoded, say),
+            "import": lambda: startup.measure_import(args.source, say),
+            "start": lambda: startup.measure_start(args.preset, args.data, args.overrides, say),
+            "train": lambda: training_loop.measure_train(args.data, args.overrides, say),
+            "features": lambda: features.measure_features(args.preset, args.data, args.overrides, say),
+            "dci": lambda: dci.measure_dci(args.overrides, say),
         }
-        return rounds.conclude(measures[args.what](), args.out, say)
+        return harness.conclude(measures[args.what](), args.out, say)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ def main(argv: list[str]) -> str:
     args = arguments.parse_args(argv)
     runs = [uri.strip() for uri in args.runs.split(",")]
 
-    from soda_dist.report.compare import compare, write_comparison
+    from soda_dist.report.comparison import compare, write_comparison
 
     if args.out:
         return write_comparison(runs, args.table, args.format, args.step, args.out)

@@ -31,14 +31,14 @@ def main(argv: list[str]) -> str:
         )
 
     from soda_dist.data.shards import read_manifest
-    from soda_dist.data.storage import open_folder
-    from soda_dist.distributed.session import ray_session
+    from soda_dist.data.storage.folder import open_folder
+    from soda_dist.distributed.runtime.cluster import ray_session
 
     read_manifest(open_folder(args.data))  # a mistake is told before Ray starts
     with ray_session(cpus=2):
-        from soda_dist.distributed.evaluate import evaluate, evaluate_encoder
-        from soda_dist.distributed.origins import encoder_origin
-        from soda_dist.report.report import write_report
+        from soda_dist.evaluation.evaluate import evaluate, evaluate_encoder
+        from soda_dist.evaluation.model_sources import encoder_origin
+        from soda_dist.report.page import write_report
 
         if args.encoder is None:
             evaluate(args.run, args.data, args.tasks, args.step, args.overrides, say, ema=args.ema == "true")

@@ -32,8 +32,8 @@ def main(argv: list[str]) -> str:
 
     from soda_dist.data.shards import read_manifest
     from soda_dist.data.sources import parse_options
-    from soda_dist.data.storage import open_folder
-    from soda_dist.distributed.session import ray_session
+    from soda_dist.data.storage.folder import open_folder
+    from soda_dist.distributed.runtime.cluster import ray_session
 
     # A mistake is told before Ray starts.
     if args.check:
@@ -41,8 +41,8 @@ def main(argv: list[str]) -> str:
     else:
         parse_options(args.kind, options)
     with ray_session(cpus=2):
-        from soda_dist.distributed.check import check
-        from soda_dist.distributed.prepare import prepare
+        from soda_dist.data.preparation.prepare import prepare
+        from soda_dist.data.preparation.verify import check
 
         if args.check:
             return check(args.check, args.images, say)

@@ -18,13 +18,13 @@ def main(argv: list[str]) -> str:
 
     from soda_dist.config.search import load_search
     from soda_dist.data.shards import read_manifest
-    from soda_dist.data.storage import open_folder
-    from soda_dist.distributed.session import ray_session, training_resources
+    from soda_dist.data.storage.folder import open_folder
+    from soda_dist.distributed.runtime.cluster import ray_session, training_resources
 
     read_manifest(open_folder(args.data))  # a mistake is told before Ray starts
     search = load_search(args.search)
     with ray_session(training_resources(config)["CPU"] * search.concurrent + 1):  # the trials take a little themselves
-        from soda_dist.distributed.sweep import sweep
+        from soda_dist.distributed.tune import sweep
 
         return sweep(config, search, args.data, args.run, say)
 

@@ -32,7 +32,7 @@ def add_uri(arguments: argparse.ArgumentParser, flag: str, meaning: str, require
 
 
 def _uri(text: str) -> str:
-    from soda_dist.data.storage import open_folder
+    from soda_dist.data.storage.folder import open_folder
 
     open_folder(text)
     return text
@@ -51,7 +51,7 @@ def add_config(arguments: argparse.ArgumentParser, preset: str | None) -> None:
 def config_of(args: argparse.Namespace) -> RunConfig:
     """The configuration that the arguments describe; the preset may lie in an object store, where sweeps write it."""
     if "://" in args.preset:
-        from soda_dist.data.storage import locate
+        from soda_dist.data.storage.folder import locate
 
         folder, name = locate(args.preset)
         try:

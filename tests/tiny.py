@@ -5,7 +5,7 @@ import numpy as np
 from soda_dist.config import RunConfig
 from soda_dist.config.load import validate
 from soda_dist.data.pairs import Pairs
-from soda_dist.data.poses import POSE_SIZES
+from soda_dist.data.views.poses import POSE_SIZES
 
 TINY = {
     "data": {"source_size": 16, "target_size": 16, "source_noise": 0.1, "shuffle_groups": 4},

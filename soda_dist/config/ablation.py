@@ -23,7 +23,7 @@ class PaperColumn(Node):
     data: str
     """A data set of the table."""
     ours: str
-    """Its name among those of `soda_dist.report.evaluated.OURS`."""
+    """Its name among those of `soda_dist.report.paper_columns.OURS`."""
     sources: Sources | None = None
     """Source views, where the table has several columns of one measure."""
 
@@ -32,7 +32,7 @@ class Measure(Node):
     """A column of the group's table."""
 
     ours: str
-    """A row of `soda_dist.report.evaluated.OURS`."""
+    """A row of `soda_dist.report.paper_columns.OURS`."""
     sources: Sources | None = None
     """Source views that novel views are drawn from."""
     paper: tuple[PaperColumn, ...] = ()

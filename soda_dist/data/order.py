@@ -35,7 +35,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from soda_dist.data.draws import Ints, words
+from soda_dist.data.views.addressed import Ints, words
 from soda_dist.errors import UserError
 
 EPOCHS_KEPT, WINDOWS_KEPT = 4, 32

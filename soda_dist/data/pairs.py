@@ -12,15 +12,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from soda_dist.config.schema import Data
-from soda_dist.data.decode import why_unreadable
-from soda_dist.data.draws import Ints
 from soda_dist.data.labels import labels_of
 from soda_dist.data.order import Order
-from soda_dist.data.patience import retries_since_last
-from soda_dist.data.poses import CAMERA_COLUMNS, Cameras, read_cameras
 from soda_dist.data.relations import OBJECT, main_label, source_keys
 from soda_dist.data.shards import ShardReader
-from soda_dist.data.views import ViewPairs, view_pairs
+from soda_dist.data.storage.retries import retries_since_last
+from soda_dist.data.views.addressed import Ints
+from soda_dist.data.views.decode import why_unreadable
+from soda_dist.data.views.pair_views import ViewPairs, view_pairs
+from soda_dist.data.views.poses import CAMERA_COLUMNS, Cameras, read_cameras
 from soda_dist.errors import UserError
 
 COLUMNS = ["image", "name"]

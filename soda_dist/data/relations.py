@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soda_dist.config.schema import Data
-from soda_dist.data.draws import Floats, Ints, uniforms
 from soda_dist.data.order import Order
 from soda_dist.data.shards import ShardReader
+from soda_dist.data.views.addressed import Floats, Ints, uniforms
 from soda_dist.errors import UserError
 
 OBJECT = "object"

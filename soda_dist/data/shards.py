@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, ValidationError
 
 from soda_dist.config.fields import Node
-from soda_dist.data.storage import Folder
+from soda_dist.data.storage.folder import Folder
 from soda_dist.errors import UserError
 
 VERSION: Final = 2

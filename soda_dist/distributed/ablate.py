@@ -13,17 +13,17 @@ from typing import Any
 from soda_dist.config.ablation import Ablation, Variant, flow
 from soda_dist.config.provenance import provenance
 from soda_dist.config.schema import RunConfig
-from soda_dist.data.storage import Folder, open_folder
-from soda_dist.distributed.crew import Crew
-from soda_dist.distributed.evaluate import evaluate
-from soda_dist.distributed.prepare import prepare
+from soda_dist.data.preparation.prepare import prepare
+from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.distributed.pretrain import pretrain
-from soda_dist.distributed.progress import board
-from soda_dist.distributed.session import Say, check_resources, training_resources
+from soda_dist.distributed.runtime.actor_pool import Crew
+from soda_dist.distributed.runtime.cluster import Say, check_resources, training_resources
+from soda_dist.distributed.runtime.driver_lines import board
 from soda_dist.errors import UserError
+from soda_dist.evaluation.evaluate import evaluate
 from soda_dist.report.ablation import ablation_plot, as_markdown, check_group, summarize
-from soda_dist.report.evaluated import OURS, Figure, figure, read_run
 from soda_dist.report.paper import Column, read_paper
+from soda_dist.report.paper_columns import OURS, Figure, figure, read_run
 
 AFTER_TRAINING = ("sampling", "evaluation", "scale")
 """Sections that may differ between variants of one training."""

@@ -27,9 +27,9 @@ from soda_dist.config.schema import Data, RunConfig
 from soda_dist.data.labels import probe_labels
 from soda_dist.data.order import Order
 from soda_dist.data.pairs import Pairs, read_pairs
-from soda_dist.data.poses import POSE_SIZES
 from soda_dist.data.shards import ShardReader, read_manifest
-from soda_dist.data.storage import open_folder
+from soda_dist.data.storage.folder import open_folder
+from soda_dist.data.views.poses import POSE_SIZES
 
 BYTES_PER_BLOCK = 32 << 20
 ROWS_PER_BLOCK = 2048

@@ -16,16 +16,16 @@ from soda_dist.config.schema import RunConfig
 from soda_dist.data.labels import ProbeLabels, probe_labels
 from soda_dist.data.pairs import check_data
 from soda_dist.data.shards import ShardReader, check_shards, read_manifest
-from soda_dist.data.storage import Folder, open_folder
+from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.distributed.ingest import hold_statistics_here, least_memory_mb, stream
-from soda_dist.distributed.progress import board
-from soda_dist.distributed.session import Say, autoscaler_active, check_resources, training_resources
+from soda_dist.distributed.runtime.cluster import Say, autoscaler_active, check_resources, training_resources
+from soda_dist.distributed.runtime.driver_lines import board
 from soda_dist.errors import UserError
 from soda_dist.models.layers import synchronize_norms
 from soda_dist.training.build import build_objective, build_optimizer, plain_engine
 from soda_dist.training.checkpoint import complete_steps
 from soda_dist.training.collectives import ProcessGroupContext, set_collective_timeout, sum_over_workers
-from soda_dist.training.engine import Engine
+from soda_dist.training.engines.engine import Engine
 from soda_dist.training.loop import fit
 
 COLLECTIVE_TIMEOUT_S = 600.0
@@ -273,7 +273,7 @@ def build_engine(config: RunConfig, device: torch.device, labels: ProbeLabels | 
         if objective.online_probe is not None:
             objective.online_probe.workers = ProcessGroupContext(device, None)
     if config.scale.engine == "deepspeed":
-        from soda_dist.distributed.deepspeed_engine import DeepSpeedEngine
+        from soda_dist.training.engines.deepspeed_engine import DeepSpeedEngine
 
         optimizer = build_optimizer(config, objective)
         engine: Engine = DeepSpeedEngine(objective=objective, optimizer=optimizer, config=config, device=device)

@@ -11,7 +11,7 @@ from soda_dist.models.condition import Condition
 from soda_dist.models.denoiser import Conditioned, Conditioning
 from soda_dist.models.layers import GroupNorm
 from soda_dist.models.modulation import Kind
-from soda_dist.models.poses import PoseGrid
+from soda_dist.models.pose_encoding import PoseGrid
 from soda_dist.models.unet import LayerPlan, down_plan, middle_plan, up_plan
 
 

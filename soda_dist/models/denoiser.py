@@ -11,7 +11,7 @@ from soda_dist.models.blocks import ResidualBlock, TimestepEmbedding
 from soda_dist.models.condition import Condition
 from soda_dist.models.layers import GroupNorm, lecun_normal_
 from soda_dist.models.modulation import AdaptiveNorm, Kind
-from soda_dist.models.poses import PoseGrid, PoseVector
+from soda_dist.models.pose_encoding import PoseGrid, PoseVector
 from soda_dist.models.tokens import GridTokens, SectionTokens
 from soda_dist.models.unet import LayerPlan, down_plan, middle_plan, section_sizes, up_plan
 

@@ -9,9 +9,9 @@ from timm.models.resnetv2 import ResNetV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from soda_dist.models.equalize import equalize
 from soda_dist.models.layers import AddressedDropout, AddressedDropPath, GroupNorm, SyncedBatchNormAct2d
-from soda_dist.models.poses import PoseGrid
+from soda_dist.models.lr_equalization import equalize
+from soda_dist.models.pose_encoding import PoseGrid
 
 Arch = Literal["resnet18", "resnet50", "resnet50x2", "vit_small", "vit_base"]
 

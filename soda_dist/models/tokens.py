@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from soda_dist.models.poses import pixel_grid, sinusoidal
+from soda_dist.models.pose_encoding import pixel_grid, sinusoidal
 
 CELL_SCALE = 1e-2
 """Scale of the cells' coordinates in their encoding: neighbours of a 7x7 grid differ clearly."""

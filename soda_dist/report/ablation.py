@@ -13,9 +13,9 @@ from scipy.stats import t as student
 
 from soda_dist.config.ablation import Ablation, Claim, Measure, PaperColumn, Variant
 from soda_dist.errors import UserError
-from soda_dist.report.evaluated import Figure
+from soda_dist.plots.curves import ACCENT, FAINT, STYLE
 from soda_dist.report.paper import Block, Paper
-from soda_dist.report.plots import ACCENT, FAINT, STYLE
+from soda_dist.report.paper_columns import Figure
 
 Figures = Mapping[str, Sequence[Sequence[Figure | None]]]
 """By the variant's name: one sequence a seed, of a figure for each measure."""

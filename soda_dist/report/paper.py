@@ -54,7 +54,7 @@ class Column(_Node):
 
     metric: str
     ours: str
-    """A row of `soda_dist.report.evaluated.OURS`."""
+    """A row of `soda_dist.report.paper_columns.OURS`."""
     name: str | None = None
     """In place of the metric's, where a table has several columns of one metric."""
     sources: int | None = None

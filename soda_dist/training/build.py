@@ -7,7 +7,7 @@ from torch import nn
 
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.labels import ProbeLabels
-from soda_dist.data.storage import locate
+from soda_dist.data.storage.folder import locate
 from soda_dist.diffusion.process import GaussianProcess
 from soda_dist.diffusion.schedules import alpha_bar
 from soda_dist.errors import UserError
@@ -17,10 +17,10 @@ from soda_dist.models.decoder import Decoder
 from soda_dist.models.denoiser import Conditioning, Denoiser
 from soda_dist.models.encoder import Encoder
 from soda_dist.models.method import Method
-from soda_dist.models.poses import PoseGrid, PoseVector
+from soda_dist.models.pose_encoding import PoseGrid, PoseVector
 from soda_dist.models.pretrained import FrozenEncoder, load_frozen
 from soda_dist.models.soda import EncDec, Soda
-from soda_dist.training.engine import PlainEngine
+from soda_dist.training.engines.engine import PlainEngine
 from soda_dist.training.objective import Objective
 from soda_dist.training.online_probe import OnlineProbe
 

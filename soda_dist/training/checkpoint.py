@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from soda_dist.config.load import parse_config
 from soda_dist.config.schema import RunConfig
-from soda_dist.data.storage import Folder
+from soda_dist.data.storage.folder import Folder
 from soda_dist.errors import UserError
 from soda_dist.metrics.probe import LinearProbe
-from soda_dist.models.equalize import load_plain_state_dict, plain_state_dict
+from soda_dist.models.lr_equalization import load_plain_state_dict, plain_state_dict
 from soda_dist.models.method import Method
 from soda_dist.models.pretrained import FrozenEncoder
 from soda_dist.training.build import build_model
 from soda_dist.training.context import WorkerContext
-from soda_dist.training.engine import KINDS, Engine, Fragment
+from soda_dist.training.engines.engine import KINDS, Engine, Fragment
 from soda_dist.training.online_probe import OnlineProbe, linear_probe
 
 MANIFEST = "manifest.json"

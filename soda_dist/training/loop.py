@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from soda_dist.config.schema import RunConfig
-from soda_dist.data.jsonlines import METRICS, QUARANTINE, JsonLines
 from soda_dist.data.pairs import Pairs
-from soda_dist.data.storage import Folder
+from soda_dist.data.storage.folder import Folder
 from soda_dist.errors import UserError
+from soda_dist.runs.metrics_log import METRICS, QUARANTINE, JsonLines
 from soda_dist.training import checkpoint
 from soda_dist.training.context import WorkerContext
-from soda_dist.training.engine import Engine, MicroBatch, StepResult
-from soda_dist.training.randaugment import distort
+from soda_dist.training.device_randaugment import distort
+from soda_dist.training.engines.engine import Engine, MicroBatch, StepResult
 from soda_dist.training.schedule import learning_rate
 
 Feed = Callable[[int], Iterable[Pairs]]

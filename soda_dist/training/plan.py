@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from soda_dist.config.schema import RunConfig
 from soda_dist.models.condition import Sources
 from soda_dist.models.method import Batch, DiffusionMethod, Method
-from soda_dist.models.poses import CAMERA_POSE, PIXEL_POSE
+from soda_dist.models.pose_encoding import CAMERA_POSE, PIXEL_POSE
 from soda_dist.training.build import build_model
 
 

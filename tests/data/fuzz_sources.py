@@ -20,9 +20,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from soda_dist.data.decode import decode, read_header
 from soda_dist.data.shards import Label, shard_schema
-from soda_dist.data.sources.contract import Contents, Row, Source, check_image
+from soda_dist.data.source import Contents, Row, Source, check_image
+from soda_dist.data.views.decode import decode, read_header
 from soda_dist.errors import UserError
 from tests.data.written.importing import opened
 from tests.data.written.layouts import LAYOUTS, Files, small

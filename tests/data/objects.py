@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from soda_dist.data.shards import Label, Manifest, ShardReader, Split, shard_schema, write_manifest, write_shard
-from soda_dist.data.storage import open_folder
+from soda_dist.data.storage.folder import open_folder
 from tests.data.test_decode import scene
 
 CLASSES = ("one", "two", "three", "four")

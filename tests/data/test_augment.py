@@ -9,8 +9,8 @@ from scipy import stats
 from torchvision.transforms import RandomResizedCrop
 
 from soda_dist.config.schema import Augmentation
-from soda_dist.data.augment import DRAWS, TRIES, plan_crops, random_boxes, resize_into, square_boxes
-from soda_dist.data.draws import uniforms
+from soda_dist.data.views.addressed import uniforms
+from soda_dist.data.views.crops import DRAWS, TRIES, plan_crops, random_boxes, resize_into, square_boxes
 from tests.data.test_decode import Pixels, scene
 
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)

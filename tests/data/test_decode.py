@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from soda_dist.data.decode import Header, decode, read_header
+from soda_dist.data.views.decode import Header, decode, read_header
 
 Pixels = NDArray[np.uint8]
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from soda_dist.data.draws import normals, uniforms, words
+from soda_dist.data.views.addressed import normals, uniforms, words
 
 MASK = 2**64 - 1
 GOLDEN = 0x9E3779B97F4A7C15

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from soda_dist.config.schema import Augmentation, Data
-from soda_dist.data.augment import plan_crops
 from soda_dist.data.order import Order
 from soda_dist.data.pairs import read_pairs
-from soda_dist.data.randaugment import plan_layers
+from soda_dist.data.views.crops import plan_crops
+from soda_dist.data.views.randaugment import plan_layers
 from tests.data.test_decode import scene
 
 GROUPS = [8, 8, 8, 8, 5]

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from soda_dist.data.sources import inflated, seekable
-from soda_dist.data.sources.archive import packed_members
-from soda_dist.data.sources.inflated import Inflated
-from soda_dist.data.sources.seekable import SeekableFile
-from soda_dist.data.storage import Folder, open_folder
+from soda_dist.data.formats import deflate_seek, seekable_file
+from soda_dist.data.formats.archive import packed_members
+from soda_dist.data.formats.deflate_seek import Inflated
+from soda_dist.data.formats.seekable_file import SeekableFile
+from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -24,8 +24,8 @@ DATA = b"".join(RNG.integers(0, 2 ** int(bits), 50_000, np.uint8).tobytes() for 
 
 @pytest.fixture(autouse=True)
 def near_points(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inflated, "LEAST_SPACING", 2**16)
-    monkeypatch.setattr(seekable, "BLOCK", 30_000)
+    monkeypatch.setattr(deflate_seek, "LEAST_SPACING", 2**16)
+    monkeypatch.setattr(seekable_file, "BLOCK", 30_000)
 
 
 def zipped(data: bytes, extra: bytes = b"") -> bytes:
@@ -82,7 +82,7 @@ def test_a_reader_inflates_the_block_it_is_asked_for_and_no_other(
 
 
 def test_points_are_few_for_any_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inflated, "POINTS", 4)
+    monkeypatch.setattr(deflate_seek, "POINTS", 4)
     found = member(open_folder(str(tmp_path)))
     with found.opened(found.points()) as blocks:
         assert 2 < len(blocks._starts) <= 6

@@ -11,9 +11,9 @@ import lmdb
 import numpy as np
 import pytest
 
-from soda_dist.data.sources.lmdb_file import Database, keep_tree, open_database
-from soda_dist.data.sources.stretch import Stretch
-from soda_dist.data.storage import Folder, open_folder
+from soda_dist.data.formats.byte_range import Stretch
+from soda_dist.data.formats.lmdb import Database, keep_tree, open_database
+from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
 from tests.data.written.lsun import database
 

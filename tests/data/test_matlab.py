@@ -10,8 +10,8 @@ import pytest
 from scipy.io import savemat
 from scipy.sparse import csc_array
 
-from soda_dist.data.sources import matlab
-from soda_dist.data.sources.matlab import read_numbers, read_structs
+from soda_dist.data.formats import matlab
+from soda_dist.data.formats.matlab import read_numbers, read_structs
 
 HEAD = struct.pack("<124sHH", b"MATLAB 5.0", 0x0100, 0x4D49)
 

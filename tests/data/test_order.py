@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from soda_dist.data.draws import words
 from soda_dist.data.order import Order
+from soda_dist.data.views.addressed import words
 from soda_dist.errors import UserError
 
 GROUPS = [32] * 9 + [7, 32, 5]

@@ -11,9 +11,9 @@ from scipy.stats import chisquare
 from soda_dist.config.schema import Augmentation, Data
 from soda_dist.data.order import Order
 from soda_dist.data.pairs import Pairs, check_data, read_pairs
-from soda_dist.data.poses import Cameras, cameras
 from soda_dist.data.shards import Label, ShardReader
-from soda_dist.data.storage import open_folder
+from soda_dist.data.storage.folder import open_folder
+from soda_dist.data.views.poses import Cameras, cameras
 from soda_dist.errors import UserError
 from tests.data.objects import LABELS, OBJECTS, ROWS, Counting, camera, flat, keys_of, pictured, write_objects
 from tests.learn.scenes import reader_of, write_scenes

@@ -10,7 +10,7 @@ from PIL import Image
 from soda_dist.config.schema import Augmentation, Data
 from soda_dist.data.order import Order
 from soda_dist.data.pairs import Pairs, local_pairs, read_pairs
-from soda_dist.data.views import view_pairs
+from soda_dist.data.views.pair_views import view_pairs
 from tests.data.test_decode import encoded, scene
 
 GROUPS = [8, 8, 8, 8, 8, 8, 3]

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 
 from soda_dist.config.schema import Augmentation, Data
-from soda_dist.data.poses import CAMERA_COLUMNS, POSE_SIZES, Cameras, cameras, frames, read_cameras
-from soda_dist.data.sources.render import ROOM, SOLID, surfaces
 from soda_dist.data.sources.synthetic import Options, Synthetic, scenes
-from soda_dist.data.views import center_poses, center_views, view_pairs
+from soda_dist.data.sources.synthetic_render import ROOM, SOLID, surfaces
+from soda_dist.data.views.pair_views import center_poses, center_views, view_pairs
+from soda_dist.data.views.poses import CAMERA_COLUMNS, POSE_SIZES, Cameras, cameras, frames, read_cameras
 from soda_dist.errors import UserError
 from tests.data.objects import camera, flat, write_objects
 
@@ -214,6 +214,6 @@ def test_cameras_are_read_from_any_slice_of_a_table(tmp_path: Path) -> None:
 
 
 def test_sizes_of_poses_are_those_of_the_models() -> None:
-    from soda_dist.models.poses import CAMERA_POSE, PIXEL_POSE
+    from soda_dist.models.pose_encoding import CAMERA_POSE, PIXEL_POSE
 
     assert POSE_SIZES == {"none": 0, "pixels": PIXEL_POSE, "cameras": CAMERA_POSE}

@@ -7,7 +7,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 
 from soda_dist.config.schema import Augmentation
-from soda_dist.data import randaugment as ra
+from soda_dist.data.views import randaugment as ra
 from tests.data.test_decode import Pixels, scene
 
 HOW = Augmentation(randaugment_rate=0.65)

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from skimage.metrics import structural_similarity
 
+from soda_dist.data.preparation.reencode import Reencoded, reencode, reencoding
 from soda_dist.data.shards import Reencoding
+from soda_dist.data.source import Contents, Part, Row
 from soda_dist.data.sources import parse_options
-from soda_dist.data.sources.contract import Contents, Part, Row
-from soda_dist.data.sources.reencoded import Reencoded, reencode, reencoding
 from soda_dist.errors import UserError
 from tests.data.test_decode import scene
 

@@ -11,10 +11,10 @@ import pytest
 from scipy.stats import chisquare
 
 from soda_dist.config.schema import Data
-from soda_dist.data.draws import uniforms
 from soda_dist.data.order import Order
 from soda_dist.data.relations import distinct, source_keys
 from soda_dist.data.shards import Label, ShardReader
+from soda_dist.data.views.addressed import uniforms
 from soda_dist.errors import UserError
 from tests.data.objects import LABELS, OBJECTS, ROWS, SHARDS, Counting, flat, write_objects
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.spatial import ConvexHull
 
-from soda_dist.data.sources.render import (
+from soda_dist.data.sources.synthetic import Options, scenes
+from soda_dist.data.sources.synthetic_render import (
     AMBIENT,
     CONE,
     CUBE,
@@ -21,7 +22,6 @@ from soda_dist.data.sources.render import (
     render,
     surfaces,
 )
-from soda_dist.data.sources.synthetic import Options, scenes
 
 COUNT = 24
 PALETTE = np.array([[0.9, 0.5, 0.4], [0.3, 0.8, 0.5], [0.2, 0.3, 0.9]], np.float32)

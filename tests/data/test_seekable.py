@@ -6,17 +6,17 @@ import threading
 import numpy as np
 import pytest
 
-from soda_dist.data.sources import seekable
-from soda_dist.data.sources.seekable import SeekableFile
-from soda_dist.data.storage import open_folder
+from soda_dist.data.formats import seekable_file
+from soda_dist.data.formats.seekable_file import SeekableFile
+from soda_dist.data.storage.folder import open_folder
 
 DATA = np.random.default_rng(0).integers(0, 256, 1003, np.uint8).tobytes()
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seekable, "BLOCK", 64)
-    monkeypatch.setattr(seekable, "BLOCKS_KEPT", 3)
+    monkeypatch.setattr(seekable_file, "BLOCK", 64)
+    monkeypatch.setattr(seekable_file, "BLOCKS_KEPT", 3)
 
 
 def test_reads_are_those_of_a_file_in_memory(any_uri: str) -> None:
@@ -59,7 +59,7 @@ def test_no_place_is_before_the_beginning(any_uri: str) -> None:
 def test_blocks_of_a_store_are_asked_for_early_where_a_file_is_read_through(
     any_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(seekable, "AHEAD", 2)
+    monkeypatch.setattr(seekable_file, "AHEAD", 2)
     folder = open_folder(any_uri)
     folder.write("a", DATA)
     threads = threading.active_count()

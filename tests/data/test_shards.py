@@ -22,7 +22,7 @@ from soda_dist.data.shards import (
     write_manifest,
     write_shard,
 )
-from soda_dist.data.storage import Folder, open_folder
+from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
 
 COLUMNS = (pa.field("label", pa.int32()), pa.field("pose", pa.list_(pa.float32(), 16)))

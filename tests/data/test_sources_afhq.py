@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from soda_dist.data.storage import open_folder
+from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from tests.data.written import afhq
 from tests.data.written.importing import opened, rows_of

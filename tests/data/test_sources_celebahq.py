@@ -6,7 +6,7 @@ import pytest
 
 from soda_dist.data.labels import choose_label
 from soda_dist.data.shards import Manifest
-from soda_dist.data.storage import Folder, open_folder
+from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
 from tests.data.written import celebahq
 from tests.data.written.importing import opened, rows_of

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from soda_dist.data.source import Row, Source
 from soda_dist.data.sources import SOURCES, parse_options
-from soda_dist.data.sources.contract import Row, Source
-from soda_dist.data.storage import Folder, open_folder
+from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
 from tests.data.written.cifar10 import BATCHES, archive_of, batch_bytes, jpeg, label, pixels, table
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from soda_dist.data.sources.contract import Source
-from soda_dist.data.storage import open_folder
+from soda_dist.data.source import Source
+from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from tests.data.written import cifar100
 from tests.data.written.importing import decoded, opened, rows_of

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from soda_dist.data.source import check_image
 from soda_dist.data.sources import SOURCES
-from soda_dist.data.sources.contract import check_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from soda_dist.data.decode import decode, read_header
 from soda_dist.data.sources.cub import Box, crop_square
-from soda_dist.data.storage import Folder, open_folder
+from soda_dist.data.storage.folder import Folder, open_folder
+from soda_dist.data.views.decode import decode, read_header
 from soda_dist.errors import UserError
 from tests.data.written import cub
 from tests.data.written.importing import decoded, index_of, opened, rows_of

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from soda_dist.data.sources.flowers102 import CLASSES
-from soda_dist.data.storage import Folder, open_folder
+from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
 from tests.data.written import flowers102
 from tests.data.written.importing import index_of, opened, rows_of

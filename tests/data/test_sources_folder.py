@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from soda_dist.data.sources.contract import check_image
-from soda_dist.data.sources.splits import split_of
-from soda_dist.data.storage import open_folder
+from soda_dist.data.formats.hashed_splits import split_of
+from soda_dist.data.source import check_image
+from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from tests.data.written import folder as written
 from tests.data.written.importing import decoded, opened, rows_of

@@ -6,9 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from soda_dist.data.sources import SOURCES, archive, parse_options
-from soda_dist.data.sources.contract import Row, Source, check_image
-from soda_dist.data.storage import Folder, open_folder
+from soda_dist.data.formats import archive
+from soda_dist.data.source import Row, Source, check_image
+from soda_dist.data.sources import SOURCES, parse_options
+from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
 from tests.data.written import imagenet
 from tests.data.written.imagenet import DEVKIT, WNIDS, devkit, images, train_tar, val_images

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from soda_dist.data.sources import inflated, seekable
-from soda_dist.data.sources.contract import Row, check_image
-from soda_dist.data.sources.inflated import Inflated
-from soda_dist.data.sources.seekable import SeekableFile
-from soda_dist.data.sources.splits import split_of
-from soda_dist.data.storage import open_folder
+from soda_dist.data.formats import deflate_seek, seekable_file
+from soda_dist.data.formats.deflate_seek import Inflated
+from soda_dist.data.formats.hashed_splits import split_of
+from soda_dist.data.formats.seekable_file import SeekableFile
+from soda_dist.data.source import Row, check_image
+from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from tests.data.written import lsun
 from tests.data.written.importing import decoded, index_of, opened, rows_of
@@ -121,8 +121,8 @@ def keyed(name: str, split: str | None = None) -> dict[str, bytes]:
 @pytest.fixture
 def many_points(monkeypatch: pytest.MonkeyPatch) -> None:
     """Points as near as they can be, and blocks of a few pages."""
-    monkeypatch.setattr(inflated, "LEAST_SPACING", 2**16)
-    monkeypatch.setattr(seekable, "BLOCK", 10_000)
+    monkeypatch.setattr(deflate_seek, "LEAST_SPACING", 2**16)
+    monkeypatch.setattr(seekable_file, "BLOCK", 10_000)
 
 
 @pytest.mark.usefixtures("many_points")
@@ -208,7 +208,7 @@ def test_what_goes_wrong_in_a_deflated_database_is_said(
     def read(file: SeekableFile, number: int) -> bytes:
         if failing:
             raise failing
-        return b"\xff" * seekable.BLOCK
+        return b"\xff" * seekable_file.BLOCK
 
     monkeypatch.setattr(SeekableFile, "_read", read)
     with pytest.raises((OSError, UserError)) as raised:

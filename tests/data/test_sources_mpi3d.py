@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from soda_dist.data.formats.seekable_file import SeekableFile
 from soda_dist.data.sources import mpi3d as source_module
-from soda_dist.data.sources.seekable import SeekableFile
-from soda_dist.data.storage import Folder, open_folder
+from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
 from tests.data.written import mpi3d
 from tests.data.written.importing import decoded, index_of, opened, rows_of

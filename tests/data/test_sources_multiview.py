@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from soda_dist.data.sources.contract import check_image
-from soda_dist.data.storage import open_folder
+from soda_dist.data.source import check_image
+from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from tests.data.written import multiview
 from tests.data.written.importing import decoded, index_of, opened, rows_of, seen_at

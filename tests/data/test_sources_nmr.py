@@ -10,9 +10,9 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
-from soda_dist.data.sources import archive
-from soda_dist.data.sources.contract import Row, check_image
-from soda_dist.data.storage import open_folder
+from soda_dist.data.formats import archive
+from soda_dist.data.source import Row, check_image
+from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from tests.data.written import nmr
 from tests.data.written.importing import decoded, index_of, opened, rows_of, seen_at

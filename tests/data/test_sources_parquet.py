@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from soda_dist.data.sources.contract import Source
-from soda_dist.data.sources.tables import ImageTables
-from soda_dist.data.storage import open_folder
+from soda_dist.data.formats.parquet_tables import ImageTables
+from soda_dist.data.source import Source
+from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from tests.data.written import parquet
 from tests.data.written.importing import index_of, opened, rows_of

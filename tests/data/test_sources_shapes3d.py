@@ -7,9 +7,9 @@ import h5py
 import numpy as np
 import pytest
 
+from soda_dist.data.source import Source
 from soda_dist.data.sources import shapes3d as source_module
-from soda_dist.data.sources.contract import Source
-from soda_dist.data.storage import open_folder
+from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from tests.data.written import shapes3d
 from tests.data.written.importing import decoded, index_of, opened, rows_of

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from soda_dist.data.sources import trees
-from soda_dist.data.sources.contract import Row
-from soda_dist.data.sources.trees import Tree, open_tree, table
-from soda_dist.data.storage import open_folder
+from soda_dist.data.formats import file_trees
+from soda_dist.data.formats.file_trees import Tree, open_tree, table
+from soda_dist.data.source import Row
+from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from tests.data.written.pictures import picture, tar_of, zip_of
 
@@ -67,9 +67,9 @@ def test_a_compressed_tar_is_passed_through_for_so_many_bytes_of_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = write(str(tmp_path), "x.tar.gz")
-    passes, read = [], trees.read_gzip_members
-    monkeypatch.setattr(trees, "HELD_BYTES", 4 * max(len(data) for data in FILES.values()))
-    monkeypatch.setattr(trees, "read_gzip_members", lambda *given: passes.append(len(given[2])) or read(*given))
+    passes, read = [], file_trees.read_gzip_members
+    monkeypatch.setattr(file_trees, "HELD_BYTES", 4 * max(len(data) for data in FILES.values()))
+    monkeypatch.setattr(file_trees, "read_gzip_members", lambda *given: passes.append(len(given[2])) or read(*given))
     index = table(tree.files()).take([8, 0, 3, 2, 1, 7, 9, 4, 6, 5])
     assert [row.image for row in tree.rows(index, [])] == [FILES[name] for name in index["name"].to_pylist()]
     assert sum(passes) == 10 and 2 <= len(passes) <= 3
@@ -77,7 +77,7 @@ def test_a_compressed_tar_is_passed_through_for_so_many_bytes_of_rows(
 
 @pytest.mark.parametrize("name", ["folder", *KINDS])
 def test_a_file_larger_than_any_image_is_not_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trees, "MOST_BYTES", 2000)
+    monkeypatch.setattr(file_trees, "MOST_BYTES", 2000)
     tree = write(str(tmp_path), name, {"small.jpg": b"1", "large.jpg": random.Random(1).randbytes(2500)})
     large, small = tree.rows(table(tree.files()), [])
     assert (large.image, small.image, small.problem) == (b"", b"1", None)
@@ -85,7 +85,7 @@ def test_a_file_larger_than_any_image_is_not_read(name: str, tmp_path: Path, mon
 
 
 def test_a_zip_bomb_is_inflated_no_further_than_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trees, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(file_trees, "MOST_BYTES", 10_000)
     tree = write(str(tmp_path), "x.zip", {"bomb.jpg": bytes(10**6), "small.jpg": b"1"})
     assert [row.problem for row in tree.rows(table(tree.files()), [])] == [
         "a damaged member, or one of over 10,000 bytes",

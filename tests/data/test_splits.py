@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from soda_dist.data.sources.splits import split_names, split_numbers, split_of
+from soda_dist.data.formats.hashed_splits import split_names, split_numbers, split_of
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from soda_dist.data import storage
-from soda_dist.data.storage import Entry, Folder, locate, open_folder
+from soda_dist.data.storage import folder
+from soda_dist.data.storage.folder import Entry, Folder, locate, open_folder
 from soda_dist.errors import UserError
 
 SECRET = "do-not-show-this-secret"
@@ -131,7 +131,7 @@ def test_a_killed_write_is_absent_and_hidden(tmp_path: Path) -> None:
     folder = open_folder(str(tmp_path))
     folder.write("a/x", b"old")
     code = (
-        "import os, signal, sys; from soda_dist.data.storage import open_folder\n"
+        "import os, signal, sys; from soda_dist.data.storage.folder import open_folder\n"
         "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
         "open_folder(sys.argv[1]).write('a/x', b'new')"
     )
@@ -242,7 +242,7 @@ def test_credentials_that_the_store_refuses(bad_server: Callable[[int, str], Non
 
 
 def test_a_store_that_is_ill(bad_server: Callable[[int, str], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "ATTEMPTS", 1)
+    monkeypatch.setattr(folder, "ATTEMPTS", 1)
     bad_server(400, "SomethingElse")
     with pytest.raises(UserError, match="from the store") as caught:
         open_folder("s3://some-bucket").read("x")
@@ -258,7 +258,7 @@ def test_a_bucket_that_is_not_ours(bad_server: Callable[[int, str], None]) -> No
 
 @pytest.mark.parametrize("answers", [False, True], ids=["refused", "silent"])
 def test_an_endpoint_that_does_not_answer(s3_server: str, answers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "READ_SECONDS", 1)
+    monkeypatch.setattr(folder, "READ_SECONDS", 1)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         if answers:
@@ -273,7 +273,7 @@ def test_an_endpoint_that_does_not_answer(s3_server: str, answers: bool, monkeyp
 
 
 def test_the_wait_for_an_endpoint_is_bounded() -> None:
-    assert 2 * max(storage.CONNECT_SECONDS, storage.READ_SECONDS) < 18
+    assert 2 * max(folder.CONNECT_SECONDS, folder.READ_SECONDS) < 18
 
 
 def test_an_endpoint_without_a_scheme(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from soda_dist.data import patience
-from soda_dist.data.storage import open_folder
+from soda_dist.data.storage import retries
+from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from tests.faulty_proxy import Faults, faulty_proxy
 
@@ -58,7 +58,7 @@ def test_a_store_that_fails_for_good_is_one_line(
 ) -> None:
     folder = open_folder(s3_uri)
     folder.write("a", b"1")
-    monkeypatch.setattr(patience, "PAUSES_S", (0.01, 0.01))
+    monkeypatch.setattr(retries, "PAUSES_S", (0.01, 0.01))
     with through(s3_server, faults, monkeypatch):
         begun = time.monotonic()
         with pytest.raises(UserError, match=says) as raised:
@@ -72,19 +72,19 @@ def test_a_store_that_is_busy_for_longer_is_asked_again(
 ) -> None:
     """Longer than the SDK tries by itself, of which it says nothing."""
     folder, paused, said = open_folder(s3_uri), [], []
-    monkeypatch.setattr(patience.logger, "warning", lambda text, *words: said.append(text % words))
+    monkeypatch.setattr(retries.logger, "warning", lambda text, *words: said.append(text % words))
     folder.write("a", b"1")
-    patience.retries_since_last()
+    retries.retries_since_last()
     faults = Faults()
     with through(s3_server, faults, monkeypatch):
         assert folder.read("a") == b"1", "the bucket is known to this process"
-        monkeypatch.setattr(patience, "sleep", paused.append)
+        monkeypatch.setattr(retries, "sleep", paused.append)
         faults.outage = 12
         assert folder.read("a") == b"1"
-    assert 1 <= len(paused) <= 3 and patience.retries_since_last() == len(paused)
-    assert patience.retries_since_last() == 0
+    assert 1 <= len(paused) <= 3 and retries.retries_since_last() == len(paused)
+    assert retries.retries_since_last() == 0
     assert len(said) == len(paused)
-    for number, (pause, most, text) in enumerate(zip(paused, patience.PAUSES_S, said, strict=False), 1):
+    for number, (pause, most, text) in enumerate(zip(paused, retries.PAUSES_S, said, strict=False), 1):
         assert most / 2 <= pause <= most * 1.5
         assert text.startswith(f"{s3_uri}/a: got ") and "from the store; trying again in" in text
         assert text.endswith(f" s ({number} of 5)")
@@ -92,8 +92,8 @@ def test_a_store_that_is_busy_for_longer_is_asked_again(
 
 def test_pauses_are_drawn_apart_and_only_for_what_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     paused: list[float] = []
-    monkeypatch.setattr(patience, "sleep", paused.append)
-    busy = patience.StoreError("s3://a/b", "SLOW_DOWN from the store", "a store that works", "run again later")
+    monkeypatch.setattr(retries, "sleep", paused.append)
+    busy = retries.StoreError("s3://a/b", "SLOW_DOWN from the store", "a store that works", "run again later")
     calls = []
 
     def fail() -> None:
@@ -101,15 +101,15 @@ def test_pauses_are_drawn_apart_and_only_for_what_may_pass(monkeypatch: pytest.M
         raise busy
 
     for _ in range(2):
-        with pytest.raises(patience.StoreError, match="SLOW_DOWN"):
-            patience.patiently(fail)
+        with pytest.raises(retries.StoreError, match="SLOW_DOWN"):
+            retries.patiently(fail)
     assert calls == [0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10]
     assert len(set(paused)) == 10 and 15.5 <= sum(paused[:5]) <= 46.5
-    patience.retries_since_last()
+    retries.retries_since_last()
 
     def refuse() -> None:
         raise UserError("s3://a/b", "no permission", "a place that you may read", "change it")
 
     with pytest.raises(UserError, match="no permission"):
-        patience.patiently(refuse)
-    assert len(paused) == 10 and patience.retries_since_last() == 0
+        retries.patiently(refuse)
+    assert len(paused) == 10 and retries.retries_since_last() == 0

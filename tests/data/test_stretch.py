@@ -4,8 +4,8 @@ import pickle
 
 import pytest
 
-from soda_dist.data.sources.stretch import Stretch
-from soda_dist.data.storage import open_folder
+from soda_dist.data.formats.byte_range import Stretch
+from soda_dist.data.storage.folder import open_folder
 
 DATA = bytes(range(100))
 

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from scipy.stats import chisquare
 
+from soda_dist.data.source import Row, Source, check_image
 from soda_dist.data.sources import SOURCES, parse_options
-from soda_dist.data.sources.contract import Row, Source, check_image
-from soda_dist.data.sources.render import FLOOR, SHADOW, SOLID, WALL, surfaces
 from soda_dist.data.sources.synthetic import COMBINATIONS, FACTORS, HUES, Options, factors, scenes
+from soda_dist.data.sources.synthetic_render import FLOOR, SHADOW, SOLID, WALL, surfaces
 from soda_dist.errors import UserError
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from soda_dist.config.schema import Augmentation, Data
-from soda_dist.data.augment import plan_crops, resize_into
-from soda_dist.data.decode import decode, read_header
-from soda_dist.data.randaugment import distort, plan_layers
-from soda_dist.data.views import ViewPairs, center_views, view_pairs
+from soda_dist.data.views.crops import plan_crops, resize_into
+from soda_dist.data.views.decode import decode, read_header
+from soda_dist.data.views.pair_views import ViewPairs, center_views, view_pairs
+from soda_dist.data.views.randaugment import distort, plan_layers
 from tests.data.test_decode import scene
 
 COUNT = 24

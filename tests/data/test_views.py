@@ -10,9 +10,9 @@ from skimage.metrics import structural_similarity
 from torchvision.transforms import v2
 
 from soda_dist.config.schema import Augmentation, Data
-from soda_dist.data.augment import plan_crops
-from soda_dist.data.randaugment import distort, plan_layers
-from soda_dist.data.views import ViewPairs, center_views, view_pairs
+from soda_dist.data.views.crops import plan_crops
+from soda_dist.data.views.pair_views import ViewPairs, center_views, view_pairs
+from soda_dist.data.views.randaugment import distort, plan_layers
 from tests.data.test_decode import encoded, scene
 
 HOW = Augmentation(randaugment_rate=0.65)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from soda_dist.data.sources.archive import ZIP_ERRORS, packed_members, zip_members
-from soda_dist.data.storage import open_folder
+from soda_dist.data.formats.archive import ZIP_ERRORS, packed_members, zip_members
+from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 
 CENTRAL = b"PK\x01\x02"

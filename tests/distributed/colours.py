@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from soda_dist.distributed import perception
+from soda_dist.evaluation.images import judges
 from soda_dist.metrics import inception
 
 FACTS = {"sha256": "0" * 64, "published": False}
@@ -27,7 +27,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(inception, "FEATURES", 6)
     monkeypatch.setattr(inception, "features", features)
-    monkeypatch.setattr(perception, "judge_of", lambda models, name: SimpleNamespace(net=None, facts=FACTS))
+    monkeypatch.setattr(judges, "judge_of", lambda models, name: SimpleNamespace(net=None, facts=FACTS))
 
 
 def slow_fid(drawn: np.ndarray, real: np.ndarray) -> float:

@@ -17,7 +17,7 @@ def cluster(s3_server: str, until_the_end: ExitStack) -> None:
     """A cluster of four logical CPUs, whose workers know the S3 server; the one that is there, if a test left one."""
     import ray
 
-    from soda_dist.distributed.session import ray_session
+    from soda_dist.distributed.runtime.cluster import ray_session
 
     if not ray.is_initialized():
         until_the_end.enter_context(ray_session(cpus=4))

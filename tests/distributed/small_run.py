@@ -9,7 +9,7 @@ from PIL import Image
 
 from soda_dist.config import RunConfig, dump_config
 from soda_dist.data.shards import Label, Manifest, Split, shard_schema, write_manifest, write_shard
-from soda_dist.data.storage import Folder, open_folder
+from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.training.context import LocalContext
 from soda_dist.training.loop import fit
 from tests.tiny import feed

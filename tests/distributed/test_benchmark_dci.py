@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from soda_dist.distributed import benchmark_dci
-from soda_dist.distributed.benchmark_dci import LEVELS, SLICE, measure_dci, planted, trees
-from soda_dist.distributed.rounds import conclude
+from soda_dist.benchmarks import dci
+from soda_dist.benchmarks.dci import LEVELS, SLICE, measure_dci, planted, trees
+from soda_dist.benchmarks.harness import conclude
 from soda_dist.errors import UserError
 
 
 def test_a_round_grows_the_trees_that_scikit_learn_grows() -> None:
     codes, values, _ = planted(60, 20, seed=0)
     for factor in SLICE:
-        model = benchmark_dci.GradientBoostingClassifier(n_estimators=1, max_depth=1).fit(codes, values[:, factor])
+        model = dci.GradientBoostingClassifier(n_estimators=1, max_depth=1).fit(codes, values[:, factor])
         assert model.estimators_.size == trees((LEVELS[factor],))
     assert trees(LEVELS) == 70
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from soda_dist.benchmarks import harness, sampling, update
+from soda_dist.benchmarks.sampling import calls_of, draw_ours, draw_theirs, make_task, measure_sampling
+from soda_dist.benchmarks.update import measure_step, noise_batches
 from soda_dist.config.load import dump_config
-from soda_dist.distributed import rounds, sampling_speed, step_speed
-from soda_dist.distributed.sampling_speed import calls_of, draw_ours, draw_theirs, make_task, measure_sampling
-from soda_dist.distributed.step_speed import measure_step, noise_batches
 from soda_dist.errors import UserError
-from soda_dist.training.engine import PlainEngine
+from soda_dist.training.engines.engine import PlainEngine
 from tests.tiny import tiny_config
 from tests.training.test_engine import engine_of
 
@@ -56,7 +56,7 @@ def test_both_samplers_make_the_same_images_by_as_many_calls(how, schedule):
 
 def test_the_table_of_sampling_has_each_ratio_once(preset, monkeypatch):
     clock = iter(range(10**6))
-    monkeypatch.setattr(sampling_speed.time, "perf_counter", lambda: float(next(clock)))  # every side takes a second
+    monkeypatch.setattr(sampling.time, "perf_counter", lambda: float(next(clock)))  # every side takes a second
     said: list[str] = []
     results = measure_sampling(preset, ["evaluation.images=3", "sampling.steps=2"], "cpu", said.append)
     assert [result["name"].rpartition(", ")[2] for result in results] == [
@@ -66,11 +66,11 @@ def test_the_table_of_sampling_has_each_ratio_once(preset, monkeypatch):
     assert results[0]["median"] == {"ours": 3.0, "diffusers": 3.0}
     assert [result["limit"] for result in results] == [1.0, None, None, None]
     assert results[0]["facts"] == {"calls a step": 1.0}
-    assert sampling_speed.CPU_COMPILES in said
+    assert sampling.CPU_COMPILES in said
 
 
 def test_the_table_of_updates_has_rates_and_shares(preset, monkeypatch, tmp_path):
-    monkeypatch.setitem(step_speed.MATMUL_SIDE, "cpu", 64)
+    monkeypatch.setitem(update.MATMUL_SIDE, "cpu", 64)
     said: list[str] = []
     results = measure_step(preset, ["train.global_batch=2"], "cpu", said.append)
     assert [result["name"].rpartition(", ")[2] for result in results] == ["float32", "bf16", "bf16 + channels-last"]
@@ -81,7 +81,7 @@ def test_the_table_of_updates_has_rates_and_shares(preset, monkeypatch, tmp_path
         assert reached == pytest.approx(rate * pair / 1e12, rel=0.1, abs=6e-4)
         assert peak > 0 and result["share"] > 0
     lines: list[str] = []
-    uri = rounds.conclude(results, str(tmp_path / "out"), lines.append)
+    uri = harness.conclude(results, str(tmp_path / "out"), lines.append)
     assert len(lines) == 2 * len(results) and "ratio 1.000; TFLOP/s" in lines[1]
     written = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     assert uri.endswith("benchmark.json") and [row["ratio"] for row in written] == [row["ratio"] for row in results]
@@ -97,15 +97,15 @@ def test_one_measured_update_is_the_engines_own_on_every_micro_batch(monkeypatch
     monkeypatch.setattr(
         PlainEngine, "step", lambda self, micro, lr: step(self, [taken.append(int(b.index[0])) or b for b in micro], lr)
     )
-    step_speed._side(engine_of(config), step_speed.MODES["float32"], config, batches)(0)
-    assert taken == [0, 2] * step_speed.STEPS["cpu"]
+    update._side(engine_of(config), update.MODES["float32"], config, batches)(0)
+    assert taken == [0, 2] * update.STEPS["cpu"]
 
 
 def test_the_arithmetic_of_an_update_is_three_times_that_of_the_way_forward():
     from soda_dist.training.plan import plan
 
     config = tiny_config(train={"global_batch": 4})
-    counted = step_speed._flops(engine_of(config), noise_batches(config, CPU)) / 4
+    counted = update._flops(engine_of(config), noise_batches(config, CPU)) / 4
     assert counted == pytest.approx(3 * sum(plan(config)["flops_per_pair"].values()), rel=0.03)
 
 
@@ -113,10 +113,10 @@ def test_the_arithmetic_of_an_update_is_three_times_that_of_the_way_forward():
 def test_a_ratio_is_to_the_best_other_side_and_is_judged_by_its_limit(ours, word):
     lines: list[str] = []
     sides = {"ours": lambda _: ours, "a": lambda number: 0.1 * number, "b": lambda _: 1.0}
-    result = rounds.compare("x", sides, "y/s", 1.0, lines.append)
+    result = harness.compare("x", sides, "y/s", 1.0, lines.append)
     assert result["ratio"] == ours and result["median"]["a"] == pytest.approx(0.1)
-    rounds.conclude([result], None, lines.append)
-    assert f"ratio {ours:.3f}, {word} the limit 1" in lines[-1] and len(lines) == rounds.ROUNDS + 2
+    harness.conclude([result], None, lines.append)
+    assert f"ratio {ours:.3f}, {word} the limit 1" in lines[-1] and len(lines) == harness.ROUNDS + 2
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_method_without_a_sampler_is_refused():
 
 def test_stochastic_conditioning_is_refused():
     with pytest.raises(UserError, match=re.escape("sampling.stochastic: got True")):
-        sampling_speed.check_guided(tiny_config().sampling.model_copy(update={"stochastic": True}))
+        sampling.check_guided(tiny_config().sampling.model_copy(update={"stochastic": True}))
 
 
 def test_a_missing_gpu_is_named(preset, monkeypatch):

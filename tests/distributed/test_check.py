@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from soda_dist.data.shards import read_manifest, write_manifest
-from soda_dist.data.storage import open_folder
+from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from tests.distributed.small_run import prepare
 
@@ -15,7 +15,7 @@ SHARDS = {"train": [[8, 8], [8, 8, 5]], "test": [[6]]}
 
 
 def checked(place: str, images: int | None = None) -> list[str]:
-    from soda_dist.distributed.check import check
+    from soda_dist.data.preparation.verify import check
 
     said: list[str] = []
     try:
@@ -53,7 +53,7 @@ def test_every_kind_of_damage_is_named(tmp_path: Path) -> None:
 
 def test_the_remedy_that_the_message_names(tmp_path: Path) -> None:
     """A shard altered at the same length: removed, and imported again by the same command, all is sound."""
-    from soda_dist.distributed.prepare import prepare as run_import
+    from soda_dist.data.preparation.prepare import prepare as run_import
 
     options = ["objects=48", "test_objects=16", "size=16", "rows_per_group=8", "groups_per_shard=2"]
     run_import("synthetic", None, str(tmp_path), options, lambda text: None)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from soda_dist.distributed.crew import Crew
+from soda_dist.distributed.runtime.actor_pool import Crew
 from soda_dist.errors import UserError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]

@@ -2,20 +2,20 @@
 
 import pytest
 
-from soda_dist.distributed import data_speed, rounds
+from soda_dist.benchmarks import harness, ingest
 from tests.distributed.small_run import prepare
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
 
 def test_a_small_measurement_has_every_side_and_ratio(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(data_speed, "SECONDS", 0.1)
-    monkeypatch.setattr(rounds, "ROUNDS", 1)
+    monkeypatch.setattr(ingest, "SECONDS", 0.1)
+    monkeypatch.setattr(harness, "ROUNDS", 1)
     uri = str(tmp_path)
     prepare(uri, {"train": [[64] * 4]}, {})
     said: list[str] = []
     one = ["scale.workers=1", "scale.data_cpus_per_worker=1", "optim.warmup_steps=10", "train.steps=100"]
-    found = data_speed._ratios("small", "imagenet", [*one, "train.global_batch=8"], uri, 2.0, 16, said.append)
+    found = ingest._ratios("small", "imagenet", [*one, "train.global_batch=8"], uri, 2.0, 16, said.append)
     assert [result["name"].removesuffix(", small") for result in found] == [
         "ingest",
         "ingest against the same functions in a bare process pool",

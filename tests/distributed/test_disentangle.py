@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from soda_dist.config.load import with_fields
-from soda_dist.data.storage import open_folder
-from soda_dist.distributed.evaluate import evaluate
-from soda_dist.distributed.tasks.disentangle import factor_columns
+from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
+from soda_dist.evaluation.evaluate import evaluate
+from soda_dist.evaluation.tasks.dci import factor_columns
 from soda_dist.metrics import dci
-from soda_dist.report.evaluated import Figure, figure, read_run
 from soda_dist.report.paper import Column
+from soda_dist.report.paper_columns import Figure, figure, read_run
 from tests.distributed.small_run import small_data, train
 from tests.tiny import tiny_config
 

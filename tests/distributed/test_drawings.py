@@ -11,9 +11,12 @@ import torch
 from soda_dist.config.load import with_fields
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.shards import read_manifest
-from soda_dist.data.storage import Folder, open_folder
-from soda_dist.distributed import drawings
-from soda_dist.distributed.drawings import (
+from soda_dist.data.storage.folder import Folder, open_folder
+from soda_dist.errors import UserError
+from soda_dist.evaluation.context import Subject
+from soda_dist.evaluation.features.extraction import Models, load_models, readers
+from soda_dist.evaluation.images import generated_sets
+from soda_dist.evaluation.images.generated_sets import (
     DrawnSet,
     draw_members,
     draw_set,
@@ -26,13 +29,10 @@ from soda_dist.distributed.drawings import (
     view_set,
     with_mean,
 )
-from soda_dist.distributed.features import Models, load_models, readers
-from soda_dist.distributed.origins import Checkpoint
-from soda_dist.distributed.samples import Drawing, draw, pick_subjects
-from soda_dist.distributed.subject import Subject
-from soda_dist.distributed.tasks.reconstruct import set_scores
-from soda_dist.distributed.tasks.views import _ways, asked_views, draw_views
-from soda_dist.errors import UserError
+from soda_dist.evaluation.images.sampling import Drawing, draw, pick_subjects
+from soda_dist.evaluation.model_sources import Checkpoint
+from soda_dist.evaluation.tasks.novel_views import _ways, asked_views, draw_views
+from soda_dist.evaluation.tasks.reconstruction import set_scores
 from soda_dist.models.aggregation import MeanAggregation
 from soda_dist.training.build import build_model
 from tests.distributed.small_run import small_data, train
@@ -86,7 +86,7 @@ def test_a_png_gives_back_the_image() -> None:
 
 
 def test_a_smaller_set_is_the_beginning_of_a_larger_one(subject: Subject, monkeypatch) -> None:
-    monkeypatch.setattr(drawings, "PIECE", 4)
+    monkeypatch.setattr(generated_sets, "PIECE", 4)
     of = DrawnSet("reconstruction", "test", subject.config.sampling)
     small, large = image_set(subject, of, 8), image_set(subject, of, 1000)
     assert small == large[:2] and sum(piece.rows for piece in large) == 30

@@ -9,15 +9,15 @@ import pytest
 from PIL import Image
 
 from soda_dist.data.shards import Label
-from soda_dist.data.storage import open_folder
-from soda_dist.distributed.evaluate import evaluate, guidance_scores
-from soda_dist.distributed.features import Features
-from soda_dist.distributed.measure import Target, choose_target
+from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
+from soda_dist.evaluation.evaluate import evaluate, guidance_scores
+from soda_dist.evaluation.features.extraction import Features
+from soda_dist.evaluation.features.scoring import Target, choose_target
 from soda_dist.metrics import METRICS
-from soda_dist.report.evaluated import Data, read_run
-from soda_dist.report.report import write_report
-from soda_dist.report.sampling import sweep_png
+from soda_dist.plots.guidance_sweep import sweep_png
+from soda_dist.report.page import write_report
+from soda_dist.report.paper_columns import Data, read_run
 from tests.distributed.small_run import small_data, train
 from tests.tiny import tiny_config
 
@@ -230,6 +230,6 @@ def test_a_data_set_without_labels_says_so(place: Path) -> None:
 
 def test_the_jobs_help_names_every_task() -> None:
     import jobs.evaluate
-    from soda_dist.distributed.tasks import TASKS
+    from soda_dist.evaluation.tasks import TASKS
 
     assert jobs.evaluate.TASKS.removeprefix("comma-separated: ").split(", ") == list(TASKS)

@@ -12,8 +12,8 @@ import psutil
 import pytest
 import ray
 
-from soda_dist.distributed.factor_fits import fit_factors, slowest_first, threads_each
-from soda_dist.distributed.farm import farm_out
+from soda_dist.distributed.runtime.farm import farm_out
+from soda_dist.evaluation.features.factor_fits import fit_factors, slowest_first, threads_each
 from soda_dist.metrics.dci import dci
 
 

@@ -7,11 +7,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from soda_dist.config import RunConfig
-from soda_dist.config.load import dump_config
-from soda_dist.data.storage import open_folder
-from soda_dist.distributed import feature_speed
-from soda_dist.distributed.feature_speed import (
+from soda_dist.benchmarks import features
+from soda_dist.benchmarks.features import (
     CentralViews,
     Initial,
     encoded,
@@ -19,8 +16,11 @@ from soda_dist.distributed.feature_speed import (
     one_thread,
     plain_latents,
 )
-from soda_dist.distributed.features import collect, load_models, plan_pieces
+from soda_dist.config import RunConfig
+from soda_dist.config.load import dump_config
+from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
+from soda_dist.evaluation.features.extraction import collect, load_models, plan_pieces
 from tests.distributed.small_run import prepare, small_data
 from tests.distributed.test_features import LocalCrew
 from tests.tiny import tiny_config
@@ -38,7 +38,7 @@ def _sound_data(path: Path) -> str:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("workers", feature_speed.WORKERS)
+@pytest.mark.parametrize("workers", features.WORKERS)
 def test_both_sides_make_the_same_latents(tmp_path: Path, workers: int, precision: str) -> None:
     config = tiny_config(evaluation={"batch": 16, "baselines": False}, train={"precision": precision})
     # The images have the size of a view, so that no resampling differs.
@@ -107,4 +107,4 @@ def test_what_a_plain_loop_cannot_do_is_refused(preset: str, override: str, says
 def test_a_method_without_an_encoder_is_refused(tmp_path: Path) -> None:
     config = tiny_config(method="unconditional", denoiser={"layer_mask_rate": 0, "guidance_mask_rate": 0})
     with pytest.raises(UserError, match="method: got unconditional; allowed: soda, encdec"):
-        feature_speed.check_plain(config)
+        features.check_plain(config)

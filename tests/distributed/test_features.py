@@ -13,9 +13,10 @@ from torch import nn
 
 from soda_dist.config.load import with_fields
 from soda_dist.data.shards import ShardReader
-from soda_dist.data.storage import Folder, open_folder
-from soda_dist.data.views import center_views
-from soda_dist.distributed.features import (
+from soda_dist.data.storage.folder import Folder, open_folder
+from soda_dist.data.views.pair_views import center_views
+from soda_dist.errors import UserError
+from soda_dist.evaluation.features.extraction import (
     Features,
     Models,
     Piece,
@@ -29,8 +30,7 @@ from soda_dist.distributed.features import (
     read_features,
     readers,
 )
-from soda_dist.distributed.origins import Checkpoint
-from soda_dist.errors import UserError
+from soda_dist.evaluation.model_sources import Checkpoint
 from soda_dist.models.condition import Sources
 from soda_dist.models.norms import settle_norms
 from soda_dist.models.pixels import raw_pixels, source_input

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from soda_dist.config.load import with_fields
-from soda_dist.data.storage import open_folder
-from soda_dist.distributed.drawings import DrawnSet, Members, folder_of, image_set, images_of, load_set
-from soda_dist.distributed.features import Models, readers
-from soda_dist.distributed.subject import Subject
-from soda_dist.distributed.tasks import fid as task
-from soda_dist.distributed.tasks.views import asked_views
+from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
+from soda_dist.evaluation.context import Subject
+from soda_dist.evaluation.features.extraction import Models, readers
+from soda_dist.evaluation.images.generated_sets import DrawnSet, Members, folder_of, image_set, images_of, load_set
+from soda_dist.evaluation.tasks import fid as task
+from soda_dist.evaluation.tasks.novel_views import asked_views
 from soda_dist.metrics.distributions import kid, precision_recall
 from soda_dist.training.build import build_model
 from tests.distributed.colours import FACTS, colours, slow_fid, stand_in
@@ -61,7 +61,7 @@ def _images(subject: Subject, pieces: Sequence[Members]) -> tuple[np.ndarray, np
 
 def test_each_set_is_held_against_as_many_images_of_the_test_split(data: Path, tmp_path: Path, monkeypatch) -> None:
     stand_in(monkeypatch)
-    monkeypatch.setattr("soda_dist.distributed.drawings.PIECE", 4)
+    monkeypatch.setattr("soda_dist.evaluation.images.generated_sets.PIECE", 4)
     subject, said = _subject("soda", data, tmp_path, **{"evaluation.fid.images": 30})
     result = task.measure(subject)
     assert list(result["sets"]) == ["reconstruction", "samples"] and subject.place.read_json("fid.json") == result

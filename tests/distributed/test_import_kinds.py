@@ -7,7 +7,7 @@ import pytest
 
 from soda_dist.data.shards import MANIFEST, check_shards, read_manifest
 from soda_dist.data.sources import SOURCES
-from soda_dist.data.storage import Folder, open_folder
+from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
 from tests.data.written.layouts import LAYOUTS, small
 from tests.data.written.mutated import mutant
@@ -93,7 +93,7 @@ def few_values() -> Iterator[None]:
 
 def imported(name: str, files: dict[str, bytes], source: Folder, data: str) -> list[str]:
     """What an import of a layout says; its files are written first."""
-    from soda_dist.distributed.prepare import prepare
+    from soda_dist.data.preparation.prepare import prepare
 
     for file, content in files.items():
         source.write(file, content)
@@ -105,7 +105,7 @@ def imported(name: str, files: dict[str, bytes], source: Folder, data: str) -> l
 
 def checked(data: str, images: int | None) -> str:
     """The last line of a check; a folder that is not sound is a `UserError`."""
-    from soda_dist.distributed.check import check
+    from soda_dist.data.preparation.verify import check
 
     lines: list[str] = []
     check(data, images, lines.append)

@@ -13,7 +13,7 @@ import pytest
 from soda_dist.data.order import Order
 from soda_dist.data.pairs import read_pairs
 from soda_dist.data.shards import ShardReader, read_manifest
-from soda_dist.data.storage import open_folder
+from soda_dist.data.storage.folder import open_folder
 from tests.data.objects import flat, write_objects
 from tests.distributed.small_run import prepare
 from tests.tiny import tiny_config

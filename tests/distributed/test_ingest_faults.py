@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from soda_dist.data.shards import read_manifest, shard_schema, write_shard
-from soda_dist.data.storage import open_folder
+from soda_dist.data.storage.folder import open_folder
 from tests.distributed.small_run import COLUMNS, prepare
 from tests.faulty_proxy import Faults, faulty_proxy
 

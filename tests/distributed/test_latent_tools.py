@@ -12,18 +12,18 @@ from torch import Tensor
 
 from soda_dist.config.load import with_fields
 from soda_dist.config.schema import RunConfig
-from soda_dist.data.storage import open_folder
-from soda_dist.distributed.attributes import effects, log_odds
-from soda_dist.distributed.features import Models, readers
-from soda_dist.distributed.latent_drawings import Given, draw_given, encode_subjects, section_of
-from soda_dist.distributed.samples import Drawing, draw, pick_subjects
-from soda_dist.distributed.subject import Subject
-from soda_dist.distributed.tasks import latent_tools
+from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
+from soda_dist.evaluation.context import Subject
+from soda_dist.evaluation.features.attributes import effects, log_odds
+from soda_dist.evaluation.features.extraction import Models, readers
+from soda_dist.evaluation.images.decode_latents import Given, draw_given, encode_subjects, section_of
+from soda_dist.evaluation.images.sampling import Drawing, draw, pick_subjects
+from soda_dist.evaluation.tasks import latents
 from soda_dist.metrics.probe import LinearProbe
 from soda_dist.models.condition import Condition, Sources
 from soda_dist.models.soda import EncDec
-from soda_dist.report.report import PICTURES
+from soda_dist.report.page import PICTURES
 from soda_dist.training.build import build_model
 from tests.distributed.small_run import small_data
 from tests.distributed.test_drawings import subject_of
@@ -131,8 +131,8 @@ def sheets(models: Models, tmp_path_factory) -> tuple[dict[str, tuple], dict, li
     said: list[str] = []
     subject = _subject(models, tmp_path_factory.mktemp("sheets"), said)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latent_tools, "image_grid", grid)
-        result = latent_tools.draw_sheets(subject)
+        patch.setattr(latents, "image_grid", grid)
+        result = latents.draw_sheets(subject)
     assert subject.place.read_json("latents.json") == result
     names = [entry.name for entry in subject.place.list() if entry.name.endswith(".png")]
     return {name: shown[int(subject.place.read(name))] for name in names}, result, said
@@ -234,7 +234,7 @@ def test_the_order_in_which_pieces_are_done_decides_nothing(models: Models, tmp_
     found = []
     for seed in (1, 2):
         subject = _subject(models, tmp_path / str(seed), [], seed, **{"evaluation.tools.images": 2})
-        result = latent_tools.draw_sheets(subject)
+        result = latents.draw_sheets(subject)
         pictures = {e.name: subject.place.read(e.name) for e in subject.place.list() if e.name.endswith(".png")}
         found.append(({k: v for k, v in result.items() if k not in ("seconds", "provenance")}, pictures))
     assert found[0] == found[1] and len(found[0][1]) == 7
@@ -257,7 +257,7 @@ def test_the_effect_of_brightness_is_measured_on_the_images(data: Path, tmp_path
     config = config_of("encdec", evaluation={**EVALUATION, "tools": {**TOOLS, "ks": (-1.0, 1.0, 2.0)}})
     models = _voiced(config, data)
     models.model.__class__ = Painter
-    result = latent_tools.draw_sheets(_subject(models, tmp_path, []))
+    result = latents.draw_sheets(_subject(models, tmp_path, []))
     rows = result["attributes"]["bright"]
     assert [row["k"] for row in rows] == [-1.0, 0.0, 1.0, 2.0]
     scores = [row["score"]["value"] for row in rows]
@@ -313,15 +313,15 @@ def test_what_the_task_cannot_do_is_refused_in_one_line(
 ) -> None:
     models = Models(torch.nn.Module(), config_of(name), readers(str(data), config_of(name)), torch.device("cpu"))
     with pytest.raises(UserError, match=message) if message else nullcontext():
-        latent_tools.check(_subject(models, tmp_path, [], **fields))
+        latents.check(_subject(models, tmp_path, [], **fields))
 
 
 def test_data_without_labels_has_no_attributes(models: Models, tmp_path: Path) -> None:
     said: list[str] = []
     subject = _subject(models, tmp_path, said, **{"evaluation.label": None, "evaluation.tools.images": 2})
     subject.manifest = subject.manifest.model_copy(update={"labels": {}, "main_label": None})
-    latent_tools.check(subject)
-    result = latent_tools.draw_sheets(subject)
+    latents.check(subject)
+    result = latents.draw_sheets(subject)
     assert "attributes" not in result and not subject.place.exists("attributes.png")
     assert subject.place.exists("directions.png")
     assert "attributes were left out: the data has no main label, and evaluation.label names none" in said

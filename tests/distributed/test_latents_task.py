@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from soda_dist.data.storage import open_folder
-from soda_dist.distributed.evaluate import evaluate
-from soda_dist.report.report import PICTURES, write_report
+from soda_dist.data.storage.folder import open_folder
+from soda_dist.evaluation.evaluate import evaluate
+from soda_dist.report.page import PICTURES, write_report
 from tests.distributed.small_run import small_data, train
 from tests.tiny import tiny_config
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from soda_dist.data.storage import open_folder
+from soda_dist.data.storage.folder import open_folder
 from soda_dist.distributed.pretrain import build_engine
 from soda_dist.training.checkpoint import restore, save
 from soda_dist.training.collectives import ProcessGroupContext

@@ -9,12 +9,12 @@ import timm
 import torch
 from safetensors.torch import save
 
-from soda_dist.data.storage import open_folder
-from soda_dist.data.views import center_views
-from soda_dist.distributed.evaluate import evaluate, evaluate_encoder
-from soda_dist.distributed.features import collect, load_models, plan_pieces
-from soda_dist.distributed.origins import Checkpoint, EncoderFile, TimmEncoder, encoder_origin
+from soda_dist.data.storage.folder import open_folder
+from soda_dist.data.views.pair_views import center_views
 from soda_dist.errors import UserError
+from soda_dist.evaluation.evaluate import evaluate, evaluate_encoder
+from soda_dist.evaluation.features.extraction import collect, load_models, plan_pieces
+from soda_dist.evaluation.model_sources import Checkpoint, EncoderFile, TimmEncoder, encoder_origin
 from soda_dist.training.checkpoint import load_model
 from tests.distributed.small_run import small_data, train
 from tests.distributed.test_features import LocalCrew

@@ -12,7 +12,7 @@ import ray
 import torch
 from sklearn.datasets import load_digits
 
-from soda_dist.distributed.parallel_probe import Gang, Rows, evaluate_in_parallel
+from soda_dist.distributed.probe_group import Gang, Rows, evaluate_in_parallel
 from soda_dist.errors import UserError
 from soda_dist.metrics.classification import Labelled, Scores
 from soda_dist.metrics.probe import evaluate

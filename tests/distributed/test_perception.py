@@ -15,14 +15,15 @@ from torch.utils.data import Dataset
 from torch_fidelity import calculate_metrics
 
 from soda_dist.config.load import with_fields
-from soda_dist.data.storage import open_folder
-from soda_dist.distributed import drawings, farm
-from soda_dist.distributed.drawings import DrawnSet, draw_set, image_set, images_of, load_set
-from soda_dist.distributed.evaluate import evaluate
-from soda_dist.distributed.features import Models, load_models
-from soda_dist.distributed.origins import Checkpoint
-from soda_dist.distributed.perception import check_weights, judge_of, lpips_scores, set_moments
+from soda_dist.data.storage.folder import open_folder
+from soda_dist.distributed.runtime import farm
 from soda_dist.errors import UserError
+from soda_dist.evaluation.evaluate import evaluate
+from soda_dist.evaluation.features.extraction import Models, load_models
+from soda_dist.evaluation.images import generated_sets
+from soda_dist.evaluation.images.generated_sets import DrawnSet, draw_set, image_set, images_of, load_set
+from soda_dist.evaluation.images.judges import check_weights, judge_of, lpips_scores, set_moments
+from soda_dist.evaluation.model_sources import Checkpoint
 from soda_dist.metrics.distributions import fid
 from soda_dist.metrics.perceptual import load_lpips
 from tests.distributed.small_run import small_data, train
@@ -79,7 +80,7 @@ def _set(models: Models, tmp_path: Path, crew: LocalCrew):
 
 @pytest.fixture
 def small_pieces(monkeypatch) -> None:
-    monkeypatch.setattr(drawings, "PIECE", 4)
+    monkeypatch.setattr(generated_sets, "PIECE", 4)
 
 
 class Images(Dataset):
@@ -214,7 +215,7 @@ def _kill_an_actor() -> None:
 @pytest.mark.ray
 def test_fid_does_not_depend_on_actors_nor_on_one_that_is_killed(cluster: None, place: Path, monkeypatch) -> None:
     monkeypatch.setattr(farm, "SHOW_SECONDS", 0.0)
-    monkeypatch.setattr(drawings, "PIECE", 2)
+    monkeypatch.setattr(generated_sets, "PIECE", 2)
     overrides = [f"{name}={value}" for name, value in weights(place, "inception", "inception.pth").items()]
     run, found, killed = open_folder(str(place / "run")), {}, []
 

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from soda_dist.data.shards import ShardReader, check_shards, read_manifest
-from soda_dist.data.storage import Folder, open_folder
+from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
@@ -27,7 +27,7 @@ WNIDS = [f"n{i:08d}" for i in range(12)]
 
 
 def prepare(kind: str, source: str | None, data: str, *options: str) -> tuple[str, list[str]]:
-    from soda_dist.distributed.prepare import prepare as run
+    from soda_dist.data.preparation.prepare import prepare as run
 
     lines: list[str] = []
     return run(kind, source, data, options, lines.append), lines
@@ -305,7 +305,7 @@ def test_a_user_error_inside_a_task_reaches_the_user(tmp_path: Path) -> None:
 def test_calls_are_farmed_out_a_few_at_a_time() -> None:
     import ray
 
-    from soda_dist.distributed.farm import farm_out
+    from soda_dist.distributed.runtime.farm import farm_out
 
     most = 2 * int(ray.cluster_resources()["CPU"]) + 1
     made, done = [], {}
@@ -322,7 +322,7 @@ def test_calls_are_farmed_out_a_few_at_a_time() -> None:
 
 
 def test_progress_lines_are_seldom_and_say_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    from soda_dist.distributed import farm
+    from soda_dist.distributed.runtime import farm
 
     now, lines = [100.0], []
     monkeypatch.setattr(farm, "time", SimpleNamespace(monotonic=lambda: now[0]))
@@ -339,7 +339,7 @@ def test_progress_lines_are_seldom_and_say_what_is_left(monkeypatch: pytest.Monk
 
 
 def test_a_count_that_stands_still_is_seldom_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    from soda_dist.distributed import farm
+    from soda_dist.distributed.runtime import farm
 
     now, lines, times = [0.0], [], []
     monkeypatch.setattr(farm, "time", SimpleNamespace(monotonic=lambda: now[0]))
@@ -358,7 +358,7 @@ def test_kill_and_run_again(tmp_path: Path) -> None:
     options = ["objects=400", "test_objects=40", "views=2", "size=48", "rows_per_group=8", "groups_per_shard=2"]
     data = tmp_path / "data"
     code = (
-        "import sys, ray\nfrom soda_dist.distributed.prepare import prepare\n"
+        "import sys, ray\nfrom soda_dist.data.preparation.prepare import prepare\n"
         "ray.init(address='local', num_cpus=2, include_dashboard=False, log_to_driver=False)\n"
         "prepare('synthetic', None, sys.argv[1], sys.argv[2:], print)"
     )

@@ -11,14 +11,14 @@ import torch
 
 from soda_dist.config.load import with_fields
 from soda_dist.config.schema import RunConfig
-from soda_dist.data.augment import plan_crops
-from soda_dist.data.storage import open_folder
-from soda_dist.distributed.centred import addressed_noise, augmented, centred
-from soda_dist.distributed.features import Models, Piece, Point, extract, readers
-from soda_dist.distributed.probe_fits import Training, extract_training, read_vectors
-from soda_dist.distributed.subject import Subject
-from soda_dist.distributed.tasks.classify import check_probe
+from soda_dist.data.storage.folder import open_folder
+from soda_dist.data.views.crops import plan_crops
 from soda_dist.errors import UserError
+from soda_dist.evaluation.context import Subject
+from soda_dist.evaluation.features.extraction import Models, Piece, Point, extract, readers
+from soda_dist.evaluation.features.probe_passes import Training, extract_training, read_vectors
+from soda_dist.evaluation.tasks.probe_knn import check_probe
+from soda_dist.evaluation.views import addressed_noise, augmented, centred
 from soda_dist.models.condition import Condition
 from soda_dist.models.pixels import raw_pixels
 from soda_dist.training.build import build_model
@@ -197,7 +197,7 @@ def test_a_row_that_one_pass_cannot_read_is_left_out_of_all(data: Path, tmp_path
             table = table.set_column(table.column_names.index("ok"), "ok", pa.array(ok))
         return table
 
-    monkeypatch.setattr("soda_dist.distributed.features.extract", spoilt)
+    monkeypatch.setattr("soda_dist.evaluation.features.extraction.extract", spoilt)
     training = extract_training(subject_of(data, tmp_path, config_with()), None)
     assert training.facts.unreadable == ["train/2.png", "train/13.png"]
     assert np.flatnonzero(~training.ok).tolist() == [2, 13] and vectors(training).shape[1] == 43

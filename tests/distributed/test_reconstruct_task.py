@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from soda_dist.config.load import with_fields
-from soda_dist.data.storage import open_folder
-from soda_dist.distributed.drawings import DrawnSet, folder_of, image_set, images_of, load_set
-from soda_dist.distributed.features import Models, readers
-from soda_dist.distributed.subject import Subject
-from soda_dist.distributed.tasks import reconstruct as task
+from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
+from soda_dist.evaluation.context import Subject
+from soda_dist.evaluation.features.extraction import Models, readers
+from soda_dist.evaluation.images.generated_sets import DrawnSet, folder_of, image_set, images_of, load_set
+from soda_dist.evaluation.tasks import reconstruction as task
 from soda_dist.training.build import build_model
 from tests.distributed.colours import FACTS, slow_fid, stand_in
 from tests.distributed.small_run import small_data

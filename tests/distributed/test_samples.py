@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from soda_dist.data.views import center_views
+from soda_dist.data.views.pair_views import center_views
 from soda_dist.diffusion.sampling import guided, sample
-from soda_dist.distributed import samples
-from soda_dist.distributed.centred import addressed_noise
-from soda_dist.distributed.features import Models, readers
-from soda_dist.distributed.samples import Drawing, draw, draw_all, likeness, pick_subjects, show
 from soda_dist.errors import UserError
+from soda_dist.evaluation.features.extraction import Models, readers
+from soda_dist.evaluation.images import sampling
+from soda_dist.evaluation.images.sampling import Drawing, draw, draw_all, likeness, pick_subjects, show
+from soda_dist.evaluation.views import addressed_noise
 from soda_dist.models.condition import join
 from soda_dist.models.pixels import to_uint8
 from soda_dist.training.build import build_model
@@ -119,7 +119,7 @@ def test_pieces_are_put_together_in_the_order_of_subjects(models: Models, monkey
     subjects = pick_subjects(models, 7)
     drawings = [Drawing(subjects, 1.0, 0, 2), Drawing(subjects, 2.0, 0, 0)]
     whole = draw_all(LocalCrew(models), drawings, lambda line: None)
-    monkeypatch.setattr(samples, "CHUNK", 3)
+    monkeypatch.setattr(sampling, "CHUNK", 3)
     for seed in (1, 2):
         parts = draw_all(LocalCrew(models, seed), drawings, lambda line: None)
         for one, other in zip(whole, parts, strict=True):

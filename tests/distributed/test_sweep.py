@@ -23,7 +23,7 @@ def search_of(**fields) -> Search:
 
 
 def test_trials_are_a_function_of_the_search_and_lie_in_its_ranges():
-    from soda_dist.distributed.sweep import draw_candidates
+    from soda_dist.distributed.tune import draw_candidates
 
     many = search_of(trials=400)
     drawn = draw_candidates(tiny_config(), many)
@@ -43,7 +43,7 @@ def test_rungs_grow_by_the_reduction_and_end_with_the_run():
 
 
 def test_the_shipped_search_fits_the_demo():
-    from soda_dist.distributed.sweep import draw_candidates
+    from soda_dist.distributed.tune import draw_candidates
 
     search = load_search("jobs/searches/ratio_guidance_masking.yaml")
     assert len(draw_candidates(load_config("demo"), search)) == search.trials
@@ -67,7 +67,7 @@ def test_a_wrong_search_is_one_line(tmp_path, text, says):
 
 
 def test_a_field_that_does_not_exist_is_named():
-    from soda_dist.distributed.sweep import draw_candidates
+    from soda_dist.distributed.tune import draw_candidates
 
     with pytest.raises(UserError, match=r"encoder\.ratio: got an unknown key"):
         draw_candidates(tiny_config(), search_of(space={"encoder.ratio": {"choice": (1.0,)}}))
@@ -77,7 +77,7 @@ def test_a_field_that_does_not_exist_is_named():
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_small_sweep_trains_judges_and_chooses(cluster, tmp_path):
-    from soda_dist.distributed.sweep import sweep
+    from soda_dist.distributed.tune import sweep
 
     prepare(str(tmp_path / "data"), {"train": [[16] * 6], "test": [[16] * 2]}, {})
     config = tiny_config(scale={"engine": "torch", "data_memory_mb": 64})

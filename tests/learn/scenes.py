@@ -19,7 +19,7 @@ from soda_dist.data.shards import (
     write_manifest,
 )
 from soda_dist.data.sources.synthetic import Options, Synthetic
-from soda_dist.data.storage import Folder, open_folder
+from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.diffusion.schedules import alpha_bar
 from soda_dist.models.condition import Sources
 from soda_dist.models.method import Batch

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from soda_dist.data.storage import open_folder
+from soda_dist.data.storage.folder import open_folder
 from tests.learn.methods import RUNS, config_of
 from tests.learn.scenes import held_out, loss_of, train, trivial_loss, write_scenes
 

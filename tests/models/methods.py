@@ -8,7 +8,7 @@ from torch import Tensor
 from soda_dist.config.schema import RunConfig
 from soda_dist.models.condition import Sources
 from soda_dist.models.method import Batch, Method
-from soda_dist.models.poses import CAMERA_POSE, PIXEL_POSE
+from soda_dist.models.pose_encoding import CAMERA_POSE, PIXEL_POSE
 from soda_dist.training.build import build_model
 from tests.tiny import tiny_config
 

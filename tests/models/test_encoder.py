@@ -7,8 +7,8 @@ import timm
 import torch
 from torch import nn
 
-from soda_dist.models.equalize import load_plain_state_dict, plain_state_dict
 from soda_dist.models.layers import AddressedDropPath, addressed, number_modules
+from soda_dist.models.lr_equalization import load_plain_state_dict, plain_state_dict
 from tests.models.small_encoder import VIT, encoder, images, perturb, poses
 
 

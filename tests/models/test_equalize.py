@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from soda_dist.models.equalize import load_plain_state_dict, plain_state_dict
+from soda_dist.models.lr_equalization import load_plain_state_dict, plain_state_dict
 from tests.models.small_encoder import VIT, encoded, encoder, images, perturb
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -8,7 +8,15 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from soda_dist.models.poses import PoseGrid, PoseVector, pixel_grid, ray_points, rays, sinusoidal, viewing_directions
+from soda_dist.models.pose_encoding import (
+    PoseGrid,
+    PoseVector,
+    pixel_grid,
+    ray_points,
+    rays,
+    sinusoidal,
+    viewing_directions,
+)
 
 FORMS = ("concat", "normalized", "plane", "sphere")
 WHOLE = torch.tensor([[-1.0, -1.0, 1.0, 1.0]])

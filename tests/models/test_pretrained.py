@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from soda_dist.errors import UserError
-from soda_dist.models.equalize import load_plain_state_dict, plain_state_dict
+from soda_dist.models.lr_equalization import load_plain_state_dict, plain_state_dict
 from soda_dist.models.pixels import IMAGENET_MEAN, IMAGENET_STD
 from soda_dist.models.pretrained import FrozenEncoder, load_frozen
 

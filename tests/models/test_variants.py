@@ -10,7 +10,7 @@ from soda_dist.models.condition import Condition
 from soda_dist.models.decoder import Decoder
 from soda_dist.models.denoiser import Denoiser
 from soda_dist.models.modulation import adaptive_norm
-from soda_dist.models.poses import PoseGrid, PoseVector
+from soda_dist.models.pose_encoding import PoseGrid, PoseVector
 from tests.models.test_denoiser import IMAGENET, SMALL
 from tests.models.test_layers import feature, slow_group_norm
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from soda_dist.config import dump_config, load_config
-from soda_dist.data.storage import open_folder
+from soda_dist.data.storage.folder import open_folder
 
 ROWS = {
     "imagenet": {"train": 1_281_167, "val": 50_000},

@@ -12,8 +12,8 @@ from scipy import stats
 from soda_dist.config.ablation import Ablation
 from soda_dist.config.load import parse_yaml, validate
 from soda_dist.report.ablation import ablation_plot, as_markdown, summarize
-from soda_dist.report.evaluated import Figure
 from soda_dist.report.paper import read_paper
+from soda_dist.report.paper_columns import Figure
 
 TREE = {
     "title": "Forms of modulation",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from soda_dist.errors import UserError
-from soda_dist.report.compare import compare
+from soda_dist.report.comparison import compare
 from tests.report import evaluated_runs as make
 from tests.report.evaluated_runs import ROWS, gso, imagenet
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from soda_dist.report.grids import CELL, GAP, image_grid
+from soda_dist.plots.image_grid import CELL, GAP, image_grid
 
 
 def _read(png: bytes) -> np.ndarray:

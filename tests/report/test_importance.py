@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from soda_dist.metrics.dci import section_scores
-from soda_dist.report.importance import aggregated, importance_figure, importance_png, section_figure, section_png
+from soda_dist.plots.dci_importance import aggregated, importance_figure, importance_png, section_figure, section_png
 
 NAMES = ["shape", "hue", "azimuth"]
 BOUNDS = [(0, 4), (4, 9), (9, 12)]

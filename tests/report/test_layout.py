@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from soda_dist.report.compare import compare, write_comparison
-from soda_dist.report.layout import _tex
+from soda_dist.report.comparison import compare, write_comparison
+from soda_dist.report.comparison_formats import _tex
 from tests.report.evaluated_runs import gso, imagenet
 
 EVIL = "a<b>&\"c'|d_e%f#g{h}~i^j$k*l`m--n"

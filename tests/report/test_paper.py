@@ -9,8 +9,8 @@ from soda_dist.config import load_config
 from soda_dist.config.load import preset_names
 from soda_dist.config.schema import RunConfig
 from soda_dist.errors import UserError
-from soda_dist.report.evaluated import OURS
 from soda_dist.report.paper import Block, Paper, read_paper
+from soda_dist.report.paper_columns import OURS
 
 PAPER = read_paper()
 BLOCKS = [(number, block) for number, table in PAPER.tables.items() for block in table.blocks]

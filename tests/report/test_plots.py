@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from soda_dist.report.plots import CURVES, SMOOTH_OVER, Curve, curve_figure, curve_svg
+from soda_dist.plots.curves import CURVES, SMOOTH_OVER, Curve, curve_figure, curve_svg
 
 IMAGES = list(range(64, 64 * 401, 64))
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from soda_dist.config import dump_config, load_config
-from soda_dist.data.storage import Folder, open_folder
-from soda_dist.report.grids import image_grid
-from soda_dist.report.report import write_report
+from soda_dist.data.storage.folder import Folder, open_folder
+from soda_dist.plots.image_grid import image_grid
+from soda_dist.report.page import write_report
 
 SMALL = str(Path(__file__).parents[1] / "config" / "small.yaml")
 

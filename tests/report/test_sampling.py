@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from soda_dist.report.plots import ACCENT, FAINT
-from soda_dist.report.sampling import sweep_figure, sweep_png
+from soda_dist.plots.curves import ACCENT, FAINT
+from soda_dist.plots.guidance_sweep import sweep_figure, sweep_png
 
 
 def _row(guidance: float, steps: int, *, error: float | None = 0.5, **scores: float) -> dict[str, Any]:

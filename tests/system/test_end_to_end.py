@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from soda_dist.config import dump_config
-from soda_dist.data.jsonlines import read_lines
-from soda_dist.data.storage import Folder, open_folder
+from soda_dist.data.storage.folder import Folder, open_folder
+from soda_dist.runs.metrics_log import read_lines
 from soda_dist.training.checkpoint import complete_steps
 from tests.system.head import Head, running_head, wait_for
 from tests.tiny import tiny_config

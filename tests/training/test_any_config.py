@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from soda_dist.config.schema import RunConfig
-from soda_dist.data.storage import open_folder
+from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from soda_dist.models.condition import Sources
 from soda_dist.models.method import DiffusionMethod

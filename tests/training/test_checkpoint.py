@@ -7,7 +7,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save
 
-from soda_dist.data.storage import open_folder
+from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from soda_dist.models.condition import Sources
 from soda_dist.models.encoder import Encoder

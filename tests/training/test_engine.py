@@ -3,7 +3,7 @@ import copy
 import torch
 
 from soda_dist.training.build import build_objective, plain_engine
-from soda_dist.training.engine import KINDS
+from soda_dist.training.engines.engine import KINDS
 from soda_dist.training.loop import to_device
 from tests.tiny import pairs_at, tiny_config
 

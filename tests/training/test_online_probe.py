@@ -10,13 +10,13 @@ from torch import nn
 
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.labels import ProbeLabels
-from soda_dist.data.storage import open_folder
+from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from soda_dist.metrics.classification import headline
 from soda_dist.training import checkpoint
 from soda_dist.training.build import build_objective, plain_engine
 from soda_dist.training.context import LocalContext
-from soda_dist.training.engine import PlainEngine
+from soda_dist.training.engines.engine import PlainEngine
 from soda_dist.training.loop import fit, to_device
 from tests.tiny import tiny_config
 from tests.training.labelled import ATTRIBUTES, CLASS, STEPS, labelled, labelled_feed

@@ -11,7 +11,7 @@ import torch
 from soda_dist.data.order import Order
 from soda_dist.data.pairs import local_pairs
 from soda_dist.data.shards import ShardReader, read_manifest
-from soda_dist.data.storage import open_folder
+from soda_dist.data.storage.folder import open_folder
 from soda_dist.training.checkpoint import load_model
 from soda_dist.training.context import LocalContext
 from soda_dist.training.loop import fit

@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from soda_dist.config.load import parse_yaml, validate
+from soda_dist.data import source as contract
+from soda_dist.data.source import Options, Source
 from soda_dist.data.sources import (
     afhq,
     celebahq,
     cifar10,
     cifar100,
-    contract,
     cub,
     flowers102,
     folder,
@@ -25,7 +26,6 @@ from soda_dist.data.sources import (
     synthetic,
     webdataset,
 )
-from soda_dist.data.sources.contract import Options, Source
 from soda_dist.errors import UserError
 
 __all__ = ["SOURCES", "Kind", "parse_options"]

@@ -5,9 +5,9 @@ or neither; the folder, or the archives afhq.zip and afhq_v2.zip, which are read
 https://github.com/clovaai/stargan-v2.
 """
 
-from soda_dist.data.sources.classes import open_classes
-from soda_dist.data.sources.contract import Options, Source
-from soda_dist.data.sources.trees import open_trees
+from soda_dist.data.formats.class_folders import open_classes
+from soda_dist.data.formats.file_trees import open_trees
+from soda_dist.data.source import Options, Source
 from soda_dist.errors import UserError
 
 CLASSES = ("cat", "dog", "wild")

@@ -16,14 +16,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from soda_dist.data import source as contract
+from soda_dist.data.formats.attribute_columns import attribute_rows, attribute_values, can_be_columns
+from soda_dist.data.formats.class_folders import open_classes
+from soda_dist.data.formats.file_trees import Tree, open_trees, table
+from soda_dist.data.formats.hashed_splits import SHARES, split_numbers
 from soda_dist.data.labels import ATTRIBUTES
 from soda_dist.data.shards import Label
-from soda_dist.data.sources import contract
-from soda_dist.data.sources.attributes import attribute_rows, attribute_values, can_be_columns
-from soda_dist.data.sources.classes import open_classes
-from soda_dist.data.sources.contract import Contents, Part, Row, Source
-from soda_dist.data.sources.splits import SHARES, split_numbers
-from soda_dist.data.sources.trees import Tree, open_trees, table
+from soda_dist.data.source import Contents, Part, Row, Source
 from soda_dist.errors import UserError
 
 ROOTS = ("", "CelebAMask-HQ/", "celeba_hq/")

@@ -3,10 +3,10 @@
 Binary batches hold raw pixels; they are encoded as PNG, which loses nothing. Parquet images keep their bytes.
 """
 
-from soda_dist.data.sources.cifar import Layout, open_archive, open_batches
-from soda_dist.data.sources.contract import Options, Part, Source
-from soda_dist.data.sources.tables import IMAGE_COLUMNS, LABEL_COLUMNS, ImageTables, LabelColumn
-from soda_dist.data.storage import open_folder
+from soda_dist.data.formats.cifar_binary import Layout, open_archive, open_batches
+from soda_dist.data.formats.parquet_tables import IMAGE_COLUMNS, LABEL_COLUMNS, ImageTables, LabelColumn
+from soda_dist.data.source import Options, Part, Source
+from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

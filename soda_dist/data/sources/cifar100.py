@@ -4,9 +4,9 @@ A record holds the label among 20 superclasses, then the one among 100 classes; 
 fine_label_names.txt and coarse_label_names.txt. As Parquet, it is imported as `parquet`.
 """
 
-from soda_dist.data.sources.cifar import Layout, open_archive, open_batches
-from soda_dist.data.sources.contract import Options, Source
-from soda_dist.data.storage import open_folder
+from soda_dist.data.formats.cifar_binary import Layout, open_archive, open_batches
+from soda_dist.data.source import Options, Source
+from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 
 COARSE = (

@@ -20,14 +20,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from soda_dist.data.decode import decode, read_header
+from soda_dist.data import source as contract
+from soda_dist.data.formats.attribute_columns import attribute_rows, attribute_values, can_be_columns
+from soda_dist.data.formats.file_trees import FolderTree, Tree, open_trees, table
+from soda_dist.data.formats.fixed_records import png
 from soda_dist.data.shards import Label
-from soda_dist.data.sources import contract
-from soda_dist.data.sources.attributes import attribute_rows, attribute_values, can_be_columns
-from soda_dist.data.sources.contract import Contents, Part, Row, Source, check_image
-from soda_dist.data.sources.records import png
-from soda_dist.data.sources.trees import FolderTree, Tree, open_trees, table
-from soda_dist.data.storage import locate
+from soda_dist.data.source import Contents, Part, Row, Source, check_image
+from soda_dist.data.storage.folder import locate
+from soda_dist.data.views.decode import decode, read_header
 from soda_dist.errors import UserError
 
 INNER, ARCHIVES = "CUB_200_2011/", ("CUB_200_2011.tgz", "CUB_200_2011.tar.gz", "CUB_200_2011.zip")

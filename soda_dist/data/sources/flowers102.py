@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from soda_dist.data.formats.class_folders import labelled
+from soda_dist.data.formats.file_trees import Tree, open_trees
+from soda_dist.data.formats.matlab import read_numbers
 from soda_dist.data.shards import Label
-from soda_dist.data.sources.classes import labelled
-from soda_dist.data.sources.contract import Contents, Options, Part, Row, Source
-from soda_dist.data.sources.matlab import read_numbers
-from soda_dist.data.sources.trees import Tree, open_trees
+from soda_dist.data.source import Contents, Options, Part, Row, Source
 from soda_dist.errors import UserError
 
 ARCHIVES, ROOTS, IMAGES = ("102flowers.tgz",), ("", "flowers-102/"), "jpg"

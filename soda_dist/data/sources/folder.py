@@ -17,13 +17,13 @@ from typing import Literal
 
 import pyarrow as pa
 
+from soda_dist.data import source as contract
+from soda_dist.data.formats.archive import Member
+from soda_dist.data.formats.class_folders import ClassFolders, labelled, labelled_rows, open_classes
+from soda_dist.data.formats.file_trees import FolderTree, Tree, open_tree, table
+from soda_dist.data.formats.hashed_splits import SHARES, SPLIT_NAMES, split_of
 from soda_dist.data.shards import Label
-from soda_dist.data.sources import contract
-from soda_dist.data.sources.archive import Member
-from soda_dist.data.sources.classes import ClassFolders, labelled, labelled_rows, open_classes
-from soda_dist.data.sources.contract import Contents, Part, Row, Source
-from soda_dist.data.sources.splits import SHARES, SPLIT_NAMES, split_of
-from soda_dist.data.sources.trees import FolderTree, Tree, open_tree, table
+from soda_dist.data.source import Contents, Part, Row, Source
 from soda_dist.errors import UserError
 
 SPLITS = {split: tuple(name for name, told in SPLIT_NAMES.items() if told == split) for split in SHARES}

@@ -14,11 +14,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from soda_dist.data.formats.archive import Member, members
+from soda_dist.data.formats.matlab import read_structs
 from soda_dist.data.shards import Label
-from soda_dist.data.sources.archive import Member, members
-from soda_dist.data.sources.contract import Contents, Options, Part, Row, Source, read_rows
-from soda_dist.data.sources.matlab import read_structs
-from soda_dist.data.storage import Folder, locate, open_folder
+from soda_dist.data.source import Contents, Options, Part, Row, Source, read_rows
+from soda_dist.data.storage.folder import Folder, locate, open_folder
 from soda_dist.errors import UserError
 
 WNID = re.compile(r"n\d{8}")

@@ -28,10 +28,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from soda_dist.data.shards import Label
-from soda_dist.data.sources import contract
-from soda_dist.data.sources.contract import Contents, Part, Row, Source, check_image, sound_text
-from soda_dist.data.sources.posed import (
+from soda_dist.data import source as contract
+from soda_dist.data.formats.camera_folders import (
     POSED_COLUMNS,
     TOLERANCE,
     Matrix,
@@ -39,8 +37,10 @@ from soda_dist.data.sources.posed import (
     object_splits,
     posed_columns,
 )
-from soda_dist.data.sources.records import png
-from soda_dist.data.storage import Folder, open_folder
+from soda_dist.data.formats.fixed_records import png
+from soda_dist.data.shards import Label
+from soda_dist.data.source import Contents, Part, Row, Source, check_image, sound_text
+from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
 
 SHAPENET = (

@@ -29,16 +29,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from soda_dist.data import source as contract
+from soda_dist.data.formats.archive import Packed, packed_members, zip_members
+from soda_dist.data.formats.byte_range import Stretch
+from soda_dist.data.formats.deflate_seek import Inflated
+from soda_dist.data.formats.file_trees import MOST_BYTES
+from soda_dist.data.formats.hashed_splits import SHARES, split_of
+from soda_dist.data.formats.lmdb import Bytes, Record, keep_tree, open_database
 from soda_dist.data.shards import Label
-from soda_dist.data.sources import contract
-from soda_dist.data.sources.archive import Packed, packed_members, zip_members
-from soda_dist.data.sources.contract import READERS, Contents, Part, Row, Source, UnreadableError, read_rows
-from soda_dist.data.sources.inflated import Inflated
-from soda_dist.data.sources.lmdb_file import Bytes, Record, keep_tree, open_database
-from soda_dist.data.sources.splits import SHARES, split_of
-from soda_dist.data.sources.stretch import Stretch
-from soda_dist.data.sources.trees import MOST_BYTES
-from soda_dist.data.storage import Folder, locate, open_folder
+from soda_dist.data.source import READERS, Contents, Part, Row, Source, UnreadableError, read_rows
+from soda_dist.data.storage.folder import Folder, locate, open_folder
 from soda_dist.errors import UserError
 
 Category = Literal["bedroom", "church_outdoor", "bird", "car", "cat", "dog", "horse"]

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from soda_dist.data.poses import CAMERA_COLUMNS
+from soda_dist.data.formats.camera_folders import POSED_COLUMNS, Matrix, object_splits, pose_problem, posed_columns
 from soda_dist.data.shards import Label
-from soda_dist.data.sources.contract import Contents, Options, Part, Row, Source, read_rows, sound_text
-from soda_dist.data.sources.posed import POSED_COLUMNS, Matrix, object_splits, pose_problem, posed_columns
-from soda_dist.data.storage import Folder, open_folder
+from soda_dist.data.source import Contents, Options, Part, Row, Source, read_rows, sound_text
+from soda_dist.data.storage.folder import Folder, open_folder
+from soda_dist.data.views.poses import CAMERA_COLUMNS
 from soda_dist.errors import UserError
 
 CAMERAS, LABELS = "cameras.json", "labels.json"

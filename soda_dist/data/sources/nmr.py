@@ -28,10 +28,11 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from soda_dist.data.decode import read_header
+from soda_dist.data.formats.archive import ZIP_ERRORS, Member
+from soda_dist.data.formats.camera_folders import POSED_COLUMNS, Matrix, object_rows, pose_problem, posed_columns
+from soda_dist.data.formats.file_trees import NOWHERE, FolderTree, PlacedTree, Read, open_trees
 from soda_dist.data.shards import Label
-from soda_dist.data.sources.archive import ZIP_ERRORS, Member
-from soda_dist.data.sources.contract import (
+from soda_dist.data.source import (
     Contents,
     Options,
     Part,
@@ -41,8 +42,7 @@ from soda_dist.data.sources.contract import (
     check_image,
     sound_text,
 )
-from soda_dist.data.sources.posed import POSED_COLUMNS, Matrix, object_rows, pose_problem, posed_columns
-from soda_dist.data.sources.trees import NOWHERE, FolderTree, PlacedTree, Read, open_trees
+from soda_dist.data.views.decode import read_header
 from soda_dist.errors import UserError
 
 ROOTS, ARCHIVE = ("", "NMR_Dataset/"), "NMR_Dataset.zip"

@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from soda_dist.data import source as contract
+from soda_dist.data.formats.hashed_splits import SHARES, SPLIT_NAMES
+from soda_dist.data.formats.parquet_tables import IMAGE_COLUMNS, LABEL_COLUMNS, ImageTables, LabelColumn, open_table
 from soda_dist.data.shards import COMMON_COLUMNS
-from soda_dist.data.sources import contract
-from soda_dist.data.sources.contract import READERS, Part, Source, sound_text
-from soda_dist.data.sources.splits import SHARES, SPLIT_NAMES
-from soda_dist.data.sources.tables import IMAGE_COLUMNS, LABEL_COLUMNS, ImageTables, LabelColumn, open_table
-from soda_dist.data.storage import Folder, locate, open_folder
+from soda_dist.data.source import READERS, Part, Source, sound_text
+from soda_dist.data.storage.folder import Folder, locate, open_folder
 from soda_dist.errors import UserError
 
 NUMBERED = re.compile(r"(\w+)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?")

@@ -19,13 +19,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
+from soda_dist.data import source as contract
+from soda_dist.data.formats.fixed_records import block_records, is_size, png
+from soda_dist.data.formats.hashed_splits import SHARES, split_numbers
+from soda_dist.data.formats.seekable_file import SeekableFile
 from soda_dist.data.shards import Label
-from soda_dist.data.sources import contract
-from soda_dist.data.sources.contract import Contents, Part, Row, Source
-from soda_dist.data.sources.records import block_records, is_size, png
-from soda_dist.data.sources.seekable import SeekableFile
-from soda_dist.data.sources.splits import SHARES, split_numbers
-from soda_dist.data.storage import Folder, locate, open_folder
+from soda_dist.data.source import Contents, Part, Row, Source
+from soda_dist.data.storage.folder import Folder, locate, open_folder
 from soda_dist.errors import UserError
 
 if TYPE_CHECKING:

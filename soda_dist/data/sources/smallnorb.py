@@ -25,12 +25,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from soda_dist.data import source as contract
+from soda_dist.data.formats.fixed_records import block_records, is_size, plain_records, png, stream_records
+from soda_dist.data.formats.seekable_file import SeekableFile
 from soda_dist.data.shards import Label
-from soda_dist.data.sources import contract
-from soda_dist.data.sources.contract import Contents, Part, Row, Source
-from soda_dist.data.sources.records import block_records, is_size, plain_records, png, stream_records
-from soda_dist.data.sources.seekable import SeekableFile
-from soda_dist.data.storage import Folder, open_folder
+from soda_dist.data.source import Contents, Part, Row, Source
+from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
 
 NAMES = {

@@ -17,12 +17,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from soda_dist.data import draws
+from soda_dist.data import source as contract
+from soda_dist.data.formats.fixed_records import png
 from soda_dist.data.shards import Label
-from soda_dist.data.sources import contract
-from soda_dist.data.sources.contract import Contents, Part, Row, Source
-from soda_dist.data.sources.records import png
-from soda_dist.data.sources.render import Scenes, render
+from soda_dist.data.source import Contents, Part, Row, Source
+from soda_dist.data.sources.synthetic_render import Scenes, render
+from soda_dist.data.views import addressed
 from soda_dist.errors import UserError
 
 SIZES = np.linspace(0.64, 1.06, 8)
@@ -163,7 +163,7 @@ def _colours(factor: str, hues: NDArray[np.int64]) -> NDArray[np.float32]:
 
 def _cameras(seed: int, keys: NDArray[np.int64]) -> NDArray[np.float32]:
     """float32 [n, 4, 4], camera to world: x right, y down, z towards a point near the solid."""
-    u = draws.uniforms(seed, "synthetic cameras", 0, keys, range(6))
+    u = addressed.uniforms(seed, "synthetic cameras", 0, keys, range(6))
     azimuth, elevation, distance = (
         low + (high - low) * u[:, i] for i, (low, high) in enumerate((AZIMUTH, ELEVATION, DISTANCE))
     )

@@ -21,12 +21,12 @@ from typing import Annotated, Any
 import pyarrow as pa
 from pydantic import Field
 
+from soda_dist.data import source as contract
+from soda_dist.data.formats.archive import Member, members
+from soda_dist.data.formats.hashed_splits import SHARES, SPLIT_NAMES, split_of
 from soda_dist.data.shards import Label
-from soda_dist.data.sources import contract
-from soda_dist.data.sources.archive import Member, members
-from soda_dist.data.sources.contract import READERS, Contents, Part, Row, Source
-from soda_dist.data.sources.splits import SHARES, SPLIT_NAMES, split_of
-from soda_dist.data.storage import Folder, open_folder
+from soda_dist.data.source import READERS, Contents, Part, Row, Source
+from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
 
 IMAGES = ("jpg", "jpeg", "png", "webp")

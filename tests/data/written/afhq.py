@@ -1,6 +1,6 @@
 """AFHQ's two versions: other held-out splits, other formats, the same classes."""
 
-from soda_dist.data.storage import Folder
+from soda_dist.data.storage.folder import Folder
 from tests.data.written.pictures import picture
 
 COUNTS = {"train": {"cat": 3, "dog": 2, "wild": 1}, "held_out": {"cat": 1, "dog": 1, "wild": 2}}

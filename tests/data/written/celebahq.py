@@ -1,6 +1,6 @@
 """CelebA-HQ: CelebAMask-HQ with CelebA's partition, and StarGAN v2's folders."""
 
-from soda_dist.data.storage import Folder
+from soda_dist.data.storage.folder import Folder
 from tests.data.written.pictures import picture
 
 ATTRIBUTES = ("5_o_Clock_Shadow", "Male", "Young")

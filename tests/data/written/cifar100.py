@@ -5,7 +5,7 @@ import tarfile
 
 import numpy as np
 
-from soda_dist.data.storage import Folder
+from soda_dist.data.storage.folder import Folder
 
 ROOT = "cifar-100-binary"
 ROWS = {"train": 5, "test": 3}

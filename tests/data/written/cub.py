@@ -1,6 +1,6 @@
 """CUB-200-2011: tables of text by number of image, three classes and four attributes of it."""
 
-from soda_dist.data.storage import Folder
+from soda_dist.data.storage.folder import Folder
 from tests.data.written.pictures import picture, tar_of
 
 ROOT = "CUB_200_2011"

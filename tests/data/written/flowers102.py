@@ -5,7 +5,7 @@ import io
 import numpy as np
 from scipy.io import savemat
 
-from soda_dist.data.storage import Folder
+from soda_dist.data.storage.folder import Folder
 from tests.data.written.pictures import picture, tar_of
 
 LABELS = (77, 1, 102, 77, 21, 1, 50, 3)

@@ -1,6 +1,6 @@
 """A tree of pictures: splits, classes, and what else lies about."""
 
-from soda_dist.data.storage import Folder
+from soda_dist.data.storage.folder import Folder
 from tests.data.written.pictures import picture, turned
 
 FILES = {

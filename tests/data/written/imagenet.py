@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from soda_dist.data.storage import Folder
+from soda_dist.data.storage.folder import Folder
 from tests.data.written.pictures import tar_of
 
 WNIDS = ("n01440764", "n01443537", "n02105855")

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from soda_dist.data.source import Row, Source
 from soda_dist.data.sources import SOURCES, parse_options
-from soda_dist.data.sources.contract import Row, Source
 
 
 def opened(kind: str, uri: str, *options: str) -> Source:

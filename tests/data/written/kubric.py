@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from soda_dist.data.storage import Folder
+from soda_dist.data.storage.folder import Folder
 
 WIDTH, HEIGHT = 40, 30
 FOCAL, SENSOR = 35.0, 32.0

@@ -13,7 +13,7 @@ from unittest import mock
 
 from soda_dist.data.sources import mpi3d as mpi3d_source
 from soda_dist.data.sources import shapes3d as shapes3d_source
-from soda_dist.data.storage import Folder
+from soda_dist.data.storage.folder import Folder
 from tests.data.written import (
     afhq,
     celebahq,

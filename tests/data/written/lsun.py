@@ -8,7 +8,7 @@ from pathlib import Path
 
 import lmdb
 
-from soda_dist.data.storage import Folder
+from soda_dist.data.storage.folder import Folder
 from tests.data.written.pictures import picture, zip_of
 
 COUNTS = {"bedroom_train_lmdb": 30, "bedroom_val_lmdb": 3, "cat": 60}

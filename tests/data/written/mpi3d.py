@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 
-from soda_dist.data.storage import Folder
+from soda_dist.data.storage.folder import Folder
 
 FACTORS = {"object_color": ("white", "green", "red"), "object_shape": ("cone", "cube"), "vertical_axis": tuple("01234")}
 """Fewer than published."""

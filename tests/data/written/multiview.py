@@ -6,7 +6,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from soda_dist.data.storage import Folder
+from soda_dist.data.storage.folder import Folder
 
 SIZE = (24, 32)
 DOT = (1.05, 0.0, 1.45)

@@ -8,7 +8,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from soda_dist.data.storage import Folder
+from soda_dist.data.storage.folder import Folder
 
 SIDE, VIEWS = 64, 24
 POINT = np.array([0.2, 0.3, 0.1])

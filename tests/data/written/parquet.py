@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from soda_dist.data.storage import Folder
+from soda_dist.data.storage.folder import Folder
 
 CLASSES = ["cat", "dog", "owl"]
 FEATURES = {

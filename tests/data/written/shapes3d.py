@@ -6,7 +6,7 @@ import itertools
 import h5py
 import numpy as np
 
-from soda_dist.data.storage import Folder
+from soda_dist.data.storage.folder import Folder
 
 VALUES = {
     "floor_hue": np.linspace(0, 0.9, 3),

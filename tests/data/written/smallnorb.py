@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 
-from soda_dist.data.storage import Folder
+from soda_dist.data.storage.folder import Folder
 
 NAMES = {
     "train": "smallnorb-5x46789x9x18x6x2x96x96-training",

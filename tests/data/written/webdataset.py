@@ -2,7 +2,7 @@
 
 import json
 
-from soda_dist.data.storage import Folder
+from soda_dist.data.storage.folder import Folder
 from tests.data.written.pictures import picture, tar_of
 
 CLASSES = 5

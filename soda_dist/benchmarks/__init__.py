@@ -1,0 +1,1 @@
+"""Ratios measured on this machine; only jobs/benchmark.py imports them."""

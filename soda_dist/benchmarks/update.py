@@ -1,0 +1,242 @@
+"""`benchmark.py step`: one whole update in several precisions, and its share of what the machine's matmul reaches.
+
+Needs no Ray.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from soda_dist.benchmarks.harness import Result, Side, alternate, ratio
+from soda_dist.config.load import load_config
+from soda_dist.config.schema import RunConfig
+from soda_dist.distributed.runtime.cluster import Say
+from soda_dist.errors import UserError
+from soda_dist.training.build import build_objective, plain_engine
+from soda_dist.training.engines.engine import MicroBatch, PlainEngine
+from soda_dist.training.plan import some_pose
+from soda_dist.training.randomness import draw
+
+Device = Literal["cpu", "cuda"]
+PAIRS = {"cpu": 4, "cuda": 256}
+"""Of an update, where the command does not say."""
+STEPS = {"cpu": 1, "cuda": 10}
+"""Timed in a round."""
+WARM_UP = {"cpu": 1, "cuda": 3}
+MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}
+CPU_COMPILES = "bf16 + compile is left out on a CPU: the compiler takes minutes for the way back"
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How an update computes."""
+
+    bf16: bool
+    tf32: bool = False
+    channels_last: bool = False
+    compiled: bool = False
+
+    @property
+    def unit(self) -> str:
+        """The arithmetic unit that is its limit."""
+        return "bf16" if self.bf16 else "TF32" if self.tf32 else "float32"
+
+
+BASELINE = "float32"
+MODES = {
+    BASELINE: Mode(bf16=False),
+    "TF32": Mode(bf16=False, tf32=True),
+    "bf16": Mode(bf16=True),
+    "bf16 + channels-last": Mode(bf16=True, channels_last=True),
+    "bf16 + compile": Mode(bf16=True, compiled=True),
+}
+
+
+def measure_step(preset: str, overrides: list[str], device_name: Device, say: Say) -> list[Result]:
+    """Pairs a second of forward, backward, clip, AdamW and EMA on batches in memory, against float32 in eager mode.
+
+    Each mode's arithmetic, as torch counts it in float32 (a multiplication and an addition are two), is set against a
+    large matmul of the same precision in the same run. How long the step's addressed random numbers take is told too.
+
+    Raises:
+        UserError: no such device, a setting that the benchmark itself varies, or a batch beyond the GPU's memory.
+    """
+    device = device_of(device_name)
+    fields = ["scale.workers=1", "scale.gpus_per_worker=0", f"train.global_batch={PAIRS[device.type]}"]
+    config = load_config(preset, [*fields, *allowed_overrides(overrides, ["train.precision"])])
+    pairs, batches = config.train.global_batch, noise_batches(config, device)
+    modes = {name: mode for name, mode in MODES.items() if device.type == "cuda" or not (mode.compiled or mode.tf32)}
+    if device.type == "cpu":
+        say(CPU_COMPILES)
+    try:
+        engines = {name: _engine(config, mode, device) for name, mode in modes.items()}
+        flops = _flops(engines[BASELINE], batches) / pairs
+        say(f"{flops / 1e9:.3g} GFLOP a pair, {pairs} pairs an update; {_draw_time(config, batches)}")
+        sides = {name: _side(engine, modes[name], config, batches) for name, engine in engines.items()}
+        for name, side in sides.items():
+            say(f"{name}: first round, not counted, {side(-1):.4g} pairs/s")
+        rounds = alternate(f"update, {preset}", sides, "pairs/s", say)
+    except torch.OutOfMemoryError:
+        remedy = "lower it, or set train.micro_batch"
+        raise UserError(
+            "train.global_batch", config.train.global_batch, "what the GPU's memory holds", remedy
+        ) from None
+    peaks = {unit: matmul_rate(unit, device) for unit in {mode.unit for mode in modes.values()}}
+    results = []
+    for name, mode in modes.items():
+        both = {name: rounds[name], BASELINE: rounds[BASELINE]}
+        row = ratio(f"update, {preset}, {name}", both, "pairs/s", None)
+        reached = row["median"][name] * flops / 1e12
+        row["facts"] = {"TFLOP/s": round(reached, 3), f"of a {mode.unit} matmul's": round(peaks[mode.unit], 3)}
+        results.append({**row, "share": round(reached / peaks[mode.unit], 4)})
+    return results
+
+
+def device_of(name: Device) -> torch.device:
+    """The device, or a `UserError` where there is none of it."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device", name, "cpu", "run it on a machine with a CUDA GPU")
+    return torch.device(name)
+
+
+def allowed_overrides(overrides: list[str], varied: list[str]) -> list[str]:
+    """The overrides; a `UserError` if one sets a field that the benchmark sets itself."""
+    for field in varied:
+        for override in overrides:
+            if override.partition("=")[0] == field:
+                got = override.partition("=")[2]
+                raise UserError(field, got, "none: the benchmark measures each of its values", "leave it out")
+    return overrides
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def tf32(on: bool) -> Iterator[None]:
+    """Whether float32 matmuls and convolutions on CUDA may round their operands to TF32, inside."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def noise_batches(config: RunConfig, device: torch.device) -> list[MicroBatch]:
+    """Two updates' micro-batches of seeded noise, all views present."""
+    data, size = config.data, config.micro_batch
+    generator = torch.Generator().manual_seed(config.seed)
+    pose = some_pose(config)
+    poses = torch.zeros(size, 0) if pose is None else pose.repeat(size, 1)
+    views = data.sources[1]
+
+    def pixels(*shape: int) -> Tensor:
+        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+    def batch(number: int) -> MicroBatch:
+        return MicroBatch(
+            source=pixels(size, views, data.source_size, data.source_size, 3),
+            target=pixels(size, data.target_size, data.target_size, 3),
+            ok=torch.ones(size, dtype=torch.bool),
+            index=torch.arange(number * size, (number + 1) * size),
+            present=torch.ones(size, views, dtype=torch.bool),
+            source_pose=poses[:, None].repeat(1, views, 1),
+            target_pose=poses,
+            label=torch.zeros(size, 0, dtype=torch.int64),
+        )
+
+    return [MicroBatch(*(part.to(device) for part in batch(n))) for n in range(2 * config.accumulation)]
+
+
+def matmul_rate(unit: str, device: torch.device) -> float:
+    """TFLOP/s of a large square matmul in `float32`, `TF32` or `bf16`: the best of ten."""
+    side = MATMUL_SIDE[device.type]
+    left, right = (torch.randn(side, side, device=device).to(torch.bfloat16 if unit == "bf16" else torch.float32),) * 2
+    times = []
+    with tf32(unit == "TF32"):
+        for _ in range(10):
+            wait(device)
+            start = time.perf_counter()
+            left @ right
+            wait(device)
+            times.append(time.perf_counter() - start)
+    return 2 * side**3 / min(times) / 1e12
+
+
+def _engine(config: RunConfig, mode: Mode, device: torch.device) -> PlainEngine:
+    objective = build_objective(config).to(device)
+    objective.model.precision = "bf16" if mode.bf16 else "fp32"
+    if mode.channels_last:
+        objective.to(memory_format=torch.channels_last)
+    if mode.compiled:
+        for name in ("encoder", "denoiser", "decoder"):
+            if (network := getattr(objective.model, name, None)) is not None:
+                network.compile()
+    return plain_engine(config, objective)
+
+
+def _side(engine: PlainEngine, mode: Mode, config: RunConfig, batches: list[MicroBatch]) -> Side:
+    device = batches[0].source.device
+    endless, lr = cycle(batches), config.optim.lr
+
+    def rate(number: int) -> float:
+        with tf32(mode.tf32):
+            for _ in range(WARM_UP[device.type] if number < 0 else 0):
+                engine.step(islice(endless, config.accumulation), lr)
+            wait(device)
+            start = time.perf_counter()
+            for _ in range(STEPS[device.type]):
+                engine.step(islice(endless, config.accumulation), lr)
+            wait(device)
+            return STEPS[device.type] * config.train.global_batch / (time.perf_counter() - start)
+
+    return rate
+
+
+def _flops(engine: PlainEngine, batches: list[MicroBatch]) -> int:
+    """Of one update's matmuls and convolutions, there and back."""
+    with FlopCounterMode(display=False) as counter:
+        engine.step(batches[: len(batches) // 2], 0.0)
+    return counter.get_total_flops()
+
+
+def _draw_time(config: RunConfig, batches: list[MicroBatch]) -> str:
+    """How long the addressed random numbers of one update take."""
+    device, data = batches[0].source.device, config.data
+
+    def draws() -> None:
+        for batch in batches[: len(batches) // 2]:
+            draw(
+                config.seed,
+                batch.index,
+                timesteps=config.diffusion.steps,
+                sources=data.sources[1] if data.source_noise else 0,
+                source_size=data.source_size,
+                target_size=data.target_size,
+                sections=config.denoiser.sections,
+                rates=(config.denoiser.layer_mask_rate, config.denoiser.guidance_mask_rate, config.pose.mask_rate),
+                device=device,
+            )
+
+    return f"its random numbers take {1e3 * seconds(draws, device):.1f} ms"
+
+
+def seconds(work: Callable[[], None], device: torch.device) -> float:
+    """Of `work`, run for the second time."""
+    work()
+    wait(device)
+    start = time.perf_counter()
+    work()
+    wait(device)
+    return time.perf_counter() - start

@@ -1,0 +1,1 @@
+"""Sources, shards, order and view pairs. No Ray, and no torch."""

@@ -1,0 +1,344 @@
+"""Trees of image files wherever they lie: a folder of any storage, or a .zip, .tar or .tar.gz that is read in place.
+
+What people unpacked and what was published are then one layout. Hidden files and macOS's `__MACOSX` are no part of it.
+"""
+
+from abc import ABC, abstractmethod
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
+
+import pyarrow as pa
+
+from soda_dist.data.formats.archive import (
+    Member,
+    check_name,
+    gzip_members,
+    is_gzip,
+    members,
+    read_gzip_members,
+    read_zip_member,
+    zip_members,
+)
+from soda_dist.data.source import Row, UnreadableError, read_rows
+from soda_dist.data.storage.folder import Folder, locate, open_folder
+from soda_dist.errors import UserError
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+MOST_BYTES = 256 * 2**20
+"""More than any image has; a larger file is not read."""
+HELD_BYTES = 256 * 2**20
+"""Bytes of images that are held at a time while a .tar.gz is passed through."""
+LONGEST_NAME, LONGEST_PART = 1024, 255
+"""Bytes of a file's name that stores and disks take, and of what is between two `/` of it."""
+NOWHERE = -1
+"""The offset of a file that an archive does not have."""
+
+Read = Callable[[Member], bytes]
+"""The bytes of a file where it was found, in any thread; it raises FileNotFoundError and UnreadableError."""
+
+
+class Tree(Protocol):
+    """Files by name, `/` between parts. Picklable."""
+
+    @property
+    def folder(self) -> Folder:
+        """The folder itself, or the one where the archive lies."""
+
+    @property
+    def uri(self) -> str:
+        """How messages name it."""
+
+    def files(self, prefix: str = "") -> Sequence[Member]:
+        """The files whose names start with `prefix`, sorted by name."""
+
+    def beside(self, prefix: str = "") -> Sequence[Member]:
+        """Of those, the files in no further folder below `prefix`, which ends with `/` or is empty."""
+
+    def folders(self, prefix: str = "") -> Sequence[str]:
+        """Names of the folders directly below `prefix`, which ends with `/` or is empty, sorted."""
+
+    def find(self, names: Sequence[str]) -> Sequence[Member]:
+        """Where files of these names lie, if they are there, which `rows` finds out.
+
+        Raises:
+            UserError: a name that leads elsewhere.
+        """
+
+    def read(self, names: Sequence[str]) -> dict[str, bytes]:
+        """Small files; those that are missing are left out."""
+
+    def rows(self, index: pa.Table, columns: Sequence[str]) -> Iterator[Row]:
+        """The images of an index made by `table`, with these columns of it."""
+
+
+def open_tree(uri: str) -> Tree:
+    """The folder or archive at `uri`; nothing is read but an archive's first bytes."""
+    return _open_archive(*locate(uri)) if uri.endswith(ARCHIVES) else FolderTree(open_folder(uri))
+
+
+def open_trees(uri: str, archives: Sequence[str]) -> Iterator[Tree]:
+    """The folder or archive at `uri`; after a folder, those of the named archives that lie in it."""
+    tree = open_tree(uri)
+    yield tree
+    if isinstance(tree, FolderTree):
+        for name in archives:
+            if tree.folder.exists(name):
+                yield _open_archive(tree.folder, name)
+
+
+def _open_archive(folder: Folder, name: str) -> Tree:
+    if not folder.exists(name):
+        raise UserError(folder.file_uri(name), "a missing file", "a folder or an archive", "correct the path")
+    if name.endswith(".zip"):
+        return ZipTree(folder, name)
+    return GzipTree(folder, name) if is_gzip(folder, name) else TarTree(folder, name)
+
+
+def table(found: Sequence[Member], **columns: pa.Array) -> pa.Table:
+    """What `Tree.rows` needs to find these files, and columns beside."""
+    names, offsets, sizes = zip(*found, strict=True) if found else ((), (), ())
+    places = {"offset": pa.array(offsets, pa.int64()), "size": pa.array(sizes, pa.int64())}
+    return pa.table({"name": pa.array(names, pa.string()), **places, **columns})
+
+
+@dataclass(frozen=True)
+class FolderTree:
+    """A folder of any storage."""
+
+    folder: Folder
+
+    @property
+    def uri(self) -> str:
+        return self.folder.uri
+
+    def files(self, prefix: str = "") -> Sequence[Member]:
+        return [Member(entry.name, 0, entry.size) for entry in self.folder.list(prefix) if not _is_hidden(entry.name)]
+
+    def beside(self, prefix: str = "") -> Sequence[Member]:
+        found = self.folder.files(prefix.rstrip("/"))
+        return [Member(entry.name, 0, entry.size) for entry in found if not _is_hidden(entry.name)]
+
+    def folders(self, prefix: str = "") -> Sequence[str]:
+        return [name for name in self.folder.folders(prefix.rstrip("/")) if not _is_hidden(name)]
+
+    def find(self, names: Sequence[str]) -> Sequence[Member]:
+        for name in names:
+            check_name(name, self.uri)
+            if len(name.encode()) > LONGEST_NAME or max(len(part.encode()) for part in name.split("/")) > LONGEST_PART:
+                raise UserError(
+                    self.uri, f"the name {name[:80]}...", f"names of {LONGEST_PART} bytes", "correct the list"
+                )
+        return [Member(name, 0, 0) for name in names]
+
+    def read(self, names: Sequence[str]) -> dict[str, bytes]:
+        return {name: self.folder.read(name) for name in names if self.folder.exists(name)}
+
+    @contextmanager
+    def reader(self) -> Iterator[Read]:
+        """Reads files that were found, until it is closed."""
+
+        def read(member: Member) -> bytes:
+            _check_size(member)
+            return self.folder.read(member.name)
+
+        yield read
+
+    def rows(self, index: pa.Table, columns: Sequence[str]) -> Iterator[Row]:
+        with self.reader() as read:
+            yield from _read_rows(read, index, columns)
+
+
+@dataclass(frozen=True)
+class Archive(ABC):
+    """What is common to archives: the listing, which a process makes once."""
+
+    folder: Folder
+    name: str
+
+    @property
+    def uri(self) -> str:
+        return self.folder.file_uri(self.name)
+
+    def files(self, prefix: str = "") -> Sequence[Member]:
+        listing = _listing(self)
+        return listing.members[slice(*listing.span(prefix))]
+
+    def beside(self, prefix: str = "") -> Sequence[Member]:
+        return [member for member in self.files(prefix) if "/" not in member.name[len(prefix) :]]
+
+    def folders(self, prefix: str = "") -> Sequence[str]:
+        listing, found = _listing(self), list[str]()
+        at, stop = listing.span(prefix)
+        while at < stop:
+            head, slash, _ = listing.names[at][len(prefix) :].partition("/")
+            found += [head] if slash else []
+            at = listing.span(f"{prefix}{head}/")[1] if slash else at + 1
+        return sorted(found)
+
+    def find(self, names: Sequence[str]) -> Sequence[Member]:
+        listing = _listing(self)
+        places = [(name, bisect_left(listing.names, name)) for name in names]
+        return [
+            listing.members[at] if listing.names[at : at + 1] == [name] else Member(name, NOWHERE, 0)
+            for name, at in places
+        ]
+
+    @abstractmethod
+    def inside(self) -> Iterator[Member]:
+        """The members, in the archive's order."""
+
+
+class TarTree(Archive):
+    """A tar without compression."""
+
+    def inside(self) -> Iterator[Member]:
+        return members(self.folder, self.name, small=True)
+
+    def read(self, names: Sequence[str]) -> dict[str, bytes]:
+        with self.folder.explained(self.name), self.folder.open(self.name) as file:
+            found = (member for member in self.find(names) if member.offset != NOWHERE)
+            return {member.name: file.read_at(member.size, member.offset) for member in found}
+
+    @contextmanager
+    def reader(self) -> Iterator[Read]:
+        """Reads files that were found, until it is closed."""
+        with self.folder.open(self.name) as file:
+
+            def read(member: Member) -> bytes:
+                with self.folder.explained(self.name):
+                    return file.read_at(member.size, _place(member))
+
+            yield read
+
+    def rows(self, index: pa.Table, columns: Sequence[str]) -> Iterator[Row]:
+        with self.reader() as read:
+            yield from _read_rows(read, index, columns)
+
+
+class ZipTree(Archive):
+    """A zip whose members are stored or deflated."""
+
+    def inside(self) -> Iterator[Member]:
+        return zip_members(self.folder, self.name)
+
+    def read(self, names: Sequence[str]) -> dict[str, bytes]:
+        data = {}
+        with self.folder.explained(self.name), self.folder.open(self.name) as file:
+            for member in self.find(names):
+                if member.offset != NOWHERE:
+                    content = read_zip_member(file, member, MOST_BYTES)
+                    if content is None:
+                        raise UserError(self.uri, f"a damaged {member.name}", "a whole zip", "download it again")
+                    data[member.name] = content
+        return data
+
+    @contextmanager
+    def reader(self) -> Iterator[Read]:
+        """Reads files that were found, until it is closed."""
+        with self.folder.open(self.name) as file:
+
+            def read(member: Member) -> bytes:
+                member = member._replace(offset=_place(member))
+                with self.folder.explained(self.name):
+                    content = read_zip_member(file, member, MOST_BYTES)
+                if content is None:
+                    raise UnreadableError(f"a damaged member, or one of over {MOST_BYTES:,} bytes")
+                return content
+
+            yield read
+
+    def rows(self, index: pa.Table, columns: Sequence[str]) -> Iterator[Row]:
+        with self.reader() as read:
+            yield from _read_rows(read, index, columns)
+
+
+class GzipTree(Archive):
+    """A tar.gz: it is read from its beginning for each 256 MiB of rows."""
+
+    def inside(self) -> Iterator[Member]:
+        return gzip_members(self.folder, self.name)
+
+    def read(self, names: Sequence[str]) -> dict[str, bytes]:
+        found = [member for member in self.find(names) if member.offset != NOWHERE]
+        data = read_gzip_members(self.folder, self.name, found)
+        return {member.name: content for member, content in zip(found, data, strict=True)}
+
+    def rows(self, index: pa.Table, columns: Sequence[str]) -> Iterator[Row]:
+        held: list[dict[str, Any]] = []
+        count = 0
+        for batch in index.to_batches(max_chunksize=1024):
+            for entry in batch.to_pylist():
+                if held and count + entry["size"] > HELD_BYTES:
+                    yield from self._pass(held, columns)
+                    held, count = [], 0
+                held.append(entry)
+                count += entry["size"]
+        yield from self._pass(held, columns)
+
+    def _pass(self, entries: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Iterator[Row]:
+        known, rows = list[Mapping[str, Any]](), list[Row]()
+        for entry in entries:
+            labels = {name: entry[name] for name in columns}
+            try:
+                _place(_member(entry))
+                known.append(entry)
+                rows.append(Row(entry["name"], b"", labels))
+            except FileNotFoundError:
+                rows.append(Row(entry["name"], b"", labels, "a missing file"))
+            except UnreadableError as error:
+                rows.append(Row(entry["name"], b"", labels, str(error)))
+        data = iter(read_gzip_members(self.folder, self.name, [_member(entry) for entry in known]))
+        for row in rows:
+            yield row if row.problem else row._replace(image=next(data))
+
+
+PlacedTree = FolderTree | TarTree | ZipTree
+"""Where any file is read without what lies before it."""
+
+
+class _Listing(NamedTuple):
+    """Sorted by name."""
+
+    names: list[str]
+    members: list[Member]
+
+    def span(self, prefix: str) -> tuple[int, int]:
+        """Where the names with this prefix begin and end."""
+        return bisect_left(self.names, prefix), bisect_left(self.names, prefix + "\U0010ffff")
+
+
+@lru_cache(maxsize=2)
+def _listing(archive: Archive) -> _Listing:
+    cleaned = (member._replace(name=member.name.removeprefix("./")) for member in archive.inside())
+    # Of several members of one name the last one counts.
+    found = sorted({member.name: member for member in cleaned if not _is_hidden(member.name)}.values())
+    return _Listing([member.name for member in found], found)
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
+def _read_rows(read: Read, index: pa.Table, columns: Sequence[str]) -> Iterator[Row]:
+    return read_rows(index, lambda entry: read(_member(entry)), columns)
+
+
+def _member(entry: Mapping[str, Any]) -> Member:
+    return Member(entry["name"], entry["offset"], entry["size"])
+
+
+def _place(member: Member) -> int:
+    """Where a file begins in the archive."""
+    if member.offset == NOWHERE:
+        raise FileNotFoundError(member.name)
+    _check_size(member)
+    return member.offset
+
+
+def _check_size(member: Member) -> None:
+    if member.size > MOST_BYTES:
+        raise UnreadableError(f"a file of {member.size:,} bytes")

@@ -1,0 +1,1 @@
+"""From a published data set to checked shards, over a pool."""

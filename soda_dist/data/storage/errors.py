@@ -1,0 +1,111 @@
+"""What goes wrong between us and a store, as errors for people: which are theirs to mend, and which may pass."""
+
+import os
+from urllib.parse import urlsplit
+
+from soda_dist.data.storage.retries import PASSING, StoreError
+from soda_dist.errors import UserError
+
+CREDENTIAL_CODES = (
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "InvalidToken",
+    "InvalidClientTokenId",
+)
+
+
+def explanation(uri: str, error: OSError) -> Exception:
+    """What pyarrow raised at `uri`, as a `UserError` where the user can mend it or time may; else itself."""
+    text = str(error)
+    aws, google = _code(text, "AWS Error "), _code(text, "google::cloud::Status(")
+    causes = {
+        "is a directory": UserError(uri, "a folder", "a file", "name a file"),
+        "space left": UserError(uri, "a full disk", "free space", "free some space and run again"),
+        "ermission denied": _forbidden(uri),
+        "Read-only": _forbidden(uri),
+        "ACCESS_DENIED": _forbidden(uri),
+        "NO_SUCH_BUCKET": _no_bucket(uri.partition("://")[2].partition("/")[0]),
+        "NETWORK_CONNECTION": _unreachable(endpoint_url(), StoreError),
+        "AWS Error ": _kind(aws)(
+            uri, f"{aws} from the store", "a store that works", "run again later, or check bucket and region"
+        ),
+        "google::cloud::Status": _kind(google)(
+            uri,
+            f"{google} from Google Cloud Storage",
+            "a bucket that you may use",
+            "check the bucket's name and the credentials (gcloud auth application-default login)",
+        ),
+    }
+    return next((cause for sign, cause in causes.items() if sign in text), error)
+
+
+def _code(text: str, start: str) -> str:
+    """What an error of pyarrow's calls the store's answer: the words after `start`."""
+    return text.partition(start)[2].partition(" during")[0].partition(":")[0]
+
+
+def _kind(code: str) -> type[UserError]:
+    return StoreError if code.partition(" ")[0] in PASSING or "HTTP status 5" in code else UserError
+
+
+def _forbidden(uri: str) -> UserError:
+    return UserError(uri, "no permission", "a place that you may read and write", "change the place or its rights")
+
+
+def _no_bucket(bucket: str) -> UserError:
+    return UserError(f"s3://{bucket}", "a bucket that does not exist", "an existing bucket", "create it or correct it")
+
+
+def _unreachable(endpoint: str | None, kind: type[UserError] = UserError) -> UserError:
+    place = shown(endpoint) if endpoint else "AWS"
+    return kind(
+        "AWS_ENDPOINT_URL",
+        f"{place}, which does not answer",
+        "a reachable S3 endpoint",
+        "check the address and network",
+    )
+
+
+def shown(endpoint: str) -> str:
+    """Scheme and host, without credentials."""
+    return f"{urlsplit(endpoint).scheme}://{urlsplit(endpoint).netloc.rpartition('@')[2]}"
+
+
+def endpoint_url() -> str | None:
+    """That of the environment; none: AWS itself."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+def no_credentials() -> UserError:
+    """No credentials were found."""
+    return UserError(
+        "AWS credentials",
+        "none",
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or the machine's role",
+        "set one of them",
+    )
+
+
+def refusal(bucket: str, code: str) -> UserError | None:
+    """What boto's error code says of the bucket or the credentials.
+
+    None where pyarrow should try: a denied listing may still allow the paths below, a busy store may recover.
+    """
+    if code in ("NoSuchBucket", "404", "InvalidBucketName"):
+        return _no_bucket(bucket)
+    if code in CREDENTIAL_CODES:
+        return UserError("AWS credentials", code, "credentials that the store accepts", "renew or correct them")
+    return None
+
+
+def diagnosis(bucket: str, endpoint: str | None, error: Exception) -> UserError:
+    """Why boto could not even ask."""
+    kind = type(error).__name__
+    if kind in ("ProfileNotFound", "ConfigParseError"):
+        return UserError("AWS_PROFILE", os.environ.get("AWS_PROFILE"), "a profile that exists", "check ~/.aws/config")
+    if "Credential" in kind or "Token" in kind or "SSO" in kind:
+        return UserError("AWS credentials", kind, "complete, valid credentials", "renew or correct them")
+    if kind == "ParamValidationError":
+        return UserError(f"s3://{bucket}", "an illegal bucket name", "an existing bucket", "correct the name")
+    return _unreachable(endpoint)

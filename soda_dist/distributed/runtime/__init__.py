@@ -1,0 +1,1 @@
+"""Ray's affairs: clusters, resources, actors, lines to the driver."""

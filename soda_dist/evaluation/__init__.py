@@ -1,0 +1,1 @@
+"""Evaluation of checkpoints and encoders, over any pool. No Ray."""

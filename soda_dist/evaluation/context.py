@@ -1,0 +1,138 @@
+"""What tasks of evaluation work on: a checkpoint, its data, and the actors that hold both."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from soda_dist.config.provenance import provenance
+from soda_dist.config.schema import RunConfig
+from soda_dist.data.shards import Manifest
+from soda_dist.data.storage.folder import Folder
+from soda_dist.distributed.runtime.actor_pool import Crew
+from soda_dist.distributed.runtime.cluster import Say
+from soda_dist.errors import UserError
+from soda_dist.evaluation.features.extraction import Features, Piece, Point, collect, place_of, plan_pieces
+
+Result = dict[str, Any]
+Pictures = dict[str, bytes]
+
+
+@dataclass
+class Subject:
+    """A checkpoint under evaluation.
+
+    Attributes:
+        run: the run's folder, where latents, drawn images and results lie.
+        data, manifest: the prepared data set.
+        config: the run's configuration with the overrides of this evaluation.
+        step: of the checkpoint.
+        ema: whether the weights are the running mean.
+        alone: whether there is an encoder and nothing to draw with.
+        weights: digest of the checkpoint's files.
+        say: where progress and tables are shown.
+        hire: makes the crew, whose actors hold `features.Models`.
+    """
+
+    run: Folder
+    data: Folder
+    manifest: Manifest
+    config: RunConfig
+    step: int
+    ema: bool
+    weights: str
+    say: Say
+    hire: Callable[[], Crew[Any, Any]]
+    alone: bool = False
+    points: dict[str, tuple[Point, dict[str, float]]] = field(default_factory=dict)
+    """Where a denoiser is read, by the label that the search went by, with each candidate's accuracy."""
+    _crew: Crew[Any, Any] | None = None
+    _features: dict[tuple[str, Point | None], Features] = field(default_factory=dict)
+
+    @property
+    def crew(self) -> Crew[Any, Any]:
+        """The actors, started on first use."""
+        if self._crew is None:
+            self._crew = self.hire().__enter__()
+        return self._crew
+
+    def close(self) -> None:
+        """Ends the actors."""
+        if self._crew is not None:
+            self._crew.__exit__()
+            self._crew = None
+
+    @property
+    def place(self) -> Folder:
+        """The folder of this checkpoint's results."""
+        return self.run.child(f"eval/{self.step}" if self.ema else f"eval/{self.step}/without-ema")
+
+    @property
+    def data_facts(self) -> Result:
+        """What a result says of its prepared data, which may be gone when somebody reads the result."""
+        rows = {name: split.rows for name, split in self.manifest.splits.items()}
+        how = self.manifest.reencoded
+        return {
+            "uri": self.data.uri,
+            "kind": self.manifest.kind,
+            "rows": rows,
+            "reencoded": how and how.model_dump(),
+        }
+
+    def rows(self, which: str) -> int:
+        """Rows of the train or test split that evaluation uses."""
+        rows = self.manifest.split(getattr(self.config.evaluation, f"{which}_split")).rows
+        return min(getattr(self.config.evaluation, f"max_{which}_images") or rows, rows)
+
+    def features(self, which: str, point: Point | None) -> Features:
+        """Features of the train or test split: extracted, or read where they are there from before.
+
+        Raises:
+            UserError: fewer than two readable images.
+        """
+        if (which, point) not in self._features:
+            pieces = self.pieces(which, point)
+            found = collect(self.crew, self.latents(pieces[0].split, pieces[0].points), pieces, self.say)
+            self.check_readable(which, len(found))
+            self._features[which, point] = found
+        return self._features[which, point]
+
+    def pieces(self, which: str, point: Point | None) -> list[Piece]:
+        """Of the rows of the train or test split that evaluation uses."""
+        e = self.config.evaluation
+        split, limit = getattr(e, f"{which}_split"), getattr(e, f"max_{which}_images")
+        points = () if point is None else (point,)
+        return plan_pieces(split, self.manifest.split(split).groups, limit, e.batch, points)
+
+    def check_readable(self, which: str, count: int) -> None:
+        """A `UserError` for fewer than two readable images in the train or test split."""
+        if count < 2:
+            split = getattr(self.config.evaluation, f"{which}_split")
+            got = f"{split} with {count} readable images"
+            raise UserError(f"evaluation.{which}_split", got, "two or more", "choose another split or more of it")
+
+    def latents(self, split: str, points: tuple[Point, ...], *, passes: bool = False) -> Folder:
+        """Where latents of a split lie; `passes`: of views that are cropped and flipped."""
+        shards = [shard.sha256 for shard in self.manifest.split(split).shards]
+        return place_of(self.run, self.config, self.weights, shards, points, passes=passes)
+
+    def record(self, task: str, facts: Result, pictures: Pictures, began: float) -> Result:
+        """Writes `TASK.json` and the pictures, and returns what the JSON holds.
+
+        `began`: `time.monotonic()` at the beginning.
+        """
+        result = {
+            "task": task,
+            "step": self.step,
+            "ema": self.ema,
+            "weights": self.weights,
+            **facts,
+            "data": self.data_facts,
+            "seed": self.config.seed,
+            "seconds": time.monotonic() - began,
+            "provenance": provenance(),
+        }
+        for name, picture in pictures.items():
+            self.place.write(name, picture)
+        self.place.write_json(f"{task}.json", result)
+        return result

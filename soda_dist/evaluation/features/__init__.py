@@ -1,0 +1,1 @@
+"""Latents of a split, and metrics on them."""

@@ -1,0 +1,83 @@
+"""Which layer of a denoiser, at which noise level, is read as its latents (section F.1): found on training images."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import ray
+
+from soda_dist.config.schema import RunConfig
+from soda_dist.distributed.runtime.actor_pool import Crew
+from soda_dist.distributed.runtime.cluster import Say
+from soda_dist.distributed.runtime.farm import Progress
+from soda_dist.errors import UserError
+from soda_dist.evaluation.context import Subject
+from soda_dist.evaluation.features.extraction import Features, Point, collect, plan_pieces
+from soda_dist.evaluation.features.scoring import Target, Task, fit_settings, measure
+from soda_dist.training.build import build_model
+
+HELD_OUT = 5
+"""One in this many of the search's images is held out."""
+
+
+def needs_point(config: RunConfig) -> bool:
+    """Whether latents are a denoiser's activations."""
+    return config.method in ("unconditional", "palette") or config.evaluation.latents == "denoiser"
+
+
+def candidates(config: RunConfig) -> list[Point]:
+    """Layers times noise levels, in the order of running.
+
+    Raises:
+        UserError: a layer that the denoiser does not have.
+    """
+    a, last = config.evaluation.activations, config.diffusion.steps - 1
+    names = build_model(config).get_submodule("denoiser").layer_names()  # type: ignore[operator]
+    unknown = [layer for layer in a.layers if layer not in names]
+    if unknown:
+        raise UserError("evaluation.activations.layers", unknown[0], ", ".join(names), "name layers of the denoiser")
+    return [Point(layer, round(level * last)) for layer in a.layers or names for level in a.noise_levels]
+
+
+def find_point(subject: Subject, target: Target) -> tuple[Point, dict[str, float]]:
+    """The candidate whose probe is best on held-out training images, and the accuracy of each by its text."""
+    if target.name not in subject.points:
+        subject.points[target.name] = _found(subject, target)
+    return subject.points[target.name]
+
+
+def _found(subject: Subject, target: Target) -> tuple[Point, dict[str, float]]:
+    config, manifest, say = subject.config, subject.manifest, subject.say
+    points = tuple(candidates(config))
+    if len(points) == 1:
+        return points[0], {}
+    split = config.evaluation.train_split
+    rows = config.evaluation.activations.search_images
+    groups = manifest.split(split).groups
+    pieces = plan_pieces(split, groups, rows, config.evaluation.batch, points)
+    features = collect(subject.crew, subject.latents(split, points), pieces, say)
+    scores = _scores(subject.crew, features, points, config, target, say)
+    best = max(points, key=lambda point: scores[str(point)])
+    say(f"latents are {best}: {scores[str(best)]:.1%} on {len(features) // HELD_OUT:,} held-out training images")
+    return best, scores
+
+
+def _scores(
+    crew: Crew[Any, Any], features: Features, points: Sequence[Point], config: RunConfig, target: Target, say: Say
+) -> dict[str, float]:
+    held = np.arange(len(features)) % HELD_OUT == 0
+    values = target.of(features)
+    labels = (ray.put(values[~held]), ray.put(values[held]))
+    settings = fit_settings(config, "probe")
+    tasks = []
+    for point in points:
+        array = features.arrays[str(point)]
+        arrays = (ray.put(array[~held]), ray.put(array[held]))
+        tasks.append(Task("probe", str(point), arrays, labels, target.classes, config.seed, settings))
+    progress = Progress(say, "search of layer and noise level", "fits", len(tasks))
+    scores = {}
+    for number, found in crew.share_out(measure, tasks, progress.tick):
+        scores[tasks[number].encoder] = next(iter(found["estimates"].values()))["value"]
+        progress.add(1)
+    progress.close()
+    return scores

@@ -1,0 +1,160 @@
+"""Metrics on extracted features, each encoder's by an actor."""
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from soda_dist.config.schema import RunConfig
+from soda_dist.data.labels import choose_label
+from soda_dist.data.shards import Manifest
+from soda_dist.distributed.runtime.actor_pool import Crew
+from soda_dist.distributed.runtime.cluster import Say
+from soda_dist.distributed.runtime.farm import Progress
+from soda_dist.errors import UserError
+from soda_dist.evaluation.features.extraction import Features, Models
+from soda_dist.metrics import METRICS, Labelled, Scores
+from soda_dist.report.page import ENCODERS
+
+AROUND = ("passes", "crop_flip_rate", "workers")
+"""Settings of the probe that say what it is fitted on, and by whom."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is predicted: a class or a factor from one column, or binary attributes from one or more."""
+
+    name: str
+    kind: str
+    columns: tuple[str, ...]
+    classes: int
+
+    def of(self, features: Features) -> NDArray[np.int64]:
+        """Labels as the metrics take them: [N] of a class or factor, [N, A] of attributes."""
+        labels = features.labels(self.columns)
+        return labels if self.kind == "attribute" else labels[:, 0]
+
+    def check(self, features: Features) -> None:
+        """A `UserError` for rows without a value, or values that the manifest does not name."""
+        labels = features.labels(self.columns)
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= self.classes:
+            got = f"{self.name} with values {low}..{high} in {features.split}"
+            raise UserError(
+                "evaluation.label", got, f"0..{self.classes - 1}, as named in the manifest", "choose another"
+            )
+
+
+def choose_target(manifest: Manifest, label: str | None) -> Target:
+    """The target called `label`, or the data set's main one; a `UserError` if there is none."""
+    remedy = "name a label column, or leave out probe and knn"
+    found = choose_label(manifest, label, field="evaluation.label", remedy=remedy)
+    return Target(found.name, found.kind, found.columns, found.classes)
+
+
+def check_neighbours(config: RunConfig, rows: int) -> None:
+    """A `UserError` if there are fewer training rows than neighbours asked for."""
+    k = config.evaluation.knn.k
+    if k > rows:
+        raise UserError("evaluation.knn.k", k, f"1..{rows}, the training images", "ask for fewer neighbours")
+
+
+def fit_settings(config: RunConfig, metric: str) -> dict[str, Any]:
+    """What the metric itself takes of its section in the configuration."""
+    settings = getattr(config.evaluation, metric).model_dump(mode="json")
+    return {name: value for name, value in settings.items() if name not in AROUND}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A piece of work: one metric on one encoder's features, which lie in Ray's object store."""
+
+    metric: str
+    encoder: str
+    arrays: tuple[Any, Any]
+    """References to train and test, [N, D]."""
+    labels: tuple[Any, Any]
+    """References to train and test, as of `Target.of`."""
+    classes: int
+    seed: int
+    settings: dict[str, Any]
+
+
+def measure(models: Models, task: Task) -> dict[str, Any]:
+    """The work of an actor: plain values for the result's JSON."""
+    start = time.monotonic()
+    arrays, labels = (
+        [_tensor(ray.get(reference), models.device) for reference in references]
+        for references in (task.arrays, task.labels)
+    )
+    train, test = (Labelled(array, label) for array, label in zip(arrays, labels, strict=True))
+    scores = METRICS[task.metric](train, test, classes=task.classes, seed=task.seed, **task.settings)
+    return plain_values(scores, train.latents.shape[1], time.monotonic() - start)
+
+
+def plain_values(scores: Scores, dimension: int, seconds: float) -> dict[str, Any]:
+    """An encoder's scores for the result's JSON."""
+    return {
+        "estimates": {name: vars(estimate) for name, estimate in scores.estimates.items()},
+        "details": dict(scores.details),
+        "dimension": dimension,
+        "seconds": seconds,
+    }
+
+
+def _tensor(array: NDArray[Any], device: torch.device) -> Tensor:
+    """A tensor over the shared, read-only array (on the CPU), or a copy of it on the device."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of a read-only array; nothing writes to it
+        return torch.from_numpy(array).to(device)
+
+
+def measure_all(
+    crew: Crew[Task, dict[str, Any]],
+    metrics: Sequence[str],
+    config: RunConfig,
+    features: Sequence[Features],
+    target: Target,
+    say: Say,
+) -> dict[str, dict[str, Any]]:
+    """Each metric's part of its result: the headline of the trained encoder, and every encoder's scores."""
+    if "knn" in metrics:
+        check_neighbours(config, len(features[0]))
+    labels = (ray.put(target.of(features[0])), ray.put(target.of(features[1])))
+    tasks = []
+    for encoder in (name for name in ENCODERS if name in features[0].arrays):
+        arrays = (ray.put(features[0].arrays[encoder]), ray.put(features[1].arrays[encoder]))
+        for metric in metrics:
+            settings = fit_settings(config, metric)
+            tasks.append(Task(metric, encoder, arrays, labels, target.classes, config.seed, settings))
+    progress = Progress(say, f"{' and '.join(metrics)} of {len(features[0]):,} images", "fits", len(tasks))
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for number, scores in crew.share_out(measure, tasks, progress.tick):
+        found[tasks[number].metric, tasks[number].encoder] = scores
+        progress.add(1)
+    progress.close()
+    return {
+        metric: result_of(metric, {encoder: scores for (of, encoder), scores in found.items() if of == metric}, config)
+        for metric in metrics
+    }
+
+
+def result_of(metric: str, found: dict[str, dict[str, Any]], config: RunConfig) -> dict[str, Any]:
+    """A metric's part of its result, from the scores of each encoder."""
+    encoders = {encoder: found[encoder] for encoder in ENCODERS if encoder in found}
+    name, headline = next(iter(encoders["trained"]["estimates"].items()))
+    settings = getattr(config.evaluation, metric).model_dump(mode="json")
+    return {"metric": name, **headline, "encoders": encoders, "settings": settings}
+
+
+def majority(train: NDArray[np.int64], test: NDArray[np.int64]) -> float:
+    """Accuracy on test labels [M, A] of always saying the most frequent training label, mean over columns."""
+    most = [np.bincount(column).argmax() for column in train.T]
+    return float((test == np.array(most)).mean())

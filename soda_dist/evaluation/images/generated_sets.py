@@ -1,0 +1,214 @@
+"""Sets of drawn images, beside the images that they should be like; they stay on storage.
+
+A set lies in the run's `samples/ADDRESS/` as Parquet: `key`, `ok` (whether all images were readable), `image` and
+`target` as PNG, and `psnr` and `ssim` between the two. Members come in a seeded order, so that a smaller set is the
+beginning of a larger one.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from soda_dist.config.schema import RunConfig, Sampling
+from soda_dist.data.relations import OBJECT
+from soda_dist.data.shards import ShardReader
+from soda_dist.data.storage.folder import Folder
+from soda_dist.evaluation.context import Subject
+from soda_dist.evaluation.features.extraction import MODEL_SECTIONS, Models
+from soda_dist.evaluation.images.sampling import Drawing, Subjects, draw, pixel_scores
+from soda_dist.evaluation.piece_cache import address, load, store
+from soda_dist.evaluation.views import PURPOSE, centred, pose_columns
+from soda_dist.models.aggregation import MeanAggregation
+from soda_dist.models.method import Method
+from soda_dist.training.randomness import mix64
+
+Kind = Literal["reconstruction", "samples", "novel_views"]
+NOISE: dict[Kind, int] = {"reconstruction": 0, "novel_views": 0, "samples": 2}
+"""Numbers of their noise."""
+PIECE = 32
+"""Members that an actor draws at a time, and that a file holds."""
+
+
+@dataclass(frozen=True)
+class DrawnSet:
+    """What is drawn, and how."""
+
+    kind: Kind
+    split: str
+    how: Sampling
+    """With the guidance and the number of steps of this set."""
+    aggregation: Literal["own", "mean"] = "own"
+    """Of several sources: as the model was trained, or the mean of their latents (table 5)."""
+
+
+@dataclass(frozen=True)
+class Members:
+    """A piece of a set."""
+
+    of: DrawnSet
+    first: int
+    """Its first member's place in the set."""
+    keys: tuple[int, ...]
+    """Rows of the split that are drawn."""
+    sources: tuple[tuple[int, ...], ...]
+    """Rows that each is drawn from."""
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return len(self.keys)
+
+    @property
+    def file(self) -> str:
+        """The piece's name on storage."""
+        return f"{self.first:010d}-{self.rows}.parquet"
+
+
+def shuffled(config: RunConfig, count: int) -> NDArray[np.int64]:
+    """0..count-1 in an order that belongs to the run's seed."""
+    return np.random.default_rng(mix64(config.seed, PURPOSE, count)).permutation(count)
+
+
+def image_set(subject: Subject, of: DrawnSet, count: int) -> list[Members]:
+    """The first `count` images of the split in seeded order (all, if it has fewer), each its own source."""
+    order = shuffled(subject.config, subject.manifest.split(of.split).rows)[:count].tolist()
+    return _pieces(of, order, [(key,) for key in order])
+
+
+def view_set(subject: Subject, of: DrawnSet, objects: int, asked: int, skip: int, limit: int | None) -> list[Members]:
+    """Views of the first `objects` objects of the split in seeded order.
+
+    An object's first `of.how.sources` views are its sources; up to `asked` are drawn of those after the first `skip`,
+    which is the same for sets with different numbers of sources. `limit`: of views in all.
+    """
+    reader = ShardReader(subject.data, subject.manifest, of.split)
+    runs = object_runs(reader)
+    keys, sources = [], []
+    for number in shuffled(subject.config, len(runs))[:objects].tolist():
+        start, stop = runs[number]
+        for key in range(start + skip, min(start + skip + asked, stop)):
+            keys.append(key)
+            sources.append(tuple(range(start, start + of.how.sources)))
+    return _pieces(of, keys[:limit], sources[:limit])
+
+
+def object_runs(reader: ShardReader) -> list[tuple[int, int]]:
+    """[start, stop) in keys of each object of a split; its rows are neighbours."""
+    values = reader.column(OBJECT).to_numpy()
+    edges = np.concatenate([[0], 1 + np.flatnonzero(np.diff(values)), [len(values)]]).tolist()
+    return list(pairwise(edges))
+
+
+def _pieces(of: DrawnSet, keys: list[int], sources: list[tuple[int, ...]]) -> list[Members]:
+    starts = range(0, len(keys), PIECE)
+    return [Members(of, at, tuple(keys[at : at + PIECE]), tuple(sources[at : at + PIECE])) for at in starts]
+
+
+def folder_of(subject: Subject, of: DrawnSet) -> Folder:
+    """Where a set lies: the name says what decides it."""
+    facts = {
+        "weights": subject.weights,
+        "shards": [shard.sha256 for shard in subject.manifest.split(of.split).shards],
+        "config": subject.config.model_dump(mode="json", include=set(MODEL_SECTIONS)),
+        "precision": subject.config.train.precision,
+        "kind": of.kind,
+        "how": of.how.model_dump(mode="json"),
+        "aggregation": of.aggregation,
+    }
+    return subject.run.child(f"samples/{address(facts)}")
+
+
+def draw_set(subject: Subject, pieces: Sequence[Members], what: str) -> Folder:
+    """Draws what is not there yet; where the set lies."""
+    folder = folder_of(subject, pieces[0].of)
+    store(subject.crew, folder, draw_members, pieces, subject.say, what)
+    return folder
+
+
+@torch.no_grad()
+def draw_members(models: Models, members: Members) -> pa.Table:
+    """The work of an actor, see above for the columns."""
+    of, config = members.of, models.config.model_copy(update={"sampling": members.of.how})
+    subjects, ok = _read(models.reader[of.split], members, config)
+    if of.kind == "samples":
+        places = np.arange(members.first, members.first + members.rows)
+        subjects = replace(subjects, keys=places)
+    model = models.method if of.aggregation == "own" else with_mean(models.method)
+    own = replace(models, model=model, config=config)
+    guidance = 0.0 if of.kind == "samples" and config.method != "unconditional" else of.how.guidance
+    drawn = draw(own, Drawing(subjects, guidance, NOISE[of.kind], 0)).images
+    psnr, ssim = pixel_scores(drawn, subjects.target)
+    columns: dict[str, Any] = {
+        "key": pa.array(members.keys, pa.int64()),
+        "ok": pa.array(ok),
+        "image": pa.array([png(image) for image in drawn], pa.binary()),
+        "target": pa.array([png(image) for image in subjects.target], pa.binary()),
+        "psnr": pa.array(psnr),
+        "ssim": pa.array(ssim),
+    }
+    return pa.table(columns)
+
+
+def with_mean(model: Method) -> Method:
+    """The same networks with the mean as the aggregation of several latents."""
+    other = copy.copy(model)
+    other._modules = {**model._modules, "aggregation": MeanAggregation()}
+    return other
+
+
+def _read(reader: ShardReader, members: Members, config: RunConfig) -> tuple[Subjects, NDArray[np.bool_]]:
+    columns = ["image", *pose_columns(config)]
+    rows = sorted({*members.keys, *(key for some in members.sources for key in some)})
+    seen = centred(rows_at(reader, rows, columns), config)
+    place = {key: at for at, key in enumerate(rows)}
+    targets = np.array([place[key] for key in members.keys])
+    sources = np.array([[place[key] for key in some] for some in members.sources])
+    subjects = Subjects(
+        keys=np.array(members.keys, np.int64),
+        source=seen.source[sources],
+        source_pose=None if seen.pose is None else seen.pose[sources],
+        target=seen.target[targets],
+        pose=None if seen.pose is None else seen.pose[targets],
+    )
+    return subjects, seen.ok[targets] & seen.ok[sources].all(1)
+
+
+def rows_at(reader: ShardReader, keys: Sequence[int], columns: Sequence[str]) -> pa.Table:
+    """Single rows of a split, by their keys."""
+    ends = np.cumsum(reader.groups)
+    parts = []
+    for key in keys:
+        group = int(np.searchsorted(ends, key, side="right"))
+        row = key - int(ends[group]) + reader.groups[group]
+        parts.append(reader.group(group, columns).slice(row, 1))
+    return pa.concat_tables(parts)
+
+
+def png(image: NDArray[np.uint8]) -> bytes:
+    """uint8 [h, w, 3], RGB."""
+    import cv2
+
+    return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def images_of(column: pa.ChunkedArray) -> NDArray[np.uint8]:
+    """Inverse of `png` over a column: uint8 [n, h, w, 3]."""
+    import cv2
+
+    found: list[Any] = [cv2.imdecode(np.frombuffer(v.as_buffer(), np.uint8), cv2.IMREAD_COLOR_RGB) for v in column]
+    return np.stack(found)
+
+
+def load_set(folder: Folder, pieces: Sequence[Members], columns: Sequence[str]) -> pa.Table:
+    """Columns of a set's readable members, and `key` and `ok`."""
+    table = pa.concat_tables([load(folder, piece, ["key", "ok", *columns]) for piece in pieces])
+    if table.column("key").to_pylist() != [key for piece in pieces for key in piece.keys]:
+        raise RuntimeError(f"{folder.uri} lacks members, or has some twice")
+    return table.filter(table.column("ok"))

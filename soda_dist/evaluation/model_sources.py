@@ -1,0 +1,192 @@
+"""Where the networks under evaluation come from: a run's checkpoint, an encoder's file, or timm."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from soda_dist.config.load import parse_config, with_fields
+from soda_dist.config.schema import RunConfig
+from soda_dist.data.storage.folder import Folder, locate
+from soda_dist.errors import UserError
+from soda_dist.models.encoder_only import EncoderAlone
+from soda_dist.models.lr_equalization import load_plain_state_dict
+from soda_dist.models.method import Method
+from soda_dist.models.pretrained import FrozenEncoder, load_frozen
+from soda_dist.training.build import build_encoder, build_model, load_frozen_weights
+from soda_dist.training.checkpoint import load_model, weights_digest
+from soda_dist.weights import fill
+
+TIMM = "timm:"
+
+
+class Origin(Protocol):
+    """Says where networks come from; small enough to be sent to every actor."""
+
+    def configuration(self) -> RunConfig:
+        """How images are prepared for the network, and all else of a run's configuration."""
+
+    def load(self) -> Method | EncoderAlone:
+        """The network, in eval mode on the CPU."""
+
+    def fresh(self, config: RunConfig) -> Method | EncoderAlone:
+        """The same architecture with initial weights of the configuration's seed, in eval mode."""
+
+    def digest(self) -> str:
+        """SHA-256 that belongs to the weights."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint of a run."""
+
+    run: Folder
+    step: int
+    ema: bool
+
+    def configuration(self) -> RunConfig:
+        """The run's own."""
+        return parse_config(self.run.read("config.yaml").decode(), self.run.file_uri("config.yaml"))
+
+    def load(self) -> Method:
+        """With the running mean of the weights, or those that training goes on from."""
+        return load_model(self.run, self.step, ema=self.ema)[0]
+
+    def fresh(self, config: RunConfig) -> Method:
+        """The run's model at its first step."""
+        model = build_model(config)
+        load_frozen_weights(model, config)
+        return model.eval()
+
+    def digest(self) -> str:
+        """Over the checkpoint's own digests: no file is read for it."""
+        return weights_digest(self.run, self.step, ema=self.ema)
+
+
+@dataclass(frozen=True)
+class EncoderFile:
+    """`encoder.safetensors` of a checkpoint, with the checkpoint's `config.json` beside it."""
+
+    uri: str
+
+    def configuration(self) -> RunConfig:
+        """That of the run which wrote the file."""
+        folder, name = locate(self.uri)
+        if not folder.exists(name):
+            raise UserError("--encoder", self.uri, "an existing file, or timm:NAME", "check the path")
+        try:
+            text = folder.read("config.json").decode()
+        except FileNotFoundError:
+            got = f"{self.uri} without config.json beside it"
+            allowed = "encoder.safetensors in a checkpoint's folder, or timm:NAME"
+            raise UserError("--encoder", got, allowed, "copy both files") from None
+        return parse_config(text, folder.file_uri("config.json"))
+
+    def load(self) -> EncoderAlone:
+        """The run's encoder."""
+        encoder = build_encoder(self.configuration())
+        try:
+            load_plain_state_dict(encoder, load_tensors(self._content()))
+        except (SafetensorError, ValueError) as error:
+            got = f"{self.uri} ({str(error).splitlines()[0]})"
+            raise UserError("--encoder", got, "the encoder of the config.json beside it", "copy both files") from None
+        return EncoderAlone(encoder).eval().requires_grad_(False)
+
+    def fresh(self, config: RunConfig) -> EncoderAlone:
+        """The same encoder before training."""
+        return EncoderAlone(build_encoder(config)).eval()
+
+    def digest(self) -> str:
+        """Of the file."""
+        return hashlib.sha256(self._content()).hexdigest()
+
+    def _content(self) -> bytes:
+        folder, name = locate(self.uri)
+        return folder.read(name)
+
+
+@dataclass(frozen=True)
+class TimmEncoder:
+    """A model of timm without its classifier, with weights of a file, or those that timm publishes."""
+
+    model: str
+    weights: str | None
+    sha256: str | None
+
+    def configuration(self) -> RunConfig:
+        """The sizes and the crop that the model was made for."""
+        info = _frozen(self.model, 32).backbone.pretrained_cfg
+        size, share = info["input_size"][1], info.get("crop_pct") or 1.0
+        small = {"data.source_size": size, "data.target_size": size, "data.eval_resize": round(1 / share, 6)}
+        return with_fields(RunConfig(), {**small, "denoiser.attention_resolutions": []})
+
+    def load(self) -> EncoderAlone:
+        """Filled, or a `UserError` where the weights cannot be had."""
+        encoder = _frozen(self.model, self.configuration().data.source_size)
+        if self.weights is not None:
+            assert self.sha256 is not None
+            folder, name = locate(self.weights)
+            if not folder.exists(name):
+                raise UserError("--weights", self.weights, "an existing file", "check the path")
+            load_frozen(encoder, folder.read(name), self.sha256)
+        else:
+            fill(encoder.backbone.state_dict(), self._published(), field="--encoder", network=self.model)
+        return EncoderAlone(encoder).eval()
+
+    def fresh(self, config: RunConfig) -> EncoderAlone:
+        """The same model with initial weights."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            return EncoderAlone(_frozen(self.model, config.data.source_size)).eval()
+
+    def digest(self) -> str:
+        """Over the tensors."""
+        return _digest(self.load().encoder.state_dict())
+
+    def _published(self) -> Mapping[str, Tensor]:
+        try:
+            return timm.create_model(self.model, pretrained=True, num_classes=0).state_dict()
+        except Exception as error:  # each of its sources has its own errors
+            got = f"{TIMM}{self.model}, whose weights cannot be had ({type(error).__name__})"
+            remedy = "give a file by --weights and --weights-sha256, or name a model with a tag"
+            raise UserError("--encoder", got, "published weights within reach", remedy) from None
+
+
+def _frozen(model: str, size: int) -> FrozenEncoder:
+    try:
+        return FrozenEncoder(model=model, image_size=size)
+    except ValueError as error:
+        allowed = str(error).partition("allowed: ")[2] or str(error)
+        raise UserError("--encoder", f"{TIMM}{model}", allowed, "name a model of timm") from None
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    whole = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        whole.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        whole.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()
+
+
+def encoder_origin(text: str, weights: str | None, sha256: str | None) -> Origin:
+    """What `--encoder` names.
+
+    Raises:
+        UserError: weights without a digest or the other way round, or weights beside an encoder's file.
+    """
+    named = text.removeprefix(TIMM) if text.startswith(TIMM) else None
+    if (weights is None) != (sha256 is None):
+        got = "one of --weights and --weights-sha256"
+        raise UserError("--weights", got, "both, or none", "give the file and its digest")
+    if named is None:
+        if weights is not None:
+            raise UserError("--weights", f"{weights} with --encoder {text}", "a model of timm", "leave it out")
+        return EncoderFile(text)
+    return TimmEncoder(named, weights, sha256)

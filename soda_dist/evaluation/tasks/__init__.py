@@ -1,0 +1,49 @@
+"""The tasks of evaluation. A new one is a file beside these and a row in `TASKS`."""
+
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+from soda_dist.errors import UserError
+from soda_dist.evaluation.context import Result, Subject
+from soda_dist.evaluation.tasks import dci, fid, latents, novel_views, probe_knn, reconstruction
+
+
+class Task(NamedTuple):
+    """What `jobs/evaluate.py --tasks` names."""
+
+    check: Callable[[Subject], None]
+    """A `UserError` for what the task needs and the run or the data lack; called before any work."""
+    do: Callable[[Subject], Result]
+    """Does it, and records the result."""
+    draws: bool = False
+    """Whether it needs more of a run than its encoder."""
+
+
+TASKS: Final[dict[str, Task]] = {
+    "probe": Task(probe_knn.check_probe, probe_knn.probe),
+    "knn": Task(probe_knn.check_knn, probe_knn.knn),
+    "dci": Task(dci.check, dci.disentangle),
+    "reconstruction": Task(reconstruction.check, reconstruction.reconstruct, draws=True),
+    "samples": Task(reconstruction.check_samples, reconstruction.samples, draws=True),
+    "novel_views": Task(novel_views.check, novel_views.draw_views, draws=True),
+    "fid": Task(fid.check, fid.measure, draws=True),
+    "latents": Task(latents.check, latents.draw_sheets, draws=True),
+}
+
+
+def chosen(text: str) -> Sequence[str]:
+    """Tasks that a comma-separated text names, in the order of the table; a `UserError` for others."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in TASKS]
+    if unknown or not names:
+        raise UserError("--tasks", ", ".join(unknown) or "nothing", ", ".join(TASKS), "choose some of them")
+    return [name for name in TASKS if name in names]
+
+
+def check(names: Sequence[str], subject: Subject) -> None:
+    """A `UserError` for the first task that lacks what it needs."""
+    for name in names:
+        if TASKS[name].draws and subject.alone:
+            allowed = ", ".join(other for other, task in TASKS.items() if not task.draws)
+            raise UserError("--tasks", f"{name} of an encoder alone", allowed, "leave it out, or evaluate a run")
+        TASKS[name].check(subject)

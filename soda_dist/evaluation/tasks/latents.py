@@ -1,0 +1,322 @@
+"""The latent tools as pictures (sections 4.3.1 and E.3), and what moves along attributes do to images, in figures."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from soda_dist.errors import UserError
+from soda_dist.evaluation.context import Pictures, Result, Subject
+from soda_dist.evaluation.features.attributes import (
+    Attribute,
+    Rows,
+    attributes_of,
+    effects,
+    fit,
+    log_odds,
+    names_of,
+)
+from soda_dist.evaluation.features.scoring import Target, choose_target, fit_settings
+from soda_dist.evaluation.images.decode_latents import (
+    Given,
+    Pool,
+    Redrawn,
+    draw_latents,
+    encode_all,
+    find_directions,
+    section_of,
+)
+from soda_dist.evaluation.images.sampling import Images, Subjects, choose, mean_of
+from soda_dist.evaluation.views import PURPOSE
+from soda_dist.metrics.probe import LinearProbe
+from soda_dist.models.latents import Directions, interpolate, mix_sections, resample_sections, traverse
+from soda_dist.plots.image_grid import image_grid
+from soda_dist.training.randomness import mix64
+
+LATENTS = 10_000
+"""First training latents that principal directions and resampled sections are taken from (E.3: 1,000 to 10,000)."""
+MASKED_IMAGES = 2
+"""Images whose latents are masked; each has a row for every section."""
+
+
+def check(subject: Subject) -> None:
+    """Needs a method that draws from one vector z of one image, and latents enough for the directions."""
+    config = subject.config
+    if config.method not in ("soda", "encdec"):
+        raise UserError("--tasks", f"latents of method {config.method}", "methods soda and encdec", "leave it out")
+    if config.denoiser.conditioning == "grid_attention":
+        got = "latents of a run with denoiser.conditioning=grid_attention"
+        raise UserError("--tasks", got, "runs whose z is one vector", "leave it out")
+    if config.sampling.sources != 1:
+        got = f"{config.sampling.sources} with the task latents"
+        raise UserError("sampling.sources", got, "1: each z is of one image", "set it to 1")
+    _check_directions(subject, subject.rows("train"))
+    _target(subject)
+
+
+def _check_directions(subject: Subject, rows: int) -> None:
+    wanted, most = subject.config.evaluation.tools.directions, min(rows - 1, subject.config.encoder.latent_dim)
+    if wanted > most:
+        got = f"{wanted} with {rows} training images and encoder.latent_dim={subject.config.encoder.latent_dim}"
+        raise UserError("evaluation.tools.directions", got, f"1..{most}", "ask for fewer, or use more images")
+
+
+def _target(subject: Subject) -> Target | None:
+    """What images are moved along; none where the data has no label, or no main one and none is named."""
+    label = subject.config.evaluation.label
+    if label is None and (subject.manifest.main_label is None or not subject.manifest.labels):
+        return None
+    return choose_target(subject.manifest, label)
+
+
+def draw_sheets(subject: Subject) -> Result:
+    """`latents.json` and a picture for each tool, see `report.PICTURES`."""
+    began = time.monotonic()
+    config, target = subject.config, _target(subject)
+    train = subject.features("train", None)
+    if target is not None:
+        target.check(train)
+    _check_directions(subject, len(train))
+    sheets = _Sheets.of(subject, train.arrays["trained"])
+    pictures = sheets.interpolation() | sheets.mixing() | sheets.resampled() | sheets.masking()
+    found, more = sheets.directions()
+    facts: dict[str, Any] = {
+        "splits": {"train": config.evaluation.train_split, "test": config.evaluation.test_split},
+        "counts": {"images": len(sheets.shown.keys), "latents": len(sheets.pool), "train": len(train)},
+        "settings": config.evaluation.tools.model_dump(mode="json"),
+        "sampling": config.sampling.model_dump(mode="json"),
+        **found,
+    }
+    pictures |= more
+    if target is None:
+        subject.say("attributes were left out: the data has no main label, and evaluation.label names none")
+    else:
+        rows = Rows(
+            train.arrays["trained"],
+            target.of(train),
+            target.classes,
+            config.seed,
+            fit_settings(config, "probe"),
+        )
+        measured, more = sheets.attributes(target, rows)
+        facts |= {"label": target.name, "kind": target.kind, **measured}
+        pictures |= more
+    return subject.record("latents", facts, pictures, began)
+
+
+@dataclass(frozen=True)
+class _Sheets:
+    """What all pictures start from: a few test images with their latents, and latents of training images."""
+
+    subject: Subject
+    shown: Subjects
+    z: Tensor
+    """float32 [n, D], of the shown."""
+    pool: Tensor
+    """float32 [m, D]."""
+    section_of: Tensor
+    """int64 [D]."""
+
+    @classmethod
+    def of(cls, subject: Subject, latents: NDArray[np.float32]) -> "_Sheets":
+        shown = choose(subject.crew, subject.config.evaluation.tools.images)
+        if len(shown.keys) < 2:
+            got = f"{subject.config.evaluation.test_split} with one readable image"
+            raise UserError("evaluation.test_split", got, "two or more, to go between", "choose another split")
+        ((_, sections),) = subject.crew.share_out(section_of, [None], lambda: None)
+        z = torch.from_numpy(encode_all(subject.crew, shown))
+        return cls(subject, shown, z, torch.tensor(latents[:LATENTS]), sections)
+
+    @property
+    def sections(self) -> int:
+        """How many z has."""
+        return self.subject.config.denoiser.sections
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Of the shown; the last one of an odd number is left over."""
+        return [(a, a + 1) for a in range(0, len(self.z) - 1, 2)]
+
+    def given(self, z: Tensor, of: Sequence[int], **more: Any) -> Given:
+        """z, float32 [rows, columns, D], drawn with the noise and pose of the shown image `of[row]`."""
+        at = np.repeat(np.array(of), z.shape[1])
+        pose = None if self.shown.pose is None else self.shown.pose[at]
+        return Given(self.shown.keys[at], z.flatten(0, 1).numpy(), pose, **more)
+
+    def rows(self, z: Tensor, of: Sequence[int], what: str) -> list[list[Images]]:
+        """Images drawn from z, as `given`, row by row."""
+        (drawn,) = draw_latents(self.subject.crew, [self.given(z, of)], self.subject.say, what)
+        return [list(row) for row in drawn.images.reshape(*z.shape[:2], *drawn.images.shape[1:])]
+
+    def interpolation(self) -> Pictures:
+        count = self.subject.config.evaluation.tools.weights
+        weights = torch.linspace(0, 1, count)
+        ways = [(a, b, how) for a, b in self.pairs for how in ("linear", "spherical")]
+        z = torch.stack([interpolate(self.z[a], self.z[b], weights, how=how) for a, b, how in ways])  # type: ignore[arg-type]
+        drawn = self.rows(z, [a for a, _, _ in ways], "interpolation")
+        target = self.shown.target
+        rows = [[target[a], *row, target[b]] for (a, b, _), row in zip(ways, drawn, strict=True)]
+        columns = ["A", *(f"{weight:.2g}" for weight in weights.tolist()), "B"]
+        return {"interpolation.png": image_grid(rows, columns, [how for _, _, how in ways])}
+
+    def mixing(self) -> Pictures:
+        """B's sections into A's, from the outside inwards and from the inside outwards."""
+        if self.sections == 1:
+            return {}
+        ways = [(a, b, outside) for a, b in self.pairs for outside in (True, False)]
+        place = torch.arange(self.sections)
+        z = torch.stack(
+            [
+                torch.cat(
+                    [
+                        mix_sections(
+                            self.z[[a, b], None],
+                            ((place < given) if outside else (place >= self.sections - given)).long(),
+                            self.section_of,
+                        )
+                        for given in range(self.sections + 1)
+                    ]
+                )
+                for a, b, outside in ways
+            ]
+        )
+        drawn = self.rows(z, [a for a, _, _ in ways], "mixing of sections")
+        target = self.shown.target
+        rows = [[target[a], *row, target[b]] for (a, b, _), row in zip(ways, drawn, strict=True)]
+        columns = ["A", *(f"{given} of B" for given in range(self.sections + 1)), "B"]
+        names = ["outer first" if outside else "inner first" for _, _, outside in ways]
+        return {"mixing.png": image_grid(rows, columns, names)}
+
+    def resampled(self) -> Pictures:
+        if self.sections == 1:
+            return {}
+        seed, keys = self.subject.config.seed, self.shown.keys.tolist()
+        z = self.z[:, None].repeat(1, self.sections + 1, 1)
+        for row, key in enumerate(keys):
+            for section in range(self.sections):
+                generator = torch.Generator().manual_seed(mix64(seed, PURPOSE, key, section) >> 1)
+                z[row, section + 1] = resample_sections(
+                    self.z[row : row + 1], self.pool, [section], self.section_of, generator
+                )[0]
+        drawn = self.rows(z, range(len(keys)), "resampling of sections")
+        rows = [[image, *row] for image, row in zip(self.shown.target, drawn, strict=True)]
+        columns = ["source", "own latent", *(f"section {section}" for section in range(self.sections))]
+        return {"resampled.png": image_grid(rows, columns)}
+
+    def masking(self) -> Pictures:
+        """Rows of what is masked, columns of noise; a decoder without noise draws each once."""
+        if self.sections == 1:
+            return {}
+        config = self.subject.config
+        noises = 1 if config.method == "encdec" else config.evaluation.tools.noises
+        masks = _masks(self.sections)
+        images = list(range(min(MASKED_IMAGES, len(self.z))))
+        z = self.z[images, None]
+        asked = [
+            self.given(z, images, masked=sections, noise=noise)
+            for sections in masks.values()
+            for noise in range(noises)
+        ]
+        drawn = draw_latents(self.subject.crew, asked, self.subject.say, "masking of sections")
+        by_mask = [drawn[at : at + noises] for at in range(0, len(drawn), noises)]
+        rows = [[self.shown.target[i], *(each.images[i] for each in some)] for i in images for some in by_mask]
+        columns = ["source", *(f"noise {noise + 1}" for noise in range(noises))]
+        return {"masking.png": image_grid(rows, columns, [name for _ in images for name in masks])}
+
+    def directions(self) -> tuple[dict[str, Any], Pictures]:
+        """Facts of the principal directions, of all of z and of its sections, and their pictures."""
+        tools, sectioned = self.subject.config.evaluation.tools, self.sections > 1
+        pool = Pool(self.pool.numpy(), tools.directions, sectioned)
+        ((_, (whole, *parts)),) = self.subject.crew.share_out(find_directions, [pool], lambda: None)
+        names = [f"direction {number + 1} ({share:.0%})" for number, share in enumerate(whole.explained.tolist())]
+        moves = list(zip(names, whole.directions, whole.sigmas.tolist(), strict=True))
+        pictures = {"directions.png": self.moved(moves, "principal directions")}
+        facts: dict[str, Any] = {"directions": _facts(whole)}
+        if sectioned:
+            moves = [
+                (f"section {number} ({float(part.explained[0]):.0%})", part.directions[0], float(part.sigmas[0]))
+                for number, part in enumerate(parts)
+            ]
+            pictures["sections_traversal.png"] = self.moved(moves, "directions of sections")
+            facts["sections"] = [_facts(part)[0] for part in parts]
+        return facts, pictures
+
+    def moved(self, moves: Sequence[tuple[str, Tensor, float]], what: str) -> bytes:
+        """Every shown image along each (name, direction, sigma), as a picture."""
+        ks, count = self.subject.config.evaluation.tools.ks, len(self.z)
+        z = torch.cat([traverse(self.z, direction, sigma, ks).transpose(0, 1) for _, direction, sigma in moves])
+        drawn = self.rows(z, [*range(count)] * len(moves), what)
+        rows = [[self.shown.target[at % count], *row] for at, row in enumerate(drawn)]
+        return image_grid(rows, ["source", *map(_sigmas, ks)], [name for name, _, _ in moves for _ in range(count)])
+
+    def attributes(self, target: Target, rows: Rows) -> tuple[dict[str, Any], Pictures]:
+        """Facts of moves along attributes, as the probe sees them, and their picture."""
+        subject, tools = self.subject, self.subject.config.evaluation.tools
+        subject.say(f"a linear probe of {target.name} is fitted on {len(rows.latents):,} latents")
+        ((_, probe),) = subject.crew.share_out(fit, [rows], lambda: None)
+        names = names_of(target, subject.manifest, tools.attributes)
+        found = attributes_of(probe, names, rows.latents)
+        pictures = {"attributes.png": self.moved([(a.name, a.direction, a.sigma) for a in found], "attributes")}
+        return _measured(subject, probe, found), pictures
+
+
+def _measured(subject: Subject, probe: LinearProbe, attributes: Sequence[Attribute]) -> dict[str, Any]:
+    """The effect of moves on other test images, which are drawn and encoded again."""
+    tools, names = subject.config.evaluation.tools, [attribute.name for attribute in attributes]
+    images = choose(subject.crew, tools.measured_images)
+    z = torch.from_numpy(encode_all(subject.crew, images))
+    ks = [k for k in tools.ks if k]
+    moved = [traverse(z, a.direction, a.sigma, ks) for a in attributes]
+    asked = [Given(images.keys, each.numpy(), images.pose, encode=True) for each in (z, *torch.cat(moved))]
+    still, *drawn = draw_latents(subject.crew, asked, subject.say, "effects of attributes")
+    before = _scores(probe, still, len(names))
+    facts: dict[str, Any] = {}
+    for number, attribute in enumerate(attributes):
+        parts = drawn[number * len(ks) : (number + 1) * len(ks)]
+        after = {k: _scores(probe, part, len(names)) for k, part in zip(ks, parts, strict=True)}
+        facts[attribute.name] = effects(names, number, before, {0.0: before, **after})
+        for row in facts[attribute.name]:
+            subject.say(_line(attribute.name, row))
+    sources = log_odds(probe, z.numpy(), len(names))
+    return {
+        "attributes": facts,
+        "sigmas": {attribute.name: attribute.sigma for attribute in attributes},
+        "of_sources": {name: mean_of(sources[:, number]) for number, name in enumerate(names)},
+        "measured_images": len(images.keys),
+        "probe": {"learning_rate": probe.learning_rate, "held_out": {f"{r:g}": v for r, v in probe.held_out.items()}},
+    }
+
+
+def _scores(probe: LinearProbe, redrawn: Redrawn, count: int) -> NDArray[np.float64]:
+    assert redrawn.z is not None
+    return log_odds(probe, redrawn.z, count)
+
+
+def _line(name: str, row: dict[str, Any]) -> str:
+    score, change = row["score"], row["change"]
+    line = (
+        f"{name}, {_sigmas(row['k'])}: log-odds {score['value']:+.2f} ± {score['standard_error']:.2f}, "
+        f"change {change['value']:+.2f} ± {change['standard_error']:.2f}, {row['share']:.0%} have it"
+    )
+    return line if row["drift"] is None else f"{line}, others drift by {row['drift']['value']:.2f}"
+
+
+def _facts(directions: Directions) -> list[dict[str, float]]:
+    pairs = zip(directions.sigmas.tolist(), directions.explained.tolist(), strict=True)
+    return [{"sigma": sigma, "explained": explained} for sigma, explained in pairs]
+
+
+def _sigmas(k: float) -> str:
+    return f"{k:+g} sigma" if k else "0"
+
+
+def _masks(sections: int) -> dict[str, tuple[int, ...]]:
+    """What is masked, by the name of its row: nothing, each section, the outer and the inner half, all."""
+    every, middle = tuple(range(sections)), (sections + 1) // 2
+    halves = {"outer half": every[:middle], "inner half": every[middle:]} if sections > 2 else {}
+    return {"nothing": (), **{f"section {i}": (i,) for i in every}, **halves, "all": every}

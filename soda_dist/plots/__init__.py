@@ -1,0 +1,1 @@
+"""Arrays in, bytes of a picture out."""

@@ -1,0 +1,187 @@
+"""Ours beside the paper's: a table of its results with rows for our runs, and what keeps the two from being compared.
+
+A figure of ours without a note differs from the paper's in nothing that `soda_dist.report.caveats` checks.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from soda_dist.data.storage.folder import open_folder
+from soda_dist.errors import UserError
+from soda_dist.report.caveats import cell_reasons, is_of, run_reasons, shown
+from soda_dist.report.comparison_formats import Cell, Line, Page, Part, as_html, as_latex, as_markdown
+from soda_dist.report.paper import Block, Column, Paper, PaperRow, Table, read_paper
+from soda_dist.report.paper_columns import OURS, Evaluated, Figure, command, figure, read_run
+
+OTHER = "Runs on other data sets"
+NOT_MEASURED, NONE = "not measured", "–"
+STARRED = "the paper marks this figure."
+MOST_DIFFERENCES = 3
+"""Fields that a run's name shows, of those that tell the runs apart; then how many more there are."""
+MAIN = ("method", "data.views", "encoder.arch", "denoiser.conditioning")
+"""Fields that the name of a single run shows."""
+ASIDE = ("scale.", "evaluation.", "train.log_every", "train.checkpoint", "train.keep", "train.micro_batch")
+"""Beginnings of fields that do not decide what a model learns."""
+ARROWS = {"higher": "↑", "lower": "↓"}
+
+
+FORMATS: dict[str, tuple[str, Callable[[Page], str]]] = {
+    "markdown": ("md", as_markdown),
+    "latex": ("tex", as_latex),
+    "html": ("html", as_html),
+}
+
+
+def compare(uris: Sequence[str], number: str, form: str = "markdown", step: str = "latest") -> str:
+    """Table `number` of the paper with a row for each run, as text.
+
+    Args:
+        uris: folders of evaluated runs.
+        number: as the paper calls its table: `1`, `2`, ... or the section of one without a number.
+        form: `markdown`, `latex` (needs the package booktabs) or `html` (one self-contained page).
+        step: an evaluated step of every run, or `latest`, each run's own.
+
+    Raises:
+        UserError: an unknown table or form; a URI that is no run, is there twice or was not evaluated (at this step).
+    """
+    if form not in FORMATS:
+        raise UserError("--format", form, ", ".join(FORMATS), "choose one of them")
+    paper = read_paper()
+    table = paper.table(number)
+    if not uris or not all(uris):
+        raise UserError("--runs", "nothing" if not uris else "an empty URI", "URI,URI,...", "name evaluated runs")
+    runs = [read_run(uri, step) for uri in uris]
+    for at, run in enumerate(runs):
+        if any(run.uri == other.uri for other in runs[:at]):
+            raise UserError("--runs", f"{run.uri} twice", "each run once", "leave one of them out")
+    return FORMATS[form][1](_page(paper, number, table, runs))
+
+
+def write_comparison(uris: Sequence[str], number: str, form: str, step: str, out: str) -> str:
+    """Writes `compare-NUMBER.md`, `.tex` or `.html` into the folder `out`, and returns its URI; else as `compare`."""
+    text = compare(uris, number, form, step)
+    folder, name = open_folder(out), f"compare-{number}.{FORMATS[form][0]}"
+    folder.write(name, text.encode())
+    return folder.file_uri(name)
+
+
+def _page(paper: Paper, number: str, table: Table, runs: list[Evaluated]) -> Page:
+    page = Page(number, table)
+    labels = list(zip(runs, _names(runs), _details(runs), strict=True))
+    for block in table.blocks:
+        columns = paper.columns[block.columns]
+        digits = [_digits(block, at) for at in range(len(columns))]
+        lines = [_paper_line(page, row, digits) for row in block.rows]
+        for run, name, detail in labels:
+            if len(table.blocks) == 1 or is_of(run, paper.data_sets[block.data]):
+                lines.append(_our_line(page, run, (name, detail), block, paper, digits))
+        title = " · ".join(filter(None, (paper.data_sets[block.data].name, block.title)))
+        page.parts.append(Part(title, _heads(columns, paper), tuple(lines)))
+    if others := _others(page, paper, labels):
+        page.parts.append(others)
+    return page
+
+
+def _others(page: Page, paper: Paper, labels: list[tuple[Evaluated, str, str]]) -> Part | None:
+    """Runs that stand beside none of several data sets, held against the first."""
+    blocks = page.table.blocks
+    left = [label for label in labels if not any(is_of(label[0], paper.data_sets[block.data]) for block in blocks)]
+    if len(blocks) == 1 or not left:
+        return None
+    first = blocks[0]
+    columns = paper.columns[first.columns]
+    digits = [_digits(first, at) for at in range(len(columns))]
+    lines = tuple(_our_line(page, run, (name, detail), first, paper, digits) for run, name, detail in left)
+    return Part(f"{OTHER} (noted against {paper.data_sets[first.data].name})", _heads(columns, paper), lines)
+
+
+def _heads(columns: Sequence[Column], paper: Paper) -> tuple[str, ...]:
+    heads = []
+    for column in columns:
+        metric = paper.metrics[column.metric]
+        unit = f", {metric.unit}" if metric.unit else ""
+        heads.append(f"{column.name or metric.name}{unit} {ARROWS[metric.better]}")
+    return tuple(heads)
+
+
+def _digits(block: Block, at: int) -> int:
+    """Decimals of a column, as the paper has them."""
+    values = [repr(row.values[at]) for row in block.rows if row.values[at] is not None]
+    return max((len(value.partition(".")[2]) for value in values), default=2)
+
+
+def _paper_line(page: Page, row: PaperRow, digits: list[int]) -> Line:
+    cells = []
+    for at, value in enumerate(row.values):
+        notes = (page.note(STARRED),) if at in row.starred else ()
+        cells.append(Cell(NONE if value is None else f"{value:.{digits[at]}f}", notes))
+    return Line(row.name, "", tuple(cells), ours=False, bold=row.soda == "default")
+
+
+def _our_line(
+    page: Page, run: Evaluated, label: tuple[str, str], block: Block, paper: Paper, digits: list[int]
+) -> Line:
+    notes = tuple(page.note(reason) for reason in run_reasons(run, block, paper))
+    columns = paper.columns[block.columns]
+    cells = tuple(_our_cell(page, run, block, *each, paper) for each in zip(columns, digits, strict=True))
+    return Line(label[0], label[1], cells, ours=True, bold=False, notes=notes)
+
+
+def _our_cell(page: Page, run: Evaluated, block: Block, column: Column, digits: int, paper: Paper) -> Cell:
+    if reason := _none_here(run, column):
+        return Cell(NONE, (page.note(reason),))
+    found = figure(run, column)
+    if found is None:
+        return Cell(NOT_MEASURED, (page.note("this command measures it:", command(run, column)),))
+    notes = tuple(page.note(reason) for reason in cell_reasons(run, block, column, paper))
+    return Cell(_text(found, digits), notes)
+
+
+def _none_here(run: Evaluated, column: Column) -> str:
+    """Why a run can have no figure in a column; empty where it can."""
+    method = run.field("method")
+    if method in OURS[column.ours].without:
+        return f"method={method} has none."
+    if any(run.field(name) != wanted for name, wanted in column.needs.items()):
+        return f"only of runs with {' '.join(shown(name, wanted) for name, wanted in column.needs.items())}."
+    return ""
+
+
+def _text(found: Figure, digits: int) -> str:
+    text = f"{found.value:.{digits}f}"
+    return text if found.error is None else f"{text} ± {found.error:.{digits}f}"
+
+
+def _names(runs: list[Evaluated]) -> list[str]:
+    """The last parts of the URIs, as many as tell the runs apart."""
+    parts = [run.uri.rstrip("/").split("/") for run in runs]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-count:]) for each in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _details(runs: list[Evaluated]) -> list[str]:
+    """The main fields in which each run differs from others; of a single run, what it is."""
+    flat = [_leaves(run.config) for run in runs]
+    paths = [path for path in dict.fromkeys(path for leaves in flat for path in leaves) if not path.startswith(ASIDE)]
+    differing = [path for path in paths if any(leaves.get(path) != flat[0].get(path) for leaves in flat)]
+    chosen = sorted(differing, key=lambda path: path not in MAIN) if len(runs) > 1 else list(MAIN)
+    more = f", +{len(chosen) - MOST_DIFFERENCES}" if len(chosen) > MOST_DIFFERENCES and len(runs) > 1 else ""
+    if len(runs) > 1:
+        chosen = chosen[:MOST_DIFFERENCES]
+    ends = Counter(path.rpartition(".")[2] for path in paths)
+    short = {path: end if ends[end := path.rpartition(".")[2]] == 1 else path for path in chosen}
+    return [
+        ", ".join(shown(short[path], leaves.get(path)) for path in chosen) + more or "equal configurations"
+        for leaves in flat
+    ]
+
+
+def _leaves(tree: dict[str, object], above: str = "") -> dict[str, object]:
+    leaves: dict[str, object] = {}
+    for name, value in tree.items():
+        inner = _leaves(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
+        leaves.update(inner)
+    return leaves

@@ -1,0 +1,48 @@
+"""JSON-lines files of a run, exact after a resume, on any storage.
+
+`metrics.jsonl` has a line a log step, `quarantine.jsonl` one for each time an unreadable image was met.
+"""
+
+import json
+from typing import Any
+
+from soda_dist.data.storage.folder import Folder
+
+METRICS = "metrics.jsonl"
+QUARANTINE = "quarantine.jsonl"
+
+
+class JsonLines:
+    """A JSON-lines file that is rewritten whole at each flush, since object stores cannot append.
+
+    A run writes a line each `log_every_steps`, a few hundred bytes: a hundred thousand steps at the default are half a
+    megabyte.
+    """
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        self._folder, self._name = folder, name
+        self._lines: list[dict[str, Any]] = []
+        self._flushed = 0
+
+    def resume(self, step: int) -> None:
+        """Take over the lines of earlier attempts up to `step`, and drop those beyond it: they will come again."""
+        if self._folder.exists(self._name):
+            lines = [json.loads(line) for line in self._folder.read(self._name).splitlines()]
+            self._lines = [line for line in lines if line["step"] <= step]
+
+    def append(self, line: dict[str, Any]) -> None:
+        self._lines.append(line)
+
+    def flush(self) -> None:
+        """Write the file if a line was added since the last flush."""
+        if len(self._lines) == self._flushed:
+            return
+        self._folder.write(self._name, "".join(json.dumps(line) + "\n" for line in self._lines).encode())
+        self._flushed = len(self._lines)
+
+
+def read_lines(folder: Folder, name: str) -> list[dict[str, Any]]:
+    """The lines of a run's JSON-lines file; none when it was never written."""
+    if not folder.exists(name):
+        return []
+    return [json.loads(line) for line in folder.read(name).splitlines()]

@@ -1,0 +1,1 @@
+"""Who owns gradients, the update and the sharding of state."""
