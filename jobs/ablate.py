@@ -27,7 +27,8 @@ def main(argv: list[str]) -> str:
         raise UserError("--data", "nothing with --preset", "a folder of prepared shards", "name the preset's data")
     base = group.base(args.preset, args.overrides)
 
-    from soda_dist.distributed.runtime.cluster import ray_session, training_resources
+    from soda_dist.distributed.runtime.cluster import ray_session
+    from soda_dist.distributed.runtime.resources import training_resources
 
     with ray_session(training_resources(base)["CPU"] * group.concurrent):
         from soda_dist.distributed.ablate import ablate

@@ -17,7 +17,8 @@ def main(argv: list[str], preset: str | None = None, description: str | None = _
 
     from soda_dist.data.shards import read_manifest
     from soda_dist.data.storage.folder import open_folder
-    from soda_dist.distributed.runtime.cluster import ray_session, training_resources
+    from soda_dist.distributed.runtime.cluster import ray_session
+    from soda_dist.distributed.runtime.resources import training_resources
 
     read_manifest(open_folder(args.data))  # a mistake is told before Ray starts
     with ray_session(training_resources(config)["CPU"]):

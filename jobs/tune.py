@@ -19,7 +19,8 @@ def main(argv: list[str]) -> str:
     from soda_dist.config.search import load_search
     from soda_dist.data.shards import read_manifest
     from soda_dist.data.storage.folder import open_folder
-    from soda_dist.distributed.runtime.cluster import ray_session, training_resources
+    from soda_dist.distributed.runtime.cluster import ray_session
+    from soda_dist.distributed.runtime.resources import training_resources
 
     read_manifest(open_folder(args.data))  # a mistake is told before Ray starts
     search = load_search(args.search)

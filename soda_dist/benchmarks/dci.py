@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import GradientBoostingClassifier
 
-from soda_dist.distributed.runtime.cluster import Say
 from soda_dist.errors import UserError
 from soda_dist.evaluation.features.factor_fits import fit_factors
 from soda_dist.metrics.dci import DEPTH, LEARNING_RATE, ROUNDS, scores, section_scores
 from soda_dist.metrics.factors import Integers
+from soda_dist.parallel.progress import Say
 
 LEVELS = (10, 10, 10, 10, 10, 10, 4, 4, 2, 2)
 """Values of each factor."""

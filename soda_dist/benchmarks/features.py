@@ -28,21 +28,14 @@ from soda_dist.config.schema import Data, RunConfig
 from soda_dist.data.shards import ShardReader
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.distributed.runtime.actor_pool import Crew
-from soda_dist.distributed.runtime.cluster import Say
 from soda_dist.errors import UserError
-from soda_dist.evaluation.features.extraction import (
-    Features,
-    Piece,
-    check_splits,
-    collect,
-    load_models,
-    plan_pieces,
-    readers,
-    rows_of,
-)
+from soda_dist.evaluation.features.extraction import collect
+from soda_dist.evaluation.pieces import Features, Piece, check_splits, plan_pieces
+from soda_dist.evaluation.worker import load_models, readers, rows_of
 from soda_dist.models.method import Method
 from soda_dist.models.pixels import IMAGENET_MEAN, IMAGENET_STD
 from soda_dist.models.soda import Encoding
+from soda_dist.parallel.progress import Say
 from soda_dist.training.build import build_model
 
 IMAGES = 1024

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from soda_dist.data.storage.folder import open_folder
-from soda_dist.distributed.runtime.cluster import Say
+from soda_dist.parallel.progress import Say
 
 ROUNDS = 3
 Side = Callable[[int], float]

@@ -33,7 +33,7 @@ from soda_dist.data.storage.folder import open_folder
 from soda_dist.data.views.decode import decode, read_header
 from soda_dist.data.views.pair_views import view_pairs
 from soda_dist.distributed.ingest import opened, stream
-from soda_dist.distributed.runtime.cluster import Say
+from soda_dist.parallel.progress import Say
 
 SECONDS = 12.0
 """How long a side is watched in a round, after its pipeline has filled."""

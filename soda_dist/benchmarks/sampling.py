@@ -18,11 +18,11 @@ from soda_dist.benchmarks.update import Device, allowed_overrides, device_of, no
 from soda_dist.config.load import load_config
 from soda_dist.config.schema import RunConfig, Sampling
 from soda_dist.diffusion.sampling import ReverseStep, reverse_steps
-from soda_dist.distributed.runtime.cluster import Say
 from soda_dist.errors import UserError
 from soda_dist.models.condition import Condition, Sources, join
 from soda_dist.models.method import DiffusionMethod, Precision, Recipe
 from soda_dist.models.pixels import source_input
+from soda_dist.parallel.progress import Say
 from soda_dist.training.build import build_objective
 
 DEFAULTS = {"cpu": ["evaluation.images=2", "sampling.steps=5"], "cuda": ["evaluation.images=128", "sampling.steps=25"]}

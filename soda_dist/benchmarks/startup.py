@@ -27,8 +27,8 @@ from soda_dist.data.shards import check_shards, read_manifest
 from soda_dist.data.source import READERS
 from soda_dist.data.storage.folder import Entry, Folder, open_folder
 from soda_dist.distributed.ingest import stream
-from soda_dist.distributed.runtime.cluster import Say
 from soda_dist.errors import UserError
+from soda_dist.parallel.progress import Say
 
 BYTES = 10**9
 """Of images that are imported: those of a local source, over again or in part; at most, those of a store."""

@@ -15,10 +15,10 @@ from soda_dist.data.preparation.prepare import prepare
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.distributed.ingest import stream
 from soda_dist.distributed.pretrain import pretrain
-from soda_dist.distributed.runtime.cluster import Say
+from soda_dist.parallel.progress import Say
 from soda_dist.runs.metrics_log import METRICS, read_lines
 from soda_dist.training.build import build_objective, build_optimizer
-from soda_dist.training.loop import to_device
+from soda_dist.training.to_device import to_device
 
 TRAIN_STEPS = 12
 

@@ -17,10 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from soda_dist.benchmarks.harness import Result, Side, alternate, ratio
 from soda_dist.config.load import load_config
 from soda_dist.config.schema import RunConfig
-from soda_dist.distributed.runtime.cluster import Say
 from soda_dist.errors import UserError
+from soda_dist.parallel.progress import Say
 from soda_dist.training.build import build_objective, plain_engine
-from soda_dist.training.engines.engine import MicroBatch, PlainEngine
+from soda_dist.training.engines.engine import MicroBatch
+from soda_dist.training.engines.torch_engine import PlainEngine
 from soda_dist.training.plan import some_pose
 from soda_dist.training.randomness import draw
 

@@ -96,6 +96,30 @@ def with_fields(config: RunConfig, fields: dict[str, Any]) -> RunConfig:
     return validate(RunConfig, tree)
 
 
+def with_overrides(config: RunConfig, overrides: Sequence[str], sections: Sequence[str], remedy: str) -> RunConfig:
+    """`config` with `a.b=value` overrides of some sections alone.
+
+    Raises:
+        UserError: an override of another section, with `remedy`; or as in `load_config`.
+    """
+    fields = {}
+    for override in overrides:
+        path, equals, value = override.partition("=")
+        if not equals or path.split(".")[0] not in sections:
+            allowed = ", ".join(f"{section}.field=value" for section in sections)
+            raise UserError("override", override, allowed, remedy)
+        fields[path] = parse_yaml(value, path)
+    return with_fields(config, fields)
+
+
+def leaves(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """The values of a tree by their dotted paths."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= leaves(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
+    return found
+
+
 def _preset_text(preset: str) -> str:
     if preset.endswith((".yaml", ".yml")):
         path = Path(preset)

@@ -17,13 +17,15 @@ from soda_dist.data.preparation.prepare import prepare
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.distributed.pretrain import pretrain
 from soda_dist.distributed.runtime.actor_pool import Crew
-from soda_dist.distributed.runtime.cluster import Say, check_resources, training_resources
 from soda_dist.distributed.runtime.driver_lines import board
+from soda_dist.distributed.runtime.resources import check_resources, training_resources
 from soda_dist.errors import UserError
 from soda_dist.evaluation.evaluate import evaluate
+from soda_dist.parallel.progress import Say
 from soda_dist.report.ablation import ablation_plot, as_markdown, check_group, summarize
 from soda_dist.report.paper import Column, read_paper
-from soda_dist.report.paper_columns import OURS, Figure, figure, read_run
+from soda_dist.report.paper_columns import OURS, Figure, figure
+from soda_dist.runs.results import read_run
 
 AFTER_TRAINING = ("sampling", "evaluation", "scale")
 """Sections that may differ between variants of one training."""

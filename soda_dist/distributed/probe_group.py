@@ -18,10 +18,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import Tensor
 
 from soda_dist.distributed.runtime.actor_pool import LOST, MAX_LOSSES
-from soda_dist.distributed.runtime.cluster import Say
 from soda_dist.errors import UserError
 from soda_dist.metrics.classification import Labelled, Scores
 from soda_dist.metrics.probe import fit_probe, probe_scores
+from soda_dist.parallel.progress import Say
 from soda_dist.training.collectives import ProcessGroupContext
 
 COLLECTIVE_TIMEOUT_S = 600.0

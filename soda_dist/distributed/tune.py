@@ -16,12 +16,14 @@ from soda_dist.config.schema import RunConfig
 from soda_dist.config.search import Range, Search
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.distributed.pretrain import pretrain
-from soda_dist.distributed.runtime.cluster import Say, check_resources, training_resources
 from soda_dist.distributed.runtime.driver_lines import board
+from soda_dist.distributed.runtime.resources import check_resources, training_resources
 from soda_dist.errors import UserError
 from soda_dist.evaluation.evaluate import evaluate, guidance_scores
+from soda_dist.parallel.progress import Say
 from soda_dist.plots.search_trials import sweep_plot
-from soda_dist.training.checkpoint import complete_steps
+from soda_dist.runs.folder import complete_steps
+from soda_dist.runs.results import read_result
 
 OBJECTIVE = "accuracy"
 TRIAL_CPUS = 0.001
@@ -105,8 +107,8 @@ def _trial(
 
 
 def _accuracy(folder: Folder, step: int) -> float | None:
-    name = f"eval/{step}/probe.json"
-    return folder.read_json(name)["value"] if folder.exists(name) else None
+    result = read_result(folder, step, "probe")
+    return None if result is None else result["value"]
 
 
 def _run_tuner(trial: Any, search: Search, run: Folder) -> None:

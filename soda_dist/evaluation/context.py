@@ -10,9 +10,12 @@ from soda_dist.config.schema import RunConfig
 from soda_dist.data.shards import Manifest
 from soda_dist.data.storage.folder import Folder
 from soda_dist.distributed.runtime.actor_pool import Crew
-from soda_dist.distributed.runtime.cluster import Say
 from soda_dist.errors import UserError
-from soda_dist.evaluation.features.extraction import Features, Piece, Point, collect, place_of, plan_pieces
+from soda_dist.evaluation.features.extraction import collect, place_of
+from soda_dist.evaluation.pieces import Features, Piece, Point, plan_pieces
+from soda_dist.parallel.progress import Say
+from soda_dist.runs.folder import evaluation_folder
+from soda_dist.runs.results import write_result
 
 Result = dict[str, Any]
 Pictures = dict[str, bytes]
@@ -65,7 +68,7 @@ class Subject:
     @property
     def place(self) -> Folder:
         """The folder of this checkpoint's results."""
-        return self.run.child(f"eval/{self.step}" if self.ema else f"eval/{self.step}/without-ema")
+        return evaluation_folder(self.run, self.step, ema=self.ema)
 
     @property
     def data_facts(self) -> Result:
@@ -132,7 +135,5 @@ class Subject:
             "seconds": time.monotonic() - began,
             "provenance": provenance(),
         }
-        for name, picture in pictures.items():
-            self.place.write(name, picture)
-        self.place.write_json(f"{task}.json", result)
+        write_result(self.run, self.step, result, pictures, ema=self.ema)
         return result

@@ -6,19 +6,20 @@ from typing import Any
 
 import ray
 
-from soda_dist.config.load import dump_config, parse_config, parse_yaml, with_fields
+from soda_dist.config.load import with_overrides
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.shards import Manifest, check_shards, read_manifest
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.distributed.runtime.actor_pool import Crew
-from soda_dist.distributed.runtime.cluster import Say, check_resources, evaluation_resources
-from soda_dist.errors import UserError
+from soda_dist.distributed.runtime.resources import check_resources, evaluation_resources
 from soda_dist.evaluation.context import Result, Subject
-from soda_dist.evaluation.features.extraction import check_splits, load_models
 from soda_dist.evaluation.model_sources import Checkpoint, Origin
+from soda_dist.evaluation.pieces import check_splits
 from soda_dist.evaluation.tasks import TASKS, check, chosen
 from soda_dist.evaluation.tasks.reconstruction import scored
-from soda_dist.training.checkpoint import complete_steps
+from soda_dist.evaluation.worker import load_models
+from soda_dist.parallel.progress import Say
+from soda_dist.runs.folder import chosen_steps, read_config, write_config
 
 FREE_SECTIONS = ("evaluation", "sampling", "scale")
 
@@ -53,7 +54,8 @@ def evaluate(
     """
     names = chosen(tasks)
     run, data = open_folder(run_uri), open_folder(data_uri)
-    config, steps = _configuration(run, overrides), _steps(run, step)
+    config = with_overrides(read_config(run), overrides, FREE_SECTIONS, "pretrain anew to change anything else")
+    steps = chosen_steps(run, step)
     manifest = _checked_manifest(data, config)
     subjects = [_subject(run, data, manifest, config, Checkpoint(run, at, ema), say) for at in steps]
     check(names, subjects[0])
@@ -72,12 +74,13 @@ def evaluate_encoder(
     """
     names = chosen(tasks)
     data = open_folder(data_uri)
-    config = _overridden(origin.configuration(), overrides, ("data", "evaluation", "scale"), "an encoder has no more")
+    sections = ("data", "evaluation", "scale")
+    config = with_overrides(origin.configuration(), overrides, sections, "an encoder has no more")
     manifest = _checked_manifest(data, config)
     out = open_folder(out_uri)
     subject = _subject(out, data, manifest, config, origin, say)
     check(names, subject)
-    out.write("config.yaml", dump_config(config).encode())  # for the report
+    write_config(out, config)  # for the report
     return _do(names, subject)
 
 
@@ -91,7 +94,7 @@ def _do(names: Sequence[str], subject: Subject) -> dict[str, Result]:
 def guidance_scores(run_uri: str, data_uri: str, guidance: Sequence[float]) -> list[dict[str, float]]:
     """PSNR and SSIM of the latest checkpoint's reconstructions at each guidance scale, from the same noise."""
     run, data = open_folder(run_uri), open_folder(data_uri)
-    config, (step,) = _configuration(run, ()), _steps(run, "latest")
+    config, (step,) = read_config(run), chosen_steps(run, "latest")
     origin = Checkpoint(run, step, ema=True)
     subject = _subject(run, data, _checked_manifest(data, config), config, origin, _silent)
     try:
@@ -119,43 +122,6 @@ def _subject(run: Folder, data: Folder, manifest: Manifest, config: RunConfig, o
         hire=partial(_crew, origin, data.uri, config, say),
         alone=trained is None,
     )
-
-
-def _configuration(run: Folder, overrides: Sequence[str]) -> RunConfig:
-    """The run's configuration with the overrides, which may not touch what the weights depend on."""
-    try:
-        text = run.read("config.yaml").decode()
-    except FileNotFoundError:
-        raise UserError(
-            "--run", f"{run.uri}, which has no config.yaml", "the folder of a run", "check the URI"
-        ) from None
-    config = parse_config(text, run.file_uri("config.yaml"))
-    return _overridden(config, overrides, FREE_SECTIONS, "pretrain anew to change anything else")
-
-
-def _overridden(config: RunConfig, overrides: Sequence[str], sections: Sequence[str], remedy: str) -> RunConfig:
-    fields = {}
-    for override in overrides:
-        path, equals, value = override.partition("=")
-        if not equals or path.split(".")[0] not in sections:
-            allowed = ", ".join(f"{section}.field=value" for section in sections)
-            raise UserError("override", override, allowed, remedy)
-        fields[path] = parse_yaml(value, path)
-    return with_fields(config, fields)
-
-
-def _steps(run: Folder, wanted: str) -> list[int]:
-    steps = complete_steps(run)
-    if not steps:
-        raise UserError("--run", f"{run.uri}, which has no complete checkpoint", "a trained run", "pretrain first")
-    if wanted == "all":
-        return steps
-    if wanted == "latest":
-        return steps[-1:]
-    if not wanted.isdigit() or int(wanted) not in steps:
-        allowed = ", ".join([*map(str, steps), "latest", "all"])
-        raise UserError("--step", wanted, allowed, "choose a complete checkpoint")
-    return [int(wanted)]
 
 
 def _checked_manifest(data: Folder, config: RunConfig) -> Manifest:

@@ -20,6 +20,7 @@ from soda_dist.models.encoder_only import EncoderAlone
 from soda_dist.models.lr_equalization import load_plain_state_dict
 from soda_dist.models.method import Method
 from soda_dist.models.pretrained import FrozenEncoder, load_frozen
+from soda_dist.runs.folder import read_config
 from soda_dist.training.build import build_encoder, build_model, load_frozen_weights
 from soda_dist.training.checkpoint import load_model, weights_digest
 from soda_dist.weights import fill
@@ -53,7 +54,7 @@ class Checkpoint:
 
     def configuration(self) -> RunConfig:
         """The run's own."""
-        return parse_config(self.run.read("config.yaml").decode(), self.run.file_uri("config.yaml"))
+        return read_config(self.run)
 
     def load(self) -> Method:
         """With the running mean of the weights, or those that training goes on from."""

@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 
 from soda_dist.data.storage.folder import Folder
 from soda_dist.distributed.runtime.actor_pool import Crew
-from soda_dist.distributed.runtime.cluster import Say
-from soda_dist.distributed.runtime.farm import Progress
+from soda_dist.parallel.progress import Progress, Say
 
 VERSION = 1
 """Of what the files hold; another one is another address."""

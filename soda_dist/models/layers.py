@@ -1,7 +1,7 @@
 """Layers that both networks share: addressed dropout, norms over groups and over workers, attention, initialisation."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -338,3 +338,21 @@ def lecun_normal_(weight: Tensor) -> Tensor:
     """
     std = weight[0].numel() ** -0.5 / _TRUNCATED_STD
     return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+@torch.no_grad()
+def settle_norms(module: nn.Module, batches: Sequence[tuple[Tensor | None, ...]]) -> None:
+    """Batch norms of a module in eval mode get the mean statistics of `batches`, each the module's arguments.
+
+    Everything else stays in eval mode. Without batch norms nothing happens.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for number, batch in enumerate(batches if norms else ()):
+        for norm in norms:
+            norm.train()
+            norm.momentum = 1.0 / (number + 1)  # a running mean over the batches
+        module(*batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.eval()
+        norm.momentum = momentum

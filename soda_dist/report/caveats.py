@@ -3,7 +3,8 @@
 from typing import Any
 
 from soda_dist.report.paper import Block, Column, DataSet, Paper
-from soda_dist.report.paper_columns import OURS, SAMPLING, WEIGHTS, Evaluated, at, data_of
+from soda_dist.report.paper_columns import OURS, SAMPLING, WEIGHTS
+from soda_dist.runs.results import Evaluated, at, data_of
 
 WHOLE = 0.95
 """Share of the paper's images from which on a prepared data set counts as whole: table 10 rounds them."""

@@ -6,12 +6,14 @@ A figure of ours without a note differs from the paper's in nothing that `soda_d
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from soda_dist.config.load import leaves
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from soda_dist.report.caveats import cell_reasons, is_of, run_reasons, shown
 from soda_dist.report.comparison_formats import Cell, Line, Page, Part, as_html, as_latex, as_markdown
 from soda_dist.report.paper import Block, Column, Paper, PaperRow, Table, read_paper
-from soda_dist.report.paper_columns import OURS, Evaluated, Figure, command, figure, read_run
+from soda_dist.report.paper_columns import OURS, Figure, command, figure
+from soda_dist.runs.results import Evaluated, read_run
 
 OTHER = "Runs on other data sets"
 NOT_MEASURED, NONE = "not measured", "–"
@@ -164,7 +166,7 @@ def _names(runs: list[Evaluated]) -> list[str]:
 
 def _details(runs: list[Evaluated]) -> list[str]:
     """The main fields in which each run differs from others; of a single run, what it is."""
-    flat = [_leaves(run.config) for run in runs]
+    flat = [leaves(run.config) for run in runs]
     paths = [path for path in dict.fromkeys(path for leaves in flat for path in leaves) if not path.startswith(ASIDE)]
     differing = [path for path in paths if any(leaves.get(path) != flat[0].get(path) for leaves in flat)]
     chosen = sorted(differing, key=lambda path: path not in MAIN) if len(runs) > 1 else list(MAIN)
@@ -177,11 +179,3 @@ def _details(runs: list[Evaluated]) -> list[str]:
         ", ".join(shown(short[path], leaves.get(path)) for path in chosen) + more or "equal configurations"
         for leaves in flat
     ]
-
-
-def _leaves(tree: dict[str, object], above: str = "") -> dict[str, object]:
-    leaves: dict[str, object] = {}
-    for name, value in tree.items():
-        inner = _leaves(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
-        leaves.update(inner)
-    return leaves

@@ -12,14 +12,13 @@ from markupsafe import Markup
 
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.plots.curves import CURVES, curve_svg
+from soda_dist.runs.folder import REPORT, attempts, config_text
 from soda_dist.runs.metrics_log import METRICS, QUARANTINE, read_lines
+from soda_dist.runs.results import ENCODERS, MEASURES, TASKS, Result, pictures, read_results
 
-PAGE = "report.html"
+Results = dict[tuple[int, str], Result]
+"""By step and task."""
 SHOWN_QUARANTINED = 20
-ENCODERS = {"trained": "trained", "untrained": "untrained", "pixels": "raw pixels"}
-"""The encoders of a result, in the order of the table's columns, and how the page calls them."""
-MEASURES = {"top1": "top-1", "top5": "top-5", "macro_f1": "macro F1", "accuracy": "accuracy"}
-TASKS = {"probe": "linear probe", "knn": "nearest neighbours"}
 PICTURES = {
     "reconstruction.png": (
         "Each row starts from one image: the source view, its reconstructions at rising guidance from the same noise, "
@@ -74,17 +73,17 @@ def write_report(run_uri: str) -> str:
     Parts that are not there are named on the page, with the command that makes them.
     """
     run = open_folder(run_uri)
-    run.write(PAGE, render(run).encode())
-    return run.file_uri(PAGE)
+    run.write(REPORT, render(run).encode())
+    return run.file_uri(REPORT)
 
 
 def render(run: Folder) -> str:
     """The page as HTML; it refers to nothing outside itself."""
     lines = sorted(read_lines(run, METRICS), key=lambda line: line["step"])
-    results = _results(run)
-    configuration = run.read("config.yaml").decode() if run.exists("config.yaml") else ""
+    results = _latest_first(run)
+    configuration = config_text(run)
     page = Environment(loader=PackageLoader("soda_dist.report", ""), autoescape=True, undefined=StrictUndefined)
-    return page.get_template(PAGE).render(
+    return page.get_template(REPORT).render(
         run=run.uri,
         name=run.uri.rstrip("/").rsplit("/", 1)[-1],
         facts=_facts(lines, results, configuration),
@@ -100,23 +99,18 @@ def render(run: Folder) -> str:
     )
 
 
-def _results(run: Folder) -> dict[tuple[int, str], dict[str, Any]]:
-    """The JSON files of `eval/STEP/`, by step and task, the latest step first."""
-    found = {}
-    for entry in run.list("eval/"):
-        _, step, *rest = entry.name.split("/")
-        if len(rest) == 1 and rest[0].endswith(".json") and step.isdigit():
-            found[int(step), rest[0].removesuffix(".json")] = run.read_json(entry.name)
-    return dict(
-        sorted(
-            found.items(), key=lambda item: (-item[0][0], list(TASKS).index(item[0][1]) if item[0][1] in TASKS else 9)
-        )
-    )
+def _latest_first(run: Folder) -> Results:
+    """The results by step and task, the latest step first, and of a step the tasks of the table first."""
+    found = {(step, task): result for step, tasks in read_results(run).items() for task, result in tasks.items()}
+    return dict(sorted(found.items(), key=lambda item: (-item[0][0], _place(item[0][1], TASKS))))
 
 
-def _facts(
-    lines: list[dict[str, Any]], results: dict[tuple[int, str], dict[str, Any]], text: str
-) -> list[tuple[str, str]]:
+def _place(name: str, table: dict[str, str]) -> int:
+    """Of a name in a table's order; the last where the table lacks it."""
+    return list(table).index(name) if name in table else len(table)
+
+
+def _facts(lines: list[dict[str, Any]], results: Results, text: str) -> list[tuple[str, str]]:
     """The figures at the head of the page."""
     facts = []
     if lines:
@@ -148,7 +142,7 @@ def _curves(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return curves
 
 
-def _rows(results: dict[tuple[int, str], dict[str, Any]]) -> list[Row]:
+def _rows(results: Results) -> list[Row]:
     rows = []
     for (step, task), result in results.items():
         if task not in TASKS:
@@ -169,7 +163,7 @@ def _cell(estimate: dict[str, float] | None) -> dict[str, Any] | None:
     return {"value": value, "text": f"{100 * value:.1f}%", "error": f"± {100 * error:.1f}"}
 
 
-def _notes(results: dict[tuple[int, str], dict[str, Any]]) -> list[str]:
+def _notes(results: Results) -> list[str]:
     """A sentence for each result that the table shows: what was predicted, from how many images."""
     notes = []
     for (step, task), result in results.items():
@@ -186,7 +180,7 @@ def _notes(results: dict[tuple[int, str], dict[str, Any]]) -> list[str]:
     return notes
 
 
-def _reconstructions(results: dict[tuple[int, str], dict[str, Any]]) -> list[dict[str, Any]]:
+def _reconstructions(results: Results) -> list[dict[str, Any]]:
     """Rows of the table of reconstructions: guidance, PSNR and SSIM of the latest step that has them."""
     rows: list[dict[str, Any]] = []
     for (step, task), result in results.items():
@@ -200,37 +194,23 @@ def _reconstructions(results: dict[tuple[int, str], dict[str, Any]]) -> list[dic
 
 
 def _pictures(run: Folder) -> list[dict[str, Any]]:
-    """The PNG files of the latest step that has any, as data URIs."""
-    found: dict[int, list[str]] = {}
-    for entry in run.list("eval/"):
-        _, step, *rest = entry.name.split("/")
-        if len(rest) == 1 and rest[0].endswith(".png") and step.isdigit():
-            found.setdefault(int(step), []).append(entry.name)
+    """The pictures of the latest step that has any, as data URIs, in the order of the page's table."""
+    found = pictures(run)
     if not found:
         return []
     latest = max(found)
-    pictures = []
-    for name in sorted(found[latest], key=_order):
-        title = name.rsplit("/", 1)[1]
-        data = base64.b64encode(run.read(name)).decode()
+    shown = []
+    for name, file in found[latest].items():
+        title = f"{name}.png"
+        data = base64.b64encode(run.read(file)).decode()
         caption = PICTURES.get(title, title)
-        pictures.append({"step": latest, "title": title, "caption": caption, "source": f"data:image/png;base64,{data}"})
-    return pictures
-
-
-def _order(name: str) -> int:
-    """Pictures that the page knows come first, in the order of its table."""
-    title = name.rsplit("/", 1)[1]
-    return list(PICTURES).index(title) if title in PICTURES else len(PICTURES)
+        shown.append({"step": latest, "title": title, "caption": caption, "source": f"data:image/png;base64,{data}"})
+    return sorted(shown, key=lambda picture: _place(picture["title"], PICTURES))
 
 
 def _attempts(run: Folder) -> list[dict[str, str]]:
-    """The provenance of each start of the run, oldest first, every value as text."""
-    if not run.exists("provenance.json"):
-        return []
-    stored = run.read_json("provenance.json")
-    attempts = stored if isinstance(stored, list) else [stored]
-    return [{name: _text(value) for name, value in attempt.items()} for attempt in attempts]
+    """Each start of the run, oldest first, every value as text."""
+    return [{name: _text(value) for name, value in attempt.items()} for attempt in attempts(run)]
 
 
 def _text(value: Any) -> str:

@@ -5,12 +5,8 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
-from soda_dist.data.storage.folder import Folder, open_folder
-from soda_dist.errors import UserError
 from soda_dist.report.paper import Column
-from soda_dist.runs.metrics_log import METRICS, read_lines
+from soda_dist.runs.results import Evaluated, at
 
 
 @dataclass(frozen=True)
@@ -65,67 +61,11 @@ SAMPLING = {"reconstruction": "settings", "novel_views": "settings", "fid": "set
 
 
 @dataclass(frozen=True)
-class Data:
-    """The prepared data of an evaluation, as a result records it: its URI, its kind and the rows of each split."""
-
-    uri: str
-    kind: str
-    rows: dict[str, int]
-    reencoded: dict[str, int | None] | None = None
-    """`max_side` and `quality` of images that the import encoded anew; none: as published."""
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """A run at one evaluated step.
-
-    Attributes:
-        uri: the run's folder.
-        step: of the checkpoint.
-        config: config.yaml as a tree.
-        results: the JSON files of the step, by task.
-        data: of the latest of these evaluations; none where no result says it.
-        epochs: of training up to `step`; none where neither metrics.jsonl nor the data's rows tell.
-    """
-
-    uri: str
-    step: int
-    config: dict[str, Any]
-    results: dict[str, dict[str, Any]]
-    data: Data | None
-    epochs: float | None
-
-    def field(self, path: str) -> Any:
-        """A field of the configuration, or None."""
-        return at(self.config, path)
-
-
-@dataclass(frozen=True)
 class Figure:
     """A value in the paper's unit, and its standard error where one is known."""
 
     value: float
     error: float | None
-
-
-def read_run(uri: str, step: str = "latest") -> Evaluated:
-    """The run at `uri` as evaluated at `step`, a number or `latest`.
-
-    Raises:
-        UserError: no run, no evaluation, or none at this step.
-    """
-    run = open_folder(uri)
-    config, found = _config(run), _results(run)
-    if not found:
-        remedy = f"run python jobs/evaluate.py --run {run.uri} --data URI"
-        raise UserError("--runs", f"{run.uri}, which has no evaluation", "evaluated runs", remedy)
-    if step != "latest" and not (step.isdigit() and int(step) in found):
-        known = ", ".join([*map(str, sorted(found)), "latest"])
-        raise UserError("--step", f"{step} of {run.uri}", known, "choose an evaluated step")
-    chosen = max(found) if step == "latest" else int(step)
-    results = {task: run.read_json(name) for task, name in found[chosen].items()}
-    data = _latest_data(results)
-    return Evaluated(run.uri, chosen, config, results, data, _epochs(run, chosen, config, data))
 
 
 def figure(run: Evaluated, column: Column) -> Figure | None:
@@ -151,19 +91,6 @@ def command(run: Evaluated, column: Column) -> str:
     if ours.task == "novel_views":
         options = [f"evaluation.novel_views.sources=[{column.sources}]"]
     return shlex.join([*words, "--step", str(run.step), *options, *ours.options])
-
-
-def data_of(result: dict[str, Any]) -> Data | None:
-    """The prepared data that a result is of; none where it does not say."""
-    facts = result.get("data")
-    return Data(facts["uri"], facts["kind"], facts["rows"], facts.get("reencoded")) if facts else None
-
-
-def at(tree: Any, path: str) -> Any:
-    """What lies at a path of names with dots between, or None."""
-    for name in path.split("."):
-        tree = tree.get(name) if isinstance(tree, dict) else None
-    return tree
 
 
 def _walk(run: Evaluated, result: dict[str, Any], path: str, column: Column) -> Any:
@@ -197,38 +124,3 @@ def _estimate(found: Any) -> Figure | None:
         error = found.get("standard_error")
         return Figure(float(found["value"]), None if error is None else float(error))
     return None
-
-
-def _config(run: Folder) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(run.read("config.yaml"))
-    except (FileNotFoundError, yaml.YAMLError):
-        config = None
-    if not isinstance(config, dict):
-        raise UserError("--runs", f"{run.uri}, which has no config.yaml", "folders of runs", "check the URI")
-    return config
-
-
-def _results(run: Folder) -> dict[int, dict[str, str]]:
-    """Names of the JSON files of `eval/STEP/`, by step and task."""
-    found: dict[int, dict[str, str]] = {}
-    for entry in run.list("eval/"):
-        _, step, *rest = entry.name.split("/")
-        if len(rest) == 1 and rest[0].endswith(".json") and step.isdigit():
-            found.setdefault(int(step), {})[rest[0].removesuffix(".json")] = entry.name
-    return found
-
-
-def _latest_data(results: dict[str, dict[str, Any]]) -> Data | None:
-    """The data of the latest result that says it."""
-    known = [result for result in results.values() if data_of(result)]
-    return data_of(max(known, key=lambda result: at(result, "provenance.time") or "")) if known else None
-
-
-def _epochs(run: Folder, step: int, config: dict[str, Any], data: Data | None) -> float | None:
-    lines = [line for line in read_lines(run, METRICS) if 0 < line["step"] <= step and line.get("epoch")]
-    if lines:
-        last = max(lines, key=lambda line: line["step"])
-        return last["epoch"] * step / last["step"]
-    rows = data.rows.get(at(config, "data.train_split")) if data else None
-    return step * at(config, "train.global_batch") / rows if rows else None

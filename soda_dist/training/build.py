@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from soda_dist.config.schema import RunConfig
@@ -16,11 +17,14 @@ from soda_dist.models.baselines import Palette, Unconditional
 from soda_dist.models.decoder import Decoder
 from soda_dist.models.denoiser import Conditioning, Denoiser
 from soda_dist.models.encoder import Encoder
+from soda_dist.models.layers import synchronize_norms
 from soda_dist.models.method import Method
 from soda_dist.models.pose_encoding import PoseGrid, PoseVector
 from soda_dist.models.pretrained import FrozenEncoder, load_frozen
 from soda_dist.models.soda import EncDec, Soda
-from soda_dist.training.engines.engine import PlainEngine
+from soda_dist.training.collectives import ProcessGroupContext, set_collective_timeout, sum_over_workers
+from soda_dist.training.engines.engine import Engine
+from soda_dist.training.engines.torch_engine import PlainEngine
 from soda_dist.training.objective import Objective
 from soda_dist.training.online_probe import OnlineProbe
 
@@ -237,3 +241,25 @@ def _vector(config: RunConfig) -> PoseVector | None:
         return None
     relative = p.conditioning in ("relative", "grid_relative")
     return PoseVector(form="relative" if relative else "absolute", extent=p.extent, dim=p.encoding_dim, scale=p.scale)
+
+
+COLLECTIVE_TIMEOUT_S = 600.0
+
+
+def build_engine(config: RunConfig, device: torch.device, labels: ProbeLabels | None = None) -> Engine:
+    """The configured engine in an initialised process group; `labels` are those of an online probe."""
+    objective = build_objective(config, labels).to(device)
+    world = dist.get_world_size()
+    if world > 1:
+        synchronize_norms(objective, sum_over_workers)
+        if objective.online_probe is not None:
+            objective.online_probe.workers = ProcessGroupContext(device, None)
+    if config.scale.engine == "deepspeed":
+        from soda_dist.training.engines.deepspeed_engine import DeepSpeedEngine
+
+        optimizer = build_optimizer(config, objective)
+        engine: Engine = DeepSpeedEngine(objective=objective, optimizer=optimizer, config=config, device=device)
+    else:
+        engine = plain_engine(config, objective, rank=dist.get_rank(), world=world)
+    set_collective_timeout(COLLECTIVE_TIMEOUT_S)
+    return engine

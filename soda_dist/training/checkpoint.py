@@ -25,35 +25,21 @@ from soda_dist.metrics.probe import LinearProbe
 from soda_dist.models.lr_equalization import load_plain_state_dict, plain_state_dict
 from soda_dist.models.method import Method
 from soda_dist.models.pretrained import FrozenEncoder
+from soda_dist.runs.folder import MANIFEST, checkpoint_folder, chosen_steps, complete_steps
 from soda_dist.training.build import build_model
 from soda_dist.training.context import WorkerContext
 from soda_dist.training.engines.engine import KINDS, Engine, Fragment
 from soda_dist.training.online_probe import OnlineProbe, linear_probe
 
-MANIFEST = "manifest.json"
 ONLINE_PROBE = "online_probe.safetensors"
 VERSION = 1
 PART_BYTES = 256 << 20
 """Of a state file: writing holds about three times as much. A larger parameter gets a file of its own."""
 
 
-def _name(step: int) -> str:
-    return f"checkpoints/{step:09d}"
-
-
-def complete_steps(run: Folder) -> list[int]:
-    """Steps of the complete checkpoints of a run, ascending."""
-    found = []
-    for entry in run.list("checkpoints"):
-        parts = entry.name.split("/")
-        if len(parts) == 3 and parts[2] == MANIFEST:
-            found.append(int(parts[1]))
-    return sorted(found)
-
-
 def save(run: Folder, step: int, engine: Engine, context: WorkerContext, config: RunConfig) -> None:
     """Write the checkpoint of `step`, then remove those beyond `train.keep_checkpoints`. Called by every rank."""
-    folder = run.child(_name(step))
+    folder = checkpoint_folder(run, step)
     if context.rank == 0:
         folder.remove_tree("")
     context.barrier()
@@ -130,19 +116,18 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _remove(run: Folder, step: int) -> None:
-    folder = run.child(_name(step))
+    folder = checkpoint_folder(run, step)
     folder.remove(MANIFEST)  # first: an interrupted removal leaves an incomplete checkpoint, never a damaged one
     folder.remove_tree("")
 
 
 def read_manifest(run: Folder, step: int) -> dict[str, Any]:
     """The manifest of a complete checkpoint; UserError when it is of another version."""
-    manifest = run.child(_name(step)).read_json(MANIFEST)
+    folder = checkpoint_folder(run, step)
+    manifest = folder.read_json(MANIFEST)
     if manifest["version"] != VERSION:
-        where = f"{run.uri}/{_name(step)}"
-        raise UserError(
-            where, f"checkpoint version {manifest['version']}", str(VERSION), "use the release that wrote it"
-        )
+        got = f"checkpoint version {manifest['version']}"
+        raise UserError(folder.uri, got, str(VERSION), "use the release that wrote it")
     return manifest
 
 
@@ -160,7 +145,7 @@ def _read(folder: Folder, manifest: dict[str, Any], name: str) -> bytes:
 
 def restore(run: Folder, step: int, engine: Engine, context: WorkerContext) -> None:
     """Read the checkpoint of `step` into `engine`, whatever engine and number of workers wrote it."""
-    folder, manifest = run.child(_name(step)), read_manifest(run, step)
+    folder, manifest = checkpoint_folder(run, step), read_manifest(run, step)
     pieces = list(engine.fragments())
     missing = {(p.name, p.start, kind): p.length for p in pieces for kind in KINDS}
     for name in _state_files(manifest, context):
@@ -200,7 +185,7 @@ def _read_probe(folder: Folder, manifest: dict[str, Any]) -> dict[str, Tensor]:
 
 def load_online_probe(run: Folder, step: int) -> LinearProbe:
     """The probe that was trained along up to `step`; UserError if the run trained none."""
-    folder, manifest = run.child(_name(step)), read_manifest(run, step)
+    folder, manifest = checkpoint_folder(run, step), read_manifest(run, step)
     config = parse_config(_read(folder, manifest, "config.json").decode(), f"{folder.uri}/config.json")
     return linear_probe(_read_probe(folder, manifest), config.train.online_probe_lr)
 
@@ -229,15 +214,8 @@ def load_model(run: Folder, step: int | None = None, *, ema: bool = True) -> tup
 
     `ema`: with the running mean of the weights, or with those that training goes on from.
     """
-    steps = complete_steps(run)
-    if not steps:
-        raise UserError(
-            "--run", run.uri, "a run with a complete checkpoint", "pretrain first, or wait for its first checkpoint"
-        )
-    if step is not None and step not in steps:
-        raise UserError("--step", step, ", ".join(map(str, steps)), "choose a complete checkpoint, or latest")
-    step = steps[-1] if step is None else step
-    folder, manifest = run.child(_name(step)), read_manifest(run, step)
+    (step,) = chosen_steps(run, "latest" if step is None else str(step))
+    folder, manifest = checkpoint_folder(run, step), read_manifest(run, step)
     config = parse_config(_read(folder, manifest, "config.json").decode(), f"{folder.uri}/config.json")
     model = build_model(config)
     try:

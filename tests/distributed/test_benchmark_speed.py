@@ -15,7 +15,7 @@ from soda_dist.benchmarks.sampling import calls_of, draw_ours, draw_theirs, make
 from soda_dist.benchmarks.update import measure_step, noise_batches
 from soda_dist.config.load import dump_config
 from soda_dist.errors import UserError
-from soda_dist.training.engines.engine import PlainEngine
+from soda_dist.training.engines.torch_engine import PlainEngine
 from tests.tiny import tiny_config
 from tests.training.test_engine import engine_of
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from soda_dist.data.storage.folder import open_folder
-from soda_dist.distributed.pretrain import build_engine
+from soda_dist.training.build import build_engine
 from soda_dist.training.checkpoint import load_model, restore, save
 from soda_dist.training.collectives import ProcessGroupContext
-from soda_dist.training.loop import to_device
+from soda_dist.training.to_device import to_device
 from tests.distributed.spawned import run_processes
 from tests.tiny import feed, tiny_config
 

@@ -12,7 +12,8 @@ from soda_dist.evaluation.evaluate import evaluate
 from soda_dist.evaluation.tasks.dci import factor_columns
 from soda_dist.metrics import dci
 from soda_dist.report.paper import Column
-from soda_dist.report.paper_columns import Figure, figure, read_run
+from soda_dist.report.paper_columns import Figure, figure
+from soda_dist.runs.results import read_run
 from tests.distributed.small_run import small_data, train
 from tests.tiny import tiny_config
 

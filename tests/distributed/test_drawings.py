@@ -14,7 +14,6 @@ from soda_dist.data.shards import read_manifest
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Subject
-from soda_dist.evaluation.features.extraction import Models, load_models, readers
 from soda_dist.evaluation.images import generated_sets
 from soda_dist.evaluation.images.generated_sets import (
     DrawnSet,
@@ -22,17 +21,18 @@ from soda_dist.evaluation.images.generated_sets import (
     draw_set,
     folder_of,
     image_set,
-    images_of,
     load_set,
-    png,
-    shuffled,
     view_set,
     with_mean,
 )
 from soda_dist.evaluation.images.sampling import Drawing, draw, pick_subjects
+from soda_dist.evaluation.images.scores import images_of, png
+from soda_dist.evaluation.images.set_scores import set_scores
+from soda_dist.evaluation.images.view_sets import asked_views
 from soda_dist.evaluation.model_sources import Checkpoint
-from soda_dist.evaluation.tasks.novel_views import _ways, asked_views, draw_views
-from soda_dist.evaluation.tasks.reconstruction import set_scores
+from soda_dist.evaluation.pieces import shuffled
+from soda_dist.evaluation.tasks.novel_views import _ways, draw_views
+from soda_dist.evaluation.worker import Models, load_models, readers
 from soda_dist.models.aggregation import MeanAggregation
 from soda_dist.training.build import build_model
 from tests.distributed.small_run import small_data, train

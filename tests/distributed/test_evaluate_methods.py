@@ -11,11 +11,13 @@ from PIL import Image
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from soda_dist.evaluation.evaluate import evaluate
-from soda_dist.evaluation.features.extraction import Models, Point, activations, readers
+from soda_dist.evaluation.features.extraction import activations
 from soda_dist.evaluation.features.read_point import candidates
-from soda_dist.evaluation.images.sampling import likeness
-from soda_dist.evaluation.images.view_sets import pick_objects, show_novel_views
+from soda_dist.evaluation.images.scores import likeness
+from soda_dist.evaluation.pieces import Point
+from soda_dist.evaluation.tasks.novel_views import pick_objects, show_novel_views
 from soda_dist.evaluation.views import addressed_noise, centred
+from soda_dist.evaluation.worker import Models, readers
 from soda_dist.models.condition import Condition
 from soda_dist.training.build import build_model
 from tests.distributed.small_run import small_data, train

@@ -20,7 +20,9 @@ from soda_dist.config import RunConfig
 from soda_dist.config.load import dump_config
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
-from soda_dist.evaluation.features.extraction import collect, load_models, plan_pieces
+from soda_dist.evaluation.features.extraction import collect
+from soda_dist.evaluation.pieces import plan_pieces
+from soda_dist.evaluation.worker import load_models
 from tests.distributed.small_run import prepare, small_data
 from tests.distributed.test_features import LocalCrew
 from tests.tiny import tiny_config

@@ -16,23 +16,12 @@ from soda_dist.data.shards import ShardReader
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.data.views.pair_views import center_views
 from soda_dist.errors import UserError
-from soda_dist.evaluation.features.extraction import (
-    Features,
-    Models,
-    Piece,
-    Point,
-    check_splits,
-    collect,
-    extract,
-    load_models,
-    place_of,
-    plan_pieces,
-    read_features,
-    readers,
-)
+from soda_dist.evaluation.features.extraction import collect, extract, place_of, read_features
 from soda_dist.evaluation.model_sources import Checkpoint
+from soda_dist.evaluation.pieces import Features, Piece, Point, check_splits, plan_pieces
+from soda_dist.evaluation.worker import Models, load_models, readers
 from soda_dist.models.condition import Sources
-from soda_dist.models.norms import settle_norms
+from soda_dist.models.layers import settle_norms
 from soda_dist.models.pixels import raw_pixels, source_input
 from soda_dist.training.build import build_model
 from soda_dist.training.checkpoint import load_model

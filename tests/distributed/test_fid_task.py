@@ -13,10 +13,11 @@ from soda_dist.config.load import with_fields
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Subject
-from soda_dist.evaluation.features.extraction import Models, readers
-from soda_dist.evaluation.images.generated_sets import DrawnSet, Members, folder_of, image_set, images_of, load_set
+from soda_dist.evaluation.images.generated_sets import DrawnSet, Members, folder_of, image_set, load_set
+from soda_dist.evaluation.images.scores import images_of
+from soda_dist.evaluation.images.view_sets import asked_views
 from soda_dist.evaluation.tasks import fid as task
-from soda_dist.evaluation.tasks.novel_views import asked_views
+from soda_dist.evaluation.worker import Models, readers
 from soda_dist.metrics.distributions import kid, precision_recall
 from soda_dist.training.build import build_model
 from tests.distributed.colours import FACTS, colours, slow_fid, stand_in

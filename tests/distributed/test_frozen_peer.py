@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import ProcessExitedException
 
-from soda_dist.distributed.pretrain import build_engine
+from soda_dist.training.build import build_engine
 from soda_dist.training.collectives import set_collective_timeout
-from soda_dist.training.loop import to_device
+from soda_dist.training.to_device import to_device
 from tests.distributed.spawned import run_processes
 from tests.tiny import feed, tiny_config
 

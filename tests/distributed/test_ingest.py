@@ -35,7 +35,8 @@ def config_of(workers: int, micro: int | None = None, steps: int = 12):
 
 
 def test_every_worker_gets_the_pairs_of_its_slices(data):
-    from soda_dist.distributed.ingest import slices, stream
+    from soda_dist.distributed.ingest import stream
+    from soda_dist.distributed.ingest_plan import slices
 
     manifest = read_manifest(open_folder(data))
     reader = ShardReader(open_folder(data), manifest, "train")
@@ -62,7 +63,8 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_kind_of_view_comes_through_as_it_was_made(variant, tmp_path):
     from soda_dist.distributed import ingest
-    from soda_dist.distributed.ingest import slices, stream
+    from soda_dist.distributed.ingest import stream
+    from soda_dist.distributed.ingest_plan import slices
 
     reader = write_objects(str(tmp_path), flat, broken=(7, 50))
     train = {"global_batch": 16, "steps": 12, "micro_batch": 4, "checkpoint_every_steps": 100}
@@ -102,7 +104,8 @@ def test_a_block_holds_no_more_than_its_bytes_however_large_the_micro_batch(data
 
 
 def test_labels_come_through_where_a_probe_is_trained_along(data):
-    from soda_dist.distributed.ingest import slices, stream
+    from soda_dist.distributed.ingest import stream
+    from soda_dist.distributed.ingest_plan import slices
 
     train = {"global_batch": 16, "steps": 4, "online_probe": True, "checkpoint_every_steps": 100}
     scale = {"workers": 2, "data_memory_mb": 64}
@@ -264,11 +267,11 @@ def test_a_slow_consumer_holds_the_pipeline_back(data):
 
 @pytest.mark.parametrize("stays", [False, True])
 def test_a_small_data_set_is_not_cut_into_endless_tasks(data, stays):
-    from soda_dist.distributed.ingest import TASKS_PER_DATASET, _datasets, slices
+    from soda_dist.distributed.ingest_plan import TASKS_PER_DATASET, datasets, slices
 
     config = config_of(1, steps=2000)
     order = Order([g for shard in GROUPS for g in shard], config.seed, 16, config.data.shuffle_groups)
-    datasets = list(_datasets(order, config, 0, 3, stays=stays))
+    datasets = list(datasets(order, config, 0, 3, stays=stays))
     tasks = sum(len(plans) for plans in datasets)
     assert tasks < 5 if stays else tasks > 1000, "2,000 steps of 16, at most 2,048 rows a block and 8 blocks a task"
     assert max(len(plans) for plans in datasets) <= TASKS_PER_DATASET + 2

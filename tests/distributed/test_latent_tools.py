@@ -16,10 +16,10 @@ from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Subject
 from soda_dist.evaluation.features.attributes import effects, log_odds
-from soda_dist.evaluation.features.extraction import Models, readers
 from soda_dist.evaluation.images.decode_latents import Given, draw_given, encode_subjects, section_of
 from soda_dist.evaluation.images.sampling import Drawing, draw, pick_subjects
 from soda_dist.evaluation.tasks import latents
+from soda_dist.evaluation.worker import Models, readers
 from soda_dist.metrics.probe import LinearProbe
 from soda_dist.models.condition import Condition, Sources
 from soda_dist.models.soda import EncDec

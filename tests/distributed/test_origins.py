@@ -13,8 +13,10 @@ from soda_dist.data.storage.folder import open_folder
 from soda_dist.data.views.pair_views import center_views
 from soda_dist.errors import UserError
 from soda_dist.evaluation.evaluate import evaluate, evaluate_encoder
-from soda_dist.evaluation.features.extraction import collect, load_models, plan_pieces
+from soda_dist.evaluation.features.extraction import collect
 from soda_dist.evaluation.model_sources import Checkpoint, EncoderFile, TimmEncoder, encoder_origin
+from soda_dist.evaluation.pieces import plan_pieces
+from soda_dist.evaluation.worker import load_models
 from soda_dist.training.checkpoint import load_model
 from tests.distributed.small_run import small_data, train
 from tests.distributed.test_features import LocalCrew

@@ -19,11 +19,12 @@ from soda_dist.data.storage.folder import open_folder
 from soda_dist.distributed.runtime import farm
 from soda_dist.errors import UserError
 from soda_dist.evaluation.evaluate import evaluate
-from soda_dist.evaluation.features.extraction import Models, load_models
 from soda_dist.evaluation.images import generated_sets
-from soda_dist.evaluation.images.generated_sets import DrawnSet, draw_set, image_set, images_of, load_set
+from soda_dist.evaluation.images.generated_sets import DrawnSet, draw_set, image_set, load_set
 from soda_dist.evaluation.images.judges import check_weights, judge_of, lpips_scores, set_moments
+from soda_dist.evaluation.images.scores import images_of
 from soda_dist.evaluation.model_sources import Checkpoint
+from soda_dist.evaluation.worker import Models, load_models
 from soda_dist.metrics.distributions import fid
 from soda_dist.metrics.perceptual import load_lpips
 from tests.distributed.small_run import small_data, train

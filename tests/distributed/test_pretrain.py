@@ -10,8 +10,8 @@ from safetensors.torch import load
 
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
+from soda_dist.runs.folder import complete_steps
 from soda_dist.runs.metrics_log import read_lines
-from soda_dist.training.checkpoint import complete_steps
 from tests.distributed.small_run import prepare
 from tests.tiny import tiny_config
 

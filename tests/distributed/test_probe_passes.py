@@ -15,10 +15,12 @@ from soda_dist.data.storage.folder import open_folder
 from soda_dist.data.views.crops import plan_crops
 from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Subject
-from soda_dist.evaluation.features.extraction import Models, Piece, Point, extract, readers
+from soda_dist.evaluation.features.extraction import extract
 from soda_dist.evaluation.features.probe_passes import Training, extract_training, read_vectors
+from soda_dist.evaluation.pieces import Piece, Point
 from soda_dist.evaluation.tasks.probe_knn import check_probe
 from soda_dist.evaluation.views import addressed_noise, augmented, centred
+from soda_dist.evaluation.worker import Models, readers
 from soda_dist.models.condition import Condition
 from soda_dist.models.pixels import raw_pixels
 from soda_dist.training.build import build_model

@@ -8,7 +8,7 @@ import ray
 import torch
 
 from soda_dist.data.storage.folder import open_folder
-from soda_dist.distributed.runtime.cluster import check_resources
+from soda_dist.distributed.runtime.resources import check_resources
 from soda_dist.errors import UserError
 from soda_dist.evaluation.evaluate import evaluate
 from soda_dist.evaluation.features.extraction import read_features
@@ -92,7 +92,7 @@ def _vectors(folder, number: int, encoder: str) -> np.ndarray:
 
 def _plain(place: Path, split: str):
     from soda_dist.data.shards import read_manifest
-    from soda_dist.evaluation.features.extraction import plan_pieces
+    from soda_dist.evaluation.pieces import plan_pieces
 
     pieces = plan_pieces(split, read_manifest(open_folder(str(place / "data"))).split(split).groups, None, 8)
     (folder,) = {

@@ -10,9 +10,10 @@ from soda_dist.config.load import with_fields
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Subject
-from soda_dist.evaluation.features.extraction import Models, readers
-from soda_dist.evaluation.images.generated_sets import DrawnSet, folder_of, image_set, images_of, load_set
+from soda_dist.evaluation.images.generated_sets import DrawnSet, folder_of, image_set, load_set
+from soda_dist.evaluation.images.scores import images_of
 from soda_dist.evaluation.tasks import reconstruction as task
+from soda_dist.evaluation.worker import Models, readers
 from soda_dist.training.build import build_model
 from tests.distributed.colours import FACTS, slow_fid, stand_in
 from tests.distributed.small_run import small_data

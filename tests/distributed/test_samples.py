@@ -12,10 +12,12 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from soda_dist.data.views.pair_views import center_views
 from soda_dist.diffusion.sampling import guided, sample
 from soda_dist.errors import UserError
-from soda_dist.evaluation.features.extraction import Models, readers
 from soda_dist.evaluation.images import sampling
-from soda_dist.evaluation.images.sampling import Drawing, draw, draw_all, likeness, pick_subjects, show
+from soda_dist.evaluation.images.sampling import Drawing, draw, draw_all, pick_subjects
+from soda_dist.evaluation.images.scores import likeness
+from soda_dist.evaluation.tasks.reconstruction import show
 from soda_dist.evaluation.views import addressed_noise
+from soda_dist.evaluation.worker import Models, readers
 from soda_dist.models.condition import join
 from soda_dist.models.pixels import to_uint8
 from soda_dist.training.build import build_model

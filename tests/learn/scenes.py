@@ -24,10 +24,12 @@ from soda_dist.diffusion.schedules import alpha_bar
 from soda_dist.models.condition import Sources
 from soda_dist.models.method import Batch
 from soda_dist.models.pixels import source_input, target_input
-from soda_dist.training.checkpoint import complete_steps, load_model
+from soda_dist.runs.folder import complete_steps
+from soda_dist.training.checkpoint import load_model
 from soda_dist.training.context import LocalContext
-from soda_dist.training.loop import fit, to_device
+from soda_dist.training.loop import fit
 from soda_dist.training.randomness import draw
+from soda_dist.training.to_device import to_device
 from tests.distributed.small_run import write_shard
 from tests.training.test_engine import engine_of
 

@@ -16,9 +16,9 @@ from soda_dist.config.load import validate, with_fields
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.diffusion import guided, invert, sample
-from soda_dist.evaluation.features.extraction import Models, readers
 from soda_dist.evaluation.images.sampling import Drawing, draw_all
-from soda_dist.evaluation.images.view_sets import pick_objects, show_novel_views
+from soda_dist.evaluation.tasks.novel_views import pick_objects, show_novel_views
+from soda_dist.evaluation.worker import Models, readers
 from soda_dist.models.condition import join
 from soda_dist.models.method import DiffusionMethod
 from soda_dist.models.pixels import target_input

@@ -12,8 +12,8 @@ import pytest
 
 from soda_dist.config import dump_config
 from soda_dist.data.storage.folder import Folder, open_folder
+from soda_dist.runs.folder import complete_steps
 from soda_dist.runs.metrics_log import read_lines
-from soda_dist.training.checkpoint import complete_steps
 from tests.system.head import Head, running_head, wait_for
 from tests.tiny import tiny_config
 

@@ -15,7 +15,7 @@ from soda_dist.models.method import DiffusionMethod
 from soda_dist.models.pixels import source_input
 from soda_dist.training import checkpoint
 from soda_dist.training.context import LocalContext
-from soda_dist.training.loop import to_device
+from soda_dist.training.to_device import to_device
 from tests.tiny import pairs_at, tiny_config
 from tests.training.test_engine import engine_of
 

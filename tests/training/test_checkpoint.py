@@ -11,9 +11,11 @@ from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from soda_dist.models.condition import Sources
 from soda_dist.models.encoder import Encoder
+from soda_dist.runs.folder import complete_steps
 from soda_dist.training import checkpoint
 from soda_dist.training.context import LocalContext
-from soda_dist.training.loop import fit, to_device
+from soda_dist.training.loop import fit
+from soda_dist.training.to_device import to_device
 from tests.tiny import feed, pairs_at, tiny_config
 from tests.training.test_engine import engine_of
 
@@ -115,11 +117,11 @@ def test_a_checkpoint_without_manifest_does_not_count(tmp_path):
     config = tiny_config()
     run = open_folder(str(tmp_path))
     train(run, config)
-    assert checkpoint.complete_steps(run) == [3, 6]
+    assert complete_steps(run) == [3, 6]
     (tmp_path / "checkpoints/000000006/manifest.json").unlink()
-    assert checkpoint.complete_steps(run) == [3]
+    assert complete_steps(run) == [3]
     train(run, config)  # goes on from 3 and makes 6 again
-    assert checkpoint.complete_steps(run) == [3, 6]
+    assert complete_steps(run) == [3, 6]
 
 
 def test_only_the_last_checkpoints_are_kept(tmp_path):

@@ -4,7 +4,7 @@ import torch
 
 from soda_dist.training.build import build_objective, plain_engine
 from soda_dist.training.engines.engine import KINDS
-from soda_dist.training.loop import to_device
+from soda_dist.training.to_device import to_device
 from tests.tiny import pairs_at, tiny_config
 
 CPU = torch.device("cpu")

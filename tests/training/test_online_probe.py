@@ -16,8 +16,9 @@ from soda_dist.metrics.classification import headline
 from soda_dist.training import checkpoint
 from soda_dist.training.build import build_objective, plain_engine
 from soda_dist.training.context import LocalContext
-from soda_dist.training.engines.engine import PlainEngine
-from soda_dist.training.loop import fit, to_device
+from soda_dist.training.engines.torch_engine import PlainEngine
+from soda_dist.training.loop import fit
+from soda_dist.training.to_device import to_device
 from tests.tiny import tiny_config
 from tests.training.labelled import ATTRIBUTES, CLASS, STEPS, labelled, labelled_feed
 from tests.training.test_checkpoint import state_of

@@ -10,7 +10,7 @@ from soda_dist.data.views import randaugment
 from soda_dist.data.views.pair_views import view_pairs
 from soda_dist.data.views.randaugment import OPERATIONS, as_table
 from soda_dist.training.device_randaugment import distort
-from soda_dist.training.loop import to_device
+from soda_dist.training.to_device import to_device
 from tests.data.test_decode import encoded, scene
 from tests.tiny import pairs_at, tiny_config
 

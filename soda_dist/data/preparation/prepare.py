@@ -41,9 +41,9 @@ from soda_dist.data.shards import (
 from soda_dist.data.source import Options, Part, Row, Source, check_image
 from soda_dist.data.sources import SOURCES, parse_options
 from soda_dist.data.storage.folder import Folder, open_folder
-from soda_dist.distributed.runtime.cluster import Say
-from soda_dist.distributed.runtime.farm import Progress, farm_out
+from soda_dist.distributed.runtime.farm import farm_out
 from soda_dist.errors import UserError
+from soda_dist.parallel.progress import Progress, Say
 
 IMPORT = "_import"
 CLAIM, INDEX, RECORDS = f"{IMPORT}/import.json", f"{IMPORT}/index", f"{IMPORT}/shards"

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from soda_dist.data.shards import MANIFEST, Shard, read_manifest
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.data.views.decode import decode, read_header
-from soda_dist.distributed.runtime.cluster import Say
-from soda_dist.distributed.runtime.farm import Progress, farm_out
+from soda_dist.distributed.runtime.farm import farm_out
 from soda_dist.errors import UserError
+from soda_dist.parallel.progress import Progress, Say
 
 SHOWN = 20
 """Complaints that are said in full; the others are counted."""

@@ -10,8 +10,8 @@ import ray
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from soda_dist.distributed.runtime.cluster import Say
 from soda_dist.errors import UserError
+from soda_dist.parallel.progress import Say
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")

@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from soda_dist.distributed.runtime.cluster import Say
+from soda_dist.parallel.progress import Say
 
 
 class _Board:

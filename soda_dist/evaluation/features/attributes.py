@@ -11,9 +11,9 @@ from torch import Tensor
 
 from soda_dist.data.shards import Manifest
 from soda_dist.errors import UserError
-from soda_dist.evaluation.features.extraction import Models
-from soda_dist.evaluation.features.scoring import Target
-from soda_dist.evaluation.images.sampling import mean_of
+from soda_dist.evaluation.features.targets import Target
+from soda_dist.evaluation.worker import Models
+from soda_dist.metrics.estimates import mean_of
 from soda_dist.metrics.probe import LinearProbe, fit_probe
 from soda_dist.models.latents import attribute_direction
 

@@ -4,9 +4,8 @@ They stay as Parquet in the run's `latents/ADDRESS/SPLIT/`, a file for each piec
 the image was readable, every label of the data set, and a column of vectors for each encoder.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,153 +16,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from soda_dist.config.schema import RunConfig
-from soda_dist.data.shards import Manifest, ShardReader, read_manifest
-from soda_dist.data.storage.folder import Folder, open_folder
+from soda_dist.data.storage.folder import Folder
 from soda_dist.distributed.runtime.actor_pool import Crew
-from soda_dist.distributed.runtime.cluster import Say
 from soda_dist.errors import UserError
-from soda_dist.evaluation.model_sources import Origin
 from soda_dist.evaluation.piece_cache import address, load, store
+from soda_dist.evaluation.pieces import MODEL_SECTIONS, Features, Piece, Point
 from soda_dist.evaluation.views import Centred, addressed_noise, augmented, centred, pose_columns
-from soda_dist.models.encoder import Encoder
+from soda_dist.evaluation.worker import Models, rows_of
 from soda_dist.models.encoder_only import EncoderAlone
 from soda_dist.models.method import DiffusionMethod, Method
-from soda_dist.models.norms import settle_norms
-from soda_dist.models.pixels import raw_pixels, source_input, target_input
+from soda_dist.models.pixels import raw_pixels, target_input
 from soda_dist.models.soda import Encoding
-from soda_dist.training.build import build_model
-
-MODEL_SECTIONS = (
-    "seed",
-    "method",
-    "data",
-    "encoder",
-    "aggregation",
-    "pose",
-    "denoiser",
-    "diffusion",
-)
-"""Of the configuration: what a model's initial weights and its views are a function of."""
-NORM_ROWS = 256
-"""Training images that give an untrained encoder's batch norms their statistics."""
-UNTRAINED = (
-    "the same architecture with the initial weights of the run's seed; batch norms, if any, have the statistics of "
-    f"the first {NORM_ROWS} training images"
-)
-
-
-@dataclass(frozen=True)
-class Point:
-    """Where a denoiser is read: a layer, and the index of a noise level, 0..T-1."""
-
-    layer: str
-    t: int
-
-    def __str__(self) -> str:
-        return f"{self.layer} at t = {self.t + 1}"
-
-
-@dataclass
-class Models:
-    """What an actor holds. `config` gives sizes and evaluation; the networks are as their checkpoint says."""
-
-    model: Method | EncoderAlone
-    config: RunConfig
-    reader: dict[str, ShardReader]
-    device: torch.device
-    fresh: Callable[[RunConfig], Method | EncoderAlone] = build_model
-    """Makes the model as it was before training."""
-    kept: dict[Any, Any] = field(default_factory=dict)
-    """What jobs keep from one piece to the next."""
-
-    @cached_property
-    def untrained(self) -> Method | EncoderAlone:
-        """The model before training, fit for eval mode; made on first use."""
-        fresh = self.fresh(self.config).to(self.device).eval().requires_grad_(False)
-        encoder = getattr(fresh, "encoder", None)
-        if isinstance(encoder, Encoder):
-            settle_norms(encoder, self._first_training_batches())
-        return fresh
-
-    @property
-    def method(self) -> Method:
-        """The model as one that draws; tasks that need it are refused for an encoder alone."""
-        assert isinstance(self.model, Method)
-        return self.model
-
-    def _first_training_batches(self) -> list[tuple[Tensor, Tensor | None, None]]:
-        """What the encoder takes, whole batches of the first training images (one that is not, if they are fewer)."""
-        split, batch = self.config.evaluation.train_split, self.config.evaluation.batch
-        reader = self.reader[split]
-        piece = plan_pieces(split, reader.groups, NORM_ROWS, NORM_ROWS)[0]
-        seen = centred(rows_of(reader, piece, ["image", *pose_columns(self.config)]), self.config, target=False)
-        images = source_input(torch.from_numpy(seen.source[seen.ok])).to(self.device)
-        poses = None if seen.pose is None else torch.from_numpy(seen.pose[seen.ok]).to(self.device)
-        starts = range(0, max(len(images) // batch * batch, 1), batch)
-        return [(images[at : at + batch], None if poses is None else poses[at : at + batch], None) for at in starts]
-
-
-def load_models(origin: Origin, data_uri: str, config: RunConfig, device: str) -> Models:
-    """What an actor sets itself up with: the networks, and readers of the splits of evaluation."""
-    import cv2
-
-    cv2.setNumThreads(1)  # an actor has one CPU
-    model = origin.load().to(device).eval()
-    return Models(model, config, readers(data_uri, config), torch.device(device), origin.fresh)
-
-
-def readers(data_uri: str, config: RunConfig) -> dict[str, ShardReader]:
-    """A reader of each split of evaluation, by name."""
-    folder = open_folder(data_uri)
-    manifest = read_manifest(folder)
-    splits = (config.evaluation.train_split, config.evaluation.test_split)
-    return {split: ShardReader(folder, manifest, split) for split in splits}
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Consecutive row groups of a split, of whose rows the first `rows` are used."""
-
-    split: str
-    groups: tuple[int, ...]
-    first_row: int
-    """Ordinal of the first row in the split: its key."""
-    rows: int
-    points: tuple[Point, ...] = ()
-    """Where the denoiser is read; none: the encoder's latents."""
-    number: int | None = None
-    """Of the pass that crops and flips each image anew; none: central views."""
-
-    @property
-    def file(self) -> str:
-        """The piece's name on storage."""
-        place = f"{self.first_row:010d}-{self.rows}.parquet"
-        return place if self.number is None else f"pass-{self.number:04d}-{place}"
-
-
-def plan_pieces(
-    split: str,
-    groups: Sequence[int],
-    limit: int | None,
-    batch: int,
-    points: tuple[Point, ...] = (),
-) -> list[Piece]:
-    """The first `limit` rows (none: all) as pieces of whole row groups, each of at least `batch` rows but the last.
-
-    The plan does not know of actors, so their number decides no latent.
-    """
-    total = sum(groups) if limit is None else min(limit, sum(groups))
-    pieces: list[Piece] = []
-    start = first = 0
-    row = 0
-    for number, rows in enumerate(groups):
-        row += rows
-        if row - first >= batch or row >= total:
-            pieces.append(Piece(split, tuple(range(start, number + 1)), first, min(row, total) - first, points))
-            start, first = number + 1, row
-        if row >= total:
-            break
-    return pieces
+from soda_dist.parallel.progress import Say
+from soda_dist.runs.folder import latents_folder
 
 
 @torch.no_grad()
@@ -248,41 +113,6 @@ def activations(
     return found
 
 
-def rows_of(reader: ShardReader, piece: Piece, columns: list[str]) -> pa.Table:
-    return pa.concat_tables([reader.group(number, columns) for number in piece.groups]).slice(0, piece.rows)
-
-
-@dataclass(frozen=True)
-class Features:
-    """The readable rows of a split in the order of keys."""
-
-    split: str
-    table: pa.Table
-    """The data set's labels, int64 with nulls where there is none."""
-    arrays: dict[str, NDArray[Any]]
-    """By encoder, [n, D]: float32, pixels uint8."""
-    unreadable: list[str]
-    """Names of the rows that are left out."""
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def labels(self, columns: Sequence[str]) -> NDArray[np.int64]:
-        """int64 [n, columns].
-
-        Raises:
-            UserError: a row without a value.
-        """
-        found = []
-        for name in columns:
-            column = self.table.column(name)
-            if column.null_count:
-                got = f"{column.null_count} rows of split {self.split} without a value"
-                raise UserError(name, got, "a value in every row", "evaluate another label or split")
-            found.append(column.to_numpy())
-        return np.stack(found, axis=1)
-
-
 def place_of(
     root: Folder,
     config: RunConfig,
@@ -311,7 +141,7 @@ def place_of(
         "precision": config.train.precision,
         "evaluation": [e.batch, e.train_split, e.baselines],
     } | ({"crop_flip_rate": e.probe.crop_flip_rate} if passes else {})
-    return root.child(f"latents/{address(facts)}")
+    return latents_folder(root, address(facts))
 
 
 def collect(crew: Crew[Piece, None], place: Folder, pieces: list[Piece], say: Say) -> Features:
@@ -386,12 +216,3 @@ def check_finite(bad: int, split: str) -> None:
 def _blocks(array: NDArray[Any], rows: int = 65536) -> Iterator[NDArray[Any]]:
     for start in range(0, len(array), rows):
         yield array[start : start + rows]
-
-
-def check_splits(manifest: Manifest, config: RunConfig) -> None:
-    """A `UserError` for a split that the data set does not have, or has without rows."""
-    for which in ("train_split", "test_split"):
-        name = getattr(config.evaluation, which)
-        filled = [split for split, found in manifest.splits.items() if found.rows]
-        if name not in filled:
-            raise UserError(f"evaluation.{which}", name, ", ".join(filled), "choose a split with rows")

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from ray._private.state import state
 
-from soda_dist.distributed.runtime.cluster import Say
-from soda_dist.distributed.runtime.farm import Progress, farm_out
+from soda_dist.distributed.runtime.farm import farm_out
+from soda_dist.distributed.runtime.ray_internals import free_cpus
 from soda_dist.metrics.dci import ROUNDS, FactorFit, Regressor, check_split, fit_factor, stacked
 from soda_dist.metrics.factors import Floats
+from soda_dist.parallel.progress import Progress, Say
 
 
 def fit_factors(
@@ -42,7 +42,7 @@ def fit_factors(
     """
     check_split(train_codes, train_values, test_codes, test_values)
     factors = train_values.shape[1]
-    threads = threads_each(factors, _free_cpus()) if regressor == "lightgbm" else 1
+    threads = threads_each(factors, free_cpus()) if regressor == "lightgbm" else 1
     split = [ray.put(array) for array in (train_codes, train_values, test_codes, test_values)]
     order = slowest_first(train_values)
     progress = Progress(say, f"DCI by {regressor}", "factors", factors)
@@ -83,8 +83,3 @@ def threads_each(tasks: int, cpus: Sequence[int]) -> int:
         threads for threads in range(max(cpus, default=1), 1, -1) if sum(node // threads for node in cpus) >= tasks
     )
     return next(fitting, 1)
-
-
-def _free_cpus() -> list[int]:
-    """Of each node: a task that asked for CPUs that an actor holds would wait for ever."""
-    return [int(node.get("CPU", 0)) for node in state.available_resources_per_node().values()]

@@ -17,21 +17,15 @@ from numpy.typing import NDArray
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.storage.folder import Folder
 from soda_dist.distributed.probe_group import Gang, Rows, evaluate_in_parallel
-from soda_dist.distributed.runtime.cluster import check_resources, evaluation_resources
-from soda_dist.distributed.runtime.farm import Progress
+from soda_dist.distributed.runtime.resources import check_resources, evaluation_resources
 from soda_dist.evaluation.context import Subject
-from soda_dist.evaluation.features.extraction import (
-    Features,
-    Piece,
-    Point,
-    check_finite,
-    features_of,
-    not_finite,
-    write_latents,
-)
-from soda_dist.evaluation.features.scoring import Target, fit_settings, plain_values, result_of
+from soda_dist.evaluation.features.extraction import check_finite, features_of, not_finite, write_latents
+from soda_dist.evaluation.features.scoring import fit_settings, plain_values, result_of
+from soda_dist.evaluation.features.targets import Target
 from soda_dist.evaluation.piece_cache import load
-from soda_dist.report.page import ENCODERS
+from soda_dist.evaluation.pieces import Features, Piece, Point
+from soda_dist.parallel.progress import Progress
+from soda_dist.runs.results import ENCODERS
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ import ray
 
 from soda_dist.config.schema import RunConfig
 from soda_dist.distributed.runtime.actor_pool import Crew
-from soda_dist.distributed.runtime.cluster import Say
-from soda_dist.distributed.runtime.farm import Progress
 from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Subject
-from soda_dist.evaluation.features.extraction import Features, Point, collect, plan_pieces
-from soda_dist.evaluation.features.scoring import Target, Task, fit_settings, measure
+from soda_dist.evaluation.features.extraction import collect
+from soda_dist.evaluation.features.scoring import Task, fit_settings, measure
+from soda_dist.evaluation.features.targets import Target
+from soda_dist.evaluation.pieces import Features, Point, plan_pieces
+from soda_dist.parallel.progress import Progress, Say
 from soda_dist.training.build import build_model
 
 HELD_OUT = 5

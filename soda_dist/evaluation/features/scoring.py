@@ -6,64 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from soda_dist.config.schema import RunConfig
-from soda_dist.data.labels import choose_label
-from soda_dist.data.shards import Manifest
 from soda_dist.distributed.runtime.actor_pool import Crew
-from soda_dist.distributed.runtime.cluster import Say
-from soda_dist.distributed.runtime.farm import Progress
-from soda_dist.errors import UserError
-from soda_dist.evaluation.features.extraction import Features, Models
+from soda_dist.evaluation.features.targets import Target, check_neighbours
+from soda_dist.evaluation.pieces import Features
+from soda_dist.evaluation.worker import Models
 from soda_dist.metrics import METRICS, Labelled, Scores
-from soda_dist.report.page import ENCODERS
+from soda_dist.parallel.progress import Progress, Say
+from soda_dist.runs.results import ENCODERS
 
 AROUND = ("passes", "crop_flip_rate", "workers")
 """Settings of the probe that say what it is fitted on, and by whom."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is predicted: a class or a factor from one column, or binary attributes from one or more."""
-
-    name: str
-    kind: str
-    columns: tuple[str, ...]
-    classes: int
-
-    def of(self, features: Features) -> NDArray[np.int64]:
-        """Labels as the metrics take them: [N] of a class or factor, [N, A] of attributes."""
-        labels = features.labels(self.columns)
-        return labels if self.kind == "attribute" else labels[:, 0]
-
-    def check(self, features: Features) -> None:
-        """A `UserError` for rows without a value, or values that the manifest does not name."""
-        labels = features.labels(self.columns)
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= self.classes:
-            got = f"{self.name} with values {low}..{high} in {features.split}"
-            raise UserError(
-                "evaluation.label", got, f"0..{self.classes - 1}, as named in the manifest", "choose another"
-            )
-
-
-def choose_target(manifest: Manifest, label: str | None) -> Target:
-    """The target called `label`, or the data set's main one; a `UserError` if there is none."""
-    remedy = "name a label column, or leave out probe and knn"
-    found = choose_label(manifest, label, field="evaluation.label", remedy=remedy)
-    return Target(found.name, found.kind, found.columns, found.classes)
-
-
-def check_neighbours(config: RunConfig, rows: int) -> None:
-    """A `UserError` if there are fewer training rows than neighbours asked for."""
-    k = config.evaluation.knn.k
-    if k > rows:
-        raise UserError("evaluation.knn.k", k, f"1..{rows}, the training images", "ask for fewer neighbours")
 
 
 def fit_settings(config: RunConfig, metric: str) -> dict[str, Any]:
@@ -152,9 +110,3 @@ def result_of(metric: str, found: dict[str, dict[str, Any]], config: RunConfig) 
     name, headline = next(iter(encoders["trained"]["estimates"].items()))
     settings = getattr(config.evaluation, metric).model_dump(mode="json")
     return {"metric": name, **headline, "encoders": encoders, "settings": settings}
-
-
-def majority(train: NDArray[np.int64], test: NDArray[np.int64]) -> float:
-    """Accuracy on test labels [M, A] of always saying the most frequent training label, mean over columns."""
-    most = [np.bincount(column).argmax() for column in train.T]
-    return float((test == np.array(most)).mean())

@@ -15,17 +15,16 @@ from torch import Tensor
 from soda_dist.data.views.pair_views import center_views
 from soda_dist.diffusion.sampling import ReverseStep, reverse_steps
 from soda_dist.distributed.runtime.actor_pool import Crew
-from soda_dist.distributed.runtime.cluster import Say
-from soda_dist.distributed.runtime.farm import Progress
-from soda_dist.evaluation.features.extraction import Models
-from soda_dist.evaluation.images.generated_sets import png
-from soda_dist.evaluation.images.sampling import Images, Subjects
+from soda_dist.evaluation.images.sampling import Subjects
+from soda_dist.evaluation.images.scores import Images, png
 from soda_dist.evaluation.views import addressed_noise
+from soda_dist.evaluation.worker import Models
 from soda_dist.models.condition import Condition, Sources
 from soda_dist.models.latents import Directions, principal_directions, section_columns
 from soda_dist.models.method import DiffusionMethod, Guide, Recipe
 from soda_dist.models.pixels import source_input, to_uint8
 from soda_dist.models.soda import EncDec, Encoding, Soda
+from soda_dist.parallel.progress import Progress, Say
 
 CHUNK = 16
 """Images that an actor draws or encodes at a time."""

@@ -8,7 +8,6 @@ beginning of a larger one.
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -17,17 +16,18 @@ import torch
 from numpy.typing import NDArray
 
 from soda_dist.config.schema import RunConfig, Sampling
-from soda_dist.data.relations import OBJECT
 from soda_dist.data.shards import ShardReader
 from soda_dist.data.storage.folder import Folder
 from soda_dist.evaluation.context import Subject
-from soda_dist.evaluation.features.extraction import MODEL_SECTIONS, Models
-from soda_dist.evaluation.images.sampling import Drawing, Subjects, draw, pixel_scores
+from soda_dist.evaluation.images.sampling import Drawing, Subjects, draw
+from soda_dist.evaluation.images.scores import pixel_scores, png
 from soda_dist.evaluation.piece_cache import address, load, store
-from soda_dist.evaluation.views import PURPOSE, centred, pose_columns
+from soda_dist.evaluation.pieces import MODEL_SECTIONS, object_runs, rows_at, shuffled
+from soda_dist.evaluation.views import centred, pose_columns
+from soda_dist.evaluation.worker import Models
 from soda_dist.models.aggregation import MeanAggregation
 from soda_dist.models.method import Method
-from soda_dist.training.randomness import mix64
+from soda_dist.runs.folder import samples_folder
 
 Kind = Literal["reconstruction", "samples", "novel_views"]
 NOISE: dict[Kind, int] = {"reconstruction": 0, "novel_views": 0, "samples": 2}
@@ -71,11 +71,6 @@ class Members:
         return f"{self.first:010d}-{self.rows}.parquet"
 
 
-def shuffled(config: RunConfig, count: int) -> NDArray[np.int64]:
-    """0..count-1 in an order that belongs to the run's seed."""
-    return np.random.default_rng(mix64(config.seed, PURPOSE, count)).permutation(count)
-
-
 def image_set(subject: Subject, of: DrawnSet, count: int) -> list[Members]:
     """The first `count` images of the split in seeded order (all, if it has fewer), each its own source."""
     order = shuffled(subject.config, subject.manifest.split(of.split).rows)[:count].tolist()
@@ -99,13 +94,6 @@ def view_set(subject: Subject, of: DrawnSet, objects: int, asked: int, skip: int
     return _pieces(of, keys[:limit], sources[:limit])
 
 
-def object_runs(reader: ShardReader) -> list[tuple[int, int]]:
-    """[start, stop) in keys of each object of a split; its rows are neighbours."""
-    values = reader.column(OBJECT).to_numpy()
-    edges = np.concatenate([[0], 1 + np.flatnonzero(np.diff(values)), [len(values)]]).tolist()
-    return list(pairwise(edges))
-
-
 def _pieces(of: DrawnSet, keys: list[int], sources: list[tuple[int, ...]]) -> list[Members]:
     starts = range(0, len(keys), PIECE)
     return [Members(of, at, tuple(keys[at : at + PIECE]), tuple(sources[at : at + PIECE])) for at in starts]
@@ -122,7 +110,7 @@ def folder_of(subject: Subject, of: DrawnSet) -> Folder:
         "how": of.how.model_dump(mode="json"),
         "aggregation": of.aggregation,
     }
-    return subject.run.child(f"samples/{address(facts)}")
+    return samples_folder(subject.run, address(facts))
 
 
 def draw_set(subject: Subject, pieces: Sequence[Members], what: str) -> Folder:
@@ -178,32 +166,6 @@ def _read(reader: ShardReader, members: Members, config: RunConfig) -> tuple[Sub
         pose=None if seen.pose is None else seen.pose[targets],
     )
     return subjects, seen.ok[targets] & seen.ok[sources].all(1)
-
-
-def rows_at(reader: ShardReader, keys: Sequence[int], columns: Sequence[str]) -> pa.Table:
-    """Single rows of a split, by their keys."""
-    ends = np.cumsum(reader.groups)
-    parts = []
-    for key in keys:
-        group = int(np.searchsorted(ends, key, side="right"))
-        row = key - int(ends[group]) + reader.groups[group]
-        parts.append(reader.group(group, columns).slice(row, 1))
-    return pa.concat_tables(parts)
-
-
-def png(image: NDArray[np.uint8]) -> bytes:
-    """uint8 [h, w, 3], RGB."""
-    import cv2
-
-    return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
-
-
-def images_of(column: pa.ChunkedArray) -> NDArray[np.uint8]:
-    """Inverse of `png` over a column: uint8 [n, h, w, 3]."""
-    import cv2
-
-    found: list[Any] = [cv2.imdecode(np.frombuffer(v.as_buffer(), np.uint8), cv2.IMREAD_COLOR_RGB) for v in column]
-    return np.stack(found)
 
 
 def load_set(folder: Folder, pieces: Sequence[Members], columns: Sequence[str]) -> pa.Table:

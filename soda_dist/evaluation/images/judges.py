@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from soda_dist.config.evaluation import Lpips, Weights
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.storage.folder import Folder, locate
-from soda_dist.distributed.runtime.farm import Progress
 from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Subject
-from soda_dist.evaluation.features.extraction import Models
-from soda_dist.evaluation.images.generated_sets import Members, images_of
+from soda_dist.evaluation.images.generated_sets import Members
+from soda_dist.evaluation.images.scores import images_of
 from soda_dist.evaluation.piece_cache import load
+from soda_dist.evaluation.worker import Models
 from soda_dist.metrics import inception, perceptual
 from soda_dist.metrics.distributions import Moments, merge, moments
+from soda_dist.parallel.progress import Progress
 
 Side = Literal["image", "target"]
 

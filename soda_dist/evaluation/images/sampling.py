@@ -3,39 +3,29 @@
 The noise of an image is a function of its key, so the number of actors decides nothing.
 """
 
-import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from soda_dist.config.schema import RunConfig, Sampling
+from soda_dist.config.schema import Sampling
 from soda_dist.diffusion.sampling import ReverseStep, reverse_steps
 from soda_dist.distributed.runtime.actor_pool import Crew
-from soda_dist.distributed.runtime.cluster import Say
-from soda_dist.distributed.runtime.farm import Progress
 from soda_dist.errors import UserError
-from soda_dist.evaluation.features.extraction import Models
+from soda_dist.evaluation.images.scores import Images
 from soda_dist.evaluation.views import PURPOSE, Centred, addressed_noise, centred, pose_columns
-from soda_dist.metrics.pixels import psnr, ssim
+from soda_dist.evaluation.worker import Models
 from soda_dist.models.condition import Sources
 from soda_dist.models.method import DiffusionMethod, Method, Recipe
 from soda_dist.models.pixels import source_input, to_uint8
-from soda_dist.plots.image_grid import image_grid
+from soda_dist.parallel.progress import Progress, Say
 from soda_dist.training.randomness import mix64
 
-GUIDANCE = (1.0, 2.0, 3.0)
-"""Scales at which reconstructions are shown and measured: plain conditional sampling and the paper's range."""
 CHUNK = 8
 """Images that an actor draws at a time."""
 STRIP_IMAGES, STRIP_STEPS = 2, 8
-FREE_COLUMNS = 4
-"""Samples in a row of the sheet of samples without a source."""
-
-Images = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -212,64 +202,3 @@ def draw_all(crew: Crew[Drawing, Drawn], drawings: list[Drawing], say: Say) -> l
         parts = [done[number] for number in range(len(pieces)) if owners[number] == owner]
         whole.append(replace(parts[0], images=np.concatenate([part.images for part in parts])))
     return whole
-
-
-def likeness(images: Images, target: Images) -> dict[str, dict[str, float]]:
-    """PSNR and SSIM of 8-bit images, mean and standard error over the images."""
-    return {name: mean_of(values) for name, values in zip(("psnr", "ssim"), pixel_scores(images, target), strict=True)}
-
-
-def pixel_scores(images: Images, target: Images) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """PSNR in dB and SSIM of each 8-bit image, float64 [n]."""
-    one, other = (torch.tensor(each).permute(0, 3, 1, 2).double() / 255 for each in (images, target))
-    return psnr(one, other).numpy(), ssim(one, other).numpy()
-
-
-def mean_of(values: NDArray[np.float64]) -> dict[str, float]:
-    """The mean with its standard error, for a result."""
-    spread = math.sqrt(max(len(values) - 1, 1) * len(values))
-    return {"value": float(values.mean()), "standard_error": float(np.linalg.norm(values - values.mean())) / spread}
-
-
-def show(crew: Crew[Any, Any], config: RunConfig, say: Say) -> dict[str, bytes]:
-    """Pictures of reconstructions by file name: a row for each of a few images."""
-    subjects = choose(crew, config.evaluation.images)
-    if config.method == "encdec":
-        (drawn,) = draw_all(crew, [Drawing(subjects, 1.0, 0, 0)], say)
-        rows = [list(row) for row in zip(subjects.target, drawn.images, strict=True)]
-        return {"reconstruction.png": image_grid(rows, ["source", "decoded"])}
-    own = config.sampling.guidance
-    strip = min(STRIP_IMAGES, len(subjects.keys))
-    reconstructed = [Drawing(subjects, guidance, 0, 0) for guidance in GUIDANCE]
-    *drawn_all, other, free = draw_all(
-        crew, [*reconstructed, Drawing(subjects, own, 1, strip), Drawing(subjects, 0.0, 0, 0)], say
-    )
-    columns = ["source", *(f"guidance {w:g}" for w in GUIDANCE), f"other noise, guidance {own:g}", "no latent"]
-    rows = [
-        list(row)
-        for row in zip(subjects.target, *(each.images for each in drawn_all), other.images, free.images, strict=True)
-    ]
-    return {"reconstruction.png": image_grid(rows, columns), "denoising.png": _strip(other)}
-
-
-def free_samples(crew: Crew[Any, Any], config: RunConfig, say: Say) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Images without any source: facts for samples.json, and the pictures by file name."""
-    subjects = choose(crew, config.evaluation.images)
-    without = 1.0 if config.method == "unconditional" else 0.0  # there nothing is left out
-    noises = [Drawing(subjects, without, 1 + number, 0) for number in range(FREE_COLUMNS)]
-    strip = replace(noises[0], strip=min(STRIP_IMAGES, len(subjects.keys)))
-    drawn = draw_all(crew, [strip, *noises[1:]], say)
-    rows = [list(row) for row in zip(*(each.images for each in drawn), strict=True)]
-    facts = {
-        "counts": {"images": len(rows) * FREE_COLUMNS},
-        "settings": config.sampling.model_dump(mode="json"),
-    }
-    pictures = {"samples.png": image_grid(rows, ["sample"] * FREE_COLUMNS)}
-    return facts, pictures | ({"denoising.png": _strip(drawn[0])} if config.method == "unconditional" else {})
-
-
-def _strip(drawn: Drawn) -> bytes:
-    frames = zip(drawn.states, drawn.predictions, strict=True)
-    rows = [list(row) for pair in frames for row in pair]
-    names = ["state", "prediction"] * len(drawn.states)
-    return image_grid(rows, [f"t = {time}" for time in drawn.times], names)

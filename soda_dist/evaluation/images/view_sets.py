@@ -1,22 +1,13 @@
 """Novel views (section 4.2.2): held-out objects, seen from cameras that are asked for, given one source or several."""
 
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Literal
 
 from soda_dist.config.schema import RunConfig
-from soda_dist.distributed.runtime.actor_pool import Crew
-from soda_dist.distributed.runtime.cluster import Say
+from soda_dist.data.shards import ShardReader
 from soda_dist.errors import UserError
-from soda_dist.evaluation.features.extraction import Models
-from soda_dist.evaluation.images.generated_sets import object_runs, rows_at
-from soda_dist.evaluation.images.sampling import Drawing, Subjects, draw_all, likeness
-from soda_dist.evaluation.views import Centred, centred, pose_columns
-from soda_dist.plots.image_grid import image_grid
-
-ASKED = 8
-"""Cameras asked for, at most, of each object."""
+from soda_dist.evaluation.context import Subject
+from soda_dist.evaluation.images.generated_sets import DrawnSet, Members, view_set
+from soda_dist.evaluation.pieces import object_runs
 
 
 def has_novel_views(config: RunConfig) -> bool:
@@ -24,102 +15,41 @@ def has_novel_views(config: RunConfig) -> bool:
     return config.data.views == "object" and config.data.pose == "cameras" and config.method != "unconditional"
 
 
-def pick_objects(models: Models, count: int) -> tuple[Subjects, list[int]]:
-    """`count` objects, evenly spaced over the test split, and how many cameras each is asked for.
-
-    An object's first `sampling.sources` readable views are its sources; up to ASKED of those that follow are asked for.
-    """
-    config = models.config
-    split, given = config.evaluation.test_split, config.sampling.sources
-    runs = object_runs(models.reader[split])
-    found: list[tuple[NDArray[np.int64], Centred]] = []
-    wanted = [runs[place * len(runs) // count] for place in range(min(count, len(runs)))]
-    for start, stop in wanted:
-        rows = rows_at(models.reader[split], range(start, stop), ["image", *pose_columns(config)])
-        seen = centred(rows, config)
-        readable = np.flatnonzero(seen.ok)
-        if len(readable) > given:
-            found.append((start + readable, seen))
-    if not found:
-        got = f"{split} without an object of {given + 1} readable views"
-        raise UserError("evaluation.test_split", got, f"objects with more than {given} views", "choose another split")
-    parts = [_asked(keys, seen, given) for keys, seen in found]
-    names = ("keys", "source", "source_pose", "target", "pose")
-    whole = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    return Subjects(**whole), [len(part.keys) for part in parts]
+PAPERS = (1, 3, 5, 7, 9)
+"""Numbers of source views in figure 7 and table 5."""
 
 
-def _asked(keys: NDArray[np.int64], seen: Centred, given: int) -> Subjects:
-    """One object's sources, repeated for each camera that is asked for."""
-    ok = np.flatnonzero(seen.ok)
-    sources, targets = ok[:given], ok[given : given + ASKED]
-    assert seen.pose is not None
-    return Subjects(
-        keys=keys[given : given + ASKED],
-        source=np.broadcast_to(seen.source[sources], (len(targets), *seen.source[sources].shape)),
-        source_pose=np.broadcast_to(seen.pose[sources], (len(targets), *seen.pose[sources].shape)),
-        target=seen.target[targets],
-        pose=seen.pose[targets],
-    )
+Joined = Literal["own", "mean", "stochastic"]
 
 
-def show_novel_views(crew: Crew[Any, Any], config: RunConfig, say: Say) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Facts for novel_views.json, and the picture: each object's sources, what was drawn, and the truth beneath."""
-    ((_, (subjects, counts)),) = crew.share_out(pick_objects, [config.evaluation.images], lambda: None)
-    (drawn,) = draw_all(crew, [Drawing(subjects, config.sampling.guidance, 0, 0)], say)
-    facts = {
-        "split": config.evaluation.test_split,
-        "objects": len(counts),
-        "views": len(subjects.keys),
-        "sources": config.sampling.sources,
-        "model": likeness(drawn.images, subjects.target),
-        "nearest_source": likeness(_nearest(subjects), subjects.target),
-        "mean_image": likeness(_mean(subjects.target), subjects.target),
-        "settings": config.sampling.model_dump(mode="json"),
-    }
-    say(_line(facts))
-    return facts, {"novel_views.png": _picture(subjects, drawn.images, counts)}
+def check_sources(subject: Subject) -> None:
+    """A `UserError` where objects have too few views for a number of sources."""
+    sources_of(subject)
 
 
-def _nearest(subjects: Subjects) -> NDArray[np.uint8]:
-    """For each target, its object's source whose camera is nearest, in the target's size."""
-    import cv2
-
-    assert subjects.source_pose is not None and subjects.pose is not None
-    side = subjects.target.shape[1]
-    places = subjects.source_pose[:, :, 3:12:4]  # the fourth column of each row: where the camera is
-    distance = np.linalg.norm(places - subjects.pose[:, None, 3:12:4], axis=2)
-    chosen = subjects.source[np.arange(len(distance)), distance.argmin(1)]
-    return np.stack([cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA) for image in chosen])
+def _views(subject: Subject) -> int:
+    """Fewest views of an object of the test split."""
+    reader = ShardReader(subject.data, subject.manifest, subject.config.evaluation.test_split)
+    return min(stop - start for start, stop in object_runs(reader))
 
 
-def _mean(target: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The mean of all targets, for each of them: what is best without any source."""
-    mean = target.astype(np.float64).mean(0).round().astype(np.uint8)
-    return np.broadcast_to(mean, target.shape).copy()
+def sources_of(subject: Subject) -> list[int]:
+    fewest, e = _views(subject), subject.config.evaluation
+    wanted = e.novel_views.sources or tuple(n for n in PAPERS if n < fewest)
+    for number in (*wanted, subject.config.sampling.sources):
+        if number >= fewest:
+            got = f"{number} sources of objects that have {fewest} views"
+            allowed = f"1..{fewest - 1}" if fewest > 1 else "objects of two views or more"
+            raise UserError("evaluation.novel_views.sources", got, allowed, "ask for fewer sources")
+    return sorted(set(wanted))
 
 
-def _line(facts: dict[str, Any]) -> str:
-    psnr = {name: facts[name]["psnr"]["value"] for name in ("model", "nearest_source", "mean_image")}
-    return (
-        f"novel views of {facts['objects']} held-out objects, sources {facts['sources']}: PSNR {psnr['model']:.2f} dB, "
-        f"nearest source {psnr['nearest_source']:.2f}, mean image {psnr['mean_image']:.2f}"
-    )
-
-
-def _picture(subjects: Subjects, drawn: NDArray[np.uint8], counts: list[int]) -> bytes:
-    """Two rows an object: drawn, and truth; sources before them."""
-    import cv2
-
-    side, given = subjects.target.shape[1], subjects.source.shape[1]
-    blank = np.full((side, side, 3), 255, np.uint8)
-    rows, names, at = [], [], 0
-    for count in counts:
-        small = [cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA) for image in subjects.source[at]]
-        pad = [blank] * (max(counts) - count)
-        rows.append([*small, *drawn[at : at + count], *pad])
-        rows.append([*[blank] * given, *subjects.target[at : at + count], *pad])
-        names += ["drawn", "truth"]
-        at += count
-    columns = [*["source"] * given, *[f"camera {i + 1}" for i in range(max(counts))]]
-    return image_grid(rows, columns, names)
+def asked_views(
+    subject: Subject, sources: int, joined: Joined, objects: int, *, limit: int | None = None
+) -> list[Members]:
+    """The views that are drawn from so many sources; which they are does not depend on the number of sources."""
+    e = subject.config.evaluation
+    how = subject.config.sampling.model_copy(update={"sources": sources, "stochastic": joined == "stochastic"})
+    of = DrawnSet("novel_views", e.test_split, how, "mean" if joined == "mean" else "own")
+    skip = max([*sources_of(subject), subject.config.sampling.sources])
+    return view_set(subject, of, objects, e.novel_views.views, skip, limit)

@@ -12,9 +12,9 @@ from soda_dist.config.schema import RunConfig
 from soda_dist.data.shards import Manifest
 from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Result, Subject
-from soda_dist.evaluation.features.extraction import Features
 from soda_dist.evaluation.features.factor_fits import fit_factors
 from soda_dist.evaluation.features.read_point import needs_point
+from soda_dist.evaluation.pieces import Features
 from soda_dist.metrics import dci, factors
 from soda_dist.models.unet import section_sizes
 from soda_dist.plots.dci_importance import importance_png, section_png

@@ -10,8 +10,7 @@ from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Result, Subject
 from soda_dist.evaluation.images.generated_sets import DrawnSet, Kind, Members, draw_set, image_set
 from soda_dist.evaluation.images.judges import check_weights, facts_of, set_moments
-from soda_dist.evaluation.images.view_sets import has_novel_views
-from soda_dist.evaluation.tasks.novel_views import asked_views, check_sources
+from soda_dist.evaluation.images.view_sets import asked_views, check_sources, has_novel_views
 from soda_dist.metrics.distributions import KID_SUBSET_SIZE, KID_SUBSETS, NEIGHBOURS, fid, kid, precision_recall
 
 

@@ -21,7 +21,8 @@ from soda_dist.evaluation.features.attributes import (
     log_odds,
     names_of,
 )
-from soda_dist.evaluation.features.scoring import Target, choose_target, fit_settings
+from soda_dist.evaluation.features.scoring import fit_settings
+from soda_dist.evaluation.features.targets import Target, choose_target
 from soda_dist.evaluation.images.decode_latents import (
     Given,
     Pool,
@@ -31,8 +32,10 @@ from soda_dist.evaluation.images.decode_latents import (
     find_directions,
     section_of,
 )
-from soda_dist.evaluation.images.sampling import Images, Subjects, choose, mean_of
+from soda_dist.evaluation.images.sampling import Subjects, choose
+from soda_dist.evaluation.images.scores import Images
 from soda_dist.evaluation.views import PURPOSE
+from soda_dist.metrics.estimates import mean_of
 from soda_dist.metrics.probe import LinearProbe
 from soda_dist.models.latents import Directions, interpolate, mix_sections, resample_sections, traverse
 from soda_dist.plots.image_grid import image_grid

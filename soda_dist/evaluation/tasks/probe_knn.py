@@ -5,12 +5,14 @@ from typing import Any
 
 from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Result, Subject
-from soda_dist.evaluation.features.extraction import UNTRAINED, Features
 from soda_dist.evaluation.features.probe_passes import extract_training, fit_probes, gang_of, needs_gang
 from soda_dist.evaluation.features.read_point import find_point, needs_point
-from soda_dist.evaluation.features.scoring import Target, check_neighbours, choose_target, majority, measure_all
-from soda_dist.report.page import ENCODERS, MEASURES
-from soda_dist.report.page import TASKS as TITLES
+from soda_dist.evaluation.features.scoring import measure_all
+from soda_dist.evaluation.features.targets import Target, check_neighbours, choose_target, majority
+from soda_dist.evaluation.pieces import Features
+from soda_dist.evaluation.worker import UNTRAINED
+from soda_dist.runs.results import ENCODERS, MEASURES
+from soda_dist.runs.results import TASKS as TITLES
 
 
 def check(subject: Subject) -> None:

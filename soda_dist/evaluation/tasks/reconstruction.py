@@ -2,19 +2,27 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from numpy.typing import NDArray
-
 from soda_dist.config.schema import RunConfig, Sampling
-from soda_dist.data.storage.folder import Folder
+from soda_dist.distributed.runtime.actor_pool import Crew
 from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Result, Subject
-from soda_dist.evaluation.images.generated_sets import DrawnSet, Members, draw_set, folder_of, image_set, load_set
-from soda_dist.evaluation.images.judges import check_weights, facts_of, lpips_scores, set_moments
-from soda_dist.evaluation.images.sampling import free_samples, mean_of, show
+from soda_dist.evaluation.images.generated_sets import DrawnSet, Members, draw_set, folder_of, image_set
+from soda_dist.evaluation.images.judges import check_weights, facts_of, set_moments
+from soda_dist.evaluation.images.sampling import (
+    STRIP_IMAGES,
+    Drawing,
+    Drawn,
+    choose,
+    draw_all,
+)
+from soda_dist.evaluation.images.set_scores import check_lpips, lpips_facts, score_line, set_scores
 from soda_dist.metrics.distributions import fid
+from soda_dist.parallel.progress import Say
 from soda_dist.plots.guidance_sweep import sweep_png
+from soda_dist.plots.image_grid import image_grid
 
 
 def check(subject: Subject) -> None:
@@ -24,12 +32,6 @@ def check(subject: Subject) -> None:
     check_lpips(subject)
     if subject.config.evaluation.inception.weights is not None:
         check_weights(subject.config, "inception")
-
-
-def check_lpips(subject: Subject) -> None:
-    """LPIPS is measured where its weights are named, which must then be there."""
-    if subject.config.evaluation.lpips.weights is not None:
-        check_weights(subject.config, "lpips")
 
 
 def check_samples(subject: Subject) -> None:
@@ -113,41 +115,53 @@ def samples(subject: Subject) -> Result:
     return subject.record("samples", facts, pictures, began)
 
 
-def set_scores(
-    subject: Subject, folder: Folder, pieces: Sequence[Members]
-) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
-    """PSNR, SSIM and, where its weights are named, LPIPS of a drawn set; and how many images they are of.
-
-    Raises:
-        UserError: no image could be read.
-    """
-    table = load_set(folder, pieces, ["psnr", "ssim"])
-    total = sum(piece.rows for piece in pieces)
-    if not len(table):
-        split = pieces[0].of.split
-        got = f"split {split} without a readable image"
-        raise UserError("evaluation.test_split", got, "readable images", "choose another split")
-    values: dict[str, NDArray[Any]] = {name: table.column(name).to_numpy() for name in ("psnr", "ssim")}
-    if subject.config.evaluation.lpips.weights is not None:
-        values["lpips"] = lpips_scores(subject, folder, pieces)
-    counts = {"images": len(table), "unreadable": total - len(table)}
-    return {name: mean_of(each) for name, each in values.items()}, counts
+GUIDANCE = (1.0, 2.0, 3.0)
+"""Scales at which reconstructions are shown and measured: plain conditional sampling and the paper's range."""
 
 
-def lpips_facts(subject: Subject) -> dict[str, Any] | None:
-    """What a result says about LPIPS' weights; a line where there are none."""
-    if subject.config.evaluation.lpips.weights is None:
-        subject.say("LPIPS was left out: evaluation.lpips.weights names no file")
-        return None
-    ((_, facts),) = subject.crew.share_out(facts_of, ["lpips"], lambda: None)
-    return facts
+FREE_COLUMNS = 4
+"""Samples in a row of the sheet of samples without a source."""
 
 
-def score_line(scores: dict[str, dict[str, float]]) -> str:
-    """Scores as a part of a line."""
-    digits = {"psnr": ("PSNR", 2, " dB"), "ssim": ("SSIM", 3, ""), "lpips": ("LPIPS", 3, "")}
-    parts = []
-    for name, score in scores.items():
-        title, places, unit = digits[name]
-        parts.append(f"{title} {score['value']:.{places}f} ± {score['standard_error']:.{places}f}{unit}")
-    return ", ".join(parts)
+def show(crew: Crew[Any, Any], config: RunConfig, say: Say) -> dict[str, bytes]:
+    """Pictures of reconstructions by file name: a row for each of a few images."""
+    subjects = choose(crew, config.evaluation.images)
+    if config.method == "encdec":
+        (drawn,) = draw_all(crew, [Drawing(subjects, 1.0, 0, 0)], say)
+        rows = [list(row) for row in zip(subjects.target, drawn.images, strict=True)]
+        return {"reconstruction.png": image_grid(rows, ["source", "decoded"])}
+    own = config.sampling.guidance
+    strip = min(STRIP_IMAGES, len(subjects.keys))
+    reconstructed = [Drawing(subjects, guidance, 0, 0) for guidance in GUIDANCE]
+    *drawn_all, other, free = draw_all(
+        crew, [*reconstructed, Drawing(subjects, own, 1, strip), Drawing(subjects, 0.0, 0, 0)], say
+    )
+    columns = ["source", *(f"guidance {w:g}" for w in GUIDANCE), f"other noise, guidance {own:g}", "no latent"]
+    rows = [
+        list(row)
+        for row in zip(subjects.target, *(each.images for each in drawn_all), other.images, free.images, strict=True)
+    ]
+    return {"reconstruction.png": image_grid(rows, columns), "denoising.png": _strip(other)}
+
+
+def free_samples(crew: Crew[Any, Any], config: RunConfig, say: Say) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Images without any source: facts for samples.json, and the pictures by file name."""
+    subjects = choose(crew, config.evaluation.images)
+    without = 1.0 if config.method == "unconditional" else 0.0  # there nothing is left out
+    noises = [Drawing(subjects, without, 1 + number, 0) for number in range(FREE_COLUMNS)]
+    strip = replace(noises[0], strip=min(STRIP_IMAGES, len(subjects.keys)))
+    drawn = draw_all(crew, [strip, *noises[1:]], say)
+    rows = [list(row) for row in zip(*(each.images for each in drawn), strict=True)]
+    facts = {
+        "counts": {"images": len(rows) * FREE_COLUMNS},
+        "settings": config.sampling.model_dump(mode="json"),
+    }
+    pictures = {"samples.png": image_grid(rows, ["sample"] * FREE_COLUMNS)}
+    return facts, pictures | ({"denoising.png": _strip(drawn[0])} if config.method == "unconditional" else {})
+
+
+def _strip(drawn: Drawn) -> bytes:
+    frames = zip(drawn.states, drawn.predictions, strict=True)
+    rows = [list(row) for pair in frames for row in pair]
+    names = ["state", "prediction"] * len(drawn.states)
+    return image_grid(rows, [f"t = {time}" for time in drawn.times], names)

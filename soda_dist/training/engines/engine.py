@@ -7,13 +7,12 @@ any number of ranks.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from soda_dist.training.objective import Objective
 
@@ -93,72 +92,3 @@ def adam_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str,
         state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
     return state
-
-
-class PlainEngine:
-    """PyTorch alone; several ranks by DistributedDataParallel. State is whole on every rank."""
-
-    def __init__(
-        self,
-        *,
-        objective: Objective,
-        optimizer: torch.optim.AdamW,
-        clip_norm: float,
-        ema_decay: float,
-        accumulation: int,
-        rank: int,
-        world: int,
-    ) -> None:
-        self.objective = objective
-        self._optimizer = optimizer
-        self._clip_norm, self._ema_decay, self._accumulation = clip_norm, ema_decay, accumulation
-        self._rank, self._world = rank, world
-        self._names = [name for name, _ in objective.named_parameters()]
-        self._params = [parameter for _, parameter in objective.named_parameters()]
-        self._ema = [parameter.detach().clone() for parameter in self._params]
-        self._module: nn.Module = objective
-        if world > 1:
-            self._module = DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
-
-    def step(self, micro_batches: Iterable[MicroBatch], lr: float) -> StepResult:
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        total = torch.zeros((), device=self._params[0].device)
-        for number, batch in enumerate(micro_batches, start=1):
-            last = number == self._accumulation
-            with nullcontext() if last or self._world == 1 else self._module.no_sync():  # type: ignore[operator]
-                loss = self._module(*batch) / self._accumulation
-                loss.backward()
-            total += loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self._params, self._clip_norm, foreach=True)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        torch._foreach_lerp_(self._ema, [p.detach() for p in self._params], 1 - self._ema_decay)
-        return StepResult(total, norm, probed(self.objective))
-
-    def fragments(self) -> Iterator[Fragment]:
-        for number, (name, parameter, ema) in enumerate(zip(self._names, self._params, self._ema, strict=True)):
-            state = adam_state(self._optimizer, parameter)
-            live = {
-                "param": parameter.detach(),
-                "exp_avg": state["exp_avg"],
-                "exp_avg_sq": state["exp_avg_sq"],
-                "ema": ema,
-            }
-            owned = number % self._world == self._rank
-            yield Fragment(name, 0, parameter.numel(), {k: v.view(-1) for k, v in live.items()}, owned)
-
-    @property
-    def updates(self) -> int:
-        return int(adam_state(self._optimizer, self._params[0])["step"])
-
-    def restored(self, updates: int) -> None:
-        for parameter in self._params:
-            adam_state(self._optimizer, parameter)["step"].fill_(updates)
-
-    @contextmanager
-    def ema_weights(self) -> Iterator[dict[str, Tensor] | None]:
-        weights = None
-        if self._rank == 0:
-            weights = {n: e.detach().cpu() for n, e in zip(self._names, self._ema, strict=True)}
-        yield weights

@@ -1,0 +1,61 @@
+"""One training process of Ray Train."""
+
+from typing import Any
+
+import ray
+import torch
+
+from soda_dist.config.schema import RunConfig
+from soda_dist.data.storage.folder import open_folder
+from soda_dist.distributed.ingest import stream
+from soda_dist.errors import UserError
+from soda_dist.training.build import build_engine
+from soda_dist.training.collectives import ProcessGroupContext
+from soda_dist.training.loop import fit
+
+
+def train_worker(job: dict[str, Any]) -> None:
+    """One training process. An error that a retry cannot mend goes to the board, and the next attempt ends at once."""
+    lines = job["board"]
+    if ray.get(lines.fatal.remote()) is not None:
+        return
+    try:
+        _train(job)
+    except Exception as error:
+        fatal = _cause(error)
+        if fatal is not None:
+            ray.get(lines.fail.remote(fatal))
+        raise
+
+
+def _cause(error: BaseException | None) -> Exception | None:
+    """The user's mistake, or the diverged loss, somewhere in a chain of wrapped errors."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, UserError):
+            return UserError(error.field, error.got, error.allowed, error.remedy)
+        if isinstance(error, FloatingPointError):
+            return FloatingPointError(str(error))
+        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+    return None
+
+
+def _train(job: dict[str, Any]) -> None:
+    from ray.train.torch import get_device
+
+    config: RunConfig = job["config"]
+    device = get_device()
+    context = ProcessGroupContext(device, job["board"].put.remote)
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, int(config.scale.cpus_per_worker)))
+    engine = build_engine(config, context.device, job["labels"])
+    fit(
+        context,
+        engine,
+        config,
+        lambda step: stream(job["data"], config, context.rank, step),
+        open_folder(job["run"]),
+        job["rows"],
+        job["until"],
+    )

@@ -1,0 +1,59 @@
+"""Scores of a set of drawn images."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from soda_dist.data.storage.folder import Folder
+from soda_dist.errors import UserError
+from soda_dist.evaluation.context import Subject
+from soda_dist.evaluation.images.generated_sets import Members, load_set
+from soda_dist.evaluation.images.judges import check_weights, facts_of, lpips_scores
+from soda_dist.metrics.estimates import mean_of
+
+
+def check_lpips(subject: Subject) -> None:
+    """LPIPS is measured where its weights are named, which must then be there."""
+    if subject.config.evaluation.lpips.weights is not None:
+        check_weights(subject.config, "lpips")
+
+
+def set_scores(
+    subject: Subject, folder: Folder, pieces: Sequence[Members]
+) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
+    """PSNR, SSIM and, where its weights are named, LPIPS of a drawn set; and how many images they are of.
+
+    Raises:
+        UserError: no image could be read.
+    """
+    table = load_set(folder, pieces, ["psnr", "ssim"])
+    total = sum(piece.rows for piece in pieces)
+    if not len(table):
+        split = pieces[0].of.split
+        got = f"split {split} without a readable image"
+        raise UserError("evaluation.test_split", got, "readable images", "choose another split")
+    values: dict[str, NDArray[Any]] = {name: table.column(name).to_numpy() for name in ("psnr", "ssim")}
+    if subject.config.evaluation.lpips.weights is not None:
+        values["lpips"] = lpips_scores(subject, folder, pieces)
+    counts = {"images": len(table), "unreadable": total - len(table)}
+    return {name: mean_of(each) for name, each in values.items()}, counts
+
+
+def lpips_facts(subject: Subject) -> dict[str, Any] | None:
+    """What a result says about LPIPS' weights; a line where there are none."""
+    if subject.config.evaluation.lpips.weights is None:
+        subject.say("LPIPS was left out: evaluation.lpips.weights names no file")
+        return None
+    ((_, facts),) = subject.crew.share_out(facts_of, ["lpips"], lambda: None)
+    return facts
+
+
+def score_line(scores: dict[str, dict[str, float]]) -> str:
+    """Scores as a part of a line."""
+    digits = {"psnr": ("PSNR", 2, " dB"), "ssim": ("SSIM", 3, ""), "lpips": ("LPIPS", 3, "")}
+    parts = []
+    for name, score in scores.items():
+        title, places, unit = digits[name]
+        parts.append(f"{title} {score['value']:.{places}f} ± {score['standard_error']:.{places}f}{unit}")
+    return ", ".join(parts)

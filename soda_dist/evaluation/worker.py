@@ -1,0 +1,93 @@
+"""What a worker of evaluation holds: networks, and readers of the splits."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from soda_dist.config.schema import RunConfig
+from soda_dist.data.shards import ShardReader, read_manifest
+from soda_dist.data.storage.folder import open_folder
+from soda_dist.evaluation.model_sources import Origin
+from soda_dist.evaluation.pieces import Piece, plan_pieces
+from soda_dist.evaluation.views import centred, pose_columns
+from soda_dist.models.encoder import Encoder
+from soda_dist.models.encoder_only import EncoderAlone
+from soda_dist.models.layers import settle_norms
+from soda_dist.models.method import Method
+from soda_dist.models.pixels import source_input
+from soda_dist.training.build import build_model
+
+NORM_ROWS = 256
+"""Training images that give an untrained encoder's batch norms their statistics."""
+
+
+UNTRAINED = (
+    "the same architecture with the initial weights of the run's seed; batch norms, if any, have the statistics of "
+    f"the first {NORM_ROWS} training images"
+)
+
+
+@dataclass
+class Models:
+    """What an actor holds. `config` gives sizes and evaluation; the networks are as their checkpoint says."""
+
+    model: Method | EncoderAlone
+    config: RunConfig
+    reader: dict[str, ShardReader]
+    device: torch.device
+    fresh: Callable[[RunConfig], Method | EncoderAlone] = build_model
+    """Makes the model as it was before training."""
+    kept: dict[Any, Any] = field(default_factory=dict)
+    """What jobs keep from one piece to the next."""
+
+    @cached_property
+    def untrained(self) -> Method | EncoderAlone:
+        """The model before training, fit for eval mode; made on first use."""
+        fresh = self.fresh(self.config).to(self.device).eval().requires_grad_(False)
+        encoder = getattr(fresh, "encoder", None)
+        if isinstance(encoder, Encoder):
+            settle_norms(encoder, self._first_training_batches())
+        return fresh
+
+    @property
+    def method(self) -> Method:
+        """The model as one that draws; tasks that need it are refused for an encoder alone."""
+        assert isinstance(self.model, Method)
+        return self.model
+
+    def _first_training_batches(self) -> list[tuple[Tensor, Tensor | None, None]]:
+        """What the encoder takes, whole batches of the first training images (one that is not, if they are fewer)."""
+        split, batch = self.config.evaluation.train_split, self.config.evaluation.batch
+        reader = self.reader[split]
+        piece = plan_pieces(split, reader.groups, NORM_ROWS, NORM_ROWS)[0]
+        seen = centred(rows_of(reader, piece, ["image", *pose_columns(self.config)]), self.config, target=False)
+        images = source_input(torch.from_numpy(seen.source[seen.ok])).to(self.device)
+        poses = None if seen.pose is None else torch.from_numpy(seen.pose[seen.ok]).to(self.device)
+        starts = range(0, max(len(images) // batch * batch, 1), batch)
+        return [(images[at : at + batch], None if poses is None else poses[at : at + batch], None) for at in starts]
+
+
+def load_models(origin: Origin, data_uri: str, config: RunConfig, device: str) -> Models:
+    """What an actor sets itself up with: the networks, and readers of the splits of evaluation."""
+    import cv2
+
+    cv2.setNumThreads(1)  # an actor has one CPU
+    model = origin.load().to(device).eval()
+    return Models(model, config, readers(data_uri, config), torch.device(device), origin.fresh)
+
+
+def readers(data_uri: str, config: RunConfig) -> dict[str, ShardReader]:
+    """A reader of each split of evaluation, by name."""
+    folder = open_folder(data_uri)
+    manifest = read_manifest(folder)
+    splits = (config.evaluation.train_split, config.evaluation.test_split)
+    return {split: ShardReader(folder, manifest, split) for split in splits}
+
+
+def rows_of(reader: ShardReader, piece: Piece, columns: list[str]) -> pa.Table:
+    return pa.concat_tables([reader.group(number, columns) for number in piece.groups]).slice(0, piece.rows)

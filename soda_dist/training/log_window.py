@@ -1,0 +1,148 @@
+"""The window between two log lines."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from soda_dist.config.schema import RunConfig
+from soda_dist.data.pairs import Pairs
+from soda_dist.data.storage.folder import Folder
+from soda_dist.errors import UserError
+from soda_dist.runs.metrics_log import METRICS, QUARANTINE, JsonLines
+from soda_dist.training.context import WorkerContext
+from soda_dist.training.engines.engine import MicroBatch, StepResult
+from soda_dist.training.to_device import to_device
+
+FLUSH_SECONDS = 20.0
+
+
+@dataclass
+class Book:
+    """The window between two log lines: sums on the device, waiting time, unreadable rows, retries.
+
+    Read only at a log step.
+    """
+
+    context: WorkerContext
+    config: RunConfig
+    run: Folder
+    rows: int
+    first_step: int
+    _losses: list[torch.Tensor] = field(default_factory=list)
+    _norms: list[torch.Tensor] = field(default_factory=list)
+    _probe: list[torch.Tensor] = field(default_factory=list)
+    _bad: list[dict[str, Any]] = field(default_factory=list)
+    _waited: float = 0.0
+    _retries: int = 0
+    _unreadable: int = 0
+
+    def __post_init__(self) -> None:
+        self._metrics, self._quarantine = JsonLines(self.run, METRICS), JsonLines(self.run, QUARANTINE)
+        if self.context.rank == 0:
+            self._metrics.resume(self.first_step)
+            self._quarantine.resume(self.first_step)
+        self._since = self._flushed = self._started = time.perf_counter()
+        self._step = self._logged = self.first_step
+
+    def timed(self, batches: Iterator[Pairs], count: int) -> Iterator[MicroBatch]:
+        """The next `count` micro-batches on the device; waiting for them is booked."""
+        for _ in range(count):
+            start = time.perf_counter()
+            pairs = next(batches)
+            self._waited += time.perf_counter() - start
+            self._retries += int(pairs.retries.sum())
+            for row, name, reason in pairs.unreadable():
+                self._bad.append({"step": self._step + 1, "key": row, "name": name, "reason": reason})
+            yield to_device(pairs, self.context.device)
+
+    def add(self, result: StepResult) -> None:
+        self._losses.append(result.loss)
+        self._norms.append(result.grad_norm)
+        if result.probe is not None:
+            self._probe.append(result.probe)
+        self._step += 1
+
+    def log(self, step: int, lr: float) -> None:
+        """Write the window's line and show it."""
+        steps = step - self._logged
+        own = torch.tensor([self._waited, self._retries], device=self.context.device)
+        sums = self.context.sum(torch.cat([torch.stack(self._losses).sum()[None], own]))
+        retries, (loss, waited) = int(sums[2]), (sums[:2] / (self.context.world * steps)).tolist()
+        norm = torch.stack([torch.as_tensor(n, device=sums.device) for n in self._norms]).mean().item()
+        bad = [row for rows in self.context.gather(self._bad) for row in rows]
+        now = time.perf_counter()
+        seconds = now - self._since
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"loss is {loss} between steps {self._logged + 1} and {step}: lower optim.lr")
+        batch = self.config.train.global_batch
+        line = {
+            "step": step,
+            "images": step * batch,
+            "epoch": round(step * batch / self.rows, 4),
+            "loss": loss,
+            "grad_norm": norm,
+            "lr": lr,
+            **self._probed(),
+            "images_per_second": round(steps * batch / seconds, 2),
+            "wait_fraction": round(min(1.0, waited * steps / seconds), 4),
+            "unreadable": len(bad),
+            "store_retries": retries,
+            "time": round(time.time(), 1),
+        }
+        if self.context.rank == 0:
+            self._metrics.append(line)
+            for row in bad:
+                self._quarantine.append(row)
+            if now - self._flushed > FLUSH_SECONDS:
+                self.flush()
+            self.context.say(_shown(line, self.config.train.steps, self._remaining(step, now)))
+        self._unreadable += len(bad)
+        self._check_share(step)
+        self._losses, self._norms, self._probe, self._bad, self._waited, self._retries = [], [], [], [], 0.0, 0
+        self._since, self._logged = now, step
+
+    def _check_share(self, step: int) -> None:
+        """A `UserError`, on every worker, if too many of the rows that were seen since the start could not be read."""
+        seen, most = (step - self.first_step) * self.config.train.global_batch, self.config.train.max_unreadable
+        if self._unreadable > most * seen:
+            self.flush()
+            raise UserError(
+                "train.max_unreadable",
+                f"{self._unreadable:,} of {seen:,} rows with images that cannot be read",
+                f"at most {most:.2%} of them",
+                f"see {self.run.file_uri(QUARANTINE)}; prepare the data again, or raise it",
+            )
+
+    def _probed(self) -> dict[str, float]:
+        """The online probe's mean over the window, each label before it was trained on; empty without one."""
+        if not self._probe:
+            return {}
+        loss, hits, labels = torch.stack(self._probe).double().sum(0).tolist()
+        return {"probe_loss": loss / max(labels, 1), "probe_accuracy": hits / max(labels, 1)}
+
+    def _remaining(self, step: int, now: float) -> float:
+        return (now - self._started) / (step - self.first_step) * (self.config.train.steps - step)
+
+    def flush(self) -> None:
+        """Bring the files up to date on storage."""
+        if self.context.rank == 0:
+            self._metrics.flush()
+            self._quarantine.flush()
+            self._flushed = time.perf_counter()
+
+
+def _shown(line: dict[str, Any], total: int, remaining: float) -> str:
+    eta = f"{remaining / 60:.0f} min" if remaining >= 120 else f"{remaining:.0f} s"
+    rate = line["images_per_second"]
+    text = (
+        f"step {line['step']}/{total}  epoch {line['epoch']:.2f}  loss {line['loss']:.4f}  lr {line['lr']:.2e}  "
+        f"{rate:.{0 if rate >= 10 else 2}f} pairs/s  waiting {line['wait_fraction']:.0%}  left {eta}"
+    )
+    if "probe_accuracy" in line:
+        text += f"  probe {line['probe_accuracy']:.1%}"
+    text += f"  unreadable rows {line['unreadable']}" if line["unreadable"] else ""
+    return text + (f"  store asked again {line['store_retries']} times" if line["store_retries"] else "")
