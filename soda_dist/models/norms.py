@@ -1,1 +1,0 @@
-"""Batch norms of a network that was never trained."""
