@@ -29,6 +29,22 @@ _FIELD = "lpips.weights"
 _CLASSIFIER = "classifier."
 
 
+class ImagesTooSmallError(ValueError):
+    """Images that leave nothing after the trunk's last pooling.
+
+    Args:
+        size: their height and width.
+        smallest: the shortest side that the trunk accepts.
+    """
+
+    def __init__(self, size: tuple[int, int], smallest: int) -> None:
+        super().__init__(size, smallest)
+        self.size, self.smallest = size, smallest
+
+    def __str__(self) -> str:
+        return f"lpips: got images of {list(self.size)}; needs {self.smallest} or more on each side"
+
+
 def load_lpips(trunk_content: bytes, sha256: str, *, net: Trunk) -> nn.Module:
     """Package lpips' LPIPS, version 0.1, in eval mode on the CPU, for `lpips_distance`.
 
@@ -73,7 +89,8 @@ def lpips_distance(net: nn.Module, images: Tensor, reference: Tensor) -> Tensor:
         images, reference: float [B, 3, h, w] in [-1, 1] on the network's device.
 
     Raises:
-        ValueError: two shapes, no floats, no RGB, or sides that are too small.
+        ImagesTooSmallError: a side is shorter than the trunk's `SMALLEST_SIDE`.
+        ValueError: the shapes differ, or images are not RGB or not floats.
     """
     if images.shape != reference.shape or images.ndim != 4 or images.shape[1] != 3:
         got = f"{list(images.shape)} and {list(reference.shape)}"
@@ -81,8 +98,9 @@ def lpips_distance(net: nn.Module, images: Tensor, reference: Tensor) -> Tensor:
     if not (images.is_floating_point() and reference.is_floating_point()):
         raise ValueError(f"lpips: got {images.dtype} and {reference.dtype}; allowed: floats in [-1, 1]")
     smallest = SMALLEST_SIDE[net.pnet_type]  # type: ignore[index]
-    if min(images.shape[2:]) < smallest:
-        raise ValueError(f"lpips: got images of {list(images.shape[2:])}; needs {smallest} or more on each side")
+    height, width = images.shape[2:]
+    if min(height, width) < smallest:
+        raise ImagesTooSmallError((height, width), smallest)
     with torch.no_grad():
         return net(images.float(), reference.float()).flatten()
 

@@ -204,7 +204,7 @@ def test_images_too_small_for_lpips_are_told_in_one_line(place: Path, tmp_path: 
     train(str(tmp_path / "run"), config)
     models = load_models(Checkpoint(open_folder(str(tmp_path / "run")), 3, True), str(place / "data"), config, "cpu")
     subject, folder, pieces = _set(models, tmp_path, LocalCrew(models))
-    with pytest.raises(UserError, match=r"evaluation.lpips: .*needs 31 or more on each side"):
+    with pytest.raises(UserError, match=r"evaluation.lpips: .*at least 31 pixels a side"):
         lpips_scores(subject, folder, pieces)
 
 

@@ -1,6 +1,7 @@
 """LPIPS against package lpips building itself from the same trunk."""
 
 import hashlib
+import pickle
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -14,7 +15,14 @@ from torchvision.models import AlexNet_Weights, VGG16_Weights
 
 from soda_dist.errors import UserError
 from soda_dist.metrics import perceptual
-from soda_dist.metrics.perceptual import SMALLEST_SIDE, Trunk, is_published, load_lpips, lpips_distance
+from soda_dist.metrics.perceptual import (
+    SMALLEST_SIDE,
+    ImagesTooSmallError,
+    Trunk,
+    is_published,
+    load_lpips,
+    lpips_distance,
+)
 from tests.metrics.networks import saved
 
 pytestmark = pytest.mark.usefixtures("without_network")
@@ -93,8 +101,11 @@ def test_images_below_the_smallest_side_are_too_small_for_the_package_too(net, l
     x = images(1, side, 6)
     with pytest.raises(RuntimeError):
         loaded[net](x, x)
-    with pytest.raises(ValueError, match=rf"^lpips: got images of \[{side}, {side + 5}\]; needs {side + 1} or more"):
+    says = rf"^lpips: got images of \[{side}, {side + 5}\]; needs {side + 1} or more"
+    with pytest.raises(ImagesTooSmallError, match=says) as caught:
         lpips_distance(loaded[net], x, x)
+    assert (caught.value.size, caught.value.smallest) == ((side, side + 5), side + 1)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
 def test_images_of_another_kind_are_refused(loaded):

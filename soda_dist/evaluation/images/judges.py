@@ -125,9 +125,9 @@ def _lpips(models: Models, look: Look) -> NDArray[np.float64]:
     pair = [_tensor(images_of(table.column(side)), models.device).float() / 127.5 - 1 for side in ("image", "target")]
     try:
         return perceptual.lpips_distance(net, *pair).double().cpu().numpy()
-    except ValueError as error:
-        got, _, needs = str(error).partition(";")
-        raise UserError("evaluation.lpips", got.partition("got ")[2], needs.strip(), "unset its weights") from None
+    except perceptual.ImagesTooSmallError as error:
+        got, allowed = f"images of {list(error.size)}", f"images of at least {error.smallest} pixels a side"
+        raise UserError("evaluation.lpips", got, allowed, "unset its weights to skip LPIPS") from None
 
 
 def _tensor(images: NDArray[np.uint8], device: torch.device) -> Tensor:
