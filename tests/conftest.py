@@ -11,6 +11,8 @@ from uuid import uuid4
 
 import pytest
 
+from tests.cpu_time import CpuTime
+
 S3_ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test-key",
     "AWS_SECRET_ACCESS_KEY": "test-secret",
@@ -19,6 +21,10 @@ S3_ENVIRONMENT = {
     "AWS_CONFIG_FILE": os.devnull,
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(CpuTime(config), "cpu_time")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
