@@ -24,7 +24,8 @@ from soda_dist.benchmarks.harness import Rates, Result, Side, alternate, ratio
 from soda_dist.benchmarks.training_loop import rendered
 from soda_dist.benchmarks.update import allowed_overrides
 from soda_dist.config.load import load_config
-from soda_dist.config.schema import Data, RunConfig
+from soda_dist.config.schema import RunConfig
+from soda_dist.config.sections import Data
 from soda_dist.data.shards import ShardReader
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.distributed.runtime.actor_pool import Crew

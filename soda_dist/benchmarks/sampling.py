@@ -16,7 +16,8 @@ from torch import Tensor
 from soda_dist.benchmarks.harness import Result, Side, alternate, ratio
 from soda_dist.benchmarks.update import Device, allowed_overrides, device_of, noise_batches, tf32, wait
 from soda_dist.config.load import load_config
-from soda_dist.config.schema import RunConfig, Sampling
+from soda_dist.config.schema import RunConfig
+from soda_dist.config.sections import Sampling
 from soda_dist.diffusion.sampling import ReverseStep, reverse_steps
 from soda_dist.errors import UserError
 from soda_dist.models.condition import Condition, Sources, join

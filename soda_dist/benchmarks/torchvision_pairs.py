@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
-from soda_dist.config.schema import Data
+from soda_dist.config.sections import Data
 
 Decoder = Literal["Pillow", "tensors"]
 GREY = 128

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from soda_dist.config.fields import Count, CountOrZero, Node, Sources
 from soda_dist.config.load import load_config, parse_yaml, validate, with_fields
+from soda_dist.config.problems import Problem, ProblemError
 from soda_dist.config.schema import RunConfig
 from soda_dist.errors import UserError
 
@@ -95,16 +96,21 @@ class Ablation(Node):
         names = [variant.name for variant in self.variants]
         for at, slug in enumerate(slugs):
             if slug in slugs[:at]:
-                raise ValueError(f"variants|{names[at]} twice|names that differ in letters|rename one of them")
+                problem = Problem(
+                    "variants", f"{names[at]} twice", "names that differ in letters", "rename one of them"
+                )
+                raise ProblemError(problem)
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds|{', '.join(map(str, self.seeds))}|each seed once|leave one of them out")
+            got = ", ".join(map(str, self.seeds))
+            raise ProblemError(Problem("seeds", got, "each seed once", "remove the duplicates"))
         for claim in self.claims:
             for name in (claim.variant, *claim.above):
                 if name not in names:
-                    raise ValueError(f"claims|{name}|{', '.join(names)}|name a variant")
+                    raise ProblemError(Problem("claims", name, ", ".join(names), "name a variant"))
             for number in (claim.measure, claim.their_measure or 0):
                 if number >= len(self.measures):
-                    raise ValueError(f"claims|measure {number}|0..{len(self.measures) - 1}|count from 0")
+                    allowed = f"0..{len(self.measures) - 1}"
+                    raise ProblemError(Problem("claims", f"measure {number}", allowed, "count from 0"))
         return self
 
     def config_of(self, variant: Variant, seed: int, base: RunConfig) -> RunConfig:

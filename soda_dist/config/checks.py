@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from math import isqrt
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from soda_dist.config.schema import RunConfig
+from soda_dist.config.problems import Problem
+from soda_dist.config.sections import Sections
 
-Problem = tuple[str, str, str, str]
-Check = Callable[["RunConfig"], Iterator[Problem]]
+Check = Callable[[Sections], Iterator[Problem]]
 
 ENCODER_STRIDE = 32
 MODULATED = ("layer_modulation", "modulation")
@@ -20,70 +19,74 @@ def _divisors(number: int) -> str:
     return ", ".join(str(n) for n in sorted({*low, *(number // n for n in low)}))
 
 
-def levels(config: "RunConfig") -> Iterator[Problem]:
+def levels(config: Sections) -> Iterator[Problem]:
     count = len(config.denoiser.channel_multipliers)
     size, factor = config.data.target_size, 2 ** (count - 1)
     if size % factor:
         got = f"{size} with {count} levels in denoiser.channel_multipliers"
-        yield "data.target_size", got, f"multiples of {factor}", "change the size or the number of levels"
+        yield Problem("data.target_size", got, f"multiples of {factor}", "change the size or the number of levels")
 
 
-def attention(config: "RunConfig") -> Iterator[Problem]:
+def attention(config: Sections) -> Iterator[Problem]:
     d = config.denoiser
     there = [config.data.target_size >> level for level in range(len(d.channel_multipliers))]
     for resolution in d.attention_resolutions:
         if resolution not in there:
             got = f"{resolution} with data.target_size={config.data.target_size} and {len(there)} levels"
             allowed = "resolutions of the UNet: " + ", ".join(map(str, there))
-            yield "denoiser.attention_resolutions", got, allowed, "name only those"
+            yield Problem("denoiser.attention_resolutions", got, allowed, "name only those")
     for level, multiplier in enumerate(d.channel_multipliers):
         resolution, channels = config.data.target_size >> level, d.base_channels * multiplier
         if resolution in d.attention_resolutions and channels % d.head_dim:
             got = f"{d.head_dim} with {channels} channels at resolution {resolution}"
             allowed = "divisors of the channels at attention resolutions"
-            yield "denoiser.head_dim", got, allowed, "change one of them"
+            yield Problem("denoiser.head_dim", got, allowed, "change one of them")
     if d.conditioning in ("cross_attention", "grid_attention") and not d.attention_resolutions:
         got = f"none with denoiser.conditioning={d.conditioning}"
-        yield "denoiser.attention_resolutions", got, "at least one resolution", "name where z is attended to"
+        yield Problem("denoiser.attention_resolutions", got, "at least one resolution", "name where z is attended to")
 
 
-def latent(config: "RunConfig") -> Iterator[Problem]:
+def latent(config: Sections) -> Iterator[Problem]:
     sections = config.denoiser.sections
     if config.encoder.latent_dim < sections:
         got = f"{config.encoder.latent_dim} with {sections} sections (one a pair of layers)"
-        yield "encoder.latent_dim", got, f">= {sections}", "widen the latent or use a shallower denoiser"
+        yield Problem("encoder.latent_dim", got, f">= {sections}", "widen the latent or use a shallower denoiser")
     for name in ("guided_sections", "masked_sections"):
         wrong = [section for section in getattr(config.sampling, name) or () if section >= sections]
         if wrong:
             got, remedy = f"{wrong[0]} with {sections} sections", "sections are counted from the outside, from 0 on"
-            yield f"sampling.{name}", got, f"0..{sections - 1}", remedy
+            yield Problem(f"sampling.{name}", got, f"0..{sections - 1}", remedy)
     if config.aggregation.kind == "transformer" and config.encoder.latent_dim % config.aggregation.heads:
         got = f"{config.aggregation.heads} with encoder.latent_dim={config.encoder.latent_dim}"
-        yield "aggregation.heads", got, _divisors(config.encoder.latent_dim), "choose a count that divides the latent"
+        yield Problem(
+            "aggregation.heads", got, _divisors(config.encoder.latent_dim), "choose a count that divides the latent"
+        )
 
 
-def conditioning(config: "RunConfig") -> Iterator[Problem]:
+def conditioning(config: Sections) -> Iterator[Problem]:
     """Masking by sections needs sections, ways to join t and z need modulation, a grid needs one encoder's grid."""
     d = config.denoiser
     if d.layer_mask_rate and d.sections == 1:
         got = f"{d.layer_mask_rate} with denoiser.conditioning={d.conditioning}, where z has no sections"
-        yield "denoiser.layer_mask_rate", got, "0", "set it to 0"
+        yield Problem("denoiser.layer_mask_rate", got, "0", "set it to 0")
     if d.modulation != "two_stage" and d.conditioning not in MODULATED:
         got = f"{d.modulation} with denoiser.conditioning={d.conditioning}, where z does not modulate"
-        yield "denoiser.modulation", got, "two_stage", "leave it out"
+        yield Problem("denoiser.modulation", got, "two_stage", "leave it out")
     if d.conditioning == "grid_attention":
         if config.data.sources != (1, 1) or config.sampling.sources != 1:
             got = f"{config.data.sources} with denoiser.conditioning=grid_attention"
-            yield "data.sources", got, "1, 1 (and sampling.sources=1)", "a grid of features is not aggregated"
+            yield Problem("data.sources", got, "1, 1 (and sampling.sources=1)", "a grid of features is not aggregated")
         if config.aggregation.kind != "mean":
             got = f"{config.aggregation.kind} with denoiser.conditioning=grid_attention"
-            yield "aggregation.kind", got, "mean", "a grid of features is not aggregated"
+            yield Problem("aggregation.kind", got, "mean", "a grid of features is not aggregated")
         if config.encoder.arch == "pretrained":
             allowed = "resnet18, resnet50, resnet50x2, vit_small, vit_base"
-            yield "encoder.arch", "pretrained with denoiser.conditioning=grid_attention", allowed, "train the encoder"
+            yield Problem(
+                "encoder.arch", "pretrained with denoiser.conditioning=grid_attention", allowed, "train the encoder"
+            )
 
 
-def method(config: "RunConfig") -> Iterator[Problem]:
+def method(config: Sections) -> Iterator[Problem]:
     """What a baseline does not have must not be asked for."""
     d, name = config.denoiser, config.method
     if name == "soda":
@@ -105,126 +108,138 @@ def method(config: "RunConfig") -> Iterator[Problem]:
     forbidden.append(("sampling.stochastic", config.sampling.stochastic, False))
     for field, got, allowed in forbidden:
         if got != allowed:
-            yield field, f"{got} {without}", f"{allowed}", f"set it to {allowed}, or choose another method"
+            yield Problem(field, f"{got} {without}", f"{allowed}", f"set it to {allowed}, or choose another method")
     if name == "encdec" and d.conditioning not in MODULATED:
         got = f"{d.conditioning} {without}"
-        yield "denoiser.conditioning", got, ", ".join(MODULATED), "its decoder is modulated"
+        yield Problem("denoiser.conditioning", got, ", ".join(MODULATED), "its decoder is modulated")
 
 
-def views(config: "RunConfig") -> Iterator[Problem]:
+def views(config: Sections) -> Iterator[Problem]:
     data = config.data
     if data.sources[0] > data.sources[1]:
         got = f"{data.sources[0]}, {data.sources[1]}"
-        yield "data.sources", got, "fewest, most", "give the smaller number first"
+        yield Problem("data.sources", got, "fewest, most", "give the smaller number first")
     if config.sampling.sources > 1 and data.views != "object":
         got = f"{config.sampling.sources} with data.views={data.views}"
-        yield "sampling.sources", got, "1", "several views are given of objects; or set data.views=object"
+        yield Problem("sampling.sources", got, "1", "several views are given of objects; or set data.views=object")
     if config.sampling.stochastic and config.sampling.sources == 1:
         got = "true with sampling.sources=1"
-        yield "sampling.stochastic", got, "false", "there is one source to draw; or raise sampling.sources"
+        yield Problem("sampling.stochastic", got, "false", "there is one source to draw; or raise sampling.sources")
     if data.views == "same":
         if data.augment not in ("both", "none"):
-            yield "data.augment", f"{data.augment} with data.views=same", "both, none", "the views are one"
+            yield Problem("data.augment", f"{data.augment} with data.views=same", "both, none", "the views are one")
         if data.sources != (1, 1) or config.sampling.sources != 1:
             got = f"{data.sources} with data.views=same"
-            yield "data.sources", got, "1, 1 (and sampling.sources=1)", "all sources would be one image"
+            yield Problem("data.sources", got, "1, 1 (and sampling.sources=1)", "all sources would be one image")
 
 
-def poses(config: "RunConfig") -> Iterator[Problem]:
+def poses(config: Sections) -> Iterator[Problem]:
     """A camera needs an object and cannot be mirrored; pixels need one image."""
     data, pose = config.data, config.pose
     if data.pose == "none":
         if config.sampling.guide != "latent":
-            yield "sampling.guide", f"{config.sampling.guide} with data.pose=none", "latent", "there are no poses"
+            yield Problem(
+                "sampling.guide", f"{config.sampling.guide} with data.pose=none", "latent", "there are no poses"
+            )
         if pose.mask_rate:
-            yield "pose.mask_rate", f"{pose.mask_rate} with data.pose=none", "0", "there are no poses"
+            yield Problem("pose.mask_rate", f"{pose.mask_rate} with data.pose=none", "0", "there are no poses")
         return
     if data.pose == "cameras":
         if data.views not in ("object", "same"):
-            yield "data.views", f"{data.views} with data.pose=cameras", "object, same", "cameras belong to objects"
+            yield Problem(
+                "data.views", f"{data.views} with data.pose=cameras", "object, same", "cameras belong to objects"
+            )
         if data.augment != "none" and data.augmentation.flip:
             got = "true with data.pose=cameras"
-            yield "data.augmentation.flip", got, "false", "a mirrored view has no camera; or set data.augment=none"
+            yield Problem(
+                "data.augmentation.flip", got, "false", "a mirrored view has no camera; or set data.augment=none"
+            )
     elif data.views not in ("augmented", "same"):
-        yield "data.views", f"{data.views} with data.pose=pixels", "augmented, same", "pixels belong to one image"
+        yield Problem(
+            "data.views", f"{data.views} with data.pose=pixels", "augmented, same", "pixels belong to one image"
+        )
     yield from _vectors(config)
 
 
-def _vectors(config: "RunConfig") -> Iterator[Problem]:
+def _vectors(config: Sections) -> Iterator[Problem]:
     data, pose = config.data, config.pose
     if pose.conditioning == "grid":
         return
     if data.pose == "pixels":
         got = f"{pose.conditioning} with data.pose=pixels"
-        yield "pose.conditioning", got, "grid", "a vector is a camera's"
+        yield Problem("pose.conditioning", got, "grid", "a vector is a camera's")
     if config.method != "soda" or config.denoiser.conditioning not in MODULATED:
         got = f"{pose.conditioning} with method={config.method}, denoiser.conditioning={config.denoiser.conditioning}"
-        yield "pose.conditioning", got, "grid", f"a vector modulates: needs method=soda and one of {MODULATED}"
+        yield Problem("pose.conditioning", got, "grid", f"a vector modulates: needs method=soda and one of {MODULATED}")
     if data.sources != (1, 1) or config.sampling.sources != 1:
         got = f"{data.sources} with pose.conditioning={pose.conditioning}"
-        yield "data.sources", got, "1, 1 (and sampling.sources=1)", "a vector names one source's camera"
+        yield Problem("data.sources", got, "1, 1 (and sampling.sources=1)", "a vector names one source's camera")
 
 
-def encoder(config: "RunConfig") -> Iterator[Problem]:
+def encoder(config: Sections) -> Iterator[Problem]:
     e = config.encoder
     frozen = {"model": e.model, "weights": e.weights, "weights_sha256": e.weights_sha256}
     if e.arch == "pretrained":
         for name, value in frozen.items():
             if value is None:
-                yield f"encoder.{name}", "nothing with encoder.arch=pretrained", "a value", "nothing is downloaded"
+                yield Problem(
+                    f"encoder.{name}", "nothing with encoder.arch=pretrained", "a value", "nothing is downloaded"
+                )
         if e.lr_ratio != 1:
-            yield "encoder.lr_ratio", f"{e.lr_ratio} with encoder.arch=pretrained", "1", "it is not trained"
+            yield Problem("encoder.lr_ratio", f"{e.lr_ratio} with encoder.arch=pretrained", "1", "it is not trained")
         return
     for name, value in frozen.items():
         if value is not None:
             got = f"a value with encoder.arch={e.arch}"
-            yield f"encoder.{name}", got, "nothing", "set encoder.arch=pretrained, or leave it out"
+            yield Problem(f"encoder.{name}", got, "nothing", "set encoder.arch=pretrained, or leave it out")
     if e.arch.startswith("vit"):
         for name, plain in (("stem", "imagenet"), ("norm", "batch")):
             if getattr(e, name) != plain:
                 got = f"{getattr(e, name)} with encoder.arch={e.arch}"
-                yield f"encoder.{name}", got, plain, "it is the ResNets'; leave it out"
+                yield Problem(f"encoder.{name}", got, plain, "it is the ResNets'; leave it out")
         if config.data.source_size % e.patch:
             got = f"{config.data.source_size} with encoder.patch={e.patch}"
-            yield "data.source_size", got, f"multiples of {e.patch}", "change the size or the patch"
+            yield Problem("data.source_size", got, f"multiples of {e.patch}", "change the size or the patch")
     elif e.stem == "imagenet" and config.data.source_size < ENCODER_STRIDE:
         got = f"{config.data.source_size} with encoder.stem=imagenet"
-        yield "data.source_size", got, f">= {ENCODER_STRIDE}", "use a larger source or encoder.stem=small"
+        yield Problem("data.source_size", got, f">= {ENCODER_STRIDE}", "use a larger source or encoder.stem=small")
 
 
-def batch(config: "RunConfig") -> Iterator[Problem]:
+def batch(config: Sections) -> Iterator[Problem]:
     size, workers = config.train.global_batch, config.scale.workers
     if size % workers:
         got = f"{workers} with train.global_batch={size}"
-        yield "scale.workers", got, _divisors(size), "choose a count that divides the batch"
+        yield Problem("scale.workers", got, _divisors(size), "choose a count that divides the batch")
     micro = config.train.micro_batch
     if micro is not None and size % (micro * workers):
         got = f"{micro} with train.global_batch={size} and scale.workers={workers}"
         remedy = "micro_batch times workers must divide the global batch"
-        yield "train.micro_batch", got, _divisors(size // workers), remedy
+        yield Problem("train.micro_batch", got, _divisors(size // workers), remedy)
 
 
-def steps(config: "RunConfig") -> Iterator[Problem]:
+def steps(config: Sections) -> Iterator[Problem]:
     if config.sampling.steps > config.diffusion.steps:
         got = f"{config.sampling.steps} with diffusion.steps={config.diffusion.steps}"
-        yield "sampling.steps", got, f"1..{config.diffusion.steps}", "stride to fewer steps"
+        yield Problem("sampling.steps", got, f"1..{config.diffusion.steps}", "stride to fewer steps")
     if config.optim.decay == "cosine" and config.optim.warmup_steps >= config.train.steps:
         got = f"{config.optim.warmup_steps} with train.steps={config.train.steps}"
-        yield "optim.warmup_steps", got, f"< {config.train.steps}", "shorten the warm-up or train longer"
+        yield Problem("optim.warmup_steps", got, f"< {config.train.steps}", "shorten the warm-up or train longer")
 
 
-def evaluation(config: "RunConfig") -> Iterator[Problem]:
+def evaluation(config: Sections) -> Iterator[Problem]:
     if config.evaluation.latents == "denoiser" and config.method == "encdec":
-        yield "evaluation.latents", "denoiser with method=encdec", "encoder", "it has no denoiser"
+        yield Problem("evaluation.latents", "denoiser with method=encdec", "encoder", "it has no denoiser")
 
 
-def online_probe(config: "RunConfig") -> Iterator[Problem]:
+def online_probe(config: Sections) -> Iterator[Problem]:
     train, name = config.train, config.method
     if train.online_probe and name in ("unconditional", "palette"):
-        yield "train.online_probe", f"true with method={name}", "false", "it has no encoder; or choose another method"
+        yield Problem(
+            "train.online_probe", f"true with method={name}", "false", "it has no encoder; or choose another method"
+        )
     if train.online_probe_label is not None and not train.online_probe:
         got = f"{train.online_probe_label} with train.online_probe=false"
-        yield "train.online_probe_label", got, "nothing", "set train.online_probe=true, or leave it out"
+        yield Problem("train.online_probe_label", got, "nothing", "set train.online_probe=true, or leave it out")
 
 
 CHECKS: tuple[Check, ...] = (

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,11 +9,14 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from soda_dist.config.problems import first_problem
 from soda_dist.config.schema import RunConfig
 from soda_dist.errors import UserError
 
 PRESETS = resources.files("soda_dist.config") / "presets"
 Model = TypeVar("Model", bound=BaseModel)
+
+_SEE_CONFIG = "see --print-config for the whole configuration"
 
 
 class _Loader(yaml.SafeLoader):
@@ -79,7 +81,7 @@ def parse_config(text: str, where: str, overrides: Sequence[str] = ()) -> RunCon
     tree = tree or {}
     for override in overrides:
         _apply(tree, override)
-    return validate(RunConfig, tree)
+    return validate(RunConfig, tree, _SEE_CONFIG)
 
 
 def with_fields(config: RunConfig, fields: dict[str, Any]) -> RunConfig:
@@ -93,7 +95,7 @@ def with_fields(config: RunConfig, fields: dict[str, Any]) -> RunConfig:
         if not isinstance(node, dict):
             raise UserError(path, "an unknown field", "a field of the configuration", "see --print-config")
         node[leaf] = _frozen(value)
-    return validate(RunConfig, tree)
+    return validate(RunConfig, tree, _SEE_CONFIG)
 
 
 def with_overrides(config: RunConfig, overrides: Sequence[str], sections: Sequence[str], remedy: str) -> RunConfig:
@@ -149,40 +151,12 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     tree[leaf] = value
 
 
-def validate(model: type[Model], tree: dict[str, Any]) -> Model:
-    """`tree` as a `model`, or its first problem as a `UserError`."""
+def validate(model: type[Model], tree: dict[str, Any], remedy: str = "correct it") -> Model:
+    """`tree` as a `model`, or its first problem as a `UserError`; `remedy` as in `first_problem`."""
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        # An unknown key first: a misspelt field is also reported as a missing one.
-        problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-        raise _user_error(model, problems[0]) from None
-
-
-def _user_error(model: type[BaseModel], problem: Any) -> UserError:
-    path = [part for part in problem["loc"] if part != "function-after"]
-    field = ".".join(str(part) for part in path)
-    if problem["type"] == "value_error":
-        name, got, allowed, remedy = str(problem["ctx"]["error"]).split("|")
-        return UserError(f"{field}.{name}" if field else name, got, allowed, remedy)
-    if problem["type"] == "extra_forbidden":
-        valid = _fields_of(model, path[:-1])
-        close = get_close_matches(str(path[-1]), valid, n=1)
-        remedy = f"did you mean {close[0]}?" if close else "remove it"
-        return UserError(field, "an unknown key", ", ".join(valid), remedy)
-    if problem["type"] == "missing":
-        return UserError(field, "nothing", "a value", "add it")
-    allowed = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-    # Other models than a run's configuration (options of an import, a search) have no command that prints them.
-    remedy = "see --print-config for the whole configuration" if model is RunConfig else "correct it"
-    return UserError(field, repr(problem["input"]), allowed, remedy)
-
-
-def _fields_of(model: type[BaseModel], path: list[Any]) -> list[str]:
-    node: Any = model
-    for part in path:
-        node = node.model_fields[part].annotation
-    return list(node.model_fields)
+        raise UserError(*first_problem(model, error, remedy)) from None
 
 
 def dump_config(config: BaseModel) -> str:

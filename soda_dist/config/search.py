@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from soda_dist.config.fields import Count, Node, NotNegative
 from soda_dist.config.load import parse_yaml, validate
+from soda_dist.config.problems import Problem, ProblemError
 from soda_dist.errors import UserError
 
 
@@ -21,17 +22,18 @@ class Range(Node):
     def _one(self) -> "Range":
         given = [name for name in ("uniform", "log_uniform", "choice") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(
-                f"range|{', '.join(given) or 'nothing'}|one of uniform, log_uniform, choice|give exactly one"
-            )
+            got, allowed = ", ".join(given) or "nothing", "one of uniform, log_uniform, choice"
+            raise ProblemError(Problem("range", got, allowed, "give exactly one"))
         for name in ("uniform", "log_uniform"):
             bounds = getattr(self, name)
             if bounds is not None and not bounds[0] < bounds[1]:
-                raise ValueError(f"{name}|{bounds[0]}, {bounds[1]}|low < high|give the smaller bound first")
+                got = f"{bounds[0]}, {bounds[1]}"
+                raise ProblemError(Problem(name, got, "low < high", "give the smaller bound first"))
         if self.log_uniform is not None and self.log_uniform[0] <= 0:
-            raise ValueError(f"log_uniform|{self.log_uniform[0]}|bounds above 0|use uniform for a range with 0")
+            low = self.log_uniform[0]
+            raise ProblemError(Problem("log_uniform", low, "bounds above 0", "use uniform for a range with 0"))
         if self.choice == ():
-            raise ValueError("choice|an empty list|at least one value|list the values to try")
+            raise ProblemError(Problem("choice", "an empty list", "at least one value", "list the values to try"))
         return self
 
 
@@ -64,9 +66,8 @@ class Search(Node):
     @model_validator(mode="after")
     def _rungs_within(self) -> "Search":
         if self.first_rung > self.steps:
-            raise ValueError(
-                f"first_rung|{self.first_rung} with steps={self.steps}|<= steps|judge earlier or train longer"
-            )
+            got = f"{self.first_rung} with steps={self.steps}"
+            raise ProblemError(Problem("first_rung", got, "<= steps", "judge earlier or train longer"))
         return self
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from soda_dist.config.schema import Train
+from soda_dist.config.sections import Train
 from soda_dist.data.shards import Manifest
 from soda_dist.data.views.addressed import Ints
 from soda_dist.errors import UserError

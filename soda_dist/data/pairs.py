@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from soda_dist.config.schema import Data
+from soda_dist.config.sections import Data
 from soda_dist.data.labels import labels_of
 from soda_dist.data.order import Order
 from soda_dist.data.relations import OBJECT, main_label, source_keys

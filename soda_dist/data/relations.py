@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from soda_dist.config.schema import Data
+from soda_dist.config.sections import Data
 from soda_dist.data.order import Order
 from soda_dist.data.shards import ShardReader
 from soda_dist.data.views.addressed import Floats, Ints, uniforms

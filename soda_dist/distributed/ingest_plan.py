@@ -4,7 +4,8 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import groupby, pairwise
 
-from soda_dist.config.schema import Data, RunConfig
+from soda_dist.config.schema import RunConfig
+from soda_dist.config.sections import Data
 from soda_dist.data.order import Order
 from soda_dist.data.views.poses import POSE_SIZES
 

@@ -2,7 +2,7 @@
 
 import math
 
-from soda_dist.config.schema import Optim
+from soda_dist.config.sections import Optim
 
 
 def learning_rate(step: int, optim: Optim, total_steps: int) -> float:

@@ -8,7 +8,7 @@ from PIL import Image
 from scipy import stats
 from torchvision.transforms import RandomResizedCrop
 
-from soda_dist.config.schema import Augmentation
+from soda_dist.config.sections import Augmentation
 from soda_dist.data.views.addressed import uniforms
 from soda_dist.data.views.crops import DRAWS, TRIES, plan_crops, random_boxes, resize_into, square_boxes
 from tests.data.test_decode import Pixels, scene

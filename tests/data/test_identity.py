@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from soda_dist.config.schema import Augmentation, Data
+from soda_dist.config.sections import Augmentation, Data
 from soda_dist.data.order import Order
 from soda_dist.data.pairs import read_pairs
 from soda_dist.data.views.crops import plan_crops

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from soda_dist.config.schema import Data, Train
+from soda_dist.config.sections import Data, Train
 from soda_dist.data.labels import ProbeLabels, labels_of, probe_labels
 from soda_dist.data.order import Order
 from soda_dist.data.pairs import local_pairs, read_pairs

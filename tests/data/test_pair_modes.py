@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from soda_dist.config.schema import Augmentation, Data
+from soda_dist.config.sections import Augmentation, Data
 from soda_dist.data.order import Order
 from soda_dist.data.pairs import Pairs, check_data, read_pairs
 from soda_dist.data.shards import Label, ShardReader

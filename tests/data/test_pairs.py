@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from soda_dist.config.schema import Augmentation, Data
+from soda_dist.config.sections import Augmentation, Data
 from soda_dist.data.order import Order
 from soda_dist.data.pairs import Pairs, local_pairs, read_pairs
 from soda_dist.data.views.pair_views import view_pairs

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from soda_dist.config.schema import Augmentation, Data
+from soda_dist.config.sections import Augmentation, Data
 from soda_dist.data.sources.synthetic import Options, Synthetic, scenes
 from soda_dist.data.sources.synthetic_render import ROOM, SOLID, surfaces
 from soda_dist.data.views.pair_views import center_poses, center_views, view_pairs

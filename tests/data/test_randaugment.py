@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 
-from soda_dist.config.schema import Augmentation
+from soda_dist.config.sections import Augmentation
 from soda_dist.data.views import randaugment as ra
 from tests.data.test_decode import Pixels, scene
 

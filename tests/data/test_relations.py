@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from soda_dist.config.schema import Data
+from soda_dist.config.sections import Data
 from soda_dist.data.order import Order
 from soda_dist.data.relations import distinct, source_keys
 from soda_dist.data.shards import Label, ShardReader

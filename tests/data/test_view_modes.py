@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from soda_dist.config.schema import Augmentation, Data
+from soda_dist.config.sections import Augmentation, Data
 from soda_dist.data.views.crops import plan_crops, resize_into
 from soda_dist.data.views.decode import decode, read_header
 from soda_dist.data.views.pair_views import ViewPairs, center_views, view_pairs

@@ -9,7 +9,7 @@ from skimage import data
 from skimage.metrics import structural_similarity
 from torchvision.transforms import v2
 
-from soda_dist.config.schema import Augmentation, Data
+from soda_dist.config.sections import Augmentation, Data
 from soda_dist.data.views.crops import plan_crops
 from soda_dist.data.views.pair_views import ViewPairs, center_views, view_pairs
 from soda_dist.data.views.randaugment import distort, plan_layers

@@ -135,7 +135,7 @@ def test_sorted_classes_are_shuffled_once_by_the_seed(tmp_path: Path) -> None:
 
 def test_objects_stay_together_over_groups_and_shards(tmp_path: Path) -> None:
     """Three views each, in groups of four and shards of eight: every source is another view of the target's object."""
-    from soda_dist.config.schema import Data
+    from soda_dist.config.sections import Data
     from soda_dist.data.order import Order
     from soda_dist.data.pairs import check_data, read_pairs
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from soda_dist.config.schema import Augmentation, Data
+from soda_dist.config.sections import Augmentation, Data
 from soda_dist.data.views import randaugment
 from soda_dist.data.views.pair_views import view_pairs
 from soda_dist.data.views.randaugment import OPERATIONS, as_table

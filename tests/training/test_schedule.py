@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from soda_dist.config.schema import Optim
+from soda_dist.config.sections import Optim
 from soda_dist.training.schedule import learning_rate
 
 

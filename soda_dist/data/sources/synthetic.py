@@ -17,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from soda_dist.config.problems import Problem, ProblemError
 from soda_dist.data import source as contract
 from soda_dist.data.formats.fixed_records import png
 from soda_dist.data.shards import Label
@@ -73,7 +74,8 @@ class Options(contract.Options):
     def _enough(self) -> Self:
         total = sum(self.counts.values())
         if total > COMBINATIONS:
-            raise ValueError(f"objects|{total} in all splits|up to {COMBINATIONS}|ask for fewer, or for more views")
+            got, allowed = f"{total} in all splits", f"up to {COMBINATIONS}"
+            raise ProblemError(Problem("objects", got, allowed, "ask for fewer, or for more views"))
         return self
 
 

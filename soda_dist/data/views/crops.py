@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from soda_dist.config.schema import Augmentation
+from soda_dist.config.sections import Augmentation
 from soda_dist.data.views.addressed import Floats, Ints, uniforms
 from soda_dist.data.views.decode import Image
 

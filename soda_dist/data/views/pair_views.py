@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from soda_dist.config.schema import Data
+from soda_dist.config.sections import Data
 from soda_dist.data.views.addressed import Ints
 from soda_dist.data.views.crops import Crops, plan_crops, resize_into, square_boxes
 from soda_dist.data.views.decode import Header, Image, decode, read_header

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from soda_dist.config.schema import Augmentation
+from soda_dist.config.sections import Augmentation
 from soda_dist.data.views.addressed import Ints, normals, uniforms
 from soda_dist.data.views.decode import Image
 

@@ -15,10 +15,11 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from soda_dist.config.schema import RunConfig, Sampling
+from soda_dist.config.schema import RunConfig
+from soda_dist.config.sections import Sampling
 from soda_dist.data.shards import ShardReader
 from soda_dist.data.storage.folder import Folder
-from soda_dist.evaluation.context import Subject
+from soda_dist.evaluation.context import Context
 from soda_dist.evaluation.images.sampling import Drawing, Subjects, draw
 from soda_dist.evaluation.images.scores import pixel_scores, png
 from soda_dist.evaluation.piece_cache import address, load, store
@@ -71,22 +72,22 @@ class Members:
         return f"{self.first:010d}-{self.rows}.parquet"
 
 
-def image_set(subject: Subject, of: DrawnSet, count: int) -> list[Members]:
+def image_set(context: Context, of: DrawnSet, count: int) -> list[Members]:
     """The first `count` images of the split in seeded order (all, if it has fewer), each its own source."""
-    order = shuffled(subject.config, subject.manifest.split(of.split).rows)[:count].tolist()
+    order = shuffled(context.config, context.manifest.split(of.split).rows)[:count].tolist()
     return _pieces(of, order, [(key,) for key in order])
 
 
-def view_set(subject: Subject, of: DrawnSet, objects: int, asked: int, skip: int, limit: int | None) -> list[Members]:
+def view_set(context: Context, of: DrawnSet, objects: int, asked: int, skip: int, limit: int | None) -> list[Members]:
     """Views of the first `objects` objects of the split in seeded order.
 
     An object's first `of.how.sources` views are its sources; up to `asked` are drawn of those after the first `skip`,
     which is the same for sets with different numbers of sources. `limit`: of views in all.
     """
-    reader = ShardReader(subject.data, subject.manifest, of.split)
+    reader = ShardReader(context.data, context.manifest, of.split)
     runs = object_runs(reader)
     keys, sources = [], []
-    for number in shuffled(subject.config, len(runs))[:objects].tolist():
+    for number in shuffled(context.config, len(runs))[:objects].tolist():
         start, stop = runs[number]
         for key in range(start + skip, min(start + skip + asked, stop)):
             keys.append(key)
@@ -99,24 +100,24 @@ def _pieces(of: DrawnSet, keys: list[int], sources: list[tuple[int, ...]]) -> li
     return [Members(of, at, tuple(keys[at : at + PIECE]), tuple(sources[at : at + PIECE])) for at in starts]
 
 
-def folder_of(subject: Subject, of: DrawnSet) -> Folder:
+def folder_of(context: Context, of: DrawnSet) -> Folder:
     """Where a set lies: the name says what decides it."""
     facts = {
-        "weights": subject.weights,
-        "shards": [shard.sha256 for shard in subject.manifest.split(of.split).shards],
-        "config": subject.config.model_dump(mode="json", include=set(MODEL_SECTIONS)),
-        "precision": subject.config.train.precision,
+        "weights": context.weights,
+        "shards": [shard.sha256 for shard in context.manifest.split(of.split).shards],
+        "config": context.config.model_dump(mode="json", include=set(MODEL_SECTIONS)),
+        "precision": context.config.train.precision,
         "kind": of.kind,
         "how": of.how.model_dump(mode="json"),
         "aggregation": of.aggregation,
     }
-    return samples_folder(subject.run, address(facts))
+    return samples_folder(context.run, address(facts))
 
 
-def draw_set(subject: Subject, pieces: Sequence[Members], what: str) -> Folder:
+def draw_set(context: Context, pieces: Sequence[Members], what: str) -> Folder:
     """Draws what is not there yet; where the set lies."""
-    folder = folder_of(subject, pieces[0].of)
-    store(subject.crew, folder, draw_members, pieces, subject.say, what)
+    folder = folder_of(context, pieces[0].of)
+    store(context.workers, folder, draw_members, pieces, context.say, what)
     return folder
 
 

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from soda_dist.config.schema import Sampling
+from soda_dist.config.sections import Sampling
 from soda_dist.diffusion.sampling import ReverseStep, reverse_steps
-from soda_dist.distributed.runtime.actor_pool import Crew
+from soda_dist.parallel.pool import Pool
 from soda_dist.errors import UserError
 from soda_dist.evaluation.images.scores import Images
 from soda_dist.evaluation.views import PURPOSE, Centred, addressed_noise, centred, pose_columns
@@ -178,27 +178,20 @@ def _spaced(count: int, wanted: int) -> set[int]:
     return {round(i * (count - 1) / (wanted - 1)) for i in range(wanted)}
 
 
-def choose(crew: Crew[int, Subjects], count: int) -> Subjects:
-    """`pick_subjects` by one of the actors."""
-    ((_, subjects),) = crew.share_out(pick_subjects, [count], lambda: None)
-    return subjects
+def choose(workers: Pool, count: int) -> Subjects:
+    """`pick_subjects` by one worker."""
+    return workers.call(pick_subjects, count)
 
 
-def draw_all(crew: Crew[Drawing, Drawn], drawings: list[Drawing], say: Say) -> list[Drawn]:
-    """Each drawing, shared out over the actors in pieces of a few images."""
-    pieces, owners = [], []
-    for owner, drawing in enumerate(drawings):
-        for start in range(0, len(drawing.subjects.keys), CHUNK):
-            pieces.append(replace(drawing, subjects=drawing.subjects.rows(slice(start, start + CHUNK))))
-            owners.append(owner)
-    progress = Progress(say, "samples", "images", sum(len(d.subjects.keys) for d in drawings))
-    done: dict[int, Drawn] = {}
-    for number, drawn in crew.share_out(draw, pieces, progress.tick):
-        done[number] = drawn
-        progress.add(len(drawn.images))
-    progress.close()
-    whole = []
-    for owner in range(len(drawings)):
-        parts = [done[number] for number in range(len(pieces)) if owners[number] == owner]
-        whole.append(replace(parts[0], images=np.concatenate([part.images for part in parts])))
-    return whole
+def draw_all(workers: Pool, drawings: Sequence[Drawing], say: Say) -> list[Drawn]:
+    """Each drawing, by all workers in pieces of a few images."""
+    progress = Progress(say, "samples", "images", units=lambda piece: len(piece.subjects.keys))
+    return [
+        replace(parts[0], images=np.concatenate([part.images for part in parts]))
+        for parts in workers.map_split(draw, drawings, _cut, progress)
+    ]
+
+
+def _cut(drawing: Drawing) -> list[Drawing]:
+    starts = range(0, len(drawing.subjects.keys), CHUNK)
+    return [replace(drawing, subjects=drawing.subjects.rows(slice(at, at + CHUNK))) for at in starts]

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from soda_dist.config.schema import RunConfig, Sampling
-from soda_dist.distributed.runtime.actor_pool import Crew
+from soda_dist.config.schema import RunConfig
+from soda_dist.config.sections import Sampling
+from soda_dist.parallel.pool import Pool
 from soda_dist.errors import UserError
-from soda_dist.evaluation.context import Result, Subject
+from soda_dist.evaluation.context import Result, Context
 from soda_dist.evaluation.images.generated_sets import DrawnSet, Members, draw_set, folder_of, image_set
 from soda_dist.evaluation.images.judges import check_weights, facts_of, set_moments
 from soda_dist.evaluation.images.sampling import (
@@ -25,29 +26,29 @@ from soda_dist.plots.guidance_sweep import sweep_png
 from soda_dist.plots.image_grid import image_grid
 
 
-def check(subject: Subject) -> None:
+def check(context: Context) -> None:
     """Needs a method that sees a source."""
-    if subject.config.method == "unconditional":
+    if context.config.method == "unconditional":
         raise UserError("--tasks", "reconstruction of an unconditional run", "samples, fid", "leave it out")
-    check_lpips(subject)
-    if subject.config.evaluation.inception.weights is not None:
-        check_weights(subject.config, "inception")
+    check_lpips(context)
+    if context.config.evaluation.inception.weights is not None:
+        check_weights(context.config, "inception")
 
 
-def check_samples(subject: Subject) -> None:
+def check_samples(context: Context) -> None:
     """Needs a method that draws without a source."""
-    if subject.config.method not in ("soda", "unconditional"):
-        got = f"samples of method {subject.config.method}"
+    if context.config.method not in ("soda", "unconditional"):
+        got = f"samples of method {context.config.method}"
         raise UserError("--tasks", got, "methods soda and unconditional", "leave it out")
 
 
-def reconstruct(subject: Subject) -> Result:
+def reconstruct(context: Context) -> Result:
     """`reconstruction.json`, `reconstruction.png`, `denoising.png` and, of several ways of sampling, `sweep.png`."""
     began = time.monotonic()
-    config = subject.config
+    config = context.config
     ways = _ways(config)
-    rows = [scored(subject, how) for how in ways]
-    inception = _add_fid(subject, ways, rows) if config.evaluation.inception.weights is not None else None
+    rows = [scored(context, how) for how in ways]
+    inception = _add_fid(context, ways, rows) if config.evaluation.inception.weights is not None else None
     facts: dict[str, Any] = {
         "split": config.evaluation.test_split,
         "splits": {"test": config.evaluation.test_split},
@@ -58,41 +59,41 @@ def reconstruct(subject: Subject) -> Result:
         "guidance": {f"{row['guidance']:g}": row for row in rows if row["steps"] == config.sampling.steps},
         "sweep": rows,
         "settings": config.sampling.model_dump(mode="json"),
-        "lpips": lpips_facts(subject),
+        "lpips": lpips_facts(context),
         "inception": inception,
     }
-    pictures, curves = show(subject.crew, config, subject.say), sweep_png(rows)
-    return subject.record("reconstruction", facts, pictures | ({"sweep.png": curves} if curves else {}), began)
+    pictures, curves = show(context.workers, config, context.say), sweep_png(rows)
+    return context.record("reconstruction", facts, pictures | ({"sweep.png": curves} if curves else {}), began)
 
 
-def scored(subject: Subject, how: Sampling) -> dict[str, Any]:
+def scored(context: Context, how: Sampling) -> dict[str, Any]:
     """Reconstructions of the test split's images, and how like their originals they are."""
     what = f"reconstructions at {_way(how)}"
-    pieces = _members(subject, how)
-    scores, counts = set_scores(subject, draw_set(subject, pieces, what), pieces)
-    subject.say(f"{what}: {score_line(scores)}")
+    pieces = _members(context, how)
+    scores, counts = set_scores(context, draw_set(context, pieces, what), pieces)
+    context.say(f"{what}: {score_line(scores)}")
     return {"guidance": how.guidance, "steps": how.steps, "counts": counts, **scores}
 
 
-def _add_fid(subject: Subject, ways: Sequence[Sampling], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _add_fid(context: Context, ways: Sequence[Sampling], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Puts the FID of each way's reconstructions into its row; returns what a result says about Inception's weights.
 
     The images that they are held against are the same for every way.
     """
-    pieces = [_members(subject, how) for how in ways]
-    real, _ = set_moments(subject, folder_of(subject, pieces[0][0].of), pieces[0], "target", 0)
+    pieces = [_members(context, how) for how in ways]
+    real, _ = set_moments(context, folder_of(context, pieces[0][0].of), pieces[0], "target", 0)
     for how, some, row in zip(ways, pieces, rows, strict=True):
-        drawn, _ = set_moments(subject, folder_of(subject, some[0].of), some, "image", 0)
+        drawn, _ = set_moments(context, folder_of(context, some[0].of), some, "image", 0)
         if drawn.count > 1:
             row["fid"] = {"value": fid(drawn, real), "standard_error": None}
-            subject.say(f"FID of {drawn.count:,} reconstructions at {_way(how)}: {row['fid']['value']:.2f}")
-    ((_, facts),) = subject.crew.share_out(facts_of, ["inception"], lambda: None)
+            context.say(f"FID of {drawn.count:,} reconstructions at {_way(how)}: {row['fid']['value']:.2f}")
+    facts = context.workers.call(facts_of, "inception")
     return facts
 
 
-def _members(subject: Subject, how: Sampling) -> list[Members]:
-    e = subject.config.evaluation
-    return image_set(subject, DrawnSet("reconstruction", e.test_split, how), e.reconstruction.images)
+def _members(context: Context, how: Sampling) -> list[Members]:
+    e = context.config.evaluation
+    return image_set(context, DrawnSet("reconstruction", e.test_split, how), e.reconstruction.images)
 
 
 def _way(how: Sampling) -> str:
@@ -108,11 +109,11 @@ def _ways(config: RunConfig) -> list[Sampling]:
     return ways + [own.model_copy(update={"steps": n}) for n in dict.fromkeys(sweep.steps) if n != own.steps]
 
 
-def samples(subject: Subject) -> Result:
+def samples(context: Context) -> Result:
     """`samples.json` and `samples.png`: images without any source."""
     began = time.monotonic()
-    facts, pictures = free_samples(subject.crew, subject.config, subject.say)
-    return subject.record("samples", facts, pictures, began)
+    facts, pictures = free_samples(context.workers, context.config, context.say)
+    return context.record("samples", facts, pictures, began)
 
 
 GUIDANCE = (1.0, 2.0, 3.0)
@@ -123,18 +124,18 @@ FREE_COLUMNS = 4
 """Samples in a row of the sheet of samples without a source."""
 
 
-def show(crew: Crew[Any, Any], config: RunConfig, say: Say) -> dict[str, bytes]:
+def show(workers: Pool, config: RunConfig, say: Say) -> dict[str, bytes]:
     """Pictures of reconstructions by file name: a row for each of a few images."""
-    subjects = choose(crew, config.evaluation.images)
+    subjects = choose(workers, config.evaluation.images)
     if config.method == "encdec":
-        (drawn,) = draw_all(crew, [Drawing(subjects, 1.0, 0, 0)], say)
+        (drawn,) = draw_all(workers, [Drawing(subjects, 1.0, 0, 0)], say)
         rows = [list(row) for row in zip(subjects.target, drawn.images, strict=True)]
         return {"reconstruction.png": image_grid(rows, ["source", "decoded"])}
     own = config.sampling.guidance
     strip = min(STRIP_IMAGES, len(subjects.keys))
     reconstructed = [Drawing(subjects, guidance, 0, 0) for guidance in GUIDANCE]
     *drawn_all, other, free = draw_all(
-        crew, [*reconstructed, Drawing(subjects, own, 1, strip), Drawing(subjects, 0.0, 0, 0)], say
+        workers, [*reconstructed, Drawing(subjects, own, 1, strip), Drawing(subjects, 0.0, 0, 0)], say
     )
     columns = ["source", *(f"guidance {w:g}" for w in GUIDANCE), f"other noise, guidance {own:g}", "no latent"]
     rows = [
@@ -144,13 +145,13 @@ def show(crew: Crew[Any, Any], config: RunConfig, say: Say) -> dict[str, bytes]:
     return {"reconstruction.png": image_grid(rows, columns), "denoising.png": _strip(other)}
 
 
-def free_samples(crew: Crew[Any, Any], config: RunConfig, say: Say) -> tuple[dict[str, Any], dict[str, bytes]]:
+def free_samples(workers: Pool, config: RunConfig, say: Say) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Images without any source: facts for samples.json, and the pictures by file name."""
-    subjects = choose(crew, config.evaluation.images)
+    subjects = choose(workers, config.evaluation.images)
     without = 1.0 if config.method == "unconditional" else 0.0  # there nothing is left out
     noises = [Drawing(subjects, without, 1 + number, 0) for number in range(FREE_COLUMNS)]
     strip = replace(noises[0], strip=min(STRIP_IMAGES, len(subjects.keys)))
-    drawn = draw_all(crew, [strip, *noises[1:]], say)
+    drawn = draw_all(workers, [strip, *noises[1:]], say)
     rows = [list(row) for row in zip(*(each.images for each in drawn), strict=True)]
     facts = {
         "counts": {"images": len(rows) * FREE_COLUMNS},
