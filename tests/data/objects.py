@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from soda_dist.data.shards import Label, Manifest, ShardReader, Split, shard_schema, write_manifest, write_shard
 from soda_dist.data.storage.folder import open_folder
-from tests.data.test_decode import scene
+from tests.data.views.test_decode import scene
 
 CLASSES = ("one", "two", "three", "four")
 VIEWS = (3, 1, 5, 4, 1, 1, 7, 20, 2, 1, 6, 1, 12, 3, 9, 2, 2, 1)

@@ -16,7 +16,7 @@ from soda_dist.data.order import Order
 from soda_dist.data.pairs import read_pairs
 from soda_dist.data.views.crops import plan_crops
 from soda_dist.data.views.randaugment import plan_layers
-from tests.data.test_decode import scene
+from tests.data.views.test_decode import scene
 
 GROUPS = [8, 8, 8, 8, 5]
 SIZES = np.random.default_rng(2).integers(18, 130, (sum(GROUPS), 2))

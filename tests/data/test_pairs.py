@@ -11,7 +11,7 @@ from soda_dist.config.sections import Augmentation, Data
 from soda_dist.data.order import Order
 from soda_dist.data.pairs import Pairs, local_pairs, read_pairs
 from soda_dist.data.views.pair_views import view_pairs
-from tests.data.test_decode import encoded, scene
+from tests.data.views.test_decode import encoded, scene
 
 GROUPS = [8, 8, 8, 8, 8, 8, 3]
 BROKEN = (5, 30)

@@ -11,7 +11,7 @@ from soda_dist.data.views.pair_views import view_pairs
 from soda_dist.data.views.randaugment import OPERATIONS, as_table
 from soda_dist.training.device_randaugment import distort
 from soda_dist.training.to_device import to_device
-from tests.data.test_decode import encoded, scene
+from tests.data.views.test_decode import encoded, scene
 from tests.tiny import pairs_at, tiny_config
 
 PLACE = {operation.name: place for place, operation in enumerate(OPERATIONS)}

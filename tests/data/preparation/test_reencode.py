@@ -14,7 +14,7 @@ from soda_dist.data.shards import Reencoding
 from soda_dist.data.source import Contents, Part, Row
 from soda_dist.data.sources import parse_options
 from soda_dist.errors import UserError
-from tests.data.test_decode import scene
+from tests.data.views.test_decode import scene
 
 
 def encoded(height: int, width: int, kind: str, mode: str = "RGB") -> bytes:

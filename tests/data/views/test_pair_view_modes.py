@@ -11,7 +11,7 @@ from soda_dist.data.views.crops import plan_crops, resize_into
 from soda_dist.data.views.decode import decode, read_header
 from soda_dist.data.views.pair_views import ViewPairs, center_views, view_pairs
 from soda_dist.data.views.randaugment import distort, plan_layers
-from tests.data.test_decode import scene
+from tests.data.views.test_decode import scene
 
 COUNT = 24
 ALWAYS = Augmentation(crop_flip_rate=1.0, randaugment_rate=0.7)

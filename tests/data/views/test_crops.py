@@ -11,7 +11,7 @@ from torchvision.transforms import RandomResizedCrop
 from soda_dist.config.sections import Augmentation
 from soda_dist.data.views.addressed import uniforms
 from soda_dist.data.views.crops import DRAWS, TRIES, plan_crops, random_boxes, resize_into, square_boxes
-from tests.data.test_decode import Pixels, scene
+from tests.data.views.test_decode import Pixels, scene
 
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 

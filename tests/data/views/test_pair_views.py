@@ -13,7 +13,7 @@ from soda_dist.config.sections import Augmentation, Data
 from soda_dist.data.views.crops import plan_crops
 from soda_dist.data.views.pair_views import ViewPairs, center_views, view_pairs
 from soda_dist.data.views.randaugment import distort, plan_layers
-from tests.data.test_decode import encoded, scene
+from tests.data.views.test_decode import encoded, scene
 
 HOW = Augmentation(randaugment_rate=0.65)
 DATA = Data(source_size=48, target_size=32, augmentation=HOW)

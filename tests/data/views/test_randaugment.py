@@ -8,7 +8,7 @@ from scipy import stats
 
 from soda_dist.config.sections import Augmentation
 from soda_dist.data.views import randaugment as ra
-from tests.data.test_decode import Pixels, scene
+from tests.data.views.test_decode import Pixels, scene
 
 HOW = Augmentation(randaugment_rate=0.65)
 FACTORS = (0.1, 0.5, 1.0, 1.37, 1.72, 1.9)
