@@ -1,4 +1,4 @@
-# make install | demo | test | test-fast | test-learn | lint
+# make install | demo | test | test-fast | test-long | test-learn | lint
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,9 +7,10 @@ DEMO ?= runs/demo
 SEED ?= 0
 # Two processes share the tests; torch's threads would spin for cores that the other process has.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
-PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+# One process takes all tests on Ray, the other the rest, file by file; tests/conftest.py makes the groups.
+PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: install demo test test-fast test-learn lint clean-demo
+.PHONY: install demo test test-fast test-long test-learn lint clean-demo
 
 install: $(STAMP)
 
@@ -33,10 +34,13 @@ lint: $(STAMP)
 	$(BIN)/mypy soda_dist
 
 test-fast: $(STAMP)
-	$(PYTEST) $(PARALLEL) -m "not ray and not slow and not learn"
+	$(PYTEST) $(PARALLEL) -m "not ray and not slow and not long and not learn"
 
 test-learn: $(STAMP)
 	$(BIN)/python -m pytest -q -s tests/learn -m learn --timeout 7200 --results docs/results.md
 
+test-long: $(STAMP)
+	$(PYTEST) $(PARALLEL) -m long
+
 test: $(STAMP)
-	$(PYTEST) $(PARALLEL) -m "not learn" --durations 40
+	$(PYTEST) $(PARALLEL) -m "not long and not learn" --durations 40

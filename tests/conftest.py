@@ -7,6 +7,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -27,10 +28,31 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(CpuTime(config), "cpu_time")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with long tests come first, so that at the end no worker waits for the other's long one."""
-    long = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("ray")}
-    items.sort(key=lambda item: item.path not in long)
+    """Files with tests on Ray come first and form one group, then files with slow tests.
+
+    So one worker of xdist starts all Ray clusters, and at the end none waits for the other's long test.
+    """
+    ray, slow = ({item.path for item in items if item.get_closest_marker(mark)} for mark in ("ray", "slow"))
+    items.sort(key=lambda item: (item.path not in ray, item.path not in slow))
+    for item in items:
+        if item.path in ray:
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadgroup`, tests outside groups go to the workers by file."""
+    if config.getoption("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadGroupScheduling
+
+    class ByGroupOrFile(LoadGroupScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return super()._split_scope(nodeid).partition("::")[0]
+
+    return ByGroupOrFile(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -93,6 +115,14 @@ def s3_uri(new_bucket: Callable[[], str]) -> str:
 @pytest.fixture(params=["local", "s3"])
 def any_uri(request: pytest.FixtureRequest) -> str:
     """The URI of an empty place, once on the disk and once on S3."""
+    if request.param == "s3":
+        return request.getfixturevalue("s3_uri")
+    return str(request.getfixturevalue("tmp_path"))
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.long)])
+def source_uri(request: pytest.FixtureRequest) -> str:
+    """As `any_uri`, but on S3 in `make test-long` only: for importers that read as another one does."""
     if request.param == "s3":
         return request.getfixturevalue("s3_uri")
     return str(request.getfixturevalue("tmp_path"))
