@@ -1,20 +1,18 @@
 """The forward process: clean images to noised ones in one step (section 3.1, appendix B)."""
 
-from collections.abc import Callable
-from typing import Self
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from soda_dist.errors import UserError
+from soda_dist.torch_internals import FixedDtype
 
 
-class GaussianProcess(nn.Module):
+class GaussianProcess(FixedDtype):
     """q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I) (appendix B).
 
     `abar` stays the float64 table on the CPU, for samplers to take strided steps from. Training reads float32 buffers,
-    which follow the module's device and never its dtype. Neither is in the state dict: the schedule belongs to the
-    configuration.
+    which follow the module's device and never its dtype: a cast of the whole model to bf16 must not round the noise
+    levels. Neither is in the state dict: the schedule belongs to the configuration.
 
     Args:
         abar: float64 [T], in (0, 1), never rising; index i is t = i + 1.
@@ -48,10 +46,6 @@ class GaussianProcess(nn.Module):
         """
         shape = (-1,) + (1,) * (x0.ndim - 1)
         return self.sqrt_abar[t].view(shape) * x0 + self.sqrt_one_minus_abar[t].view(shape) * eps
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # An engine that casts the whole model to bf16 must not round the noise levels.
-        return super()._apply(lambda buffer: buffer.to(fn(buffer).device), recurse)
 
 
 def _check_table(abar: Tensor) -> None:

@@ -31,7 +31,7 @@ from soda_dist.distributed.ingest_plan import (
     planned_bytes,
     row_bytes,
 )
-from soda_dist.distributed.runtime.ray_internals import RestingLoop
+from soda_dist.distributed.runtime.ray_internals import resting_loop
 
 TENSORS = "source", "present", "target", "source_pose", "target_pose", "source_layers", "target_layers", "label"
 NUMBERS, TEXTS = ("key", "ok", "index", "retries"), ("name", "reason")
@@ -133,7 +133,7 @@ def _dataset_batches(data_uri: str, config: RunConfig, plans: list[list[Block]])
     # What a task yields is a block at once if it is larger than this, and stays whole if at most half as large again.
     context.target_max_block_size = int(0.8 * row_bytes(config.data) * largest)
     context.execution_options.preserve_order = True
-    context.custom_execution_callback_classes = [RestingLoop]
+    context.custom_execution_callback_classes = [resting_loop()]
     context.execution_options.resource_limits = ExecutionResources.for_limits(
         cpu=config.scale.data_cpus_per_worker, object_store_memory=planned_bytes(config)
     )

@@ -21,7 +21,7 @@ PACKAGE = "soda_dist"
 
 LAYERS = [
     {"errors"},
-    {"config", "weights"},
+    {"config", "weights", "torch_internals"},
     {"diffusion", "models", "metrics"},
     {"data"},
     {"training"},

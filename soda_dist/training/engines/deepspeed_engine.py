@@ -1,35 +1,38 @@
-"""The DeepSpeed engine: ZeRO stages 0 to 3 behind `training.engine.Engine`.
+"""The DeepSpeed engine: ZeRO stages 0 to 3 behind `Engine`. Private names of DeepSpeed are in this file alone.
 
-State is read and written as fragments of the float32 partitions, not through DeepSpeed's own checkpoints: those are
-pickles and bound to a number of workers. The attribute names used for it are private to DeepSpeed 0.19, so the version
-is pinned, and `tests/distributed/test_deepspeed_engine.py` compares every stage with the plain engine, and a restored
-run with an uninterrupted one bit for bit. `precision: bf16` is autocast inside the model, so parameters are float32 at
-every stage.
+State is read and written as fragments of the float32 partitions, not through DeepSpeed's own checkpoints, which are
+pickles and bound to a number of workers. This reads private attributes of DeepSpeed, so its version is pinned, and
+`tests/distributed/test_deepspeed_engine.py` compares every stage with the plain engine, and a resumed run with an
+uninterrupted one bit for bit. `precision: bf16` is autocast inside the model, so parameters are float32 at every stage.
 """
 
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from soda_dist.config.schema import RunConfig
 from soda_dist.training.engines.engine import Fragment, MicroBatch, StepResult, adam_state, probed
 from soda_dist.training.objective import Objective
 
-BUCKET_ELEMENTS = 16_000_000
-"""Of gradients that are reduced, and weights that are gathered, at a time: 64 MB.
+CHECKED_AGAINST: Final = "0.19"
+"""The DeepSpeed version that the private names below were checked against."""
 
-DeepSpeed's own 500 million claim 2 GB, more than all gradients of the paper's model, and cost a third of the update's
-overhead on a CPU (measured: page faults, every step anew).
+BUCKET_ELEMENTS = 16_000_000
+"""Gradient elements per reduction and weight elements per gather: 64 MB.
+
+DeepSpeed's default of 500 million allocates 2 GB, more than all gradients of the paper's model, and on a CPU its page
+faults cost a third of the update's overhead (measured).
 """
 
 
 class DeepSpeedEngine:
-    """One rank's engine; the process group must exist (Ray Train makes it)."""
+    """One rank's engine; the process group must exist."""
 
     def __init__(
         self, *, objective: Objective, optimizer: torch.optim.AdamW, config: RunConfig, device: torch.device
@@ -44,7 +47,7 @@ class DeepSpeedEngine:
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
         self.objective = objective
-        self._ema_decay = config.optim.ema_decay
+        self._update_ema = get_ema_multi_avg_fn(config.optim.ema_decay)
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         self._engine, *_ = deepspeed.initialize(
             model=objective, optimizer=optimizer, config=_settings(config), dist_init_required=False
@@ -67,7 +70,7 @@ class DeepSpeedEngine:
             self._engine.step()
             total = total + loss.detach() / accumulation
         flats = self._flats()
-        torch._foreach_lerp_([self._ema[id(f)] for f in flats], [f.detach() for f in flats], 1 - self._ema_decay)
+        self._update_ema([self._ema[id(flat)] for flat in flats], [flat.detach() for flat in flats], None)
         if self._stage != 0:
             norm = torch.as_tensor(self._engine.get_global_grad_norm())
         return StepResult(total, norm, probed(self.objective))
@@ -76,7 +79,7 @@ class DeepSpeedEngine:
         return list({id(flat): flat for _, _, _, flat, _ in self._pieces()}.values())
 
     def _pieces(self) -> Iterator[tuple[str, int, int, Tensor, int]]:
-        """What this rank holds: (parameter, start when flattened, length, flat float32 tensor, offset in it)."""
+        """This rank's pieces: (parameter, start when flattened, length, flat float32 tensor, offset in it)."""
         optimizer, names = self._engine.optimizer, {p: n for n, p in self.objective.named_parameters()}
         if self._stage_of(optimizer) == 3:
             for parameters, flat in zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True):
@@ -93,15 +96,15 @@ class DeepSpeedEngine:
                 for parameter in parameters:
                     mapping = parameter._hp_mapping
                     if mapping is not None:
-                        here = mapping.hp_fragment_address
-                        yield names[parameter], mapping.lp_fragment_address.start, here.numel, flat, here.start
+                        held = mapping.hp_fragment_address
+                        yield names[parameter], mapping.lp_fragment_address.start, held.numel, flat, held.start
         else:
             for name, parameter in self.objective.named_parameters():
                 yield name, 0, parameter.numel(), parameter, 0
 
     @staticmethod
     def _stage_of(optimizer: Any) -> int:
-        """0, 2 (stages 1 and 2 partition alike) or 3, by how DeepSpeed's optimizer holds the float32 weights."""
+        """0, 2 (stages 1 and 2 partition alike) or 3, read from the attributes that hold the float32 weights."""
         if hasattr(optimizer, "fp32_partitioned_groups_flat"):
             return 3
         return 2 if hasattr(optimizer, "bit16_groups") else 0
@@ -129,7 +132,7 @@ class DeepSpeedEngine:
         self._refresh()
 
     def _adam_flats(self) -> list[Tensor]:
-        """Every tensor that Adam steps, those made of padding alone included."""
+        """Every tensor that Adam steps, including those of padding alone."""
         optimizer = self._engine.optimizer
         if self._stage_of(optimizer) == 3:
             return list(optimizer.fp32_partitioned_groups_flat)
