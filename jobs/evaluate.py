@@ -36,7 +36,7 @@ def main(argv: list[str]) -> str:
 
     read_manifest(open_folder(args.data))  # a mistake is told before Ray starts
     with ray_session(cpus=2):
-        from soda_dist.evaluation.evaluate import evaluate, evaluate_encoder
+        from soda_dist.distributed.evaluate_on_ray import evaluate, evaluate_encoder
         from soda_dist.evaluation.model_sources import encoder_origin
         from soda_dist.report.page import write_report
 

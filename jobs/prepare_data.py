@@ -41,12 +41,13 @@ def main(argv: list[str]) -> str:
     else:
         parse_options(args.kind, options)
     with ray_session(cpus=2):
-        from soda_dist.data.preparation.prepare import prepare
-        from soda_dist.data.preparation.verify import check
+        from soda_dist.data.preparation import check, prepare
+        from soda_dist.distributed.runtime.actor_pool import ActorPool
 
+        pool = ActorPool(say=say)
         if args.check:
-            return check(args.check, args.images, say)
-        return prepare(args.kind, args.source, args.data, options, say)
+            return check(args.check, args.images, pool, say)
+        return prepare(args.kind, args.source, args.data, options, pool, say)
 
 
 def _count(text: str) -> int | None:

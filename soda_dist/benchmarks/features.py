@@ -28,7 +28,7 @@ from soda_dist.config.schema import RunConfig
 from soda_dist.config.sections import Data
 from soda_dist.data.shards import ShardReader
 from soda_dist.data.storage.folder import open_folder
-from soda_dist.distributed.runtime.actor_pool import Crew
+from soda_dist.distributed.runtime.actor_pool import ActorPool
 from soda_dist.errors import UserError
 from soda_dist.evaluation.features.extraction import collect
 from soda_dist.evaluation.pieces import Features, Piece, check_splits, plan_pieces
@@ -36,7 +36,8 @@ from soda_dist.evaluation.worker import load_models, readers, rows_of
 from soda_dist.models.method import Method
 from soda_dist.models.pixels import IMAGENET_MEAN, IMAGENET_STD
 from soda_dist.models.soda import Encoding
-from soda_dist.parallel.progress import Say
+from soda_dist.parallel.pool import Pool
+from soda_dist.parallel.progress import Say, silent
 from soda_dist.training.build import build_model
 
 IMAGES = 1024
@@ -88,7 +89,7 @@ def measure_features(preset: str, data_uri: str | None, overrides: list[str], sa
     fields = [f"evaluation.max_train_images={IMAGES}", "evaluation.baselines=false"]
     config = load_config(preset, [*fields, *allowed_overrides(overrides, ["evaluation.actors"])])
     check_plain(config)
-    with tempfile.TemporaryDirectory() as scratch, ExitStack() as crews, one_thread():
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as pools, one_thread():
         data_uri = data_uri or rendered(f"{scratch}/data", say)
         reader = _reader(data_uri, config)
         pieces = plan_pieces(reader.split, reader.groups, config.evaluation.max_train_images, config.evaluation.batch)
@@ -96,8 +97,8 @@ def measure_features(preset: str, data_uri: str | None, overrides: list[str], sa
         sides: dict[str, Side] = {}
         started: dict[str, float] = {}
         for actors, name in ((1, ONE), (2, TWO)):
-            crew, started[name] = _started(crews, config, data_uri, actors, say)
-            sides[name] = partial(_extraction_rate, crew, f"{scratch}/{actors}", pieces)
+            pool, started[name] = _started(pools, config, data_uri, actors, say)
+            sides[name] = partial(_extraction_rate, pool, f"{scratch}/{actors}", pieces)
         for number in WORKERS:
             sides[_loop(number)] = partial(_loop_rate, config, encoded(reader, pieces), number)
         for name, side in sides.items():
@@ -135,26 +136,29 @@ def _rows(name: str, rounds: Rates, started: dict[str, float]) -> list[Result]:
     ]
 
 
-def _started(crews: ExitStack, config: RunConfig, data_uri: str, actors: int, say: Say) -> tuple[Crew[Any, Any], float]:
-    """A crew all of whose actors are ready, and the seconds that this took."""
-    setup = partial(load_models, Initial(config), data_uri, config, "cpu")
-    timeout = config.scale.start_timeout_s
+def _started(pools: ExitStack, config: RunConfig, data_uri: str, actors: int, say: Say) -> tuple[Pool, float]:
+    """A pool all of whose actors are ready, and the seconds that this took."""
     began = time.perf_counter()
-    crew: Crew[Any, Any] = Crew(setup=setup, actors=actors, resources={"num_cpus": 1}, start_timeout_s=timeout, say=say)
-    crews.enter_context(crew)
-    while len(crew.each(_threads, None)) < actors:
-        for _ in crew.share_out(_threads, range(actors), lambda: None):
-            pass
+    pool = ActorPool(
+        say=say,
+        actors=actors,
+        start_timeout_s=config.scale.start_timeout_s,
+        setup=partial(load_models, Initial(config), data_uri, config),
+    )
+    pools.enter_context(pool)
+    threads: dict[int, int] = {}
+    while len(threads) < actors:
+        threads |= dict(pool.map(_threads, range(actors)))
     seconds = time.perf_counter() - began
-    threads = set(crew.each(_threads, None))
-    say(f"actors: {actors}, ready after {seconds:.3g} s; threads of each: {', '.join(map(str, sorted(threads)))}")
-    return crew, seconds
+    each = ", ".join(map(str, sorted(set(threads.values()))))
+    say(f"actors: {actors}, ready after {seconds:.3g} s; threads of each: {each}")
+    return pool, seconds
 
 
-def _threads(state: Any, _: Any) -> int:
-    """Of an actor; it waits a little, so that who asks until all are ready takes nothing from those that start."""
+def _threads(state: Any, number: int) -> tuple[int, int]:
+    """Process and threads of an actor; it waits a little, so that the others get a turn."""
     time.sleep(0.1)
-    return torch.get_num_threads()
+    return os.getpid(), torch.get_num_threads()
 
 
 @contextmanager
@@ -168,10 +172,10 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _extraction_rate(crew: Crew[Any, Any], uri: str, pieces: list[Piece], number: int) -> float:
+def _extraction_rate(pool: Pool, uri: str, pieces: list[Piece], number: int) -> float:
     folder = open_folder(f"{uri}/{number}")
     start = time.perf_counter()
-    found = collect(crew, folder, pieces, lambda _: None)
+    found = collect(pool, folder, pieces, silent)
     seconds = time.perf_counter() - start
     _check_readable(found)
     return len(found) / seconds

@@ -22,13 +22,14 @@ import ray
 from soda_dist.benchmarks.harness import Result, Side, alternate, ratio
 from soda_dist.config.load import load_config
 from soda_dist.config.schema import RunConfig
-from soda_dist.data.preparation.prepare import prepare
+from soda_dist.data.preparation import prepare
 from soda_dist.data.shards import check_shards, read_manifest
 from soda_dist.data.source import READERS
 from soda_dist.data.storage.folder import Entry, Folder, open_folder
 from soda_dist.distributed.ingest import stream
+from soda_dist.distributed.runtime.actor_pool import ActorPool
 from soda_dist.errors import UserError
-from soda_dist.parallel.progress import Say
+from soda_dist.parallel.progress import Say, silent
 
 BYTES = 10**9
 """Of images that are imported: those of a local source, over again or in part; at most, those of a store."""
@@ -135,7 +136,7 @@ def _copied(source: Folder, into: Path) -> Folder:
 def _imported(source_uri: str, data: Path) -> float:
     """Seconds of an import into an empty folder."""
     start = time.perf_counter()
-    prepare("folder", source_uri, str(data), ["splits=drawn", "classes=false"], lambda _: None)
+    prepare("folder", source_uri, str(data), ["splits=drawn", "classes=false"], ActorPool(say=silent))
     seconds = time.perf_counter() - start
     shutil.rmtree(data)
     return seconds

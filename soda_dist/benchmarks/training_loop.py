@@ -11,10 +11,11 @@ import torch
 from soda_dist.benchmarks.harness import Result, compare
 from soda_dist.config.load import load_config
 from soda_dist.config.schema import RunConfig
-from soda_dist.data.preparation.prepare import prepare
+from soda_dist.data.preparation import prepare
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.distributed.ingest import stream
 from soda_dist.distributed.pretrain import pretrain
+from soda_dist.distributed.runtime.actor_pool import ActorPool
 from soda_dist.parallel.progress import Say
 from soda_dist.runs.metrics_log import METRICS, read_lines
 from soda_dist.training.build import build_objective, build_optimizer
@@ -50,7 +51,7 @@ def measure_train(data_uri: str | None, overrides: list[str], say: Say) -> list[
 
 def rendered(uri: str, say: Say) -> str:
     """Shards of 4,096 solids at 32 px in the folder `uri`, which is returned."""
-    return prepare("synthetic", None, uri, ["objects=4096", "views=1", "size=32"], say)
+    return prepare("synthetic", None, uri, ["objects=4096", "views=1", "size=32"], ActorPool(say=say), say)
 
 
 def _bare_rate(config: RunConfig, data_uri: str) -> float:

@@ -7,20 +7,21 @@ any other, and what is measured on it is kept beside it; so the same command goe
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 from soda_dist.config.ablation import Ablation, Variant, flow
+from soda_dist.config.load import leaves
 from soda_dist.config.provenance import provenance
 from soda_dist.config.schema import RunConfig
-from soda_dist.data.preparation.prepare import prepare
+from soda_dist.data.preparation import prepare
 from soda_dist.data.storage.folder import Folder, open_folder
+from soda_dist.distributed.evaluate_on_ray import evaluate
 from soda_dist.distributed.pretrain import pretrain
-from soda_dist.distributed.runtime.actor_pool import Crew
+from soda_dist.distributed.runtime.actor_pool import ActorPool
 from soda_dist.distributed.runtime.driver_lines import board
 from soda_dist.distributed.runtime.resources import check_resources, training_resources
 from soda_dist.errors import UserError
-from soda_dist.evaluation.evaluate import evaluate
+from soda_dist.parallel.pool import Held
 from soda_dist.parallel.progress import Say
 from soda_dist.report.ablation import ablation_plot, as_markdown, check_group, summarize
 from soda_dist.report.paper import Column, read_paper
@@ -121,15 +122,8 @@ def _config_of(group: Ablation, variant: Variant, seed: int, base: RunConfig) ->
 
 def _difference(before: RunConfig, now: RunConfig) -> tuple[str, ...]:
     """What `jobs/evaluate.py` is told so that a run that was started with `before` is evaluated with `now`."""
-    old, new = (_leaves({name: config.model_dump()[name] for name in AFTER_TRAINING}) for config in (before, now))
+    old, new = (leaves({name: config.model_dump()[name] for name in AFTER_TRAINING}) for config in (before, now))
     return tuple(f"{path}={flow(value)}" for path, value in new.items() if old[path] != value)
-
-
-def _leaves(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for name, value in tree.items():
-        leaves |= _leaves(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
-    return leaves
 
 
 def _claim(out: Folder, group: Ablation, base: RunConfig, data_uri: str | None) -> None:
@@ -148,7 +142,7 @@ def _claim(out: Folder, group: Ablation, base: RunConfig, data_uri: str | None) 
 
 def _rendered(group: Ablation, out: Folder, say: Say) -> str:
     options = [f"{name}={flow(value)}" for name, value in group.data.options.items()]
-    return prepare(group.data.kind, None, out.child("data").uri, options, say)
+    return prepare(group.data.kind, None, out.child("data").uri, options, ActorPool(say=say), say)
 
 
 def _train_all(group: Ablation, trials: Sequence[Trial], data: str, out: Folder, say: Say) -> None:
@@ -160,21 +154,17 @@ def _train_all(group: Ablation, trials: Sequence[Trial], data: str, out: Folder,
     done = len(trials) - len(left)
     with board(say) as lines:
         place = Place(group, data, out.uri, lines)
-        crew: Crew[Trial, float] = Crew(
-            setup=partial(_placed, place),
-            actors=min(group.concurrent, len(left)),
-            resources={"num_cpus": 0},  # what trains and measures asks for its own
-            start_timeout_s=left[0].config.scale.start_timeout_s,
+        pool = ActorPool(
             say=say,
+            needs={"CPU": 0},  # what trains and evaluates asks for its own
+            actors=group.concurrent,
+            start_timeout_s=left[0].config.scale.start_timeout_s,
+            setup=Held(place),
         )
-        with crew:
-            for number, seconds in crew.share_out(_do, left, lambda: None):
+        with pool:
+            for number, seconds in pool.completed(_do, left):
                 done += 1
                 say(f"{left[number].name} is done after {seconds:.0f} s: {done} of {len(trials)} runs")
-
-
-def _placed(place: Place) -> Place:
-    return place
 
 
 def _do(place: Place, trial: Trial) -> float:

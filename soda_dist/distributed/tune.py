@@ -15,11 +15,11 @@ from soda_dist.config.load import dump_config, with_fields
 from soda_dist.config.schema import RunConfig
 from soda_dist.config.search import Range, Search
 from soda_dist.data.storage.folder import Folder, open_folder
+from soda_dist.distributed.evaluate_on_ray import evaluate, guidance_scores
 from soda_dist.distributed.pretrain import pretrain
 from soda_dist.distributed.runtime.driver_lines import board
 from soda_dist.distributed.runtime.resources import check_resources, training_resources
 from soda_dist.errors import UserError
-from soda_dist.evaluation.evaluate import evaluate, guidance_scores
 from soda_dist.parallel.progress import Say
 from soda_dist.plots.search_trials import sweep_plot
 from soda_dist.runs.folder import complete_steps

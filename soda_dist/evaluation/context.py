@@ -1,28 +1,25 @@
 """What tasks of evaluation work on: a checkpoint, its data, and the actors that hold both."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from soda_dist.config.provenance import provenance
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.shards import Manifest
 from soda_dist.data.storage.folder import Folder
-from soda_dist.distributed.runtime.actor_pool import Crew
 from soda_dist.errors import UserError
 from soda_dist.evaluation.features.extraction import collect, place_of
 from soda_dist.evaluation.pieces import Features, Piece, Point, plan_pieces
+from soda_dist.parallel.pool import Pool
 from soda_dist.parallel.progress import Say
 from soda_dist.runs.folder import evaluation_folder
-from soda_dist.runs.results import write_result
+from soda_dist.runs.results import Result, write_result
 
-Result = dict[str, Any]
 Pictures = dict[str, bytes]
 
 
 @dataclass
-class Subject:
+class Context:
     """A checkpoint under evaluation.
 
     Attributes:
@@ -34,7 +31,8 @@ class Subject:
         alone: whether there is an encoder and nothing to draw with.
         weights: digest of the checkpoint's files.
         say: where progress and tables are shown.
-        hire: makes the crew, whose actors hold `features.Models`.
+        pool: where jobs run.
+        workers: the same with workers that hold `worker.Models`.
     """
 
     run: Folder
@@ -45,25 +43,16 @@ class Subject:
     ema: bool
     weights: str
     say: Say
-    hire: Callable[[], Crew[Any, Any]]
+    pool: Pool
+    workers: Pool
     alone: bool = False
     points: dict[str, tuple[Point, dict[str, float]]] = field(default_factory=dict)
     """Where a denoiser is read, by the label that the search went by, with each candidate's accuracy."""
-    _crew: Crew[Any, Any] | None = None
     _features: dict[tuple[str, Point | None], Features] = field(default_factory=dict)
 
-    @property
-    def crew(self) -> Crew[Any, Any]:
-        """The actors, started on first use."""
-        if self._crew is None:
-            self._crew = self.hire().__enter__()
-        return self._crew
-
     def close(self) -> None:
-        """Ends the actors."""
-        if self._crew is not None:
-            self._crew.__exit__()
-            self._crew = None
+        """End the workers."""
+        self.workers.release()
 
     @property
     def place(self) -> Folder:
@@ -95,7 +84,7 @@ class Subject:
         """
         if (which, point) not in self._features:
             pieces = self.pieces(which, point)
-            found = collect(self.crew, self.latents(pieces[0].split, pieces[0].points), pieces, self.say)
+            found = collect(self.workers, self.latents(pieces[0].split, pieces[0].points), pieces, self.say)
             self.check_readable(which, len(found))
             self._features[which, point] = found
         return self._features[which, point]

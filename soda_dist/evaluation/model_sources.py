@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -19,7 +18,7 @@ from soda_dist.errors import UserError
 from soda_dist.models.encoder_only import EncoderAlone
 from soda_dist.models.lr_equalization import load_plain_state_dict
 from soda_dist.models.method import Method
-from soda_dist.models.pretrained import FrozenEncoder, load_frozen
+from soda_dist.models.pretrained import FrozenEncoder, UnsuitableModelError, load_frozen
 from soda_dist.runs.folder import read_config
 from soda_dist.training.build import build_encoder, build_model, load_frozen_weights
 from soda_dist.training.checkpoint import load_model, weights_digest
@@ -152,6 +151,8 @@ class TimmEncoder:
         return _digest(self.load().encoder.state_dict())
 
     def _published(self) -> Mapping[str, Tensor]:
+        import timm
+
         try:
             return timm.create_model(self.model, pretrained=True, num_classes=0).state_dict()
         except Exception as error:  # each of its sources has its own errors
@@ -163,9 +164,8 @@ class TimmEncoder:
 def _frozen(model: str, size: int) -> FrozenEncoder:
     try:
         return FrozenEncoder(model=model, image_size=size)
-    except ValueError as error:
-        allowed = str(error).partition("allowed: ")[2] or str(error)
-        raise UserError("--encoder", f"{TIMM}{model}", allowed, "name a model of timm") from None
+    except UnsuitableModelError as error:
+        raise UserError("--encoder", f"{TIMM}{error.got}", error.allowed, "name a model of timm") from None
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from soda_dist.data.storage.folder import Folder
-from soda_dist.distributed.runtime.actor_pool import Crew
+from soda_dist.parallel.pool import Pool
 from soda_dist.parallel.progress import Progress, Say
 
 VERSION = 1
@@ -40,14 +40,14 @@ def address(facts: dict[str, Any]) -> str:
 
 
 def store(
-    crew: Crew[Any, Any],
+    workers: Pool,
     folder: Folder,
     job: Callable[[Any, Any], pa.Table],
     pieces: Sequence[Work],
     say: Say,
     what: str,
 ) -> None:
-    """`job(state, piece)` of every piece is a file of `folder` afterwards, written by the actor that did it.
+    """`job(state, piece)` of every piece is a file of `folder` afterwards, written by the worker that did it.
 
     What is there already is not done again: a file is complete or absent, and the folder's name says what it depends
     on, so that work which was stopped, or lost actors, goes on where it was.
@@ -59,10 +59,8 @@ def store(
         say(f"{what}: {total - left:,} of {total:,} images are there from before")
     if not todo:
         return
-    progress = Progress(say, what, "images", total, done=total - left)
-    for number, _ in crew.share_out(partial(_write, job, folder), todo, progress.tick):
-        progress.add(todo[number].rows)
-    progress.close()
+    progress = Progress(say, what, "images", units=lambda piece: piece.rows, done=total - left)
+    workers.map(partial(_write, job, folder), todo, progress)
 
 
 def _write(job: Callable[[Any, Any], pa.Table], folder: Folder, state: Any, piece: Piece) -> None:

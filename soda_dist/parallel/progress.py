@@ -1,51 +1,82 @@
-"""Lines that say how far a long work is."""
+"""Progress lines of long work."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 Say = Callable[[str], None]
-
-
+"""Shows a line to the user."""
 SHOW_SECONDS, LONGEST_SECONDS = 3.0, 30.0
-"""Between two lines: a tenth of the time since the beginning, within these; the longest where no unit was done."""
+"""Between two lines: a tenth of the time since the start, within these bounds; the longest while nothing is done."""
+
+
+def silent(line: str) -> None:
+    """A `Say` that shows nothing."""
 
 
 class Progress:
-    """Says "WHAT: DONE of TOTAL UNITS, MB/s, time left" every few seconds, more seldom while nothing gets done."""
+    """Says "WHAT: DONE of TOTAL UNITS, rate, MB/s, time left" every few seconds, more seldom while nothing is done.
 
-    def __init__(self, say: Say, what: str, unit: str, total: int, *, done: int = 0) -> None:
-        self._say, self._what, self._unit, self._total = say, what, unit, total
-        self._done = self._before = self._said = done
+    Args:
+        say: shows a line.
+        what, unit: name the work and what it counts.
+        units: how many units a piece counts; 1 by default.
+        size: bytes of a finished (piece, result); without it no MB/s is shown.
+        total: of units; None = the sum over the pieces, which must then be a sequence.
+        done: units that were done before this work.
+    """
+
+    def __init__(
+        self,
+        say: Say,
+        what: str,
+        unit: str,
+        *,
+        units: Callable[[Any], int] = lambda piece: 1,
+        size: Callable[[Any, Any], int] = lambda piece, result: 0,
+        total: int | None = None,
+        done: int = 0,
+    ) -> None:
+        self._say, self._what, self._unit, self._units, self._size = say, what, unit, units, size
+        self._total = total
+        self._done = self._before = self._shown_count = done
         self._bytes = 0
         self._began = self._shown = time.monotonic()
         self._last = ""
 
-    def add(self, count: int, size: int = 0) -> None:
-        """Counts units, and the bytes written for them."""
-        self._done += count
-        self._bytes += size
+    def begin(self, pieces: Any) -> None:
+        """Start the clock; called by the pool before the first piece."""
+        if self._total is None:
+            assert isinstance(pieces, Sequence), "pieces without a length need a total"
+            self._total = self._before + sum(self._units(piece) for piece in pieces)
+        self._began = self._shown = time.monotonic()
+
+    def add(self, piece: Any, result: Any) -> None:
+        """Count a finished piece."""
+        self._done += self._units(piece)
+        self._bytes += self._size(piece, result)
 
     def tick(self) -> None:
-        """Shows a line if the last one is old enough."""
+        """Show a line if the last one is old enough."""
         pause = min(LONGEST_SECONDS, max(SHOW_SECONDS, 0.1 * (self._shown - self._began)))
-        if self._done == self._said:
+        if self._done == self._shown_count:
             pause = LONGEST_SECONDS
         if time.monotonic() - self._shown >= pause:
-            self._shown, self._said = time.monotonic(), self._done
+            self._shown, self._shown_count = time.monotonic(), self._done
             self._last = self._line()
             self._say(self._last)
 
     def close(self) -> None:
-        """Shows the last line, unless it was just shown."""
+        """Show the last line, unless it was just shown."""
         if self._line() != self._last:
             self._say(self._line())
 
     def _line(self) -> str:
         seconds = max(1e-9, time.monotonic() - self._began)
-        rate = (self._done - self._before) / seconds
-        line = f"{self._what}: {self._done:,} of {self._total:,} {self._unit}"
+        rate, total = (self._done - self._before) / seconds, self._total or 0
+        line = f"{self._what}: {self._done:,} of {total:,} {self._unit}"
         if self._bytes:
             line += f", {rate:,.0f} a second, {self._bytes / seconds / 1e6:,.1f} MB/s"
-        if rate > 0 and self._done < self._total:
-            line += f", about {(self._total - self._done) / rate:,.0f} s left"
+        if rate > 0 and self._done < total:
+            line += f", about {(total - self._done) / rate:,.0f} s left"
         return line

@@ -1,4 +1,4 @@
-"""`prepare_data.py --check`: a prepared folder against its manifest, as Ray tasks, a shard each.
+"""`prepare_data.py --check`: a prepared folder against its manifest, over a pool, a shard each.
 
 Of a shard: its bytes and digest, the checksums of its pages, the rows of its groups, keys that count on without a gap,
 and images that can be decoded.
@@ -6,6 +6,7 @@ and images that can be decoded.
 
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,9 +16,10 @@ import pyarrow.parquet as pq
 from soda_dist.data.shards import MANIFEST, Shard, read_manifest
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.data.views.decode import decode, read_header
-from soda_dist.distributed.runtime.farm import farm_out
 from soda_dist.errors import UserError
-from soda_dist.parallel.progress import Progress, Say
+from soda_dist.parallel.local_pool import LocalPool
+from soda_dist.parallel.pool import Pool
+from soda_dist.parallel.progress import Progress, Say, silent
 
 SHOWN = 20
 """Complaints that are said in full; the others are counted."""
@@ -30,11 +32,12 @@ class Checked(NamedTuple):
     complaints: list[str]
 
 
-def check(data_uri: str, images: int | None, say: Say) -> str:
-    """Checks every shard of a prepared folder, whose URI it returns. Ray must be running. Writes nothing.
+def check(data_uri: str, images: int | None, pool: Pool | None = None, say: Say = silent) -> str:
+    """Check every shard of a prepared folder, whose URI it returns. Writes nothing.
 
     Args:
-        images: of each shard, spread evenly, that are decoded; None: all.
+        images: of each shard, spread evenly, that are decoded; None = all.
+        pool: where the work is done; None = in this process.
 
     Raises:
         UserError: no manifest, or a complaint about a shard; all of them were said before.
@@ -45,17 +48,14 @@ def check(data_uri: str, images: int | None, say: Say) -> str:
     for split in manifest.splits.values():
         first = 0
         for shard in split.shards:
-            calls.append((folder, shard, first, images))
+            calls.append((shard, first))
             first += shard.rows
-    progress, decoded = Progress(say, "checking", "shards", len(calls)), 0
-    complaints: dict[int, list[str]] = {}
-    for number, (count, found) in farm_out(_check_shard, calls, progress.tick):
-        progress.add(1, calls[number][1].bytes)
-        decoded += count
-        complaints[number] = found
-    progress.close()
+    progress = Progress(say, "checking", "shards", size=lambda call, checked: call[0].bytes)
+    with pool or LocalPool() as workers:
+        found = workers.map(partial(_check_shard, folder, images), calls, progress)
     rows = ", ".join(f"{split.rows:,} {name} rows" for name, split in manifest.splits.items())
-    said = [text for number in sorted(complaints) for text in complaints[number]]
+    decoded = sum(checked.decoded for checked in found)
+    said = [text for checked in found for text in checked.complaints]
     for text in said[:SHOWN]:
         say(text)
     if said:
@@ -70,7 +70,8 @@ def check(data_uri: str, images: int | None, say: Say) -> str:
     return folder.uri
 
 
-def _check_shard(folder: Folder, shard: Shard, first_key: int, images: int | None) -> Checked:
+def _check_shard(folder: Folder, images: int | None, state: None, call: tuple[Shard, int]) -> Checked:
+    shard, first_key = call
     uri = folder.file_uri(shard.path)
     try:
         data = folder.read(shard.path)

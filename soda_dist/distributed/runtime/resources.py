@@ -45,3 +45,11 @@ def check_resources(needed: dict[str, float], say: Say, *, setting: str = "scale
     raise UserError(
         field, f"a run that needs {asked}", f"at most {there}", f"lower {setting} or add nodes to the cluster"
     )
+
+
+def fitting(needs: dict[str, float]) -> int:
+    """How many actors of these resources the cluster has room for now; at least one."""
+    import ray
+
+    have = ray.cluster_resources()
+    return max(1, int(min((have.get(name, 0.0) / count for name, count in needs.items() if count), default=1)))

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.storage.folder import Folder
-from soda_dist.distributed.runtime.actor_pool import Crew
 from soda_dist.errors import UserError
 from soda_dist.evaluation.piece_cache import address, load, store
 from soda_dist.evaluation.pieces import MODEL_SECTIONS, Features, Piece, Point
@@ -27,6 +26,7 @@ from soda_dist.models.encoder_only import EncoderAlone
 from soda_dist.models.method import DiffusionMethod, Method
 from soda_dist.models.pixels import raw_pixels, target_input
 from soda_dist.models.soda import Encoding
+from soda_dist.parallel.pool import Pool
 from soda_dist.parallel.progress import Say
 from soda_dist.runs.folder import latents_folder
 
@@ -144,22 +144,22 @@ def place_of(
     return latents_folder(root, address(facts))
 
 
-def collect(crew: Crew[Piece, None], place: Folder, pieces: list[Piece], say: Say) -> Features:
+def collect(workers: Pool, place: Folder, pieces: list[Piece], say: Say) -> Features:
     """The features of all pieces, each row once.
 
     Raises:
         UserError: the model gives values that are not finite.
     """
-    return read_features(write_latents(crew, place, pieces, say), pieces)
+    return read_features(write_latents(workers, place, pieces, say), pieces)
 
 
-def write_latents(crew: Crew[Piece, None], place: Folder, pieces: list[Piece], say: Say) -> Folder:
+def write_latents(workers: Pool, place: Folder, pieces: list[Piece], say: Say) -> Folder:
     """The folder of a split in which all these pieces lie afterwards."""
     split = pieces[0].split
     folder = place.child(split)
     passes = len({piece.number for piece in pieces} - {None})
     what = f"latents of {split}" + (f", {passes} augmented passes" if passes else "")
-    store(crew, folder, extract, pieces, say, what)
+    store(workers, folder, extract, pieces, say, what)
     return folder
 
 

@@ -1,23 +1,25 @@
-"""DCI's classifiers as Ray tasks, one a factor."""
+"""DCI's classifiers over a pool, one for each factor."""
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
 
-from soda_dist.distributed.runtime.farm import farm_out
-from soda_dist.distributed.runtime.ray_internals import free_cpus
 from soda_dist.metrics.dci import ROUNDS, FactorFit, Regressor, check_split, fit_factor, stacked
 from soda_dist.metrics.factors import Floats
+from soda_dist.parallel.pool import Pool, Shared
 from soda_dist.parallel.progress import Progress, Say
+
+Split = tuple[NDArray[np.floating], NDArray[np.integer]]
+"""Codes [N, D] and factor values [N, K]."""
 
 
 def fit_factors(
-    train_codes: NDArray[np.floating],
-    train_values: NDArray[np.integer],
-    test_codes: NDArray[np.floating],
-    test_values: NDArray[np.integer],
+    pool: Pool,
+    train: Split,
+    test: Split,
     *,
     regressor: Regressor,
     seed: int,
@@ -26,12 +28,13 @@ def fit_factors(
 ) -> tuple[Floats, Floats, Floats]:
     """The importances and accuracies that `soda_dist.metrics.dci.scores` takes (section E.3), all factors at once.
 
-    The arrays are put into the object store once; a task whose worker dies is run again. Neither the number of CPUs
-    nor the order of the tasks changes a number. A task has one CPU, or more where the free CPUs outnumber the factors.
+    Neither the number of CPUs nor the order of the fits changes a number. A worker has one CPU, or more where the free
+    CPUs outnumber the factors.
 
     Args:
-        train_codes: [N, D], test_codes: [M, D], finite.
-        train_values: integers [N, K], test_values: [M, K]; a test value that training lacks counts as wrong.
+        pool: its other workers should be released, so that their CPUs are free.
+        train, test: codes [N, D], finite, and values, integers [N, K]; a test value that training lacks counts as
+            wrong.
         regressor, seed, rounds: see `soda_dist.metrics.dci.fit_factor`.
 
     Returns:
@@ -40,32 +43,26 @@ def fit_factors(
     Raises:
         ValueError: a factor with a single training value, codes that are not finite, shapes that do not match.
     """
-    check_split(train_codes, train_values, test_codes, test_values)
-    factors = train_values.shape[1]
-    threads = threads_each(factors, free_cpus()) if regressor == "lightgbm" else 1
-    split = [ray.put(array) for array in (train_codes, train_values, test_codes, test_values)]
-    order = slowest_first(train_values)
-    progress = Progress(say, f"DCI by {regressor}", "factors", factors)
-    calls = ((*split, factor, regressor, seed, threads, rounds) for factor in order)
-    fits: dict[int, FactorFit] = {}
-    for number, fit in farm_out(_fit_column, calls, progress.tick, cpus=threads):
-        fits[order[number]] = fit
-        progress.add(1)
-    progress.close()
-    return stacked([fits[factor] for factor in range(factors)])
+    check_split(*train, *test)
+    factors = train[1].shape[1]
+    threads = threads_each(factors, pool.free_cpus()) if regressor == "lightgbm" else 1
+    split = [pool.share(array) for array in (*train, *test)]
+    fit = partial(_fit_column, regressor=regressor, seed=seed, threads=threads, rounds=rounds)
+    order = slowest_first(train[1])
+    with pool.with_state(partial(_arrays, split), cpus=threads) as workers:
+        fits = workers.map(fit, order, Progress(say, f"DCI by {regressor}", "factors"))
+    found = dict(zip(order, fits, strict=True))
+    return stacked([found[factor] for factor in range(factors)])
+
+
+def _arrays(split: Sequence[Shared[NDArray[Any]]], device: str) -> list[NDArray[Any]]:
+    return [array.get() for array in split]
 
 
 def _fit_column(
-    train_codes: NDArray[np.floating],
-    train_values: NDArray[np.integer],
-    test_codes: NDArray[np.floating],
-    test_values: NDArray[np.integer],
-    factor: int,
-    regressor: Regressor,
-    seed: int,
-    threads: int,
-    rounds: int,
+    split: list[NDArray[Any]], factor: int, *, regressor: Regressor, seed: int, threads: int, rounds: int
 ) -> FactorFit:
+    train_codes, train_values, test_codes, test_values = split
     train, test = np.ascontiguousarray(train_values[:, factor]), np.ascontiguousarray(test_values[:, factor])
     return fit_factor(
         train_codes, train, test_codes, test, regressor=regressor, seed=seed, threads=threads, rounds=rounds

@@ -1,19 +1,17 @@
 """Which layer of a denoiser, at which noise level, is read as its latents (section F.1): found on training images."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import ray
 
 from soda_dist.config.schema import RunConfig
-from soda_dist.distributed.runtime.actor_pool import Crew
 from soda_dist.errors import UserError
-from soda_dist.evaluation.context import Subject
+from soda_dist.evaluation.context import Context
 from soda_dist.evaluation.features.extraction import collect
 from soda_dist.evaluation.features.scoring import Task, fit_settings, measure
 from soda_dist.evaluation.features.targets import Target
 from soda_dist.evaluation.pieces import Features, Point, plan_pieces
+from soda_dist.parallel.pool import Pool
 from soda_dist.parallel.progress import Progress, Say
 from soda_dist.training.build import build_model
 
@@ -40,15 +38,15 @@ def candidates(config: RunConfig) -> list[Point]:
     return [Point(layer, round(level * last)) for layer in a.layers or names for level in a.noise_levels]
 
 
-def find_point(subject: Subject, target: Target) -> tuple[Point, dict[str, float]]:
+def find_point(context: Context, target: Target) -> tuple[Point, dict[str, float]]:
     """The candidate whose probe is best on held-out training images, and the accuracy of each by its text."""
-    if target.name not in subject.points:
-        subject.points[target.name] = _found(subject, target)
-    return subject.points[target.name]
+    if target.name not in context.points:
+        context.points[target.name] = _found(context, target)
+    return context.points[target.name]
 
 
-def _found(subject: Subject, target: Target) -> tuple[Point, dict[str, float]]:
-    config, manifest, say = subject.config, subject.manifest, subject.say
+def _found(context: Context, target: Target) -> tuple[Point, dict[str, float]]:
+    config, manifest, say = context.config, context.manifest, context.say
     points = tuple(candidates(config))
     if len(points) == 1:
         return points[0], {}
@@ -56,29 +54,27 @@ def _found(subject: Subject, target: Target) -> tuple[Point, dict[str, float]]:
     rows = config.evaluation.activations.search_images
     groups = manifest.split(split).groups
     pieces = plan_pieces(split, groups, rows, config.evaluation.batch, points)
-    features = collect(subject.crew, subject.latents(split, points), pieces, say)
-    scores = _scores(subject.crew, features, points, config, target, say)
+    features = collect(context.workers, context.latents(split, points), pieces, say)
+    scores = _scores(context.workers, features, points, config, target, say)
     best = max(points, key=lambda point: scores[str(point)])
     say(f"latents are {best}: {scores[str(best)]:.1%} on {len(features) // HELD_OUT:,} held-out training images")
     return best, scores
 
 
 def _scores(
-    crew: Crew[Any, Any], features: Features, points: Sequence[Point], config: RunConfig, target: Target, say: Say
+    workers: Pool, features: Features, points: Sequence[Point], config: RunConfig, target: Target, say: Say
 ) -> dict[str, float]:
     held = np.arange(len(features)) % HELD_OUT == 0
     values = target.of(features)
-    labels = (ray.put(values[~held]), ray.put(values[held]))
+    labels = (workers.share(values[~held]), workers.share(values[held]))
     settings = fit_settings(config, "probe")
     tasks = []
     for point in points:
         array = features.arrays[str(point)]
-        arrays = (ray.put(array[~held]), ray.put(array[held]))
+        arrays = (workers.share(array[~held]), workers.share(array[held]))
         tasks.append(Task("probe", str(point), arrays, labels, target.classes, config.seed, settings))
-    progress = Progress(say, "search of layer and noise level", "fits", len(tasks))
-    scores = {}
-    for number, found in crew.share_out(measure, tasks, progress.tick):
-        scores[tasks[number].encoder] = next(iter(found["estimates"].values()))["value"]
-        progress.add(1)
-    progress.close()
-    return scores
+    found = workers.map(measure, tasks, Progress(say, "search of layer and noise level", "fits"))
+    return {
+        task.encoder: next(iter(scores["estimates"].values()))["value"]
+        for task, scores in zip(tasks, found, strict=True)
+    }

@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from soda_dist.config.schema import RunConfig
-from soda_dist.distributed.runtime.actor_pool import Crew
 from soda_dist.evaluation.features.targets import Target, check_neighbours
 from soda_dist.evaluation.pieces import Features
 from soda_dist.evaluation.worker import Models
 from soda_dist.metrics import METRICS, Labelled, Scores
+from soda_dist.parallel.pool import Pool
 from soda_dist.parallel.progress import Progress, Say
 from soda_dist.runs.results import ENCODERS
 
@@ -32,14 +31,14 @@ def fit_settings(config: RunConfig, metric: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Task:
-    """A piece of work: one metric on one encoder's features, which lie in Ray's object store."""
+    """A piece of work: one metric on one encoder's features, which the pool shares."""
 
     metric: str
     encoder: str
     arrays: tuple[Any, Any]
-    """References to train and test, [N, D]."""
+    """Shared train and test, [N, D]."""
     labels: tuple[Any, Any]
-    """References to train and test, as of `Target.of`."""
+    """Shared train and test, as of `Target.of`."""
     classes: int
     seed: int
     settings: dict[str, Any]
@@ -49,7 +48,7 @@ def measure(models: Models, task: Task) -> dict[str, Any]:
     """The work of an actor: plain values for the result's JSON."""
     start = time.monotonic()
     arrays, labels = (
-        [_tensor(ray.get(reference), models.device) for reference in references]
+        [as_tensor(reference.get(), models.device) for reference in references]
         for references in (task.arrays, task.labels)
     )
     train, test = (Labelled(array, label) for array, label in zip(arrays, labels, strict=True))
@@ -67,7 +66,7 @@ def plain_values(scores: Scores, dimension: int, seconds: float) -> dict[str, An
     }
 
 
-def _tensor(array: NDArray[Any], device: torch.device) -> Tensor:
+def as_tensor(array: NDArray[Any], device: torch.device) -> Tensor:
     """A tensor over the shared, read-only array (on the CPU), or a copy of it on the device."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of a read-only array; nothing writes to it
@@ -75,7 +74,7 @@ def _tensor(array: NDArray[Any], device: torch.device) -> Tensor:
 
 
 def measure_all(
-    crew: Crew[Task, dict[str, Any]],
+    workers: Pool,
     metrics: Sequence[str],
     config: RunConfig,
     features: Sequence[Features],
@@ -85,23 +84,18 @@ def measure_all(
     """Each metric's part of its result: the headline of the trained encoder, and every encoder's scores."""
     if "knn" in metrics:
         check_neighbours(config, len(features[0]))
-    labels = (ray.put(target.of(features[0])), ray.put(target.of(features[1])))
+    labels = (workers.share(target.of(features[0])), workers.share(target.of(features[1])))
     tasks = []
     for encoder in (name for name in ENCODERS if name in features[0].arrays):
-        arrays = (ray.put(features[0].arrays[encoder]), ray.put(features[1].arrays[encoder]))
+        arrays = (workers.share(features[0].arrays[encoder]), workers.share(features[1].arrays[encoder]))
         for metric in metrics:
             settings = fit_settings(config, metric)
             tasks.append(Task(metric, encoder, arrays, labels, target.classes, config.seed, settings))
-    progress = Progress(say, f"{' and '.join(metrics)} of {len(features[0]):,} images", "fits", len(tasks))
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for number, scores in crew.share_out(measure, tasks, progress.tick):
-        found[tasks[number].metric, tasks[number].encoder] = scores
-        progress.add(1)
-    progress.close()
-    return {
-        metric: result_of(metric, {encoder: scores for (of, encoder), scores in found.items() if of == metric}, config)
-        for metric in metrics
-    }
+    progress = Progress(say, f"{' and '.join(metrics)} of {len(features[0]):,} images", "fits")
+    found: dict[str, dict[str, Any]] = {metric: {} for metric in metrics}
+    for task, scores in zip(tasks, workers.map(measure, tasks, progress), strict=True):
+        found[task.metric][task.encoder] = scores
+    return {metric: result_of(metric, scores, config) for metric, scores in found.items()}
 
 
 def result_of(metric: str, found: dict[str, dict[str, Any]], config: RunConfig) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from soda_dist.data.views.pair_views import center_views
 from soda_dist.diffusion.sampling import ReverseStep, reverse_steps
-from soda_dist.distributed.runtime.actor_pool import Crew
 from soda_dist.evaluation.images.sampling import Subjects
 from soda_dist.evaluation.images.scores import Images, png
 from soda_dist.evaluation.views import addressed_noise
@@ -24,6 +23,7 @@ from soda_dist.models.latents import Directions, principal_directions, section_c
 from soda_dist.models.method import DiffusionMethod, Guide, Recipe
 from soda_dist.models.pixels import source_input, to_uint8
 from soda_dist.models.soda import EncDec, Encoding, Soda
+from soda_dist.parallel.pool import Pool
 from soda_dist.parallel.progress import Progress, Say
 
 CHUNK = 16
@@ -77,7 +77,7 @@ def encode_subjects(models: Models, subjects: Subjects) -> NDArray[np.float32]:
 
 
 @dataclass(frozen=True)
-class Pool:
+class Latents:
     """Latents whose principal directions are asked for."""
 
     latents: NDArray[np.float32]
@@ -88,7 +88,7 @@ class Pool:
     """Whether the first direction of each section is asked for too."""
 
 
-def find_directions(models: Models, pool: Pool) -> list[Directions]:
+def find_directions(models: Models, pool: Latents) -> list[Directions]:
     """Those of all of z, then of each section the first (E.3); the work of an actor."""
     latents = torch.tensor(pool.latents, device=models.device)
     of = section_of(models, None)
@@ -170,30 +170,20 @@ def _encode_again(models: Models, images: Images, pose: Tensor | None) -> NDArra
     return models.method.encode(sources).cpu().numpy()
 
 
-def encode_all(crew: Crew[Subjects, NDArray[np.float32]], subjects: Subjects) -> NDArray[np.float32]:
-    """z of the subjects' sources, float32 [n, D], shared out over the actors."""
+def encode_all(workers: Pool, subjects: Subjects) -> NDArray[np.float32]:
+    """z of the subjects' sources, float32 [n, D], by all workers."""
     pieces = [subjects.rows(slice(at, at + CHUNK)) for at in range(0, len(subjects.keys), CHUNK)]
-    found = dict(crew.share_out(encode_subjects, pieces, lambda: None))
-    return np.concatenate([found[number] for number in range(len(pieces))])
+    return np.concatenate(workers.map(encode_subjects, pieces))
 
 
-def draw_latents(crew: Crew[Given, Redrawn], asked: Sequence[Given], say: Say, what: str) -> list[Redrawn]:
-    """Each of `asked`, shared out over the actors in pieces of a few images."""
-    pieces = [
-        (owner, given.rows(slice(at, at + CHUNK)))
-        for owner, given in enumerate(asked)
-        for at in range(0, len(given.keys), CHUNK)
-    ]
-    progress = Progress(say, what, "images", sum(len(given.keys) for given in asked))
-    done: dict[int, Redrawn] = {}
-    for number, redrawn in crew.share_out(draw_given, [piece for _, piece in pieces], progress.tick):
-        done[number] = redrawn
-        progress.add(len(redrawn.images))
-    progress.close()
-    return [
-        _joined([done[number] for number, (whose, _) in enumerate(pieces) if whose == owner])
-        for owner in range(len(asked))
-    ]
+def draw_latents(workers: Pool, asked: Sequence[Given], say: Say, what: str) -> list[Redrawn]:
+    """Each of `asked`, by all workers in pieces of a few images."""
+    progress = Progress(say, what, "images", units=lambda piece: len(piece.keys))
+    return [_joined(parts) for parts in workers.map_split(draw_given, asked, _cut, progress)]
+
+
+def _cut(given: Given) -> list[Given]:
+    return [given.rows(slice(at, at + CHUNK)) for at in range(0, len(given.keys), CHUNK)]
 
 
 def _joined(parts: Sequence[Redrawn]) -> Redrawn:

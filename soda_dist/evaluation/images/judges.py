@@ -14,19 +14,20 @@ from soda_dist.config.evaluation import Lpips, Weights
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.storage.folder import Folder, locate
 from soda_dist.errors import UserError
-from soda_dist.evaluation.context import Subject
+from soda_dist.evaluation.context import Context
 from soda_dist.evaluation.images.generated_sets import Members
 from soda_dist.evaluation.images.scores import images_of
 from soda_dist.evaluation.piece_cache import load
 from soda_dist.evaluation.worker import Models
 from soda_dist.metrics import inception, perceptual
 from soda_dist.metrics.distributions import Moments, merge, moments
+from soda_dist.parallel.pool import in_order
 from soda_dist.parallel.progress import Progress
 
 Side = Literal["image", "target"]
 
 
-def check_weights(config: RunConfig, name: Literal["inception", "lpips"]) -> None:
+def check_weights(config: RunConfig, name: str) -> None:
     """A `UserError` if the network's weights are not named, or not where they are said to be."""
     weights: Weights = getattr(config.evaluation, name)
     field = f"evaluation.{name}.weights"
@@ -55,7 +56,7 @@ class Judge:
     facts: dict[str, Any]
 
 
-def judge_of(models: Models, name: Literal["inception", "lpips"]) -> Judge:
+def judge_of(models: Models, name: str) -> Judge:
     """The network, read once by an actor.
 
     Raises:
@@ -83,7 +84,7 @@ def judge_of(models: Models, name: Literal["inception", "lpips"]) -> Judge:
     return models.kept[name]
 
 
-def facts_of(models: Models, name: Literal["inception", "lpips"]) -> dict[str, Any]:
+def facts_of(models: Models, name: str) -> dict[str, Any]:
     """What a result says about the weights; the work of an actor."""
     return judge_of(models, name).facts
 
@@ -95,7 +96,6 @@ class Look:
     folder: Folder
     members: Members
     side: Side
-    keep_features: bool
 
     def images(self) -> NDArray[np.uint8]:
         """The readable members': uint8 [n, h, w, 3]."""
@@ -104,16 +104,11 @@ class Look:
         return images_of(column) if len(column) else np.zeros((0, 1, 1, 3), np.uint8)
 
 
-def lpips_scores(subject: Subject, folder: Folder, pieces: Sequence[Members]) -> NDArray[np.float64]:
+def lpips_scores(context: Context, folder: Folder, pieces: Sequence[Members]) -> NDArray[np.float64]:
     """LPIPS between image and target of each readable member, float64 [n], in the order of members."""
-    looks = [Look(folder, piece, "image", False) for piece in pieces]
-    progress = Progress(subject.say, "LPIPS", "images", sum(piece.rows for piece in pieces))
-    found: dict[int, NDArray[np.float64]] = {}
-    for number, scores in subject.crew.share_out(_lpips, looks, progress.tick):
-        found[number] = scores
-        progress.add(pieces[number].rows)
-    progress.close()
-    return np.concatenate([found[number] for number in range(len(looks))])
+    looks = [Look(folder, piece, "image") for piece in pieces]
+    progress = Progress(context.say, "LPIPS", "images", units=lambda look: look.members.rows)
+    return np.concatenate(context.workers.map(_lpips, looks, progress))
 
 
 def _lpips(models: Models, look: Look) -> NDArray[np.float64]:
@@ -135,48 +130,26 @@ def _tensor(images: NDArray[np.uint8], device: torch.device) -> Tensor:
 
 
 def set_moments(
-    subject: Subject, folder: Folder, pieces: Sequence[Members], side: Side, keep: int
+    context: Context, folder: Folder, pieces: Sequence[Members], side: Side, keep: int
 ) -> tuple[Moments, Tensor]:
     """Moments of Inception's features over a set's readable members, and the features of the first `keep` members.
 
-    Actors add up what they see, in float64, and hand over their sums at the end: for FID nothing else travels. What a
-    lost actor had summed up is looked at again by others.
+    The moments are summed here in float64 and in the order of the pieces, so that no number depends on the workers.
     """
-    looks = [Look(folder, piece, side, piece.first < keep) for piece in pieces]
+    looks = [Look(folder, piece, side) for piece in pieces]
     what = f"Inception's features of {pieces[0].of.kind if side == 'image' else 'real images'}"
-    progress = Progress(subject.say, what, "images", sum(piece.rows for piece in pieces))
-    parts: dict[str, Moments] = {}
-    features: dict[int, NDArray[np.float32]] = {}
-    summed: set[str] = set()
-    while todo := [look for look in looks if look.members.file not in summed]:
-        for number, seen in subject.crew.share_out(_sum_up, todo, progress.tick):
-            features[todo[number].members.first] = seen
-            progress.add(todo[number].members.rows)
-        for files, part in subject.crew.each(_hand_over, None):
-            if files:
-                parts[min(files)] = part
-                summed |= set(files)
-    progress.close()
-    total = moments(torch.zeros(0, inception.FEATURES))
-    for name in sorted(parts):
-        total = merge(total, parts[name])
-    return total, torch.from_numpy(np.concatenate([features[first] for first in sorted(features)])[:keep])
+    progress = Progress(context.say, what, "images", units=lambda look: look.members.rows)
+    total, kept = moments(torch.zeros(0, inception.FEATURES)), [np.zeros((0, inception.FEATURES), np.float32)]
+    for look, batches in zip(looks, in_order(context.workers.completed(_features, looks, progress)), strict=True):
+        for features in batches:
+            total = merge(total, moments(torch.from_numpy(features)))
+        if look.members.first < keep:
+            kept += batches
+    return total, torch.from_numpy(np.concatenate(kept)[:keep])
 
 
-_SUMS = "sums of Inception's features"
-
-
-def _sum_up(models: Models, look: Look) -> NDArray[np.float32]:
-    images, net = look.images(), judge_of(models, "inception").net
-    rows = [np.zeros((0, inception.FEATURES), np.float32)]
-    files, total = models.kept.get(_SUMS, ([], moments(torch.zeros(0, inception.FEATURES))))
-    for at in range(0, len(images), models.config.evaluation.batch):
-        found = inception.features(net, _tensor(images[at : at + models.config.evaluation.batch], models.device))
-        total = merge(total, moments(found.cpu()))
-        rows.append(found.cpu().numpy())
-    models.kept[_SUMS] = ([*files, look.members.file], total)
-    return np.concatenate(rows) if look.keep_features else rows[0]
-
-
-def _hand_over(models: Models, _: None) -> tuple[list[str], Moments | None]:
-    return models.kept.pop(_SUMS, ([], None))
+def _features(models: Models, look: Look) -> list[NDArray[np.float32]]:
+    """Of the readable members, [n, 2048] of each batch; the work of a worker."""
+    images, net, batch = look.images(), judge_of(models, "inception").net, models.config.evaluation.batch
+    starts = range(0, len(images), batch)
+    return [inception.features(net, _tensor(images[at : at + batch], models.device)).cpu().numpy() for at in starts]

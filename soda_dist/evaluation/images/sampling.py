@@ -3,6 +3,7 @@
 The noise of an image is a function of its key, so the number of actors decides nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from soda_dist.config.sections import Sampling
 from soda_dist.diffusion.sampling import ReverseStep, reverse_steps
-from soda_dist.parallel.pool import Pool
 from soda_dist.errors import UserError
 from soda_dist.evaluation.images.scores import Images
 from soda_dist.evaluation.views import PURPOSE, Centred, addressed_noise, centred, pose_columns
@@ -20,6 +20,7 @@ from soda_dist.evaluation.worker import Models
 from soda_dist.models.condition import Sources
 from soda_dist.models.method import DiffusionMethod, Method, Recipe
 from soda_dist.models.pixels import source_input, to_uint8
+from soda_dist.parallel.pool import Pool
 from soda_dist.parallel.progress import Progress, Say
 from soda_dist.training.randomness import mix64
 

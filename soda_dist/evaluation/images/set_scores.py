@@ -7,20 +7,20 @@ from numpy.typing import NDArray
 
 from soda_dist.data.storage.folder import Folder
 from soda_dist.errors import UserError
-from soda_dist.evaluation.context import Subject
+from soda_dist.evaluation.context import Context
 from soda_dist.evaluation.images.generated_sets import Members, load_set
 from soda_dist.evaluation.images.judges import check_weights, facts_of, lpips_scores
 from soda_dist.metrics.estimates import mean_of
 
 
-def check_lpips(subject: Subject) -> None:
+def check_lpips(context: Context) -> None:
     """LPIPS is measured where its weights are named, which must then be there."""
-    if subject.config.evaluation.lpips.weights is not None:
-        check_weights(subject.config, "lpips")
+    if context.config.evaluation.lpips.weights is not None:
+        check_weights(context.config, "lpips")
 
 
 def set_scores(
-    subject: Subject, folder: Folder, pieces: Sequence[Members]
+    context: Context, folder: Folder, pieces: Sequence[Members]
 ) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
     """PSNR, SSIM and, where its weights are named, LPIPS of a drawn set; and how many images they are of.
 
@@ -34,19 +34,18 @@ def set_scores(
         got = f"split {split} without a readable image"
         raise UserError("evaluation.test_split", got, "readable images", "choose another split")
     values: dict[str, NDArray[Any]] = {name: table.column(name).to_numpy() for name in ("psnr", "ssim")}
-    if subject.config.evaluation.lpips.weights is not None:
-        values["lpips"] = lpips_scores(subject, folder, pieces)
+    if context.config.evaluation.lpips.weights is not None:
+        values["lpips"] = lpips_scores(context, folder, pieces)
     counts = {"images": len(table), "unreadable": total - len(table)}
     return {name: mean_of(each) for name, each in values.items()}, counts
 
 
-def lpips_facts(subject: Subject) -> dict[str, Any] | None:
+def lpips_facts(context: Context) -> dict[str, Any] | None:
     """What a result says about LPIPS' weights; a line where there are none."""
-    if subject.config.evaluation.lpips.weights is None:
-        subject.say("LPIPS was left out: evaluation.lpips.weights names no file")
+    if context.config.evaluation.lpips.weights is None:
+        context.say("LPIPS was left out: evaluation.lpips.weights names no file")
         return None
-    ((_, facts),) = subject.crew.share_out(facts_of, ["lpips"], lambda: None)
-    return facts
+    return context.workers.call(facts_of, "lpips")
 
 
 def score_line(scores: dict[str, dict[str, float]]) -> str:

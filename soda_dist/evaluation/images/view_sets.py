@@ -5,7 +5,7 @@ from typing import Literal
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.shards import ShardReader
 from soda_dist.errors import UserError
-from soda_dist.evaluation.context import Subject
+from soda_dist.evaluation.context import Context
 from soda_dist.evaluation.images.generated_sets import DrawnSet, Members, view_set
 from soda_dist.evaluation.pieces import object_runs
 
@@ -22,21 +22,21 @@ PAPERS = (1, 3, 5, 7, 9)
 Joined = Literal["own", "mean", "stochastic"]
 
 
-def check_sources(subject: Subject) -> None:
+def check_sources(context: Context) -> None:
     """A `UserError` where objects have too few views for a number of sources."""
-    sources_of(subject)
+    sources_of(context)
 
 
-def _views(subject: Subject) -> int:
+def _views(context: Context) -> int:
     """Fewest views of an object of the test split."""
-    reader = ShardReader(subject.data, subject.manifest, subject.config.evaluation.test_split)
+    reader = ShardReader(context.data, context.manifest, context.config.evaluation.test_split)
     return min(stop - start for start, stop in object_runs(reader))
 
 
-def sources_of(subject: Subject) -> list[int]:
-    fewest, e = _views(subject), subject.config.evaluation
+def sources_of(context: Context) -> list[int]:
+    fewest, e = _views(context), context.config.evaluation
     wanted = e.novel_views.sources or tuple(n for n in PAPERS if n < fewest)
-    for number in (*wanted, subject.config.sampling.sources):
+    for number in (*wanted, context.config.sampling.sources):
         if number >= fewest:
             got = f"{number} sources of objects that have {fewest} views"
             allowed = f"1..{fewest - 1}" if fewest > 1 else "objects of two views or more"
@@ -45,11 +45,11 @@ def sources_of(subject: Subject) -> list[int]:
 
 
 def asked_views(
-    subject: Subject, sources: int, joined: Joined, objects: int, *, limit: int | None = None
+    context: Context, sources: int, joined: Joined, objects: int, *, limit: int | None = None
 ) -> list[Members]:
     """The views that are drawn from so many sources; which they are does not depend on the number of sources."""
-    e = subject.config.evaluation
-    how = subject.config.sampling.model_copy(update={"sources": sources, "stochastic": joined == "stochastic"})
+    e = context.config.evaluation
+    how = context.config.sampling.model_copy(update={"sources": sources, "stochastic": joined == "stochastic"})
     of = DrawnSet("novel_views", e.test_split, how, "mean" if joined == "mean" else "own")
-    skip = max([*sources_of(subject), subject.config.sampling.sources])
-    return view_set(subject, of, objects, e.novel_views.views, skip, limit)
+    skip = max([*sources_of(context), context.config.sampling.sources])
+    return view_set(context, of, objects, e.novel_views.views, skip, limit)

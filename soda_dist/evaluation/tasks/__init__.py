@@ -4,16 +4,16 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from soda_dist.errors import UserError
-from soda_dist.evaluation.context import Result, Subject
+from soda_dist.evaluation.context import Context, Result
 from soda_dist.evaluation.tasks import dci, fid, latents, novel_views, probe_knn, reconstruction
 
 
 class Task(NamedTuple):
     """What `jobs/evaluate.py --tasks` names."""
 
-    check: Callable[[Subject], None]
+    check: Callable[[Context], None]
     """A `UserError` for what the task needs and the run or the data lack; called before any work."""
-    do: Callable[[Subject], Result]
+    do: Callable[[Context], Result]
     """Does it, and records the result."""
     draws: bool = False
     """Whether it needs more of a run than its encoder."""
@@ -40,10 +40,10 @@ def chosen(text: str) -> Sequence[str]:
     return [name for name in TASKS if name in names]
 
 
-def check(names: Sequence[str], subject: Subject) -> None:
+def check(names: Sequence[str], context: Context) -> None:
     """A `UserError` for the first task that lacks what it needs."""
     for name in names:
-        if TASKS[name].draws and subject.alone:
+        if TASKS[name].draws and context.alone:
             allowed = ", ".join(other for other, task in TASKS.items() if not task.draws)
             raise UserError("--tasks", f"{name} of an encoder alone", allowed, "leave it out, or evaluate a run")
-        TASKS[name].check(subject)
+        TASKS[name].check(context)

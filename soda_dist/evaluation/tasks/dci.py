@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.shards import Manifest
 from soda_dist.errors import UserError
-from soda_dist.evaluation.context import Result, Subject
+from soda_dist.evaluation.context import Context, Result
 from soda_dist.evaluation.features.factor_fits import fit_factors
 from soda_dist.evaluation.features.read_point import needs_point
 from soda_dist.evaluation.pieces import Features
@@ -42,41 +42,40 @@ def factor_columns(manifest: Manifest, config: RunConfig) -> tuple[str, ...]:
     return chosen
 
 
-def check(subject: Subject) -> None:
+def check(context: Context) -> None:
     """Needs factors, and latents of an encoder."""
-    factor_columns(subject.manifest, subject.config)
-    if needs_point(subject.config):
+    factor_columns(context.manifest, context.config)
+    if needs_point(context.config):
         raise UserError(
             "--tasks", "dci of a denoiser's activations", "runs with an encoder", "set evaluation.latents=encoder"
         )
 
 
-def disentangle(subject: Subject) -> Result:
+def disentangle(context: Context) -> Result:
     """`dci.json`, `importance.png` and, where z has sections, `sections.png`."""
     began = time.monotonic()
-    d, say = subject.config.evaluation.dci, subject.say
-    names = factor_columns(subject.manifest, subject.config)
-    train = _part(subject.features("train", None), names, d.max_train_images)
-    test = _part(subject.features("test", None), names, d.max_test_images)
+    d, say = context.config.evaluation.dci, context.say
+    names = factor_columns(context.manifest, context.config)
+    train = _part(context.features("train", None), names, d.max_train_images)
+    test = _part(context.features("test", None), names, d.max_test_images)
     varied = _varying(names, train[1])
     dropped = [name for name in names if name not in varied]
     columns = [names.index(name) for name in varied]
     names, train_codes, train_values = varied, train[0], train[1][:, columns]
     test_codes, test_values = test[0], test[1][:, columns]
-    subject.crew.dismiss()  # the fits want the CPUs
+    context.workers.release()  # the fits want the CPUs
     importance, train_accuracy, test_accuracy = fit_factors(
-        train_codes,
-        train_values,
-        test_codes,
-        test_values,
+        context.pool,
+        (train_codes, train_values),
+        (test_codes, test_values),
         regressor=d.regressor,
-        seed=subject.config.seed,
+        seed=context.config.seed,
         rounds=d.rounds,
         say=say,
     )
     found = dci.scores(importance, train_accuracy, test_accuracy)
     facts: dict[str, Any] = {
-        "splits": {"train": subject.config.evaluation.train_split, "test": subject.config.evaluation.test_split},
+        "splits": {"train": context.config.evaluation.train_split, "test": context.config.evaluation.test_split},
         "counts": {"train": len(train_codes), "test": len(test_codes)},
         "factors": list(names),
         "constant_factors": dropped,
@@ -91,10 +90,10 @@ def disentangle(subject: Subject) -> Result:
             name: {"completeness": float(c), "accuracy": float(a)}
             for name, c, a in zip(names, found.by_factor, test_accuracy, strict=True)
         },
-        "others": _others((train_codes, train_values), (test_codes, test_values), subject.config.seed),
+        "others": _others((train_codes, train_values), (test_codes, test_values), context.config.seed),
         "settings": d.model_dump(mode="json"),
     }
-    bounds = _bounds(subject.config, train_codes.shape[1])
+    bounds = _bounds(context.config, train_codes.shape[1])
     pictures = {"importance.png": importance_png(importance, names, bounds)}
     if len(bounds) > 1:
         sections = dci.section_scores(importance, bounds)
@@ -104,13 +103,13 @@ def disentangle(subject: Subject) -> Result:
             "completeness": sections.completeness,
         }
         pictures["sections.png"] = section_png(sections, names)
-    subject.place.write("importance.npy", _npy(importance))
+    context.place.write("importance.npy", _npy(importance))
     say(
         f"DCI over {len(names)} factors, {len(train_codes):,} training images: disentanglement "
         f"{found.disentanglement:.3f}, completeness {found.completeness:.3f}, "
         f"informativeness {found.informativeness_test:.3f}"
     )
-    return subject.record("dci", facts, pictures, began)
+    return context.record("dci", facts, pictures, began)
 
 
 Part = tuple[NDArray[np.float32], NDArray[np.int64]]

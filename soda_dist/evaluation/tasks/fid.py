@@ -7,16 +7,16 @@ from torch import Tensor
 
 from soda_dist.config.schema import RunConfig
 from soda_dist.errors import UserError
-from soda_dist.evaluation.context import Result, Subject
+from soda_dist.evaluation.context import Context, Result
 from soda_dist.evaluation.images.generated_sets import DrawnSet, Kind, Members, draw_set, image_set
 from soda_dist.evaluation.images.judges import check_weights, facts_of, set_moments
 from soda_dist.evaluation.images.view_sets import asked_views, check_sources, has_novel_views
 from soda_dist.metrics.distributions import KID_SUBSET_SIZE, KID_SUBSETS, NEIGHBOURS, fid, kid, precision_recall
 
 
-def check(subject: Subject) -> None:
+def check(context: Context) -> None:
     """Needs Inception's weights, and sets that the run can draw."""
-    config = subject.config
+    config = context.config
     check_weights(config, "inception")
     able = _able(config)
     for kind in config.evaluation.fid.sets:
@@ -24,7 +24,7 @@ def check(subject: Subject) -> None:
             allowed = ", ".join(able)
             raise UserError("evaluation.fid.sets", kind, f"{allowed} with this run", "name sets that it can draw")
     if "novel_views" in _sets(config):
-        check_sources(subject)
+        check_sources(context)
 
 
 def _able(config: RunConfig) -> list[Kind]:
@@ -39,16 +39,16 @@ def _sets(config: RunConfig) -> list[Kind]:
     return [kind for kind in _able(config) if kind in (config.evaluation.fid.sets or _able(config))]
 
 
-def measure(subject: Subject) -> Result:
+def measure(context: Context) -> Result:
     """`fid.json`."""
     began = time.monotonic()
-    config, say = subject.config, subject.say
+    config, say = context.config, context.say
     e = config.evaluation
     sets: dict[str, Any] = {}
     for kind in _sets(config):
-        pieces = _members(subject, kind)
-        folder = draw_set(subject, pieces, f"images for FID, {kind}")
-        found = {side: set_moments(subject, folder, pieces, side, e.fid.feature_images) for side in ("image", "target")}
+        pieces = _members(context, kind)
+        folder = draw_set(context, pieces, f"images for FID, {kind}")
+        found = {side: set_moments(context, folder, pieces, side, e.fid.feature_images) for side in ("image", "target")}
         (drawn, drawn_features), (real, real_features) = found["image"], found["target"]
         if drawn.count < 2:
             got = f"{drawn.count} readable images"
@@ -60,7 +60,7 @@ def measure(subject: Subject) -> Result:
             "folder": folder.uri,
         }
         say(_line(kind, sets[kind]))
-    ((_, weights),) = subject.crew.share_out(facts_of, ["inception"], lambda: None)
+    weights = context.workers.call(facts_of, "inception")
     if not weights["published"]:
         say("these figures stand on test weights: they cannot be compared with published ones")
     first = next(iter(sets.values()))
@@ -74,14 +74,14 @@ def measure(subject: Subject) -> Result:
         "inception": weights,
         "settings": {**e.fid.model_dump(mode="json"), "sampling": config.sampling.model_dump(mode="json")},
     }
-    return subject.record("fid", facts, {}, began)
+    return context.record("fid", facts, {}, began)
 
 
-def _members(subject: Subject, kind: Kind) -> list[Members]:
-    e = subject.config.evaluation
+def _members(context: Context, kind: Kind) -> list[Members]:
+    e = context.config.evaluation
     if kind == "novel_views":
-        return asked_views(subject, subject.config.sampling.sources, "own", e.fid.images, limit=e.fid.images)
-    return image_set(subject, DrawnSet(kind, e.test_split, subject.config.sampling), e.fid.images)
+        return asked_views(context, context.config.sampling.sources, "own", e.fid.images, limit=e.fid.images)
+    return image_set(context, DrawnSet(kind, e.test_split, context.config.sampling), e.fid.images)
 
 
 def _by_features(drawn: Tensor, real: Tensor, seed: int) -> dict[str, Any]:

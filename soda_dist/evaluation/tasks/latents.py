@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from soda_dist.errors import UserError
-from soda_dist.evaluation.context import Pictures, Result, Subject
+from soda_dist.evaluation.context import Context, Pictures, Result
 from soda_dist.evaluation.features.attributes import (
     Attribute,
     Rows,
@@ -25,7 +25,7 @@ from soda_dist.evaluation.features.scoring import fit_settings
 from soda_dist.evaluation.features.targets import Target, choose_target
 from soda_dist.evaluation.images.decode_latents import (
     Given,
-    Pool,
+    Latents,
     Redrawn,
     draw_latents,
     encode_all,
@@ -47,9 +47,9 @@ MASKED_IMAGES = 2
 """Images whose latents are masked; each has a row for every section."""
 
 
-def check(subject: Subject) -> None:
+def check(context: Context) -> None:
     """Needs a method that draws from one vector z of one image, and latents enough for the directions."""
-    config = subject.config
+    config = context.config
     if config.method not in ("soda", "encdec"):
         raise UserError("--tasks", f"latents of method {config.method}", "methods soda and encdec", "leave it out")
     if config.denoiser.conditioning == "grid_attention":
@@ -58,34 +58,34 @@ def check(subject: Subject) -> None:
     if config.sampling.sources != 1:
         got = f"{config.sampling.sources} with the task latents"
         raise UserError("sampling.sources", got, "1: each z is of one image", "set it to 1")
-    _check_directions(subject, subject.rows("train"))
-    _target(subject)
+    _check_directions(context, context.rows("train"))
+    _target(context)
 
 
-def _check_directions(subject: Subject, rows: int) -> None:
-    wanted, most = subject.config.evaluation.tools.directions, min(rows - 1, subject.config.encoder.latent_dim)
+def _check_directions(context: Context, rows: int) -> None:
+    wanted, most = context.config.evaluation.tools.directions, min(rows - 1, context.config.encoder.latent_dim)
     if wanted > most:
-        got = f"{wanted} with {rows} training images and encoder.latent_dim={subject.config.encoder.latent_dim}"
+        got = f"{wanted} with {rows} training images and encoder.latent_dim={context.config.encoder.latent_dim}"
         raise UserError("evaluation.tools.directions", got, f"1..{most}", "ask for fewer, or use more images")
 
 
-def _target(subject: Subject) -> Target | None:
+def _target(context: Context) -> Target | None:
     """What images are moved along; none where the data has no label, or no main one and none is named."""
-    label = subject.config.evaluation.label
-    if label is None and (subject.manifest.main_label is None or not subject.manifest.labels):
+    label = context.config.evaluation.label
+    if label is None and (context.manifest.main_label is None or not context.manifest.labels):
         return None
-    return choose_target(subject.manifest, label)
+    return choose_target(context.manifest, label)
 
 
-def draw_sheets(subject: Subject) -> Result:
+def draw_sheets(context: Context) -> Result:
     """`latents.json` and a picture for each tool, see `report.PICTURES`."""
     began = time.monotonic()
-    config, target = subject.config, _target(subject)
-    train = subject.features("train", None)
+    config, target = context.config, _target(context)
+    train = context.features("train", None)
     if target is not None:
         target.check(train)
-    _check_directions(subject, len(train))
-    sheets = _Sheets.of(subject, train.arrays["trained"])
+    _check_directions(context, len(train))
+    sheets = _Sheets.of(context, train.arrays["trained"])
     pictures = sheets.interpolation() | sheets.mixing() | sheets.resampled() | sheets.masking()
     found, more = sheets.directions()
     facts: dict[str, Any] = {
@@ -97,7 +97,7 @@ def draw_sheets(subject: Subject) -> Result:
     }
     pictures |= more
     if target is None:
-        subject.say("attributes were left out: the data has no main label, and evaluation.label names none")
+        context.say("attributes were left out: the data has no main label, and evaluation.label names none")
     else:
         rows = Rows(
             train.arrays["trained"],
@@ -109,14 +109,14 @@ def draw_sheets(subject: Subject) -> Result:
         measured, more = sheets.attributes(target, rows)
         facts |= {"label": target.name, "kind": target.kind, **measured}
         pictures |= more
-    return subject.record("latents", facts, pictures, began)
+    return context.record("latents", facts, pictures, began)
 
 
 @dataclass(frozen=True)
 class _Sheets:
     """What all pictures start from: a few test images with their latents, and latents of training images."""
 
-    subject: Subject
+    context: Context
     shown: Subjects
     z: Tensor
     """float32 [n, D], of the shown."""
@@ -126,19 +126,19 @@ class _Sheets:
     """int64 [D]."""
 
     @classmethod
-    def of(cls, subject: Subject, latents: NDArray[np.float32]) -> "_Sheets":
-        shown = choose(subject.crew, subject.config.evaluation.tools.images)
+    def of(cls, context: Context, latents: NDArray[np.float32]) -> "_Sheets":
+        shown = choose(context.workers, context.config.evaluation.tools.images)
         if len(shown.keys) < 2:
-            got = f"{subject.config.evaluation.test_split} with one readable image"
+            got = f"{context.config.evaluation.test_split} with one readable image"
             raise UserError("evaluation.test_split", got, "two or more, to go between", "choose another split")
-        ((_, sections),) = subject.crew.share_out(section_of, [None], lambda: None)
-        z = torch.from_numpy(encode_all(subject.crew, shown))
-        return cls(subject, shown, z, torch.tensor(latents[:LATENTS]), sections)
+        sections = context.workers.call(section_of, None)
+        z = torch.from_numpy(encode_all(context.workers, shown))
+        return cls(context, shown, z, torch.tensor(latents[:LATENTS]), sections)
 
     @property
     def sections(self) -> int:
         """How many z has."""
-        return self.subject.config.denoiser.sections
+        return self.context.config.denoiser.sections
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -153,11 +153,11 @@ class _Sheets:
 
     def rows(self, z: Tensor, of: Sequence[int], what: str) -> list[list[Images]]:
         """Images drawn from z, as `given`, row by row."""
-        (drawn,) = draw_latents(self.subject.crew, [self.given(z, of)], self.subject.say, what)
+        (drawn,) = draw_latents(self.context.workers, [self.given(z, of)], self.context.say, what)
         return [list(row) for row in drawn.images.reshape(*z.shape[:2], *drawn.images.shape[1:])]
 
     def interpolation(self) -> Pictures:
-        count = self.subject.config.evaluation.tools.weights
+        count = self.context.config.evaluation.tools.weights
         weights = torch.linspace(0, 1, count)
         ways = [(a, b, how) for a, b in self.pairs for how in ("linear", "spherical")]
         z = torch.stack([interpolate(self.z[a], self.z[b], weights, how=how) for a, b, how in ways])  # type: ignore[arg-type]
@@ -198,7 +198,7 @@ class _Sheets:
     def resampled(self) -> Pictures:
         if self.sections == 1:
             return {}
-        seed, keys = self.subject.config.seed, self.shown.keys.tolist()
+        seed, keys = self.context.config.seed, self.shown.keys.tolist()
         z = self.z[:, None].repeat(1, self.sections + 1, 1)
         for row, key in enumerate(keys):
             for section in range(self.sections):
@@ -215,7 +215,7 @@ class _Sheets:
         """Rows of what is masked, columns of noise; a decoder without noise draws each once."""
         if self.sections == 1:
             return {}
-        config = self.subject.config
+        config = self.context.config
         noises = 1 if config.method == "encdec" else config.evaluation.tools.noises
         masks = _masks(self.sections)
         images = list(range(min(MASKED_IMAGES, len(self.z))))
@@ -225,7 +225,7 @@ class _Sheets:
             for sections in masks.values()
             for noise in range(noises)
         ]
-        drawn = draw_latents(self.subject.crew, asked, self.subject.say, "masking of sections")
+        drawn = draw_latents(self.context.workers, asked, self.context.say, "masking of sections")
         by_mask = [drawn[at : at + noises] for at in range(0, len(drawn), noises)]
         rows = [[self.shown.target[i], *(each.images[i] for each in some)] for i in images for some in by_mask]
         columns = ["source", *(f"noise {noise + 1}" for noise in range(noises))]
@@ -233,9 +233,9 @@ class _Sheets:
 
     def directions(self) -> tuple[dict[str, Any], Pictures]:
         """Facts of the principal directions, of all of z and of its sections, and their pictures."""
-        tools, sectioned = self.subject.config.evaluation.tools, self.sections > 1
-        pool = Pool(self.pool.numpy(), tools.directions, sectioned)
-        ((_, (whole, *parts)),) = self.subject.crew.share_out(find_directions, [pool], lambda: None)
+        tools, sectioned = self.context.config.evaluation.tools, self.sections > 1
+        asked = Latents(self.pool.numpy(), tools.directions, sectioned)
+        whole, *parts = self.context.workers.call(find_directions, asked)
         names = [f"direction {number + 1} ({share:.0%})" for number, share in enumerate(whole.explained.tolist())]
         moves = list(zip(names, whole.directions, whole.sigmas.tolist(), strict=True))
         pictures = {"directions.png": self.moved(moves, "principal directions")}
@@ -251,7 +251,7 @@ class _Sheets:
 
     def moved(self, moves: Sequence[tuple[str, Tensor, float]], what: str) -> bytes:
         """Every shown image along each (name, direction, sigma), as a picture."""
-        ks, count = self.subject.config.evaluation.tools.ks, len(self.z)
+        ks, count = self.context.config.evaluation.tools.ks, len(self.z)
         z = torch.cat([traverse(self.z, direction, sigma, ks).transpose(0, 1) for _, direction, sigma in moves])
         drawn = self.rows(z, [*range(count)] * len(moves), what)
         rows = [[self.shown.target[at % count], *row] for at, row in enumerate(drawn)]
@@ -259,24 +259,24 @@ class _Sheets:
 
     def attributes(self, target: Target, rows: Rows) -> tuple[dict[str, Any], Pictures]:
         """Facts of moves along attributes, as the probe sees them, and their picture."""
-        subject, tools = self.subject, self.subject.config.evaluation.tools
-        subject.say(f"a linear probe of {target.name} is fitted on {len(rows.latents):,} latents")
-        ((_, probe),) = subject.crew.share_out(fit, [rows], lambda: None)
-        names = names_of(target, subject.manifest, tools.attributes)
+        context, tools = self.context, self.context.config.evaluation.tools
+        context.say(f"a linear probe of {target.name} is fitted on {len(rows.latents):,} latents")
+        probe = context.workers.call(fit, rows)
+        names = names_of(target, context.manifest, tools.attributes)
         found = attributes_of(probe, names, rows.latents)
         pictures = {"attributes.png": self.moved([(a.name, a.direction, a.sigma) for a in found], "attributes")}
-        return _measured(subject, probe, found), pictures
+        return _measured(context, probe, found), pictures
 
 
-def _measured(subject: Subject, probe: LinearProbe, attributes: Sequence[Attribute]) -> dict[str, Any]:
+def _measured(context: Context, probe: LinearProbe, attributes: Sequence[Attribute]) -> dict[str, Any]:
     """The effect of moves on other test images, which are drawn and encoded again."""
-    tools, names = subject.config.evaluation.tools, [attribute.name for attribute in attributes]
-    images = choose(subject.crew, tools.measured_images)
-    z = torch.from_numpy(encode_all(subject.crew, images))
+    tools, names = context.config.evaluation.tools, [attribute.name for attribute in attributes]
+    images = choose(context.workers, tools.measured_images)
+    z = torch.from_numpy(encode_all(context.workers, images))
     ks = [k for k in tools.ks if k]
     moved = [traverse(z, a.direction, a.sigma, ks) for a in attributes]
     asked = [Given(images.keys, each.numpy(), images.pose, encode=True) for each in (z, *torch.cat(moved))]
-    still, *drawn = draw_latents(subject.crew, asked, subject.say, "effects of attributes")
+    still, *drawn = draw_latents(context.workers, asked, context.say, "effects of attributes")
     before = _scores(probe, still, len(names))
     facts: dict[str, Any] = {}
     for number, attribute in enumerate(attributes):
@@ -284,7 +284,7 @@ def _measured(subject: Subject, probe: LinearProbe, attributes: Sequence[Attribu
         after = {k: _scores(probe, part, len(names)) for k, part in zip(ks, parts, strict=True)}
         facts[attribute.name] = effects(names, number, before, {0.0: before, **after})
         for row in facts[attribute.name]:
-            subject.say(_line(attribute.name, row))
+            context.say(_line(attribute.name, row))
     sources = log_odds(probe, z.numpy(), len(names))
     return {
         "attributes": facts,

@@ -7,9 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soda_dist.config.schema import RunConfig
-from soda_dist.distributed.runtime.actor_pool import Crew
 from soda_dist.errors import UserError
-from soda_dist.evaluation.context import Result, Subject
+from soda_dist.evaluation.context import Context, Result
 from soda_dist.evaluation.images.generated_sets import draw_set
 from soda_dist.evaluation.images.sampling import Drawing, Subjects, draw_all
 from soda_dist.evaluation.images.scores import likeness
@@ -24,33 +23,34 @@ from soda_dist.evaluation.images.view_sets import (
 from soda_dist.evaluation.pieces import object_runs, rows_at
 from soda_dist.evaluation.views import Centred, centred, pose_columns
 from soda_dist.evaluation.worker import Models
+from soda_dist.parallel.pool import Pool
 from soda_dist.parallel.progress import Say
 from soda_dist.plots.image_grid import image_grid
 
 
-def check(subject: Subject) -> None:
+def check(context: Context) -> None:
     """Needs a model that draws objects from cameras, and objects with views enough."""
-    if not has_novel_views(subject.config):
+    if not has_novel_views(context.config):
         got = "novel_views of a run without cameras"
         allowed = "runs with data.views=object and data.pose=cameras"
         raise UserError("--tasks", got, allowed, "leave it out, or pretrain with cameras")
-    check_sources(subject)
-    check_lpips(subject)
+    check_sources(context)
+    check_lpips(context)
 
 
-def draw_views(subject: Subject) -> Result:
+def draw_views(context: Context) -> Result:
     """`novel_views.json` and `novel_views.png`."""
     began = time.monotonic()
-    config, say = subject.config, subject.say
-    facts, pictures = show_novel_views(subject.crew, config, say)
+    config, say = context.config, context.say
+    facts, pictures = show_novel_views(context.workers, config, say)
     sets: list[dict[str, Any]] = []
-    for sources in sources_of(subject):
+    for sources in sources_of(context):
         for joined in _ways(config, sources):
-            pieces = asked_views(subject, sources, joined, config.evaluation.novel_views.objects)
+            pieces = asked_views(context, sources, joined, config.evaluation.novel_views.objects)
             name = config.aggregation.kind if joined == "own" else joined
             what = f"novel views from {sources}, {name}" if sources > 1 else "novel views from 1"
-            folder = draw_set(subject, pieces, what)
-            scores, counts = set_scores(subject, folder, pieces)
+            folder = draw_set(context, pieces, what)
+            scores, counts = set_scores(context, folder, pieces)
             sets.append({"sources": sources, "aggregation": name, "counts": counts, **scores})
             say(f"{what}: {score_line(scores)}")
     facts |= {
@@ -59,9 +59,9 @@ def draw_views(subject: Subject) -> Result:
         "metric": "psnr",
         **sets[0]["psnr"],
         "sets": sets,
-        "lpips": lpips_facts(subject),
+        "lpips": lpips_facts(context),
     }
-    return subject.record("novel_views", facts, pictures, began)
+    return context.record("novel_views", facts, pictures, began)
 
 
 def _ways(config: RunConfig, sources: int) -> list[Joined]:
@@ -115,10 +115,10 @@ def _asked(keys: NDArray[np.int64], seen: Centred, given: int) -> Subjects:
     )
 
 
-def show_novel_views(crew: Crew[Any, Any], config: RunConfig, say: Say) -> tuple[dict[str, Any], dict[str, bytes]]:
+def show_novel_views(workers: Pool, config: RunConfig, say: Say) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Facts for novel_views.json, and the picture: each object's sources, what was drawn, and the truth beneath."""
-    ((_, (subjects, counts)),) = crew.share_out(pick_objects, [config.evaluation.images], lambda: None)
-    (drawn,) = draw_all(crew, [Drawing(subjects, config.sampling.guidance, 0, 0)], say)
+    subjects, counts = workers.call(pick_objects, config.evaluation.images)
+    (drawn,) = draw_all(workers, [Drawing(subjects, config.sampling.guidance, 0, 0)], say)
     facts = {
         "split": config.evaluation.test_split,
         "objects": len(counts),

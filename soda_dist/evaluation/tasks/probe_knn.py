@@ -4,8 +4,8 @@ import time
 from typing import Any
 
 from soda_dist.errors import UserError
-from soda_dist.evaluation.context import Result, Subject
-from soda_dist.evaluation.features.probe_passes import extract_training, fit_probes, gang_of, needs_gang
+from soda_dist.evaluation.context import Context, Result
+from soda_dist.evaluation.features.probe_passes import extract_training, fit_probes, needs_gang
 from soda_dist.evaluation.features.read_point import find_point, needs_point
 from soda_dist.evaluation.features.scoring import measure_all
 from soda_dist.evaluation.features.targets import Target, check_neighbours, choose_target, majority
@@ -15,15 +15,15 @@ from soda_dist.runs.results import ENCODERS, MEASURES
 from soda_dist.runs.results import TASKS as TITLES
 
 
-def check(subject: Subject) -> None:
+def check(context: Context) -> None:
     """Needs labels."""
-    choose_target(subject.manifest, subject.config.evaluation.label)
+    choose_target(context.manifest, context.config.evaluation.label)
 
 
-def check_probe(subject: Subject) -> None:
+def check_probe(context: Context) -> None:
     """Needs labels; augmented passes need views that may be mirrored, and an epoch for each."""
-    check(subject)
-    data, probe = subject.config.data, subject.config.evaluation.probe
+    check(context)
+    data, probe = context.config.data, context.config.evaluation.probe
     if probe.passes and data.pose == "cameras" and data.augmentation.flip:
         got = f"{probe.passes} with data.pose=cameras and data.augmentation.flip=true"
         raise UserError("evaluation.probe.passes", got, "0", "a mirrored view has no camera; leave it out")
@@ -32,49 +32,51 @@ def check_probe(subject: Subject) -> None:
         raise UserError("evaluation.probe.passes", got, f"0..{probe.epochs}", "an epoch reads one pass; ask for fewer")
 
 
-def check_knn(subject: Subject) -> None:
+def check_knn(context: Context) -> None:
     """Needs labels, and as many images as neighbours."""
-    check(subject)
-    check_neighbours(subject.config, subject.rows("train"))
+    check(context)
+    check_neighbours(context.config, context.rows("train"))
 
 
-def probe(subject: Subject) -> Result:
+def probe(context: Context) -> Result:
     """`probe.json`; by `evaluation.probe.workers` workers, on `evaluation.probe.passes` augmented passes."""
-    return _classify(subject, "probe")
+    return _classify(context, "probe")
 
 
-def knn(subject: Subject) -> Result:
+def knn(context: Context) -> Result:
     """`knn.json`."""
-    return _classify(subject, "knn")
+    return _classify(context, "knn")
 
 
-def _classify(subject: Subject, metric: str) -> Result:
+def _classify(context: Context, metric: str) -> Result:
     began = time.monotonic()
-    config, say = subject.config, subject.say
-    target = choose_target(subject.manifest, config.evaluation.label)
-    gang = gang_of(subject) if metric == "probe" and needs_gang(config) else None
-    point, found = find_point(subject, target) if needs_point(config) else (None, None)
-    training = extract_training(subject, point) if gang else None
-    train, test = training.facts if training else subject.features("train", point), subject.features("test", point)
+    config, say = context.config, context.say
+    target = choose_target(context.manifest, config.evaluation.label)
+    members = 0
+    if metric == "probe" and needs_gang(config):
+        members = context.pool.gang_size(config.evaluation.probe.workers, "evaluation.probe.workers")
+    point, found = find_point(context, target) if needs_point(config) else (None, None)
+    training = extract_training(context, point) if members else None
+    train, test = training.facts if training else context.features("train", point), context.features("test", point)
     for each in (train, test):
         target.check(each)
-    facts = _facts(subject, target, [train, test])
+    facts = _facts(context, target, [train, test])
     if point is not None:
         facts |= {"read_at": str(point), "search": found}
-    if gang and training:
-        subject.crew.dismiss()  # the workers want what its actors hold
-        scores = fit_probes(subject, training, test, target, gang)
+    if training:
+        context.workers.release()  # the gang wants what they hold
+        scores = fit_probes(context, training, test, target, members)
     else:
-        scores = measure_all(subject.crew, [metric], config, [train, test], target, say)[metric]
-    result = subject.record(metric, facts | scores, {}, began)
-    _show(result, subject)
+        scores = measure_all(context.workers, [metric], config, [train, test], target, say)[metric]
+    result = context.record(metric, facts | scores, {}, began)
+    _show(result, context)
     return result
 
 
-def _facts(subject: Subject, target: Target, features: list[Features]) -> dict[str, Any]:
+def _facts(context: Context, target: Target, features: list[Features]) -> dict[str, Any]:
     """What a result says about its data."""
     train, test = features
-    e = subject.config.evaluation
+    e = context.config.evaluation
     return {
         "label": target.name,
         "kind": target.kind,
@@ -92,9 +94,9 @@ def _facts(subject: Subject, target: Target, features: list[Features]) -> dict[s
     }
 
 
-def _show(result: dict[str, Any], subject: Subject) -> None:
+def _show(result: dict[str, Any], context: Context) -> None:
     """A result as a table: encoders down, measures across."""
-    say, counts, measures = subject.say, result["counts"], list(result["encoders"]["trained"]["estimates"])
+    say, counts, measures = context.say, result["counts"], list(result["encoders"]["trained"]["estimates"])
     say(
         f"{TITLES[result['task']]} at step {result['step']}: {result['label']}, {result['classes']} classes, "
         f"{counts['train']:,} training and {counts['test']:,} test images"

@@ -7,9 +7,8 @@ from typing import Any
 
 from soda_dist.config.schema import RunConfig
 from soda_dist.config.sections import Sampling
-from soda_dist.parallel.pool import Pool
 from soda_dist.errors import UserError
-from soda_dist.evaluation.context import Result, Context
+from soda_dist.evaluation.context import Context, Result
 from soda_dist.evaluation.images.generated_sets import DrawnSet, Members, draw_set, folder_of, image_set
 from soda_dist.evaluation.images.judges import check_weights, facts_of, set_moments
 from soda_dist.evaluation.images.sampling import (
@@ -21,6 +20,7 @@ from soda_dist.evaluation.images.sampling import (
 )
 from soda_dist.evaluation.images.set_scores import check_lpips, lpips_facts, score_line, set_scores
 from soda_dist.metrics.distributions import fid
+from soda_dist.parallel.pool import Pool
 from soda_dist.parallel.progress import Say
 from soda_dist.plots.guidance_sweep import sweep_png
 from soda_dist.plots.image_grid import image_grid
@@ -87,8 +87,7 @@ def _add_fid(context: Context, ways: Sequence[Sampling], rows: Sequence[dict[str
         if drawn.count > 1:
             row["fid"] = {"value": fid(drawn, real), "standard_error": None}
             context.say(f"FID of {drawn.count:,} reconstructions at {_way(how)}: {row['fid']['value']:.2f}")
-    facts = context.workers.call(facts_of, "inception")
-    return facts
+    return context.workers.call(facts_of, "inception")
 
 
 def _members(context: Context, how: Sampling) -> list[Members]:

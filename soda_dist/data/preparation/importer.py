@@ -1,0 +1,411 @@
+"""A published data set to shards and a manifest, over a pool.
+
+First every part of the source is listed; a split's list is the order of its rows. Then each shard is made by one job
+from its own range of that list, so keys, row groups and shards depend on the source and the options alone. Rows that
+cannot be read are left out: the shard's other rows move up, its last group is short, and the keys of the shards after
+it are written anew.
+
+What is under way lies in `_import/` of the data folder: the lists, and a record of each finished shard. A run that was
+stopped goes on from there.
+"""
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from soda_dist.config.fields import Node
+from soda_dist.data.preparation.reencode import Reencoded, reencoding
+from soda_dist.data.shards import (
+    MANIFEST,
+    VERSION,
+    Manifest,
+    Reencoding,
+    Shard,
+    Split,
+    check_shards,
+    read_manifest,
+    shard_schema,
+    write_manifest,
+    write_shard,
+)
+from soda_dist.data.source import Options, Part, Row, Source, check_image
+from soda_dist.data.sources import SOURCES, parse_options
+from soda_dist.data.storage.folder import Folder, open_folder
+from soda_dist.errors import UserError
+from soda_dist.parallel.local_pool import LocalPool
+from soda_dist.parallel.pool import Held, Pool, Shared
+from soda_dist.parallel.progress import Progress, Say, silent
+
+IMPORT = "_import"
+CLAIM, INDEX, RECORDS = f"{IMPORT}/import.json", f"{IMPORT}/index", f"{IMPORT}/shards"
+REJECTED = "rejected.jsonl"
+OURS = re.compile(rf"{IMPORT}/.*|{re.escape(MANIFEST)}|{re.escape(REJECTED)}|\w+/\d{{5}}\.parquet")
+READERS = 16
+
+
+class Rejected(Node):
+    """A source row that could not be read."""
+
+    name: str
+    reason: str
+
+
+class Record(Node):
+    """What a finished task left: its shard (none if every row was rejected), whose keys begin at `first_key`."""
+
+    shard: Shard | None
+    first_key: int
+    rejected: tuple[Rejected, ...]
+
+
+class Claim(Node):
+    """Which import a folder is for."""
+
+    version: int
+    kind: str
+    source: str
+    options: dict[str, Any]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Rows [start, stop) of a split's list, which become one shard."""
+
+    split: str
+    number: int
+    start: int
+    stop: int
+
+    @property
+    def path(self) -> str:
+        return f"{self.split}/{self.number:05d}.parquet"
+
+    @property
+    def record(self) -> str:
+        return f"{RECORDS}/{self.split}-{self.number:05d}.json"
+
+
+def prepare(
+    kind: str,
+    source_uri: str | None,
+    data_uri: str,
+    options: Sequence[str] = (),
+    pool: Pool | None = None,
+    say: Say = silent,
+) -> str:
+    """Import a published data set into `data_uri`, which it returns. Safe to stop and run again.
+
+    Args:
+        kind: one of SOURCES.
+        source_uri: the data set as published; none for synthetic.
+        data_uri: an empty folder, or one that this same import has begun or finished.
+        options: `option=value` texts for this kind.
+        pool: where the work is done; None = in this process.
+        say: shows progress lines.
+
+    Raises:
+        UserError: a wrong kind, option or source, a folder that holds something else, or a source without images.
+    """
+    parsed = parse_options(kind, options)
+    folder = open_folder(data_uri)
+    claim = _claim(kind, source_uri, parsed)
+    if _is_finished(folder, claim, say):
+        return folder.uri
+    source = SOURCES[kind].open_source(claim.source, parsed)
+    how = reencoding(parsed)
+    source = source if how is None else Reencoded(source, how)
+    folder.write_json(CLAIM, claim.model_dump())
+    with (pool or LocalPool()).with_state(Held((source, folder))) as workers:
+        indices = _list_rows(source, folder, parsed, workers, say)
+        jobs = _plan(indices, source, parsed)
+        _make_shards(workers, folder, jobs, indices, _rows_per_group(source, parsed), say)
+        records = _renumber(workers, folder, jobs, say)
+    _finish(folder, claim, source, records, how, say)
+    return folder.uri
+
+
+def _claim(kind: str, source_uri: str | None, options: Options) -> Claim:
+    source = open_folder(source_uri).uri if source_uri else ""
+    if not source and kind != "synthetic":
+        raise UserError("--source", "nothing", "the published data set", "name its folder or file")
+    chosen = options.model_dump(mode="json")
+    identity = json.dumps([VERSION, kind, source, chosen], sort_keys=True)
+    fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+    return Claim(version=VERSION, kind=kind, source=source, options=chosen, fingerprint=fingerprint)
+
+
+def _is_finished(folder: Folder, claim: Claim, say: Say) -> bool:
+    """Whether the folder holds this import, complete. Refuses a folder that holds anything else."""
+    names = [entry.name for entry in folder.list()]
+    foreign = next((name for name in names if not OURS.fullmatch(name)), None)
+    if foreign or (names and CLAIM not in names and MANIFEST not in names):
+        _refuse(folder, f"a folder that holds {foreign or names[0]}")
+    if CLAIM in names:
+        _compare(folder, claim, folder.read_json(CLAIM))
+        folder.discard_temporary()
+    if MANIFEST not in names:
+        return False
+    manifest = read_manifest(folder)
+    _compare(folder, claim, manifest.model_dump())
+    try:
+        for split in manifest.splits:
+            check_shards(folder, manifest, split)
+    except UserError as error:
+        say(f"making again what is damaged: {error.field} is {error.got}")
+        folder.remove(MANIFEST)
+        return False
+    rows = ", ".join(f"{split.rows:,} {name} rows" for name, split in manifest.splits.items())
+    say(f"nothing left to do: {rows} are there, {manifest.rejected:,} rejected")
+    return True
+
+
+def _compare(folder: Folder, claim: Claim, have: dict[str, Any]) -> None:
+    if have.get("fingerprint") == claim.fingerprint:
+        return
+    if have.get("version") != VERSION:
+        _refuse(folder, f"an import of version {have.get('version')}")
+    what = f"an import of {have.get('kind')}" + (f" from {have['source']}" if have.get("source") else "")
+    same = (have.get("kind"), have.get("source")) == (claim.kind, claim.source)
+    _refuse(folder, what + (" with other options" if same else ""))
+
+
+def _refuse(folder: Folder, got: str) -> None:
+    raise UserError(folder.uri, got, "an empty folder, or one that this same import began", "choose another --data")
+
+
+def _rows_per_group(source: Source, options: Options) -> int:
+    return options.rows_per_group or source.contents.rows_per_group
+
+
+def _list_rows(source: Source, folder: Folder, options: Options, workers: Pool, say: Say) -> dict[str, pa.Table]:
+    """The list of each split, from an earlier run if it was written."""
+    parts = defaultdict(list)
+    for part in source.parts():
+        parts[part.split].append(part)
+    indices = {}
+    for split, listed in parts.items():
+        name = f"{INDEX}/{split}.parquet"
+        if folder.exists(name):
+            indices[split] = pq.read_table(pa.BufferReader(folder.read(name)))
+            continue
+        indices[split] = _list_split(source, listed, options, workers, say)
+        sink = pa.BufferOutputStream()
+        pq.write_table(indices[split], sink, compression="zstd")
+        folder.write(name, sink.getvalue())
+    empty = next((split for split, index in indices.items() if not len(index)), None)
+    if empty or not indices:
+        raise UserError("--source", f"no images in {empty or 'any split'}", "at least one image", "correct the path")
+    return indices
+
+
+def _list_split(source: Source, parts: list[Part], options: Options, workers: Pool, say: Say) -> pa.Table:
+    split = parts[0].split
+    tables = workers.map(_index_part, parts, Progress(say, f"listing {split}", "parts"))
+    index = pa.concat_tables(tables).combine_chunks()
+    if source.contents.shuffled:
+        # Batches mix a few row groups at a time: sorted by class, they would see a few classes at a time.
+        index = index.take(np.random.default_rng([options.seed, *split.encode()]).permutation(len(index)))
+    return index
+
+
+State = tuple[Source, Folder]
+"""What a worker holds: the source, and the folder that the shards go to."""
+
+
+def _index_part(state: State, part: Part) -> pa.Table:
+    return state[0].index(part)
+
+
+def _plan(indices: dict[str, pa.Table], source: Source, options: Options) -> list[_Job]:
+    size = _rows_per_group(source, options) * options.groups_per_shard
+    return [
+        _Job(split, number, start, min(start + size, len(index)))
+        for split, index in indices.items()
+        for number, start in enumerate(range(0, len(index), size))
+    ]
+
+
+@dataclass(frozen=True)
+class _Order:
+    """A job with its rows of the split's list.
+
+    A source may need much to find any row: `common`, the list's metadata, reaches each machine once.
+    """
+
+    job: _Job
+    index: pa.Table
+    common: Shared[dict[bytes, bytes] | None]
+    per_group: int
+
+
+def _make_shards(
+    workers: Pool, folder: Folder, jobs: list[_Job], indices: dict[str, pa.Table], per_group: int, say: Say
+) -> None:
+    have = _done(folder, jobs)
+    todo = [job for job in jobs if job not in have]
+    total = sum(job.stop - job.start for job in jobs)
+    if have:
+        say(f"{len(have):,} of {len(jobs):,} shards are there from an earlier run")
+    progress = Progress(
+        say,
+        "importing",
+        "rows",
+        units=lambda order: len(order.index),
+        size=lambda order, size: size,
+        total=total,
+        done=total - sum(job.stop - job.start for job in todo),
+    )
+    common = {split: workers.share(index.schema.metadata) for split, index in indices.items()}
+    bare = {split: index.replace_schema_metadata(None) for split, index in indices.items()}
+    orders = (
+        _Order(
+            job,
+            bare[job.split].slice(job.start, job.stop - job.start).combine_chunks(),
+            common[job.split],
+            per_group,
+        )
+        for job in todo
+    )
+    workers.map(_make_shard, orders, progress)
+
+
+def _make_shard(state: State, order: _Order) -> int:
+    """Write one shard and then its record; return the shard's bytes."""
+    (source, folder), job = state, order.job
+    rejected: list[Rejected] = []
+    schema = shard_schema(source.contents.columns)
+
+    def tables() -> Iterator[pa.Table]:
+        key = job.start
+        found = order.index.replace_schema_metadata(order.common.get())
+        for rows in _grouped(source.rows(found), order.per_group, rejected):
+            yield _table(rows, key, schema)
+            key += len(rows)
+
+    shard = write_shard(folder, job.path, tables(), schema)
+    record = Record(shard=shard, first_key=job.start, rejected=tuple(rejected))
+    folder.write_json(job.record, record.model_dump())
+    return shard.bytes if shard else 0
+
+
+def _grouped(rows: Iterator[Row], per_group: int, rejected: list[Rejected]) -> Iterator[list[Row]]:
+    """Groups of good rows, all full but the last; the others are added to `rejected`."""
+    group: list[Row] = []
+    for row in rows:
+        reason = row.problem or check_image(row.image)
+        if reason:
+            rejected.append(Rejected(name=row.name, reason=reason))
+            continue
+        group.append(row)
+        if len(group) == per_group:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _table(rows: list[Row], first_key: int, schema: pa.Schema) -> pa.Table:
+    common: dict[str, Any] = {
+        "key": range(first_key, first_key + len(rows)),
+        "image": [row.image for row in rows],
+        "name": [row.name for row in rows],
+    }
+    return pa.table(
+        [
+            pa.array(
+                common[field.name] if field.name in common else [row.columns[field.name] for row in rows], field.type
+            )
+            for field in schema
+        ],
+        schema=schema,
+    )
+
+
+def _done(folder: Folder, jobs: list[_Job]) -> dict[_Job, Record]:
+    """The jobs whose record is there and whose shard is as long as the record says."""
+    sizes = {entry.name: entry.size for entry in folder.list()}
+    with ThreadPoolExecutor(READERS) as pool:
+        found = [job for job in jobs if job.record in sizes]
+        records = pool.map(lambda job: Record.model_validate_json(folder.read(job.record)), found)
+        return {
+            job: record
+            for job, record in zip(found, records, strict=True)
+            if record.shard is None or sizes.get(record.shard.path) == record.shard.bytes
+        }
+
+
+def _renumber(workers: Pool, folder: Folder, jobs: list[_Job], say: Say) -> dict[_Job, Record]:
+    """Gives the shards after a rejected row their true keys; returns the records of all jobs, in order."""
+    records = _done(folder, jobs)
+    calls, next_key = [], dict.fromkeys((job.split for job in jobs), 0)
+    for job in jobs:
+        record, first = records[job], next_key[job.split]
+        if record.shard:
+            next_key[job.split] += record.shard.rows
+            if record.first_key != first:
+                calls.append((job, record, first))
+    if not calls:
+        return {job: records[job] for job in jobs}
+    workers.map(_write_keys, calls, Progress(say, "renumbering keys after rejected rows", "shards"))
+    records = _done(folder, jobs)
+    return {job: records[job] for job in jobs}
+
+
+def _write_keys(state: State, call: tuple[_Job, Record, int]) -> None:
+    (_, folder), (job, record, first_key) = state, call
+    file = pq.ParquetFile(pa.BufferReader(folder.read(job.path)), page_checksum_verification=True)
+
+    def tables() -> Iterator[pa.Table]:
+        key = first_key
+        for number in range(file.num_row_groups):
+            table = file.read_row_group(number, use_threads=False)
+            yield table.set_column(0, "key", pa.array(range(key, key + len(table)), pa.int64()))
+            key += len(table)
+
+    shard = write_shard(folder, job.path, tables(), file.schema_arrow.remove_metadata())
+    folder.write_json(job.record, record.model_copy(update={"shard": shard, "first_key": first_key}).model_dump())
+
+
+def _finish(
+    folder: Folder, claim: Claim, source: Source, records: dict[_Job, Record], how: Reencoding | None, say: Say
+) -> None:
+    rejected = [(job.split, row) for job, record in records.items() for row in record.rejected]
+    if rejected:
+        lines = [json.dumps({"split": split, "name": row.name, "reason": row.reason}) for split, row in rejected]
+        folder.write(REJECTED, ("\n".join(lines) + "\n").encode())
+        say(f"{len(rejected):,} rows could not be read: they are listed in {folder.file_uri(REJECTED)}")
+    shards: defaultdict[str, list[Shard]] = defaultdict(list)
+    for job, record in records.items():
+        shards[job.split] += [record.shard] if record.shard else []
+    empty = next((split for split, made in shards.items() if not made), None)
+    if empty:
+        raise UserError(
+            "--source", f"no readable image in {empty}", "JPEG, PNG or WebP images", f"see {folder.file_uri(REJECTED)}"
+        )
+    contents = source.contents
+    splits = {name: Split(rows=sum(s.rows for s in made), shards=tuple(made)) for name, made in shards.items()}
+    manifest = Manifest(
+        version=VERSION,
+        kind=claim.kind,
+        source=claim.source,
+        fingerprint=claim.fingerprint,
+        splits=splits,
+        labels=contents.labels,
+        main_label=contents.main_label,
+        rejected=len(rejected),
+        reencoded=how,
+    )
+    write_manifest(folder, manifest)
+    counts = {name: (split.rows, len(split.shards)) for name, split in splits.items()}
+    said = (f"{rows:,} {name} rows in {made:,} shard{'s' * (made != 1)}" for name, (rows, made) in counts.items())
+    say("done: " + ", ".join(said))

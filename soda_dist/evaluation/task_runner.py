@@ -1,0 +1,148 @@
+"""The entry to evaluation: a run's checkpoints or an encoder, the tasks of `tasks.TASKS`, over any pool."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from soda_dist.config.load import with_overrides
+from soda_dist.config.schema import RunConfig
+from soda_dist.data.shards import Manifest, check_shards, read_manifest
+from soda_dist.data.storage.folder import Folder, open_folder
+from soda_dist.evaluation.context import Context
+from soda_dist.evaluation.model_sources import Checkpoint, Origin
+from soda_dist.evaluation.pieces import check_splits
+from soda_dist.evaluation.tasks import TASKS, check, chosen
+from soda_dist.evaluation.tasks.reconstruction import scored
+from soda_dist.evaluation.worker import load_models
+from soda_dist.parallel.local_pool import LocalPool
+from soda_dist.parallel.pool import Pool
+from soda_dist.parallel.progress import Say, silent
+from soda_dist.runs.folder import chosen_steps, read_config, write_config
+from soda_dist.runs.results import Result
+
+OF_RUNS = ("evaluation", "sampling", "scale")
+"""Sections that may be overridden when a run is evaluated: the weights do not depend on them."""
+OF_ENCODERS = ("data", "evaluation", "scale")
+
+
+def evaluate(
+    run_uri: str,
+    data_uri: str,
+    tasks: str,
+    pool: Pool | None = None,
+    *,
+    step: str = "latest",
+    overrides: Sequence[str] = (),
+    say: Say = silent,
+    ema: bool = True,
+) -> dict[str, Result]:
+    """Do `tasks` (comma-separated names of `TASKS`) on checkpoints of a run; results of the same step are replaced.
+
+    Writes `eval/STEP/TASK.json` and pictures into the run's folder. Latents and drawn images are cached in its folders
+    `latents` and `samples`, so that a repeated or an interrupted evaluation reuses them.
+
+    Args:
+        pool: where the work is done; None = in this process.
+        step: of a complete checkpoint, `latest`, or `all`, one after another.
+        overrides: `a.b=value` of the sections evaluation, sampling and scale.
+        say: shows progress and tables.
+        ema: evaluate the moving average of the weights; without it results lie in `eval/STEP/without-ema`.
+
+    Returns:
+        The results by task, as the JSON files hold them; of the last step.
+
+    Raises:
+        UserError: the run, the data or a setting does not fit, a task lacks what it needs, or no worker could start.
+    """
+    names = chosen(tasks)
+    run, data = open_folder(run_uri), open_folder(data_uri)
+    config, steps = evaluation_config(run, overrides), chosen_steps(run, step)
+    manifest = _checked_manifest(data, config)
+    pool = pool or LocalPool()
+    contexts = [_context(run, data, manifest, config, Checkpoint(run, at, ema), pool, say) for at in steps]
+    check(names, contexts[0])
+    return [_do(names, context) for context in contexts][-1]
+
+
+def evaluate_encoder(
+    origin: Origin,
+    data_uri: str,
+    tasks: str,
+    out_uri: str,
+    pool: Pool | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    say: Say = silent,
+) -> dict[str, Result]:
+    """Do `tasks` on an encoder alone; results lie in `eval/0` of the folder `out_uri`, laid out as a run's.
+
+    Args:
+        overrides: of the sections data, evaluation and scale.
+
+    Returns and raises as `evaluate`.
+    """
+    names = chosen(tasks)
+    out, data = open_folder(out_uri), open_folder(data_uri)
+    config = encoder_config(origin, overrides)
+    context = _context(out, data, _checked_manifest(data, config), config, origin, pool or LocalPool(), say)
+    check(names, context)
+    write_config(out, config)  # for the report
+    return _do(names, context)
+
+
+def guidance_scores(
+    run_uri: str, data_uri: str, guidance: Sequence[float], pool: Pool | None = None
+) -> list[dict[str, float]]:
+    """PSNR and SSIM of the latest checkpoint's reconstructions at each guidance scale, from the same noise."""
+    run, data = open_folder(run_uri), open_folder(data_uri)
+    config, (step,) = read_config(run), chosen_steps(run, "latest")
+    source = Checkpoint(run, step, ema=True)
+    context = _context(run, data, _checked_manifest(data, config), config, source, pool or LocalPool(), silent)
+    try:
+        rows = [scored(context, config.sampling.model_copy(update={"guidance": w})) for w in guidance]
+    finally:
+        context.close()
+    return [{"guidance": row["guidance"], "psnr": row["psnr"]["value"], "ssim": row["ssim"]["value"]} for row in rows]
+
+
+def evaluation_config(run: Folder, overrides: Sequence[str]) -> RunConfig:
+    """A run's configuration with the overrides that an evaluation may make."""
+    return with_overrides(read_config(run), overrides, OF_RUNS, "pretrain anew to change anything else")
+
+
+def encoder_config(origin: Origin, overrides: Sequence[str]) -> RunConfig:
+    """An encoder's configuration with the overrides that its evaluation may make."""
+    return with_overrides(origin.configuration(), overrides, OF_ENCODERS, "an encoder has no other sections")
+
+
+def _do(names: Sequence[str], context: Context) -> dict[str, Result]:
+    try:
+        return {name: TASKS[name].do(context) for name in names}
+    finally:
+        context.close()
+
+
+def _context(
+    run: Folder, data: Folder, manifest: Manifest, config: RunConfig, origin: Origin, pool: Pool, say: Say
+) -> Context:
+    trained = origin if isinstance(origin, Checkpoint) else None
+    return Context(
+        run=run,
+        data=data,
+        manifest=manifest,
+        config=config,
+        step=trained.step if trained else 0,
+        ema=trained.ema if trained else True,
+        weights=origin.digest(),
+        say=say,
+        pool=pool,
+        workers=pool.with_state(partial(load_models, origin, data.uri, config)),
+        alone=trained is None,
+    )
+
+
+def _checked_manifest(data: Folder, config: RunConfig) -> Manifest:
+    manifest = read_manifest(data)
+    check_splits(manifest, config)
+    for split in (config.evaluation.train_split, config.evaluation.test_split):
+        check_shards(data, manifest, split)
+    return manifest

@@ -1,0 +1,23 @@
+"""One local Ray cluster for all modules: starting one takes seconds, and its workers have imported what jobs need."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def until_the_end() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def cluster(s3_server: str, until_the_end: ExitStack) -> None:
+    """A cluster of four logical CPUs, whose workers know the S3 server; the running one, if a test left one."""
+    import ray
+
+    from soda_dist.distributed.runtime.cluster import ray_session
+
+    if not ray.is_initialized():
+        until_the_end.enter_context(ray_session(cpus=4))
