@@ -37,13 +37,13 @@ def main(argv: list[str]) -> str:
     read_manifest(open_folder(args.data))  # a mistake is told before Ray starts
     with ray_session(cpus=2):
         from soda_dist.distributed.evaluate_on_ray import evaluate, evaluate_encoder
-        from soda_dist.evaluation.model_sources import encoder_origin
+        from soda_dist.evaluation.model_sources import encoder_source
         from soda_dist.report.page import write_report
 
         if args.encoder is None:
             evaluate(args.run, args.data, args.tasks, args.step, args.overrides, say, ema=args.ema == "true")
             return write_report(args.run)
-        origin = encoder_origin(args.encoder, args.weights, args.weights_sha256)
+        origin = encoder_source(args.encoder, args.weights, args.weights_sha256)
         evaluate_encoder(origin, args.data, args.tasks, args.out, args.overrides, say)
         return write_report(args.out)
 

@@ -52,7 +52,7 @@ TWICE = 1.6
 
 @dataclass(frozen=True)
 class Initial:
-    """An `Origin` without a checkpoint: the configuration's model with the weights of its seed."""
+    """An `ModelSource` without a checkpoint: the configuration's model with the weights of its seed."""
 
     config: RunConfig
 

@@ -7,7 +7,7 @@ from soda_dist.data.storage.folder import open_folder
 from soda_dist.distributed.runtime.actor_pool import ActorPool
 from soda_dist.distributed.runtime.resources import evaluation_resources
 from soda_dist.evaluation import task_runner
-from soda_dist.evaluation.model_sources import Origin
+from soda_dist.evaluation.model_sources import ModelSource
 from soda_dist.parallel.progress import Say, silent
 from soda_dist.runs.folder import read_config
 from soda_dist.runs.results import Result
@@ -32,11 +32,11 @@ def evaluate(
 
 
 def evaluate_encoder(
-    origin: Origin, data_uri: str, tasks: str, out_uri: str, overrides: Sequence[str], say: Say
+    model_source: ModelSource, data_uri: str, tasks: str, out_uri: str, overrides: Sequence[str], say: Say
 ) -> dict[str, Result]:
     """As `task_runner.evaluate_encoder`."""
-    pool = evaluation_pool(task_runner.encoder_config(origin, overrides), say)
-    return task_runner.evaluate_encoder(origin, data_uri, tasks, out_uri, pool, overrides=overrides, say=say)
+    pool = evaluation_pool(task_runner.encoder_config(model_source, overrides), say)
+    return task_runner.evaluate_encoder(model_source, data_uri, tasks, out_uri, pool, overrides=overrides, say=say)
 
 
 def guidance_scores(run_uri: str, data_uri: str, guidance: Sequence[float]) -> list[dict[str, float]]:

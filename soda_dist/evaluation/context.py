@@ -28,7 +28,7 @@ class Context:
         config: the run's configuration with the overrides of this evaluation.
         step: of the checkpoint.
         ema: whether the weights are the running mean.
-        alone: whether there is an encoder and nothing to draw with.
+        encoder_only: whether the model is an encoder without a denoiser.
         weights: digest of the checkpoint's files.
         say: where progress and tables are shown.
         pool: where jobs run.
@@ -45,7 +45,7 @@ class Context:
     say: Say
     pool: Pool
     workers: Pool
-    alone: bool = False
+    encoder_only: bool = False
     points: dict[str, tuple[Point, dict[str, float]]] = field(default_factory=dict)
     """Where a denoiser is read, by the label that the search went by, with each candidate's accuracy."""
     _features: dict[tuple[str, Point | None], Features] = field(default_factory=dict)

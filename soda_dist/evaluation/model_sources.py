@@ -27,7 +27,7 @@ from soda_dist.weights import fill
 TIMM = "timm:"
 
 
-class Origin(Protocol):
+class ModelSource(Protocol):
     """Says where networks come from; small enough to be sent to every actor."""
 
     def configuration(self) -> RunConfig:
@@ -176,7 +176,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return whole.hexdigest()
 
 
-def encoder_origin(text: str, weights: str | None, sha256: str | None) -> Origin:
+def encoder_source(text: str, weights: str | None, sha256: str | None) -> ModelSource:
     """What `--encoder` names.
 
     Raises:

@@ -8,7 +8,7 @@ from soda_dist.config.schema import RunConfig
 from soda_dist.data.shards import Manifest, check_shards, read_manifest
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.evaluation.context import Context
-from soda_dist.evaluation.model_sources import Checkpoint, Origin
+from soda_dist.evaluation.model_sources import Checkpoint, ModelSource
 from soda_dist.evaluation.pieces import check_splits
 from soda_dist.evaluation.tasks import TASKS, check, chosen
 from soda_dist.evaluation.tasks.reconstruction import scored
@@ -64,7 +64,7 @@ def evaluate(
 
 
 def evaluate_encoder(
-    origin: Origin,
+    model_source: ModelSource,
     data_uri: str,
     tasks: str,
     out_uri: str,
@@ -82,8 +82,8 @@ def evaluate_encoder(
     """
     names = chosen(tasks)
     out, data = open_folder(out_uri), open_folder(data_uri)
-    config = encoder_config(origin, overrides)
-    context = _context(out, data, _checked_manifest(data, config), config, origin, pool or LocalPool(), say)
+    config = encoder_config(model_source, overrides)
+    context = _context(out, data, _checked_manifest(data, config), config, model_source, pool or LocalPool(), say)
     check(names, context)
     write_config(out, config)  # for the report
     return _do(names, context)
@@ -109,9 +109,9 @@ def evaluation_config(run: Folder, overrides: Sequence[str]) -> RunConfig:
     return with_overrides(read_config(run), overrides, OF_RUNS, "pretrain anew to change anything else")
 
 
-def encoder_config(origin: Origin, overrides: Sequence[str]) -> RunConfig:
+def encoder_config(model_source: ModelSource, overrides: Sequence[str]) -> RunConfig:
     """An encoder's configuration with the overrides that its evaluation may make."""
-    return with_overrides(origin.configuration(), overrides, OF_ENCODERS, "an encoder has no other sections")
+    return with_overrides(model_source.configuration(), overrides, OF_ENCODERS, "an encoder has no other sections")
 
 
 def _do(names: Sequence[str], context: Context) -> dict[str, Result]:
@@ -122,9 +122,9 @@ def _do(names: Sequence[str], context: Context) -> dict[str, Result]:
 
 
 def _context(
-    run: Folder, data: Folder, manifest: Manifest, config: RunConfig, origin: Origin, pool: Pool, say: Say
+    run: Folder, data: Folder, manifest: Manifest, config: RunConfig, model_source: ModelSource, pool: Pool, say: Say
 ) -> Context:
-    trained = origin if isinstance(origin, Checkpoint) else None
+    trained = model_source if isinstance(model_source, Checkpoint) else None
     return Context(
         run=run,
         data=data,
@@ -132,11 +132,11 @@ def _context(
         config=config,
         step=trained.step if trained else 0,
         ema=trained.ema if trained else True,
-        weights=origin.digest(),
+        weights=model_source.digest(),
         say=say,
         pool=pool,
-        workers=pool.with_state(partial(load_models, origin, data.uri, config)),
-        alone=trained is None,
+        workers=pool.with_state(partial(load_models, model_source, data.uri, config)),
+        encoder_only=trained is None,
     )
 
 

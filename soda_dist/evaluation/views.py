@@ -20,7 +20,7 @@ PURPOSE = 0x5A3B1E
 
 
 @dataclass(frozen=True)
-class Centred:
+class EvaluationViews:
     """Views of n images, one of each: central (section D.2) unless `augmented` made them."""
 
     source: NDArray[np.uint8]
@@ -31,9 +31,11 @@ class Centred:
     """float32 [n, P]; none where the run has no poses."""
     ok: NDArray[np.bool_]
 
-    def rows(self, at: slice) -> "Centred":
+    def rows(self, at: slice) -> "EvaluationViews":
         """Some of them."""
-        return Centred(self.source[at], self.target[at], None if self.pose is None else self.pose[at], self.ok[at])
+        return EvaluationViews(
+            self.source[at], self.target[at], None if self.pose is None else self.pose[at], self.ok[at]
+        )
 
     def sources(self, device: torch.device) -> Sources:
         """Each as the single source of a sample."""
@@ -43,11 +45,11 @@ class Centred:
 
 
 def pose_columns(config: RunConfig) -> list[str]:
-    """Columns that `centred` needs beside the image."""
+    """Columns that `central_views` needs beside the image."""
     return list(CAMERA_COLUMNS) if config.data.pose == "cameras" else []
 
 
-def centred(table: pa.Table, config: RunConfig, *, target: bool = True) -> Centred:
+def central_views(table: pa.Table, config: RunConfig, *, target: bool = True) -> EvaluationViews:
     """Central views of a table's rows, with columns `image` and `pose_columns`; without `target` it has no rows."""
     data = config.data
     images = table.column("image").to_pylist()
@@ -60,17 +62,17 @@ def centred(table: pa.Table, config: RunConfig, *, target: bool = True) -> Centr
     pose = None
     if data.pose != "none":
         pose = center_poses(table, size=data.source_size, resize=data.eval_resize, pose=data.pose)
-    return Centred(source, drawn, pose, ok)
+    return EvaluationViews(source, drawn, pose, ok)
 
 
-def augmented(table: pa.Table, config: RunConfig, number: int, *, target: bool = True) -> Centred:
+def augmented_views(table: pa.Table, config: RunConfig, number: int, *, target: bool = True) -> EvaluationViews:
     """Crops and flips alone, as the probe is fitted on (sections D.3, E.1): a function of (seed, number, key).
 
     Area, aspect and flips are those of `data.augmentation`. Both views show the same, whatever training did: a latent
     is of one place in the image.
 
     Args:
-        table: as of `centred`, with `key` too.
+        table: as of `central_views`, with `key` too.
         number: of the pass, in place of an epoch.
     """
     rate = {"crop_flip_rate": config.evaluation.probe.crop_flip_rate, "randaugment_rate": 0.0}
@@ -85,7 +87,9 @@ def augmented(table: pa.Table, config: RunConfig, number: int, *, target: bool =
     epochs = np.full(len(images), number)
     views = view_pairs(images, shown, keys, epochs, seed=config.seed, data=data, stored=stored)
     drawn = views.target if target else views.target[:0]
-    return Centred(views.source[:, 0], drawn, None if data.pose == "none" else views.source_pose[:, 0], views.ok)
+    return EvaluationViews(
+        views.source[:, 0], drawn, None if data.pose == "none" else views.source_pose[:, 0], views.ok
+    )
 
 
 def addressed_noise(seed: int, keys: NDArray[np.int64], noise: int, step: int, side: int) -> Tensor:

@@ -12,9 +12,9 @@ from torch import Tensor
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.shards import ShardReader, read_manifest
 from soda_dist.data.storage.folder import open_folder
-from soda_dist.evaluation.model_sources import Origin
+from soda_dist.evaluation.model_sources import ModelSource
 from soda_dist.evaluation.pieces import Piece, plan_pieces
-from soda_dist.evaluation.views import centred, pose_columns
+from soda_dist.evaluation.views import central_views, pose_columns
 from soda_dist.models.encoder import Encoder
 from soda_dist.models.encoder_only import EncoderAlone
 from soda_dist.models.layers import settle_norms
@@ -65,20 +65,20 @@ class Models:
         split, batch = self.config.evaluation.train_split, self.config.evaluation.batch
         reader = self.reader[split]
         piece = plan_pieces(split, reader.groups, NORM_ROWS, NORM_ROWS)[0]
-        seen = centred(rows_of(reader, piece, ["image", *pose_columns(self.config)]), self.config, target=False)
+        seen = central_views(rows_of(reader, piece, ["image", *pose_columns(self.config)]), self.config, target=False)
         images = source_input(torch.from_numpy(seen.source[seen.ok])).to(self.device)
         poses = None if seen.pose is None else torch.from_numpy(seen.pose[seen.ok]).to(self.device)
         starts = range(0, max(len(images) // batch * batch, 1), batch)
         return [(images[at : at + batch], None if poses is None else poses[at : at + batch], None) for at in starts]
 
 
-def load_models(origin: Origin, data_uri: str, config: RunConfig, device: str) -> Models:
+def load_models(model_source: ModelSource, data_uri: str, config: RunConfig, device: str) -> Models:
     """What an actor sets itself up with: the networks, and readers of the splits of evaluation."""
     import cv2
 
     cv2.setNumThreads(1)  # an actor has one CPU
-    model = origin.load().to(device).eval()
-    return Models(model, config, readers(data_uri, config), torch.device(device), origin.fresh)
+    model = model_source.load().to(device).eval()
+    return Models(model, config, readers(data_uri, config), torch.device(device), model_source.fresh)
 
 
 def readers(data_uri: str, config: RunConfig) -> dict[str, ShardReader]:

@@ -15,7 +15,7 @@ from soda_dist.benchmarks.sampling import calls_of, draw_ours, draw_theirs, make
 from soda_dist.benchmarks.update import measure_step, noise_batches
 from soda_dist.config.load import dump_config
 from soda_dist.errors import UserError
-from soda_dist.training.engines.torch_engine import PlainEngine
+from soda_dist.training.engines.torch_engine import TorchEngine
 from tests.tiny import tiny_config
 from tests.training.test_engine import engine_of
 
@@ -93,9 +93,9 @@ def test_one_measured_update_is_the_engines_own_on_every_micro_batch(monkeypatch
     assert [len(batch.source) for batch in batches] == [2, 2, 2, 2]
     assert torch.cat([batch.index for batch in batches]).tolist() == list(range(8)), "no sample's draws come twice"
     taken = []
-    step = PlainEngine.step
+    step = TorchEngine.step
     monkeypatch.setattr(
-        PlainEngine, "step", lambda self, micro, lr: step(self, [taken.append(int(b.index[0])) or b for b in micro], lr)
+        TorchEngine, "step", lambda self, micro, lr: step(self, [taken.append(int(b.index[0])) or b for b in micro], lr)
     )
     update._side(engine_of(config), update.MODES["float32"], config, batches)(0)
     assert taken == [0, 2] * update.STEPS["cpu"]

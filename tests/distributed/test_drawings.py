@@ -16,16 +16,16 @@ from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Subject
 from soda_dist.evaluation.images import generated_sets
 from soda_dist.evaluation.images.generated_sets import (
-    DrawnSet,
-    draw_members,
-    draw_set,
+    ImageSet,
+    generate_piece,
+    generate_set,
     folder_of,
     image_set,
     load_set,
     view_set,
     with_mean,
 )
-from soda_dist.evaluation.images.sampling import Drawing, draw, pick_subjects
+from soda_dist.evaluation.images.sampling import SampleJob, draw, pick_inputs
 from soda_dist.evaluation.images.scores import images_of, png
 from soda_dist.evaluation.images.set_scores import set_scores
 from soda_dist.evaluation.images.view_sets import asked_views
@@ -87,7 +87,7 @@ def test_a_png_gives_back_the_image() -> None:
 
 def test_a_smaller_set_is_the_beginning_of_a_larger_one(subject: Subject, monkeypatch) -> None:
     monkeypatch.setattr(generated_sets, "PIECE", 4)
-    of = DrawnSet("reconstruction", "test", subject.config.sampling)
+    of = ImageSet("reconstruction", "test", subject.config.sampling)
     small, large = image_set(subject, of, 8), image_set(subject, of, 1000)
     assert small == large[:2] and sum(piece.rows for piece in large) == 30
     assert sorted(key for piece in large for key in piece.keys) == list(range(30))
@@ -97,26 +97,26 @@ def test_a_smaller_set_is_the_beginning_of_a_larger_one(subject: Subject, monkey
 
 def test_a_reconstruction_is_the_samplers_from_its_own_source(models: Models, subject: Subject) -> None:
     """Against `samples.draw`, which is held against the sampler itself."""
-    of = DrawnSet("reconstruction", "test", models.config.sampling)
+    of = ImageSet("reconstruction", "test", models.config.sampling)
     pieces = image_set(subject, of, 30)
-    table = draw_members(models, pieces[0])
-    subjects = pick_subjects(models, 29)
-    drawn = draw(models, Drawing(subjects, models.config.sampling.guidance, 0, 0)).images
+    table = generate_piece(models, pieces[0])
+    inputs = pick_inputs(models, 29)
+    drawn = draw(models, SampleJob(inputs, models.config.sampling.guidance, 0, 0)).images
     images, targets = images_of(table.column("image")), images_of(table.column("target"))
     place = {key: row for row, key in enumerate(table.column("key").to_pylist())}
     assert table.column("ok").to_pylist() == [key != 0 for key in table.column("key").to_pylist()]
-    for row, key in enumerate(subjects.keys.tolist()):
-        assert (targets[place[key]] == subjects.target[row]).all()
+    for row, key in enumerate(inputs.keys.tolist()):
+        assert (targets[place[key]] == inputs.target[row]).all()
         assert np.abs(images[place[key]].astype(int) - drawn[row]).max() <= 1  # sums of another batch size
 
 
 def test_what_is_drawn_is_not_drawn_again_and_another_way_is_another_place(models: Models, subject: Subject) -> None:
-    of = DrawnSet("reconstruction", "test", models.config.sampling)
-    folder = draw_set(subject, image_set(subject, of, 5), "drawn")
+    of = ImageSet("reconstruction", "test", models.config.sampling)
+    folder = generate_set(subject, image_set(subject, of, 5), "drawn")
     table = load_set(folder, image_set(subject, of, 5), ["psnr"])
     subject._crew = None  # nobody is there to draw
     subject.hire = nullcontext
-    assert draw_set(subject, image_set(subject, of, 5), "drawn") == folder
+    assert generate_set(subject, image_set(subject, of, 5), "drawn") == folder
     assert load_set(folder, image_set(subject, of, 5), ["psnr"]) == table
     places = {folder_of(subject, of).uri}
     for changed in (
@@ -133,9 +133,9 @@ def test_what_is_drawn_is_not_drawn_again_and_another_way_is_another_place(model
 
 
 def test_scores_leave_out_what_could_not_be_read_and_say_so(models: Models, subject: Subject) -> None:
-    of = DrawnSet("reconstruction", "test", models.config.sampling)
+    of = ImageSet("reconstruction", "test", models.config.sampling)
     pieces = image_set(subject, of, 30)
-    scores, counts = set_scores(subject, draw_set(subject, pieces, "drawn"), pieces)
+    scores, counts = set_scores(subject, generate_set(subject, pieces, "drawn"), pieces)
     assert counts == {"images": 29, "unreadable": 1}
     table = load_set(folder_of(subject, of), pieces, ["image", "target"])
     error = images_of(table.column("image")).astype(float) / 255 - images_of(table.column("target")) / 255
@@ -150,17 +150,17 @@ def test_a_split_without_a_readable_image_is_the_users_to_know(models: Models, t
     prepare(str(tmp_path / "data"), {"train": [[4]], "test": [[3]]}, {"test": {0, 1, 2}})
     own = replace(models, reader=readers(str(tmp_path / "data"), models.config))
     subject = subject_of(own, open_folder(str(tmp_path / "run")), models.config, LocalCrew(own), [])
-    pieces = image_set(subject, DrawnSet("reconstruction", "test", models.config.sampling), 3)
+    pieces = image_set(subject, ImageSet("reconstruction", "test", models.config.sampling), 3)
     with pytest.raises(UserError, match="split test without a readable image"):
-        set_scores(subject, draw_set(subject, pieces, "drawn"), pieces)
+        set_scores(subject, generate_set(subject, pieces, "drawn"), pieces)
 
 
 def test_samples_need_no_source_and_differ_from_place_to_place(models: Models, subject: Subject) -> None:
-    of = DrawnSet("samples", "test", models.config.sampling)
+    of = ImageSet("samples", "test", models.config.sampling)
     (piece,) = image_set(subject, of, 6)
-    images = images_of(draw_members(models, piece).column("image"))
+    images = images_of(generate_piece(models, piece).column("image"))
     other = replace(piece, keys=piece.keys[::-1], sources=piece.sources[::-1])
-    assert (images_of(draw_members(models, other).column("image")) == images).all(), "the source has no part in it"
+    assert (images_of(generate_piece(models, other).column("image")) == images).all(), "the source has no part in it"
     assert len({image.tobytes() for image in images}) == 6
 
 
@@ -228,6 +228,6 @@ def test_more_sources_than_views_are_refused(scenes: Path, tmp_path: Path) -> No
 
 def test_a_limit_cuts_the_views(scenes: Path, tmp_path: Path) -> None:
     subject, _, _ = _views(scenes, tmp_path)
-    of = DrawnSet("novel_views", "test", subject.config.sampling)
+    of = ImageSet("novel_views", "test", subject.config.sampling)
     pieces = view_set(subject, of, objects=4, asked=3, skip=1, limit=5)
     assert sum(piece.rows for piece in pieces) == 5

@@ -16,7 +16,7 @@ from soda_dist.evaluation.features.read_point import candidates
 from soda_dist.evaluation.images.scores import likeness
 from soda_dist.evaluation.pieces import Point
 from soda_dist.evaluation.tasks.novel_views import pick_objects, show_novel_views
-from soda_dist.evaluation.views import addressed_noise, centred
+from soda_dist.evaluation.views import addressed_noise, central_views
 from soda_dist.evaluation.worker import Models, readers
 from soda_dist.models.condition import Condition
 from soda_dist.training.build import build_model
@@ -82,7 +82,7 @@ def test_activations_are_the_networks_over_noise_that_belongs_to_the_key(data) -
     model = build_model(config).eval().requires_grad_(False)
     models = Models(model, config, readers(str(data), config), torch.device("cpu"))
     table = models.reader["test"].group(1, ["image"]).slice(0, 4)
-    seen = centred(table, config)
+    seen = central_views(table, config)
     points = (Point("up.0", 3), Point("middle.0", 20))
     found = activations(models, model, seen, 10, points)
     x0 = torch.from_numpy(seen.target).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -107,26 +107,26 @@ def _models(scenes: Path, **more) -> Models:
 @pytest.mark.parametrize("given", [1, 2])
 def test_objects_are_shown_from_the_cameras_of_their_other_views(given, scenes) -> None:
     models = _models(scenes, data={"sources": (1, 3)}, sampling={"sources": given})
-    subjects, counts = pick_objects(models, 3)
-    assert counts == [5 - given] * 3 and len(subjects.keys) == sum(counts)
+    inputs, counts = pick_objects(models, 3)
+    assert counts == [5 - given] * 3 and len(inputs.keys) == sum(counts)
     reader = models.reader["test"]
     table = reader.group(0, ["image", "object", "camera_to_world", "intrinsics"])
     owner = table.column("object").to_pylist()
     places = np.array(table.column("camera_to_world").to_pylist()).reshape(-1, 4, 4)[:, :3, 3]
-    for row, key in enumerate(subjects.keys.tolist()):
+    for row, key in enumerate(inputs.keys.tolist()):
         first = owner.index(owner[key])
         assert key - first >= given, "what is asked for was not given"
-        np.testing.assert_allclose(subjects.pose[row, 3:12:4], places[key], rtol=1e-5)
-        np.testing.assert_allclose(subjects.source_pose[row][:, 3:12:4], places[first : first + given], rtol=1e-5)
-    assert len({owner[key] for key in subjects.keys.tolist()}) == 3
+        np.testing.assert_allclose(inputs.pose[row, 3:12:4], places[key], rtol=1e-5)
+        np.testing.assert_allclose(inputs.source_pose[row][:, 3:12:4], places[first : first + given], rtol=1e-5)
+    assert len({owner[key] for key in inputs.keys.tolist()}) == 3
 
 
 def test_novel_views_are_measured_against_the_nearest_source_and_the_mean_image(scenes) -> None:
     models = _models(scenes, sampling={"steps": 2, "sources": 1})
     facts, pictures = show_novel_views(LocalCrew(models), models.config, lambda line: None)
-    subjects, _ = pick_objects(models, 3)
-    mean = np.round(subjects.target.astype(float).mean(0)).astype(np.uint8)
-    assert facts["mean_image"] == likeness(np.stack([mean] * len(subjects.keys)), subjects.target)
+    inputs, _ = pick_objects(models, 3)
+    mean = np.round(inputs.target.astype(float).mean(0)).astype(np.uint8)
+    assert facts["mean_image"] == likeness(np.stack([mean] * len(inputs.keys)), inputs.target)
     assert facts["nearest_source"]["psnr"]["value"] > facts["model"]["psnr"]["value"], "an untrained model is worse"
     assert facts["objects"] == 3 and facts["views"] == 12
     width, height = Image.open(BytesIO(pictures["novel_views.png"])).size

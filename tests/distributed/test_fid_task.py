@@ -13,7 +13,7 @@ from soda_dist.config.load import with_fields
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Subject
-from soda_dist.evaluation.images.generated_sets import DrawnSet, Members, folder_of, image_set, load_set
+from soda_dist.evaluation.images.generated_sets import ImageSet, SetPiece, folder_of, image_set, load_set
 from soda_dist.evaluation.images.scores import images_of
 from soda_dist.evaluation.images.view_sets import asked_views
 from soda_dist.evaluation.tasks import fid as task
@@ -54,7 +54,7 @@ def _subject(name: str, data: Path, run: Path, *, drawn: bool = True, **fields: 
     return subject_of(models, open_folder(str(run)), config, LocalCrew(models, 1), said), said
 
 
-def _images(subject: Subject, pieces: Sequence[Members]) -> tuple[np.ndarray, np.ndarray]:
+def _images(subject: Subject, pieces: Sequence[SetPiece]) -> tuple[np.ndarray, np.ndarray]:
     """What was drawn, and what it is held against."""
     table = load_set(folder_of(subject, pieces[0].of), pieces, ["image", "target"])
     return images_of(table.column("image")), images_of(table.column("target"))
@@ -68,7 +68,7 @@ def test_each_set_is_held_against_as_many_images_of_the_test_split(data: Path, t
     assert list(result["sets"]) == ["reconstruction", "samples"] and subject.place.read_json("fid.json") == result
     found = {}
     for kind, scores in result["sets"].items():
-        drawn, real = _images(subject, image_set(subject, DrawnSet(kind, "test", subject.config.sampling), 30))
+        drawn, real = _images(subject, image_set(subject, ImageSet(kind, "test", subject.config.sampling), 30))
         assert scores["counts"] == {"images": 29, "unreadable": 1} and len(drawn) == 29
         assert scores["fid"] == {"value": pytest.approx(slow_fid(drawn, real), rel=1e-6), "standard_error": None}
         features = [torch.from_numpy(colours(each)) for each in (drawn, real)]
@@ -93,7 +93,7 @@ def test_kid_is_over_subsets_of_the_first_features(data: Path, tmp_path: Path, m
     fields = {"evaluation.fid.images": 29, "evaluation.fid.feature_images": 8}
     subject, _ = _subject("soda", data, tmp_path, **fields, **{"evaluation.fid.sets": ["reconstruction"]})
     scores = task.measure(subject)["sets"]["reconstruction"]
-    drawn, real = _images(subject, image_set(subject, DrawnSet("reconstruction", "test", subject.config.sampling), 29))
+    drawn, real = _images(subject, image_set(subject, ImageSet("reconstruction", "test", subject.config.sampling), 29))
     distance = kid(*(torch.from_numpy(colours(each[:8])) for each in (drawn, real)), subset_size=5)
     assert scores["kid_subset"] == 5 and scores["kid"]["value"] == pytest.approx(distance.mean, abs=1e-9)
     assert scores["kid"]["standard_error"] == pytest.approx(distance.std / 10, abs=1e-9), "a hundred subsets"

@@ -16,8 +16,8 @@ from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Subject
 from soda_dist.evaluation.features.attributes import effects, log_odds
-from soda_dist.evaluation.images.decode_latents import Given, draw_given, encode_subjects, section_of
-from soda_dist.evaluation.images.sampling import Drawing, draw, pick_subjects
+from soda_dist.evaluation.images.decode_latents import LatentJob, decode_job, encode_inputs, section_of
+from soda_dist.evaluation.images.sampling import SampleJob, draw, pick_inputs
 from soda_dist.evaluation.tasks import latents
 from soda_dist.evaluation.worker import Models, readers
 from soda_dist.metrics.probe import LinearProbe
@@ -71,7 +71,7 @@ def _subject(models: Models, path: Path, said: list[str], seed: int = 0, **field
 
 
 def _plain(models: Models, count: int, noise: int = 0) -> np.ndarray:
-    return draw(models, Drawing(pick_subjects(models, count), models.config.sampling.guidance, noise, 0)).images
+    return draw(models, SampleJob(pick_inputs(models, count), models.config.sampling.guidance, noise, 0)).images
 
 
 def _near(one, other) -> None:
@@ -94,28 +94,28 @@ def _near(one, other) -> None:
 def test_a_given_latent_is_drawn_as_its_source_is(name: str, sampling: dict, data: Path, scenes: Path) -> None:
     posed = name.startswith("rays")
     models = _voiced(config_of(name, sampling=sampling), scenes if posed else data)
-    subjects = pick_subjects(models, 3)
-    z = encode_subjects(models, subjects)
-    given = Given(subjects.keys, z, subjects.pose, noise=1, encode=True)
-    found = draw_given(models, given)
+    inputs = pick_inputs(models, 3)
+    z = encode_inputs(models, inputs)
+    given = LatentJob(inputs.keys, z, inputs.pose, noise=1, encode=True)
+    found = decode_job(models, given)
     _near(found.images, _plain(models, 3, noise=1))
-    seen = encode_subjects(models, replace(subjects, source=found.images[:, None]))
+    seen = encode_inputs(models, replace(inputs, source=found.images[:, None]))
     np.testing.assert_allclose(found.z, seen, rtol=1e-4, atol=1e-5)
-    other = draw_given(models, replace(given, z=z[::-1].copy())).images
+    other = decode_job(models, replace(given, z=z[::-1].copy())).images
     assert np.abs(other.astype(int) - found.images).max() > 1, "z is heard"
     if posed:
-        other = draw_given(models, replace(given, pose=subjects.pose[::-1].copy())).images
+        other = decode_job(models, replace(given, pose=inputs.pose[::-1].copy())).images
         assert np.abs(other.astype(int) - found.images).max() > 1, "the pose is heard"
 
 
 def test_a_masked_section_of_z_is_not_heard(models: Models) -> None:
-    subjects = pick_subjects(models, 2)
-    given = Given(subjects.keys, encode_subjects(models, subjects), None)
+    inputs = pick_inputs(models, 2)
+    given = LatentJob(inputs.keys, encode_inputs(models, inputs), None)
     other = (given.z + 3.0 * (section_of(models, None).numpy() == 1)).astype(np.float32)
-    assert (draw_given(models, replace(given, masked=(1,))).images
-            == draw_given(models, replace(given, z=other, masked=(1,))).images).all()  # fmt: skip
+    assert (decode_job(models, replace(given, masked=(1,))).images
+            == decode_job(models, replace(given, z=other, masked=(1,))).images).all()  # fmt: skip
     for masked in ((), (0,)):
-        pair = [draw_given(models, replace(given, z=z, masked=masked)).images for z in (given.z, other)]
+        pair = [decode_job(models, replace(given, z=z, masked=masked)).images for z in (given.z, other)]
         assert (pair[0] != pair[1]).any()
 
 
@@ -146,7 +146,7 @@ def test_every_picture_is_there_and_known_to_the_report(sheets) -> None:
 
 
 def test_a_move_of_nothing_is_the_reconstruction(models: Models, sheets) -> None:
-    plain, sources = _plain(models, 4), pick_subjects(models, 4).target
+    plain, sources = _plain(models, 4), pick_inputs(models, 4).target
     for name, count in (("directions", 2), ("sections_traversal", models.model.sections), ("attributes", 2)):
         rows, columns, _ = sheets[0][f"{name}.png"]
         assert columns == ["source", "-2 sigma", "0", "+2 sigma"] and len(rows) == 4 * count
@@ -161,23 +161,23 @@ def test_moves_go_along_the_direction_of_greatest_variance(models: Models, sheet
     _, singular, rows = np.linalg.svd(latents - latents.mean(0))
     direction, sigma = rows[0] * np.sign(rows[0, np.abs(rows[0]).argmax()]), singular[0] / np.sqrt(len(latents) - 1)
     assert sheets[1]["directions"][0]["sigma"] == pytest.approx(sigma, rel=1e-4)
-    subjects = pick_subjects(models, 4)
+    inputs = pick_inputs(models, 4)
     for column, k in ((1, -2.0), (3, 2.0)):
-        z = (encode_subjects(models, subjects) + k * sigma * direction).astype(np.float32)
-        drawn = draw_given(models, Given(subjects.keys, z, None)).images
+        z = (encode_inputs(models, inputs) + k * sigma * direction).astype(np.float32)
+        drawn = decode_job(models, LatentJob(inputs.keys, z, None)).images
         _near([row[column] for row in sheets[0]["directions.png"][0][:4]], drawn)
 
 
 def test_ends_of_interpolations_and_of_mixings_are_reconstructions(models: Models, sheets) -> None:
-    subjects = pick_subjects(models, 4)
-    z = encode_subjects(models, subjects)
+    inputs = pick_inputs(models, 4)
+    z = encode_inputs(models, inputs)
     a, b = np.array([0, 0, 2, 2]), np.array([1, 1, 3, 3])
-    first = draw_given(models, Given(subjects.keys[a], z[a], None)).images
-    last = draw_given(models, Given(subjects.keys[a], z[b], None)).images
+    first = decode_job(models, LatentJob(inputs.keys[a], z[a], None)).images
+    last = decode_job(models, LatentJob(inputs.keys[a], z[b], None)).images
     for name in ("interpolation", "mixing"):
         rows, columns, _ = sheets[0][f"{name}.png"]
         for row, source, one, other, target in zip(
-            rows, subjects.target[a], first, last, subjects.target[b], strict=True
+            rows, inputs.target[a], first, last, inputs.target[b], strict=True
         ):
             assert (columns[0], columns[-1]) == ("A", "B") and (row[0] == source).all() and (row[-1] == target).all()
             _near(row[1], one)
@@ -185,22 +185,22 @@ def test_ends_of_interpolations_and_of_mixings_are_reconstructions(models: Model
     rows, columns, names = sheets[0]["interpolation.png"]
     assert columns == ["A", "0", "0.5", "1", "B"] and names == ["linear", "spherical"] * 2
     middle = (z[a] + z[b])[::2] / 2
-    _near([row[2] for row in rows[::2]], draw_given(models, Given(subjects.keys[a[::2]], middle, None)).images)
+    _near([row[2] for row in rows[::2]], decode_job(models, LatentJob(inputs.keys[a[::2]], middle, None)).images)
     assert any((rows[at][2] != rows[at + 1][2]).any() for at in (0, 2))
 
 
 def test_sections_go_over_one_after_another(models: Models, sheets) -> None:
-    subjects, of = pick_subjects(models, 4), section_of(models, None).numpy()
-    z = encode_subjects(models, subjects)[:2]
+    inputs, of = pick_inputs(models, 4), section_of(models, None).numpy()
+    z = encode_inputs(models, inputs)[:2]
     rows, _, names = sheets[0]["mixing.png"]
     assert names[:2] == ["outer first", "inner first"]
     for row, some in ((rows[0], of < 1), (rows[1], of >= models.model.sections - 1)):
-        _near(row[2], draw_given(models, Given(subjects.keys[:1], np.where(some, z[1:], z[:1]), None)).images[0])
+        _near(row[2], decode_job(models, LatentJob(inputs.keys[:1], np.where(some, z[1:], z[:1]), None)).images[0])
 
 
 def test_masked_rows_have_the_noises_and_resampled_ones_their_own_latent(models: Models, sheets) -> None:
-    subjects, sections = pick_subjects(models, 4), models.model.sections
-    z = encode_subjects(models, subjects)
+    inputs, sections = pick_inputs(models, 4), models.model.sections
+    z = encode_inputs(models, inputs)
     rows, columns, names = sheets[0]["masking.png"]
     assert columns == ["source", "noise 1", "noise 2"] and len(rows) == 2 * len(names[: len(rows) // 2])
     kinds = names[: len(rows) // 2]
@@ -211,8 +211,8 @@ def test_masked_rows_have_the_noises_and_resampled_ones_their_own_latent(models:
             row = rows[image * len(kinds) + kinds.index(kind)]
             for noise in (0, 1):
                 at = slice(image, image + 1)
-                given = Given(subjects.keys[at], z[at], None, masked=masked, noise=noise)
-                _near(row[1 + noise], draw_given(models, given).images[0])
+                given = LatentJob(inputs.keys[at], z[at], None, masked=masked, noise=noise)
+                _near(row[1 + noise], decode_job(models, given).images[0])
     rows, columns, _ = sheets[0]["resampled.png"]
     assert columns[:3] == ["source", "own latent", "section 0"]
     _near([row[1] for row in rows], _plain(models, 4))

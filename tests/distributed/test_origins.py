@@ -14,7 +14,7 @@ from soda_dist.data.views.pair_views import center_views
 from soda_dist.errors import UserError
 from soda_dist.evaluation.evaluate import evaluate, evaluate_encoder
 from soda_dist.evaluation.features.extraction import collect
-from soda_dist.evaluation.model_sources import Checkpoint, EncoderFile, TimmEncoder, encoder_origin
+from soda_dist.evaluation.model_sources import Checkpoint, EncoderFile, TimmEncoder, encoder_source
 from soda_dist.evaluation.pieces import plan_pieces
 from soda_dist.evaluation.worker import load_models
 from soda_dist.training.checkpoint import load_model
@@ -47,8 +47,8 @@ def weights(place: Path) -> tuple[str, str]:
     return str(place / "timm.safetensors"), hashlib.sha256(content).hexdigest()
 
 
-def _latents(origin, place: Path, tmp_path: Path) -> dict[str, np.ndarray]:
-    models = load_models(origin, str(place / "data"), origin.configuration(), "cpu")
+def _latents(model_source, place: Path, tmp_path: Path) -> dict[str, np.ndarray]:
+    models = load_models(model_source, str(place / "data"), model_source.configuration(), "cpu")
     pieces = plan_pieces("test", models.reader["test"].groups, 10, 128)
     return collect(LocalCrew(models), open_folder(str(tmp_path / "latents")), pieces, _silent).arrays
 
@@ -56,27 +56,27 @@ def _latents(origin, place: Path, tmp_path: Path) -> dict[str, np.ndarray]:
 def test_an_encoders_file_gives_the_latents_of_its_run(place: Path, tmp_path: Path) -> None:
     file = EncoderFile(str(place / "run/checkpoints/000000003/encoder.safetensors"))
     run = Checkpoint(open_folder(str(place / "run")), 3, ema=True)
-    alone, whole = (_latents(origin, place, tmp_path / str(n)) for n, origin in enumerate((file, run)))
+    alone, whole = (_latents(model_source, place, tmp_path / str(n)) for n, model_source in enumerate((file, run)))
     for name in ("trained", "untrained", "pixels"):
         np.testing.assert_allclose(alone[name], whole[name], rtol=1e-5, atol=1e-6)
 
 
 def test_a_model_of_timm_gives_timms_own_features(place: Path, tmp_path: Path, weights: tuple[str, str]) -> None:
-    origin = TimmEncoder(MODEL, *weights)
-    config = origin.configuration()
+    model_source = TimmEncoder(MODEL, *weights)
+    config = model_source.configuration()
     model = timm.create_model(MODEL, pretrained=False, num_classes=0).eval()
     torch.manual_seed(4)
     model.load_state_dict(timm.create_model(MODEL, pretrained=False).state_dict(), strict=False)
     info = model.pretrained_cfg
     assert (config.data.source_size, config.data.eval_resize) == (160, pytest.approx(1 / info["crop_pct"], rel=1e-5))
-    reader = load_models(origin, str(place / "data"), config, "cpu").reader["test"]
+    reader = load_models(model_source, str(place / "data"), config, "cpu").reader["test"]
     images = reader.group(0, ["image"]).column("image").to_pylist()
     views = center_views(images, size=160, resize=config.data.eval_resize)[0][1:]  # the first one is no image
     pixels = torch.from_numpy(views).permute(0, 3, 1, 2).double() / 255
     mean, std = (torch.tensor(info[name], dtype=torch.float64).view(3, 1, 1) for name in ("mean", "std"))
     with torch.no_grad():
         expected = model(((pixels - mean) / std).float()).numpy()
-    np.testing.assert_allclose(_latents(origin, place, tmp_path)["trained"], expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(_latents(model_source, place, tmp_path)["trained"], expected, rtol=1e-3, atol=1e-5)
 
 
 def test_published_weights_are_read_from_the_cache_that_timm_keeps(
@@ -138,9 +138,9 @@ def test_wrong_encoders_are_told_in_one_line(place: Path, tmp_path: Path, weight
     with pytest.raises(UserError, match=r"timm:resnet_seventeen; allowed: timm's models"):
         TimmEncoder("resnet_seventeen", None, None).configuration()
     with pytest.raises(UserError, match="one of --weights and --weights-sha256"):
-        encoder_origin("timm:resnet18", "a", None)
+        encoder_source("timm:resnet18", "a", None)
     with pytest.raises(UserError, match="leave it out"):
-        encoder_origin("a.safetensors", "a", "b")
+        encoder_source("a.safetensors", "a", "b")
 
 
 def test_weights_without_the_running_mean_are_those_that_training_goes_on_from(tmp_path: Path) -> None:

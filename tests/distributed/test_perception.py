@@ -20,7 +20,7 @@ from soda_dist.distributed.runtime import farm
 from soda_dist.errors import UserError
 from soda_dist.evaluation.evaluate import evaluate
 from soda_dist.evaluation.images import generated_sets
-from soda_dist.evaluation.images.generated_sets import DrawnSet, draw_set, image_set, load_set
+from soda_dist.evaluation.images.generated_sets import ImageSet, generate_set, image_set, load_set
 from soda_dist.evaluation.images.judges import check_weights, judge_of, lpips_scores, set_moments
 from soda_dist.evaluation.images.scores import images_of
 from soda_dist.evaluation.model_sources import Checkpoint
@@ -74,9 +74,9 @@ def models(place: Path) -> Models:
 def _set(models: Models, tmp_path: Path, crew: LocalCrew):
     """Twelve reconstructions in three pieces."""
     subject = subject_of(models, open_folder(str(tmp_path)), models.config, crew, [])
-    of = DrawnSet("reconstruction", "test", models.config.sampling)
+    of = ImageSet("reconstruction", "test", models.config.sampling)
     pieces = image_set(subject, of, 12)
-    return subject, draw_set(subject, pieces, "drawn"), pieces
+    return subject, generate_set(subject, pieces, "drawn"), pieces
 
 
 @pytest.fixture

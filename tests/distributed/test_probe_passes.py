@@ -19,7 +19,7 @@ from soda_dist.evaluation.features.extraction import extract
 from soda_dist.evaluation.features.probe_passes import Training, extract_training, read_vectors
 from soda_dist.evaluation.pieces import Piece, Point
 from soda_dist.evaluation.tasks.probe_knn import check_probe
-from soda_dist.evaluation.views import addressed_noise, augmented, centred
+from soda_dist.evaluation.views import addressed_noise, augmented_views, central_views
 from soda_dist.evaluation.worker import Models, readers
 from soda_dist.models.condition import Condition
 from soda_dist.models.pixels import raw_pixels
@@ -100,7 +100,7 @@ def test_latents_of_a_pass_are_the_encoders_of_its_views(data: Path, tmp_path: P
     config = config_with()
     models = models_of(data, config)
     table = models.reader["train"].group(1, ["key", "image"])
-    seen = augmented(table, config, 3, target=False)
+    seen = augmented_views(table, config, 3, target=False)
     assert len(seen.target) == 0 and seen.ok.tolist() == [key != 13 for key in range(10, 17)]
     got = extract(models, Piece("train", (1,), 10, 7, number=3))
     rows = torch.from_numpy(seen.source)
@@ -120,10 +120,10 @@ def test_the_share_of_crops_is_the_probes_own_rate(data: Path) -> None:
     )
     reader = readers(str(data), never)["train"]
     table = pa.concat_tables([reader.group(number, ["key", "image"]) for number in (0, 2, 3, 4)])
-    squares = augmented(table, never, 0).source
-    assert np.abs(squares.astype(float) - centred(table, never).source).mean() < 9  # noise, on another grid
-    assert (augmented(table, never, 1).source == squares).all()
-    differ = [(augmented(table, often, number).source != squares).any(axis=(1, 2, 3)).mean() for number in range(20)]
+    squares = augmented_views(table, never, 0).source
+    assert np.abs(squares.astype(float) - central_views(table, never).source).mean() < 9  # noise, on another grid
+    assert (augmented_views(table, never, 1).source == squares).all()
+    differ = [(augmented_views(table, often, number).source != squares).any(axis=(1, 2, 3)).mean() for number in range(20)]
     assert abs(float(np.mean(differ)) - 0.65) < 0.05  # 760 views: three standard errors
 
 
@@ -233,7 +233,7 @@ def test_a_denoiser_sees_the_crop_and_its_noise_is_the_passes(data: Path, tmp_pa
     for number in (0, 1):
         piece = Piece("train", (0,), 0, 10, (point,), number)
         got = np.stack(extract(models, piece).column("vector/trained").to_pylist()).astype(np.float32)
-        seen = augmented(table, config, number)
+        seen = augmented_views(table, config, number)
         assert (seen.target == seen.source).all(), "of one size, they are one view"
         x0 = torch.from_numpy(seen.target).permute(0, 3, 1, 2).float() / 127.5 - 1
         eps = addressed_noise(config.seed, np.arange(10), point.t, number + 1, 16)
@@ -270,7 +270,7 @@ def test_passes_that_cannot_be_are_refused(data: Path, tmp_path: Path, name: str
 def test_pixel_poses_are_of_the_crops(data: Path) -> None:
     config = config_of("pixels", evaluation={"probe": {"passes": 1, "crop_flip_rate": 1.0}})
     table = readers(str(data), config)["train"].group(0, ["key", "image"])
-    seen, plain = augmented(table, config, 0, target=False), centred(table, config, target=False)
+    seen, plain = augmented_views(table, config, 0, target=False), central_views(table, config, target=False)
     assert seen.pose.shape == plain.pose.shape == (10, 4)
     spans = np.abs(seen.pose[:, 2:] - seen.pose[:, :2]) / 2
     for key, span in enumerate(spans):

@@ -10,7 +10,7 @@ from soda_dist.config.load import with_fields
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Subject
-from soda_dist.evaluation.images.generated_sets import DrawnSet, folder_of, image_set, load_set
+from soda_dist.evaluation.images.generated_sets import ImageSet, folder_of, image_set, load_set
 from soda_dist.evaluation.images.scores import images_of
 from soda_dist.evaluation.tasks import reconstruction as task
 from soda_dist.evaluation.worker import Models, readers
@@ -64,7 +64,7 @@ def test_each_way_has_its_fid_where_inceptions_weights_are_named(data: Path, tmp
     result = task.reconstruct(subject)
     for row in result["sweep"]:
         how = subject.config.sampling.model_copy(update={"guidance": row["guidance"], "steps": row["steps"]})
-        pieces = image_set(subject, DrawnSet("reconstruction", "test", how), 30)
+        pieces = image_set(subject, ImageSet("reconstruction", "test", how), 30)
         table = load_set(folder_of(subject, pieces[0].of), pieces, ["image", "target"])
         expected = slow_fid(*(images_of(table.column(side)) for side in ("image", "target")))
         assert row["fid"] == {"value": pytest.approx(expected, rel=1e-6), "standard_error": None}

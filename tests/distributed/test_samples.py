@@ -1,4 +1,4 @@
-"""Drawing without Ray: noise is addressed, pictures show what they say, likeness is that of scikit-image."""
+"""SampleJob without Ray: noise is addressed, pictures show what they say, likeness is that of scikit-image."""
 
 from dataclasses import replace
 from io import BytesIO
@@ -13,7 +13,7 @@ from soda_dist.data.views.pair_views import center_views
 from soda_dist.diffusion.sampling import guided, sample
 from soda_dist.errors import UserError
 from soda_dist.evaluation.images import sampling
-from soda_dist.evaluation.images.sampling import Drawing, draw, draw_all, pick_subjects
+from soda_dist.evaluation.images.sampling import SampleJob, draw, sample_all, pick_inputs
 from soda_dist.evaluation.images.scores import likeness
 from soda_dist.evaluation.tasks.reconstruction import show
 from soda_dist.evaluation.views import addressed_noise
@@ -60,13 +60,13 @@ def test_noise_is_a_function_of_seed_key_number_and_step_alone() -> None:
 
 
 def test_subjects_are_evenly_spaced_and_skip_what_cannot_be_read(models: Models) -> None:
-    subjects = pick_subjects(models, 5)
-    assert subjects.keys.tolist() == [1, 6, 12, 18, 24]
+    inputs = pick_inputs(models, 5)
+    assert inputs.keys.tolist() == [1, 6, 12, 18, 24]
     reader = models.reader["test"]
     image = reader.group(1, ["image"]).column("image").to_pylist()[2]
-    assert (subjects.source[2, 0] == center_views([image], size=20, resize=1.0)[0][0]).all()
-    assert (subjects.target[2] == center_views([image], size=16, resize=1.0)[0][0]).all()
-    assert pick_subjects(models, 1000).keys.tolist() == list(range(1, 30))
+    assert (inputs.source[2, 0] == center_views([image], size=20, resize=1.0)[0][0]).all()
+    assert (inputs.target[2] == center_views([image], size=16, resize=1.0)[0][0]).all()
+    assert pick_inputs(models, 1000).keys.tolist() == list(range(1, 30))
 
 
 def test_a_split_without_a_readable_image_is_the_users_to_know(tmp_path) -> None:
@@ -74,21 +74,21 @@ def test_a_split_without_a_readable_image_is_the_users_to_know(tmp_path) -> None
     config = tiny_config()
     blind = Models(build_model(config), config, readers(str(tmp_path), config), torch.device("cpu"))
     with pytest.raises(UserError, match="without a readable image"):
-        pick_subjects(blind, 2)
+        pick_inputs(blind, 2)
 
 
 @pytest.mark.parametrize("how", [{"method": "ddpm"}, {"method": "ddim", "eta": 0.0}], ids=["ddpm", "ddim"])
 def test_a_drawing_is_the_sampler_on_the_encoded_source_with_addressed_noise(tmp_path, how: dict) -> None:
     models = _models(tmp_path, sampling={"steps": 4, **how})
-    subjects = pick_subjects(models, 3)
-    drawn = draw(models, Drawing(subjects, 2.0, 1, 2))
+    inputs = pick_inputs(models, 3)
+    drawn = draw(models, SampleJob(inputs, 2.0, 1, 2))
     model, side = models.model, 16
 
     def noise(i: int) -> torch.Tensor:
-        return addressed_noise(0, subjects.keys, 1, i, side)
+        return addressed_noise(0, inputs.keys, 1, i, side)
 
     with torch.no_grad():
-        sources = alone(torch.from_numpy(subjects.source[:, 0]))
+        sources = alone(torch.from_numpy(inputs.source[:, 0]))
         condition = model.condition(sources, None, None, None)
         without = condition._replace(z=torch.zeros_like(condition.z))
         expected = sample(
@@ -109,21 +109,21 @@ def test_a_drawing_is_the_sampler_on_the_encoded_source_with_addressed_noise(tmp
 
 
 def test_the_latent_and_the_guidance_matter_and_no_latent_ignores_the_source(models: Models) -> None:
-    subjects = pick_subjects(models, 4)
-    swapped = replace(subjects, source=subjects.source[::-1].copy())
-    plain, strong, free = (draw(models, Drawing(subjects, w, 0, 0)).images for w in (1.0, 3.0, 0.0))
+    inputs = pick_inputs(models, 4)
+    swapped = replace(inputs, source=inputs.source[::-1].copy())
+    plain, strong, free = (draw(models, SampleJob(inputs, w, 0, 0)).images for w in (1.0, 3.0, 0.0))
     assert (plain != strong).any()
-    assert (draw(models, Drawing(swapped, 1.0, 0, 0)).images != plain).any()
-    assert (draw(models, Drawing(swapped, 0.0, 0, 0)).images == free).all()
+    assert (draw(models, SampleJob(swapped, 1.0, 0, 0)).images != plain).any()
+    assert (draw(models, SampleJob(swapped, 0.0, 0, 0)).images == free).all()
 
 
 def test_pieces_are_put_together_in_the_order_of_subjects(models: Models, monkeypatch) -> None:
-    subjects = pick_subjects(models, 7)
-    drawings = [Drawing(subjects, 1.0, 0, 2), Drawing(subjects, 2.0, 0, 0)]
-    whole = draw_all(LocalCrew(models), drawings, lambda line: None)
+    inputs = pick_inputs(models, 7)
+    drawings = [SampleJob(inputs, 1.0, 0, 2), SampleJob(inputs, 2.0, 0, 0)]
+    whole = sample_all(LocalCrew(models), drawings, lambda line: None)
     monkeypatch.setattr(sampling, "CHUNK", 3)
     for seed in (1, 2):
-        parts = draw_all(LocalCrew(models, seed), drawings, lambda line: None)
+        parts = sample_all(LocalCrew(models, seed), drawings, lambda line: None)
         for one, other in zip(whole, parts, strict=True):
             assert np.abs(one.images.astype(int) - other.images).max() <= 1  # sums of another batch size
             assert one.times == other.times and other.states.shape == one.states.shape
@@ -144,14 +144,14 @@ def test_likeness_is_that_of_scikit_image_with_the_error_of_the_mean() -> None:
 
 def test_the_grid_shows_targets_and_reconstructions(models: Models) -> None:
     pictures = show(LocalCrew(models), models.config, lambda line: None)
-    subjects = pick_subjects(models, 5)
-    plain = draw(models, Drawing(subjects, 1.0, 0, 0)).images
+    inputs = pick_inputs(models, 5)
+    plain = draw(models, SampleJob(inputs, 1.0, 0, 0)).images
     grid = np.asarray(Image.open(BytesIO(pictures["reconstruction.png"])).convert("RGB"))
     side, gap = 112, 6
     top, left = grid.shape[0] - 5 * (side + gap), grid.shape[1] - 6 * (side + gap)
     for row in range(5):
         y = top + row * (side + gap)
-        for column, expected in enumerate((subjects.target, plain)):
+        for column, expected in enumerate((inputs.target, plain)):
             x = left + column * (side + gap)
             assert (grid[y : y + side : 7, x : x + side : 7] == expected[row]).all()
     assert Image.open(BytesIO(pictures["denoising.png"])).size[1] > 4 * side

@@ -16,7 +16,7 @@ from soda_dist.config.load import validate, with_fields
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.diffusion import guided, invert, sample
-from soda_dist.evaluation.images.sampling import Drawing, draw_all
+from soda_dist.evaluation.images.sampling import SampleJob, sample_all
 from soda_dist.evaluation.tasks.novel_views import pick_objects, show_novel_views
 from soda_dist.evaluation.worker import Models, readers
 from soda_dist.models.condition import join
@@ -112,7 +112,7 @@ def test_turning_the_camera_turns_the_object(trained, results) -> None:
 def right_cameras(actor: Models, objects: int) -> float:
     """Share of drawn views that are nearer to the truth of their camera than to those of the object's others."""
     subjects, counts = pick_objects(actor, objects)
-    (drawn,) = draw_all(LocalCrew(actor), [Drawing(subjects, 1.0, 0, 0)], quiet)
+    (drawn,) = sample_all(LocalCrew(actor), [SampleJob(subjects, 1.0, 0, 0)], quiet)
     hits, at = 0, 0
     for count in counts:
         made, true = (x[at : at + count].astype(np.float64) for x in (drawn.images, subjects.target))

@@ -20,7 +20,7 @@ from soda_dist.data.storage.folder import Folder
 from soda_dist.errors import UserError
 from soda_dist.evaluation.piece_cache import address, load, store
 from soda_dist.evaluation.pieces import MODEL_SECTIONS, Features, Piece, Point
-from soda_dist.evaluation.views import Centred, addressed_noise, augmented, centred, pose_columns
+from soda_dist.evaluation.views import EvaluationViews, addressed_noise, augmented_views, central_views, pose_columns
 from soda_dist.evaluation.worker import Models, rows_of
 from soda_dist.models.encoder_only import EncoderAlone
 from soda_dist.models.method import DiffusionMethod, Method
@@ -48,7 +48,7 @@ def extract(models: Models, piece: Piece) -> pa.Table:
     table = rows_of(reader, piece, ["key", "image", "name", *labels, *pose_columns(models.config)])
     if table.column("key").to_pylist() != list(range(piece.first_row, piece.first_row + piece.rows)):
         raise RuntimeError(f"rows {piece.first_row} and on of {piece.split} have other keys than their ordinals")
-    see = centred if piece.number is None else partial(augmented, number=piece.number)
+    see = central_views if piece.number is None else partial(augmented_views, number=piece.number)
     seen = see(table, models.config, target=bool(piece.points))
     parts: list[dict[str, Tensor]] = []
     for at in range(0, piece.rows, models.config.evaluation.batch):
@@ -65,7 +65,7 @@ def _vectors(array: NDArray[Any]) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1])
 
 
-def _arrays(models: Models, seen: Centred, first_key: int, piece: Piece) -> dict[str, Tensor]:
+def _arrays(models: Models, seen: EvaluationViews, first_key: int, piece: Piece) -> dict[str, Tensor]:
     """A batch's rows by encoder; at several points, those of the trained model alone, by the point's text."""
     points, draw = piece.points, 0 if piece.number is None else piece.number + 1
     if len(points) > 1:
@@ -83,7 +83,7 @@ def _arrays(models: Models, seen: Centred, first_key: int, piece: Piece) -> dict
     return arrays
 
 
-def _latents(models: Models, model: Method | EncoderAlone, seen: Centred) -> Tensor:
+def _latents(models: Models, model: Method | EncoderAlone, seen: EvaluationViews) -> Tensor:
     """The encoder's, float32 [n, D] on the CPU; the mean over the grid where there is no bottleneck."""
     assert isinstance(model, Encoding | EncoderAlone)
     z = model.encode(seen.sources(models.device))
@@ -93,7 +93,7 @@ def _latents(models: Models, model: Method | EncoderAlone, seen: Centred) -> Ten
 def activations(
     models: Models,
     model: Method | EncoderAlone,
-    seen: Centred,
+    seen: EvaluationViews,
     first_key: int,
     points: tuple[Point, ...],
     draw: int = 0,

@@ -70,7 +70,7 @@ def _rows(draw: Draw, columns: list[str]) -> pa.Table:
 
 
 def fit_probes(context: Context, training: Training, test: Features, target: Target, members: int) -> dict[str, Any]:
-    """The probe's part of its result, as `measure_all` has it: each encoder's, one after another.
+    """The probe's part of its result, as `score_all` has it: each encoder's, one after another.
 
     The workers should be released, so that what they held is free. `members`: of the gang, see `Pool.gang_size`.
     """

@@ -73,7 +73,7 @@ def as_tensor(array: NDArray[Any], device: torch.device) -> Tensor:
         return torch.from_numpy(array).to(device)
 
 
-def measure_all(
+def score_all(
     workers: Pool,
     metrics: Sequence[str],
     config: RunConfig,

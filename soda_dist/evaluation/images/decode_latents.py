@@ -14,7 +14,7 @@ from torch import Tensor
 
 from soda_dist.data.views.pair_views import center_views
 from soda_dist.diffusion.sampling import ReverseStep, reverse_steps
-from soda_dist.evaluation.images.sampling import Subjects
+from soda_dist.evaluation.images.sampling import SampleInputs
 from soda_dist.evaluation.images.scores import Images, png
 from soda_dist.evaluation.views import addressed_noise
 from soda_dist.evaluation.worker import Models
@@ -31,7 +31,7 @@ CHUNK = 16
 
 
 @dataclass(frozen=True)
-class Given:
+class LatentJob:
     """Latents of single images that are to be drawn."""
 
     keys: NDArray[np.int64]
@@ -47,13 +47,13 @@ class Given:
     encode: bool = False
     """Whether the drawn images are encoded."""
 
-    def rows(self, at: slice) -> "Given":
+    def rows(self, at: slice) -> "LatentJob":
         """Some of them."""
         return replace(self, keys=self.keys[at], z=self.z[at], pose=None if self.pose is None else self.pose[at])
 
 
 @dataclass(frozen=True)
-class Redrawn:
+class Decoded:
     """What given latents became."""
 
     images: Images
@@ -70,10 +70,10 @@ def section_of(models: Models, _: None) -> Tensor:
 
 
 @torch.no_grad()
-def encode_subjects(models: Models, subjects: Subjects) -> NDArray[np.float32]:
-    """z of the subjects' sources, float32 [n, D]; the work of an actor."""
+def encode_inputs(models: Models, inputs: SampleInputs) -> NDArray[np.float32]:
+    """z of the inputs' sources, float32 [n, D]; the work of an actor."""
     assert isinstance(models.method, Encoding)
-    return models.method.encode(subjects.sources(models.device)).cpu().numpy()
+    return models.method.encode(inputs.sources(models.device)).cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def find_directions(models: Models, pool: Latents) -> list[Directions]:
 
 
 @torch.no_grad()
-def draw_given(models: Models, given: Given) -> Redrawn:
+def decode_job(models: Models, given: LatentJob) -> Decoded:
     """The work of an actor: guided denoising as `samples.draw` does it, from z in place of its sources."""
     model, how, device = models.method, models.config.sampling, models.device
     side = models.config.data.target_size
@@ -127,7 +127,7 @@ def draw_given(models: Models, given: Given) -> Redrawn:
     for step in model.sample(recipe, x):
         x = step.x
     images = to_uint8(x).cpu().numpy()
-    return Redrawn(images, _encode_again(models, images, pose) if given.encode else None)
+    return Decoded(images, _encode_again(models, images, pose) if given.encode else None)
 
 
 def _kept(sections: int, masked: Sequence[int], rows: int, device: torch.device) -> Tensor | None:
@@ -170,22 +170,22 @@ def _encode_again(models: Models, images: Images, pose: Tensor | None) -> NDArra
     return models.method.encode(sources).cpu().numpy()
 
 
-def encode_all(workers: Pool, subjects: Subjects) -> NDArray[np.float32]:
-    """z of the subjects' sources, float32 [n, D], by all workers."""
-    pieces = [subjects.rows(slice(at, at + CHUNK)) for at in range(0, len(subjects.keys), CHUNK)]
-    return np.concatenate(workers.map(encode_subjects, pieces))
+def encode_all(workers: Pool, inputs: SampleInputs) -> NDArray[np.float32]:
+    """z of the inputs' sources, float32 [n, D], by all workers."""
+    pieces = [inputs.rows(slice(at, at + CHUNK)) for at in range(0, len(inputs.keys), CHUNK)]
+    return np.concatenate(workers.map(encode_inputs, pieces))
 
 
-def draw_latents(workers: Pool, asked: Sequence[Given], say: Say, what: str) -> list[Redrawn]:
+def decode_all(workers: Pool, asked: Sequence[LatentJob], say: Say, what: str) -> list[Decoded]:
     """Each of `asked`, by all workers in pieces of a few images."""
     progress = Progress(say, what, "images", units=lambda piece: len(piece.keys))
-    return [_joined(parts) for parts in workers.map_split(draw_given, asked, _cut, progress)]
+    return [_joined(parts) for parts in workers.map_split(decode_job, asked, _cut, progress)]
 
 
-def _cut(given: Given) -> list[Given]:
+def _cut(given: LatentJob) -> list[LatentJob]:
     return [given.rows(slice(at, at + CHUNK)) for at in range(0, len(given.keys), CHUNK)]
 
 
-def _joined(parts: Sequence[Redrawn]) -> Redrawn:
+def _joined(parts: Sequence[Decoded]) -> Decoded:
     latents = [part.z for part in parts if part.z is not None]
-    return Redrawn(np.concatenate([part.images for part in parts]), np.concatenate(latents) if latents else None)
+    return Decoded(np.concatenate([part.images for part in parts]), np.concatenate(latents) if latents else None)

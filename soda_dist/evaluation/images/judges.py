@@ -15,7 +15,7 @@ from soda_dist.config.schema import RunConfig
 from soda_dist.data.storage.folder import Folder, locate
 from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Context
-from soda_dist.evaluation.images.generated_sets import Members
+from soda_dist.evaluation.images.generated_sets import SetPiece
 from soda_dist.evaluation.images.scores import images_of
 from soda_dist.evaluation.piece_cache import load
 from soda_dist.evaluation.worker import Models
@@ -94,7 +94,7 @@ class Look:
     """A piece of a drawn set that is looked at."""
 
     folder: Folder
-    members: Members
+    members: SetPiece
     side: Side
 
     def images(self) -> NDArray[np.uint8]:
@@ -104,7 +104,7 @@ class Look:
         return images_of(column) if len(column) else np.zeros((0, 1, 1, 3), np.uint8)
 
 
-def lpips_scores(context: Context, folder: Folder, pieces: Sequence[Members]) -> NDArray[np.float64]:
+def lpips_scores(context: Context, folder: Folder, pieces: Sequence[SetPiece]) -> NDArray[np.float64]:
     """LPIPS between image and target of each readable member, float64 [n], in the order of members."""
     looks = [Look(folder, piece, "image") for piece in pieces]
     progress = Progress(context.say, "LPIPS", "images", units=lambda look: look.members.rows)
@@ -130,7 +130,7 @@ def _tensor(images: NDArray[np.uint8], device: torch.device) -> Tensor:
 
 
 def set_moments(
-    context: Context, folder: Folder, pieces: Sequence[Members], side: Side, keep: int
+    context: Context, folder: Folder, pieces: Sequence[SetPiece], side: Side, keep: int
 ) -> tuple[Moments, Tensor]:
     """Moments of Inception's features over a set's readable members, and the features of the first `keep` members.
 

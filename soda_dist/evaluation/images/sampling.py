@@ -15,7 +15,7 @@ from soda_dist.config.sections import Sampling
 from soda_dist.diffusion.sampling import ReverseStep, reverse_steps
 from soda_dist.errors import UserError
 from soda_dist.evaluation.images.scores import Images
-from soda_dist.evaluation.views import PURPOSE, Centred, addressed_noise, centred, pose_columns
+from soda_dist.evaluation.views import PURPOSE, EvaluationViews, addressed_noise, central_views, pose_columns
 from soda_dist.evaluation.worker import Models
 from soda_dist.models.condition import Sources
 from soda_dist.models.method import DiffusionMethod, Method, Recipe
@@ -30,7 +30,7 @@ STRIP_IMAGES, STRIP_STEPS = 2, 8
 
 
 @dataclass(frozen=True)
-class Subjects:
+class SampleInputs:
     """The images that samples start from."""
 
     keys: NDArray[np.int64]
@@ -44,7 +44,7 @@ class Subjects:
     pose: NDArray[np.float32] | None
     """float32 [n, P], the target's."""
 
-    def rows(self, at: slice) -> "Subjects":
+    def rows(self, at: slice) -> "SampleInputs":
         """Some of them."""
         return replace(self, **{name: part[at] for name, part in vars(self).items() if part is not None})
 
@@ -56,19 +56,19 @@ class Subjects:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A piece of work: samples of some subjects at one guidance scale and from one set of noise."""
+class SampleJob:
+    """A piece of work: samples of some inputs at one guidance scale and from one set of noise."""
 
-    subjects: Subjects
+    inputs: SampleInputs
     guidance: float
     noise: int
     """Number of the noise: equal numbers give an image equal noise, whatever the guidance."""
     strip: int
-    """The first subjects whose intermediate states are returned too."""
+    """The first inputs whose intermediate states are returned too."""
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampleOutput:
     """What a drawing became."""
 
     images: Images
@@ -81,20 +81,20 @@ class Drawn:
     """uint8 [strip, len(times), r, r, 3]: x_0 as predicted from x_t."""
 
 
-def pick_subjects(models: Models, count: int) -> Subjects:
+def pick_inputs(models: Models, count: int) -> SampleInputs:
     """`count` readable images, evenly spaced over the test split (fewer, if it has fewer)."""
     config = models.config
     reader = models.reader[config.evaluation.test_split]
     ends = np.cumsum(reader.groups)
     total = int(ends[-1])
-    chosen: dict[int, Centred] = {}
+    chosen: dict[int, EvaluationViews] = {}
     for place in range(min(count, total)):
         for key in range(place * total // count, total):
             if key in chosen:
                 continue
             group = int(np.searchsorted(ends, key, side="right"))
             row = key - int(ends[group]) + reader.groups[group]
-            seen = centred(reader.group(group, ["image", *pose_columns(config)]).slice(row, 1), config)
+            seen = central_views(reader.group(group, ["image", *pose_columns(config)]).slice(row, 1), config)
             if seen.ok.all():
                 chosen[key] = seen
                 break
@@ -104,7 +104,7 @@ def pick_subjects(models: Models, count: int) -> Subjects:
     keys = sorted(chosen)
     found = [chosen[key] for key in keys]
     pose = None if found[0].pose is None else np.concatenate([each.pose for each in found])
-    return Subjects(
+    return SampleInputs(
         keys=np.array(keys, np.int64),
         source=np.stack([each.source for each in found]),
         source_pose=None if pose is None else pose[:, None],
@@ -114,16 +114,16 @@ def pick_subjects(models: Models, count: int) -> Subjects:
 
 
 @torch.no_grad()
-def draw(models: Models, drawing: Drawing) -> Drawn:
+def draw(models: Models, drawing: SampleJob) -> SampleOutput:
     """The work of an actor: encode the sources, denoise from addressed noise."""
-    subjects, model, how = drawing.subjects, models.method, models.config.sampling
-    keys, side = subjects.keys, subjects.target.shape[1]
+    inputs, model, how = drawing.inputs, models.method, models.config.sampling
+    keys, side = inputs.keys, inputs.target.shape[1]
 
     def noise(step: int) -> Tensor:
         return addressed_noise(models.config.seed, keys, drawing.noise, step, side).to(models.device)
 
-    sources = subjects.sources(models.device)
-    pose = None if subjects.pose is None else torch.from_numpy(subjects.pose).to(models.device)
+    sources = inputs.sources(models.device)
+    pose = None if inputs.pose is None else torch.from_numpy(inputs.pose).to(models.device)
     plan: list[ReverseStep] = []
     if isinstance(model, DiffusionMethod):
         abar = model.process.abar
@@ -153,7 +153,7 @@ def draw(models: Models, drawing: Drawing) -> Drawn:
     strips = [
         torch.stack(frames, dim=1).numpy() if frames else np.zeros(0, np.uint8) for frames in (states, predictions)
     ]
-    return Drawn(to_uint8(x).cpu().numpy(), tuple(times), *strips)
+    return SampleOutput(to_uint8(x).cpu().numpy(), tuple(times), *strips)
 
 
 def _kept(model: Method, how: Sampling, rows: int, device: torch.device) -> Tensor | None:
@@ -179,20 +179,20 @@ def _spaced(count: int, wanted: int) -> set[int]:
     return {round(i * (count - 1) / (wanted - 1)) for i in range(wanted)}
 
 
-def choose(workers: Pool, count: int) -> Subjects:
-    """`pick_subjects` by one worker."""
-    return workers.call(pick_subjects, count)
+def choose(workers: Pool, count: int) -> SampleInputs:
+    """`pick_inputs` by one worker."""
+    return workers.call(pick_inputs, count)
 
 
-def draw_all(workers: Pool, drawings: Sequence[Drawing], say: Say) -> list[Drawn]:
+def sample_all(workers: Pool, drawings: Sequence[SampleJob], say: Say) -> list[SampleOutput]:
     """Each drawing, by all workers in pieces of a few images."""
-    progress = Progress(say, "samples", "images", units=lambda piece: len(piece.subjects.keys))
+    progress = Progress(say, "samples", "images", units=lambda piece: len(piece.inputs.keys))
     return [
         replace(parts[0], images=np.concatenate([part.images for part in parts]))
         for parts in workers.map_split(draw, drawings, _cut, progress)
     ]
 
 
-def _cut(drawing: Drawing) -> list[Drawing]:
-    starts = range(0, len(drawing.subjects.keys), CHUNK)
-    return [replace(drawing, subjects=drawing.subjects.rows(slice(at, at + CHUNK))) for at in starts]
+def _cut(drawing: SampleJob) -> list[SampleJob]:
+    starts = range(0, len(drawing.inputs.keys), CHUNK)
+    return [replace(drawing, inputs=drawing.inputs.rows(slice(at, at + CHUNK))) for at in starts]

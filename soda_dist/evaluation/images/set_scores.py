@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from soda_dist.data.storage.folder import Folder
 from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Context
-from soda_dist.evaluation.images.generated_sets import Members, load_set
+from soda_dist.evaluation.images.generated_sets import SetPiece, load_set
 from soda_dist.evaluation.images.judges import check_weights, facts_of, lpips_scores
 from soda_dist.metrics.estimates import mean_of
 
@@ -20,7 +20,7 @@ def check_lpips(context: Context) -> None:
 
 
 def set_scores(
-    context: Context, folder: Folder, pieces: Sequence[Members]
+    context: Context, folder: Folder, pieces: Sequence[SetPiece]
 ) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
     """PSNR, SSIM and, where its weights are named, LPIPS of a drawn set; and how many images they are of.
 

@@ -6,7 +6,7 @@ from soda_dist.config.schema import RunConfig
 from soda_dist.data.shards import ShardReader
 from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Context
-from soda_dist.evaluation.images.generated_sets import DrawnSet, Members, view_set
+from soda_dist.evaluation.images.generated_sets import ImageSet, SetPiece, view_set
 from soda_dist.evaluation.pieces import object_runs
 
 
@@ -46,10 +46,10 @@ def sources_of(context: Context) -> list[int]:
 
 def asked_views(
     context: Context, sources: int, joined: Joined, objects: int, *, limit: int | None = None
-) -> list[Members]:
+) -> list[SetPiece]:
     """The views that are drawn from so many sources; which they are does not depend on the number of sources."""
     e = context.config.evaluation
     how = context.config.sampling.model_copy(update={"sources": sources, "stochastic": joined == "stochastic"})
-    of = DrawnSet("novel_views", e.test_split, how, "mean" if joined == "mean" else "own")
+    of = ImageSet("novel_views", e.test_split, how, "mean" if joined == "mean" else "own")
     skip = max([*sources_of(context), context.config.sampling.sources])
     return view_set(context, of, objects, e.novel_views.views, skip, limit)

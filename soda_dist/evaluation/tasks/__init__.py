@@ -43,7 +43,7 @@ def chosen(text: str) -> Sequence[str]:
 def check(names: Sequence[str], context: Context) -> None:
     """A `UserError` for the first task that lacks what it needs."""
     for name in names:
-        if TASKS[name].draws and context.alone:
+        if TASKS[name].draws and context.encoder_only:
             allowed = ", ".join(other for other, task in TASKS.items() if not task.draws)
             raise UserError("--tasks", f"{name} of an encoder alone", allowed, "leave it out, or evaluate a run")
         TASKS[name].check(context)

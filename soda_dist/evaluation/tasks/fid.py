@@ -8,7 +8,7 @@ from torch import Tensor
 from soda_dist.config.schema import RunConfig
 from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Context, Result
-from soda_dist.evaluation.images.generated_sets import DrawnSet, Kind, Members, draw_set, image_set
+from soda_dist.evaluation.images.generated_sets import ImageSet, Kind, SetPiece, generate_set, image_set
 from soda_dist.evaluation.images.judges import check_weights, facts_of, set_moments
 from soda_dist.evaluation.images.view_sets import asked_views, check_sources, has_novel_views
 from soda_dist.metrics.distributions import KID_SUBSET_SIZE, KID_SUBSETS, NEIGHBOURS, fid, kid, precision_recall
@@ -47,7 +47,7 @@ def measure(context: Context) -> Result:
     sets: dict[str, Any] = {}
     for kind in _sets(config):
         pieces = _members(context, kind)
-        folder = draw_set(context, pieces, f"images for FID, {kind}")
+        folder = generate_set(context, pieces, f"images for FID, {kind}")
         found = {side: set_moments(context, folder, pieces, side, e.fid.feature_images) for side in ("image", "target")}
         (drawn, drawn_features), (real, real_features) = found["image"], found["target"]
         if drawn.count < 2:
@@ -77,11 +77,11 @@ def measure(context: Context) -> Result:
     return context.record("fid", facts, {}, began)
 
 
-def _members(context: Context, kind: Kind) -> list[Members]:
+def _members(context: Context, kind: Kind) -> list[SetPiece]:
     e = context.config.evaluation
     if kind == "novel_views":
         return asked_views(context, context.config.sampling.sources, "own", e.fid.images, limit=e.fid.images)
-    return image_set(context, DrawnSet(kind, e.test_split, context.config.sampling), e.fid.images)
+    return image_set(context, ImageSet(kind, e.test_split, context.config.sampling), e.fid.images)
 
 
 def _by_features(drawn: Tensor, real: Tensor, seed: int) -> dict[str, Any]:

@@ -24,15 +24,15 @@ from soda_dist.evaluation.features.attributes import (
 from soda_dist.evaluation.features.scoring import fit_settings
 from soda_dist.evaluation.features.targets import Target, choose_target
 from soda_dist.evaluation.images.decode_latents import (
-    Given,
+    Decoded,
+    LatentJob,
     Latents,
-    Redrawn,
-    draw_latents,
+    decode_all,
     encode_all,
     find_directions,
     section_of,
 )
-from soda_dist.evaluation.images.sampling import Subjects, choose
+from soda_dist.evaluation.images.sampling import SampleInputs, choose
 from soda_dist.evaluation.images.scores import Images
 from soda_dist.evaluation.views import PURPOSE
 from soda_dist.metrics.estimates import mean_of
@@ -117,7 +117,7 @@ class _Sheets:
     """What all pictures start from: a few test images with their latents, and latents of training images."""
 
     context: Context
-    shown: Subjects
+    shown: SampleInputs
     z: Tensor
     """float32 [n, D], of the shown."""
     pool: Tensor
@@ -145,15 +145,15 @@ class _Sheets:
         """Of the shown; the last one of an odd number is left over."""
         return [(a, a + 1) for a in range(0, len(self.z) - 1, 2)]
 
-    def given(self, z: Tensor, of: Sequence[int], **more: Any) -> Given:
+    def given(self, z: Tensor, of: Sequence[int], **more: Any) -> LatentJob:
         """z, float32 [rows, columns, D], drawn with the noise and pose of the shown image `of[row]`."""
         at = np.repeat(np.array(of), z.shape[1])
         pose = None if self.shown.pose is None else self.shown.pose[at]
-        return Given(self.shown.keys[at], z.flatten(0, 1).numpy(), pose, **more)
+        return LatentJob(self.shown.keys[at], z.flatten(0, 1).numpy(), pose, **more)
 
     def rows(self, z: Tensor, of: Sequence[int], what: str) -> list[list[Images]]:
         """Images drawn from z, as `given`, row by row."""
-        (drawn,) = draw_latents(self.context.workers, [self.given(z, of)], self.context.say, what)
+        (drawn,) = decode_all(self.context.workers, [self.given(z, of)], self.context.say, what)
         return [list(row) for row in drawn.images.reshape(*z.shape[:2], *drawn.images.shape[1:])]
 
     def interpolation(self) -> Pictures:
@@ -225,7 +225,7 @@ class _Sheets:
             for sections in masks.values()
             for noise in range(noises)
         ]
-        drawn = draw_latents(self.context.workers, asked, self.context.say, "masking of sections")
+        drawn = decode_all(self.context.workers, asked, self.context.say, "masking of sections")
         by_mask = [drawn[at : at + noises] for at in range(0, len(drawn), noises)]
         rows = [[self.shown.target[i], *(each.images[i] for each in some)] for i in images for some in by_mask]
         columns = ["source", *(f"noise {noise + 1}" for noise in range(noises))]
@@ -275,8 +275,8 @@ def _measured(context: Context, probe: LinearProbe, attributes: Sequence[Attribu
     z = torch.from_numpy(encode_all(context.workers, images))
     ks = [k for k in tools.ks if k]
     moved = [traverse(z, a.direction, a.sigma, ks) for a in attributes]
-    asked = [Given(images.keys, each.numpy(), images.pose, encode=True) for each in (z, *torch.cat(moved))]
-    still, *drawn = draw_latents(context.workers, asked, context.say, "effects of attributes")
+    asked = [LatentJob(images.keys, each.numpy(), images.pose, encode=True) for each in (z, *torch.cat(moved))]
+    still, *drawn = decode_all(context.workers, asked, context.say, "effects of attributes")
     before = _scores(probe, still, len(names))
     facts: dict[str, Any] = {}
     for number, attribute in enumerate(attributes):
@@ -295,7 +295,7 @@ def _measured(context: Context, probe: LinearProbe, attributes: Sequence[Attribu
     }
 
 
-def _scores(probe: LinearProbe, redrawn: Redrawn, count: int) -> NDArray[np.float64]:
+def _scores(probe: LinearProbe, redrawn: Decoded, count: int) -> NDArray[np.float64]:
     assert redrawn.z is not None
     return log_odds(probe, redrawn.z, count)
 

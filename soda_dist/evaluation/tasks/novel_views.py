@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from soda_dist.config.schema import RunConfig
 from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Context, Result
-from soda_dist.evaluation.images.generated_sets import draw_set
-from soda_dist.evaluation.images.sampling import Drawing, Subjects, draw_all
+from soda_dist.evaluation.images.generated_sets import generate_set
+from soda_dist.evaluation.images.sampling import SampleInputs, SampleJob, sample_all
 from soda_dist.evaluation.images.scores import likeness
 from soda_dist.evaluation.images.set_scores import check_lpips, lpips_facts, score_line, set_scores
 from soda_dist.evaluation.images.view_sets import (
@@ -21,7 +21,7 @@ from soda_dist.evaluation.images.view_sets import (
     sources_of,
 )
 from soda_dist.evaluation.pieces import object_runs, rows_at
-from soda_dist.evaluation.views import Centred, centred, pose_columns
+from soda_dist.evaluation.views import EvaluationViews, central_views, pose_columns
 from soda_dist.evaluation.worker import Models
 from soda_dist.parallel.pool import Pool
 from soda_dist.parallel.progress import Say
@@ -49,7 +49,7 @@ def draw_views(context: Context) -> Result:
             pieces = asked_views(context, sources, joined, config.evaluation.novel_views.objects)
             name = config.aggregation.kind if joined == "own" else joined
             what = f"novel views from {sources}, {name}" if sources > 1 else "novel views from 1"
-            folder = draw_set(context, pieces, what)
+            folder = generate_set(context, pieces, what)
             scores, counts = set_scores(context, folder, pieces)
             sets.append({"sources": sources, "aggregation": name, "counts": counts, **scores})
             say(f"{what}: {score_line(scores)}")
@@ -76,7 +76,7 @@ ASKED = 8
 """Cameras asked for, at most, of each object."""
 
 
-def pick_objects(models: Models, count: int) -> tuple[Subjects, list[int]]:
+def pick_objects(models: Models, count: int) -> tuple[SampleInputs, list[int]]:
     """`count` objects, evenly spaced over the test split, and how many cameras each is asked for.
 
     An object's first `sampling.sources` readable views are its sources; up to ASKED of those that follow are asked for.
@@ -84,11 +84,11 @@ def pick_objects(models: Models, count: int) -> tuple[Subjects, list[int]]:
     config = models.config
     split, given = config.evaluation.test_split, config.sampling.sources
     runs = object_runs(models.reader[split])
-    found: list[tuple[NDArray[np.int64], Centred]] = []
+    found: list[tuple[NDArray[np.int64], EvaluationViews]] = []
     wanted = [runs[place * len(runs) // count] for place in range(min(count, len(runs)))]
     for start, stop in wanted:
         rows = rows_at(models.reader[split], range(start, stop), ["image", *pose_columns(config)])
-        seen = centred(rows, config)
+        seen = central_views(rows, config)
         readable = np.flatnonzero(seen.ok)
         if len(readable) > given:
             found.append((start + readable, seen))
@@ -98,15 +98,15 @@ def pick_objects(models: Models, count: int) -> tuple[Subjects, list[int]]:
     parts = [_asked(keys, seen, given) for keys, seen in found]
     names = ("keys", "source", "source_pose", "target", "pose")
     whole = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    return Subjects(**whole), [len(part.keys) for part in parts]
+    return SampleInputs(**whole), [len(part.keys) for part in parts]
 
 
-def _asked(keys: NDArray[np.int64], seen: Centred, given: int) -> Subjects:
+def _asked(keys: NDArray[np.int64], seen: EvaluationViews, given: int) -> SampleInputs:
     """One object's sources, repeated for each camera that is asked for."""
     ok = np.flatnonzero(seen.ok)
     sources, targets = ok[:given], ok[given : given + ASKED]
     assert seen.pose is not None
-    return Subjects(
+    return SampleInputs(
         keys=keys[given : given + ASKED],
         source=np.broadcast_to(seen.source[sources], (len(targets), *seen.source[sources].shape)),
         source_pose=np.broadcast_to(seen.pose[sources], (len(targets), *seen.pose[sources].shape)),
@@ -117,31 +117,31 @@ def _asked(keys: NDArray[np.int64], seen: Centred, given: int) -> Subjects:
 
 def show_novel_views(workers: Pool, config: RunConfig, say: Say) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Facts for novel_views.json, and the picture: each object's sources, what was drawn, and the truth beneath."""
-    subjects, counts = workers.call(pick_objects, config.evaluation.images)
-    (drawn,) = draw_all(workers, [Drawing(subjects, config.sampling.guidance, 0, 0)], say)
+    inputs, counts = workers.call(pick_objects, config.evaluation.images)
+    (drawn,) = sample_all(workers, [SampleJob(inputs, config.sampling.guidance, 0, 0)], say)
     facts = {
         "split": config.evaluation.test_split,
         "objects": len(counts),
-        "views": len(subjects.keys),
+        "views": len(inputs.keys),
         "sources": config.sampling.sources,
-        "model": likeness(drawn.images, subjects.target),
-        "nearest_source": likeness(_nearest(subjects), subjects.target),
-        "mean_image": likeness(_mean(subjects.target), subjects.target),
+        "model": likeness(drawn.images, inputs.target),
+        "nearest_source": likeness(_nearest(inputs), inputs.target),
+        "mean_image": likeness(_mean(inputs.target), inputs.target),
         "settings": config.sampling.model_dump(mode="json"),
     }
     say(_line(facts))
-    return facts, {"novel_views.png": _picture(subjects, drawn.images, counts)}
+    return facts, {"novel_views.png": _picture(inputs, drawn.images, counts)}
 
 
-def _nearest(subjects: Subjects) -> NDArray[np.uint8]:
+def _nearest(inputs: SampleInputs) -> NDArray[np.uint8]:
     """For each target, its object's source whose camera is nearest, in the target's size."""
     import cv2
 
-    assert subjects.source_pose is not None and subjects.pose is not None
-    side = subjects.target.shape[1]
-    places = subjects.source_pose[:, :, 3:12:4]  # the fourth column of each row: where the camera is
-    distance = np.linalg.norm(places - subjects.pose[:, None, 3:12:4], axis=2)
-    chosen = subjects.source[np.arange(len(distance)), distance.argmin(1)]
+    assert inputs.source_pose is not None and inputs.pose is not None
+    side = inputs.target.shape[1]
+    places = inputs.source_pose[:, :, 3:12:4]  # the fourth column of each row: where the camera is
+    distance = np.linalg.norm(places - inputs.pose[:, None, 3:12:4], axis=2)
+    chosen = inputs.source[np.arange(len(distance)), distance.argmin(1)]
     return np.stack([cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA) for image in chosen])
 
 
@@ -159,18 +159,18 @@ def _line(facts: dict[str, Any]) -> str:
     )
 
 
-def _picture(subjects: Subjects, drawn: NDArray[np.uint8], counts: list[int]) -> bytes:
+def _picture(inputs: SampleInputs, drawn: NDArray[np.uint8], counts: list[int]) -> bytes:
     """Two rows an object: drawn, and truth; sources before them."""
     import cv2
 
-    side, given = subjects.target.shape[1], subjects.source.shape[1]
+    side, given = inputs.target.shape[1], inputs.source.shape[1]
     blank = np.full((side, side, 3), 255, np.uint8)
     rows, names, at = [], [], 0
     for count in counts:
-        small = [cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA) for image in subjects.source[at]]
+        small = [cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA) for image in inputs.source[at]]
         pad = [blank] * (max(counts) - count)
         rows.append([*small, *drawn[at : at + count], *pad])
-        rows.append([*[blank] * given, *subjects.target[at : at + count], *pad])
+        rows.append([*[blank] * given, *inputs.target[at : at + count], *pad])
         names += ["drawn", "truth"]
         at += count
     columns = [*["source"] * given, *[f"camera {i + 1}" for i in range(max(counts))]]

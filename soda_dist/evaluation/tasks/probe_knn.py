@@ -7,7 +7,7 @@ from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Context, Result
 from soda_dist.evaluation.features.probe_passes import extract_training, fit_probes, needs_gang
 from soda_dist.evaluation.features.read_point import find_point, needs_point
-from soda_dist.evaluation.features.scoring import measure_all
+from soda_dist.evaluation.features.scoring import score_all
 from soda_dist.evaluation.features.targets import Target, check_neighbours, choose_target, majority
 from soda_dist.evaluation.pieces import Features
 from soda_dist.evaluation.worker import UNTRAINED
@@ -67,7 +67,7 @@ def _classify(context: Context, metric: str) -> Result:
         context.workers.release()  # the gang wants what they hold
         scores = fit_probes(context, training, test, target, members)
     else:
-        scores = measure_all(context.workers, [metric], config, [train, test], target, say)[metric]
+        scores = score_all(context.workers, [metric], config, [train, test], target, say)[metric]
     result = context.record(metric, facts | scores, {}, began)
     _show(result, context)
     return result

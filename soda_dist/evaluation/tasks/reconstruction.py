@@ -9,14 +9,14 @@ from soda_dist.config.schema import RunConfig
 from soda_dist.config.sections import Sampling
 from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Context, Result
-from soda_dist.evaluation.images.generated_sets import DrawnSet, Members, draw_set, folder_of, image_set
+from soda_dist.evaluation.images.generated_sets import ImageSet, SetPiece, folder_of, generate_set, image_set
 from soda_dist.evaluation.images.judges import check_weights, facts_of, set_moments
 from soda_dist.evaluation.images.sampling import (
     STRIP_IMAGES,
-    Drawing,
-    Drawn,
+    SampleJob,
+    SampleOutput,
     choose,
-    draw_all,
+    sample_all,
 )
 from soda_dist.evaluation.images.set_scores import check_lpips, lpips_facts, score_line, set_scores
 from soda_dist.metrics.distributions import fid
@@ -70,7 +70,7 @@ def scored(context: Context, how: Sampling) -> dict[str, Any]:
     """Reconstructions of the test split's images, and how like their originals they are."""
     what = f"reconstructions at {_way(how)}"
     pieces = _members(context, how)
-    scores, counts = set_scores(context, draw_set(context, pieces, what), pieces)
+    scores, counts = set_scores(context, generate_set(context, pieces, what), pieces)
     context.say(f"{what}: {score_line(scores)}")
     return {"guidance": how.guidance, "steps": how.steps, "counts": counts, **scores}
 
@@ -90,9 +90,9 @@ def _add_fid(context: Context, ways: Sequence[Sampling], rows: Sequence[dict[str
     return context.workers.call(facts_of, "inception")
 
 
-def _members(context: Context, how: Sampling) -> list[Members]:
+def _members(context: Context, how: Sampling) -> list[SetPiece]:
     e = context.config.evaluation
-    return image_set(context, DrawnSet("reconstruction", e.test_split, how), e.reconstruction.images)
+    return image_set(context, ImageSet("reconstruction", e.test_split, how), e.reconstruction.images)
 
 
 def _way(how: Sampling) -> str:
@@ -125,32 +125,32 @@ FREE_COLUMNS = 4
 
 def show(workers: Pool, config: RunConfig, say: Say) -> dict[str, bytes]:
     """Pictures of reconstructions by file name: a row for each of a few images."""
-    subjects = choose(workers, config.evaluation.images)
+    inputs = choose(workers, config.evaluation.images)
     if config.method == "encdec":
-        (drawn,) = draw_all(workers, [Drawing(subjects, 1.0, 0, 0)], say)
-        rows = [list(row) for row in zip(subjects.target, drawn.images, strict=True)]
+        (drawn,) = sample_all(workers, [SampleJob(inputs, 1.0, 0, 0)], say)
+        rows = [list(row) for row in zip(inputs.target, drawn.images, strict=True)]
         return {"reconstruction.png": image_grid(rows, ["source", "decoded"])}
     own = config.sampling.guidance
-    strip = min(STRIP_IMAGES, len(subjects.keys))
-    reconstructed = [Drawing(subjects, guidance, 0, 0) for guidance in GUIDANCE]
-    *drawn_all, other, free = draw_all(
-        workers, [*reconstructed, Drawing(subjects, own, 1, strip), Drawing(subjects, 0.0, 0, 0)], say
+    strip = min(STRIP_IMAGES, len(inputs.keys))
+    reconstructed = [SampleJob(inputs, guidance, 0, 0) for guidance in GUIDANCE]
+    *drawn_all, other, free = sample_all(
+        workers, [*reconstructed, SampleJob(inputs, own, 1, strip), SampleJob(inputs, 0.0, 0, 0)], say
     )
     columns = ["source", *(f"guidance {w:g}" for w in GUIDANCE), f"other noise, guidance {own:g}", "no latent"]
     rows = [
         list(row)
-        for row in zip(subjects.target, *(each.images for each in drawn_all), other.images, free.images, strict=True)
+        for row in zip(inputs.target, *(each.images for each in drawn_all), other.images, free.images, strict=True)
     ]
     return {"reconstruction.png": image_grid(rows, columns), "denoising.png": _strip(other)}
 
 
 def free_samples(workers: Pool, config: RunConfig, say: Say) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Images without any source: facts for samples.json, and the pictures by file name."""
-    subjects = choose(workers, config.evaluation.images)
+    inputs = choose(workers, config.evaluation.images)
     without = 1.0 if config.method == "unconditional" else 0.0  # there nothing is left out
-    noises = [Drawing(subjects, without, 1 + number, 0) for number in range(FREE_COLUMNS)]
-    strip = replace(noises[0], strip=min(STRIP_IMAGES, len(subjects.keys)))
-    drawn = draw_all(workers, [strip, *noises[1:]], say)
+    noises = [SampleJob(inputs, without, 1 + number, 0) for number in range(FREE_COLUMNS)]
+    strip = replace(noises[0], strip=min(STRIP_IMAGES, len(inputs.keys)))
+    drawn = sample_all(workers, [strip, *noises[1:]], say)
     rows = [list(row) for row in zip(*(each.images for each in drawn), strict=True)]
     facts = {
         "counts": {"images": len(rows) * FREE_COLUMNS},
@@ -160,7 +160,7 @@ def free_samples(workers: Pool, config: RunConfig, say: Say) -> tuple[dict[str, 
     return facts, pictures | ({"denoising.png": _strip(drawn[0])} if config.method == "unconditional" else {})
 
 
-def _strip(drawn: Drawn) -> bytes:
+def _strip(drawn: SampleOutput) -> bytes:
     frames = zip(drawn.states, drawn.predictions, strict=True)
     rows = [list(row) for pair in frames for row in pair]
     names = ["state", "prediction"] * len(drawn.states)
