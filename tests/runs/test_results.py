@@ -1,0 +1,112 @@
+"""Results of a run: by step and task, those of the EMA apart from the others, and a run as it was evaluated."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from soda_dist.config import load_config
+from soda_dist.data.storage.folder import Folder, open_folder
+from soda_dist.errors import UserError
+from soda_dist.runs.folder import write_config
+from soda_dist.runs.results import Data, pictures, read_result, read_results, read_run, write_result
+
+SMALL = str(Path(__file__).parents[1] / "config" / "small.yaml")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Folder:
+    """The folder of a run that has only been configured, with a global batch of 64."""
+    folder = open_folder(str(tmp_path / "run"))
+    write_config(folder, load_config(SMALL, ()))
+    return folder
+
+
+def result(task: str, value: float = 0.0, **facts: Any) -> dict[str, Any]:
+    """A result with a value."""
+    return {"task": task, "value": value, **facts}
+
+
+def measured(task: str, uri: str, second: int, **rows: int) -> dict[str, Any]:
+    """A result that records its data and when it was made."""
+    time = f"2024-01-01T00:00:{second:02d}Z"
+    return result(task, data={"uri": uri, "kind": "cifar10", "rows": rows}, provenance={"time": time})
+
+
+def test_results_come_by_step_and_task(run: Folder) -> None:
+    assert read_results(run) == {} and read_result(run, 30, "probe") is None
+    for step in (1000, 30):
+        for task in ("probe", "knn"):
+            write_result(run, step, result(task, step), {}, ema=True)
+    write_result(run, 30, result("knn", 0.5), {}, ema=True)
+    assert list(read_results(run)) == [30, 1000], "by the number, not by the name"
+    assert read_results(run)[30] == {"probe": result("probe", 30), "knn": result("knn", 0.5)}
+    assert read_result(run, 1000, "probe") == result("probe", 1000)
+    assert read_result(run, 1000, "dci") is None
+
+
+def test_results_without_ema_are_not_those_of_the_step(run: Folder) -> None:
+    write_result(run, 30, result("probe", 0.9), {}, ema=True)
+    write_result(run, 30, result("probe", 0.1), {"grid.png": b"raw"}, ema=False)
+    write_result(run, 60, result("probe", 0.1), {}, ema=False)
+    assert read_result(run, 30, "probe") == result("probe", 0.9)
+    assert read_results(run) == {30: {"probe": result("probe", 0.9)}}
+    assert pictures(run) == {}
+    assert json.loads(run.read("eval/30/without-ema/probe.json")) == result("probe", 0.1)
+    assert run.read("eval/30/without-ema/grid.png") == b"raw"
+
+
+def test_pictures_are_named_by_step_and_title(run: Folder) -> None:
+    write_result(run, 200, result("reconstruction"), {"grid.png": b"a", "guidance.png": b"b"}, ema=True)
+    write_result(run, 30, result("reconstruction"), {"grid.png": b"c"}, ema=True)
+    assert pictures(run) == {
+        30: {"grid": "eval/30/grid.png"},
+        200: {"grid": "eval/200/grid.png", "guidance": "eval/200/guidance.png"},
+    }
+    assert run.read(pictures(run)[200]["guidance"]) == b"b"
+
+
+def test_files_beside_the_steps_are_no_results(run: Folder) -> None:
+    write_result(run, 30, result("probe"), {}, ema=True)
+    for name in ("eval/notes.json", "eval/old/probe.json", "eval/30/notes.txt", "evaluation/30/knn.json"):
+        run.write(name, b"{}")
+    assert read_results(run) == {30: {"probe": result("probe")}}
+
+
+def test_a_run_is_read_at_the_latest_step_or_at_a_named_one(run: Folder) -> None:
+    for step in (1000, 30):
+        write_result(run, step, result("probe", step), {}, ema=True)
+    latest = read_run(run.uri)
+    assert (latest.uri, latest.step, latest.results) == (run.uri, 1000, {"probe": result("probe", 1000)})
+    assert read_run(run.uri, "30").results["probe"]["value"] == 30
+    assert latest.field("train.global_batch") == 64
+    assert latest.field("train.nothing") is latest.field("seed.nothing") is None
+    with pytest.raises(UserError, match=f"--step: got 31 of {run.uri}; allowed: 30, 1000, latest"):
+        read_run(run.uri, "31")
+
+
+def test_what_was_never_evaluated_or_is_no_run_is_refused(run: Folder, tmp_path: Path) -> None:
+    write_result(run, 30, result("probe"), {}, ema=False)
+    with pytest.raises(UserError, match=f"--runs: got {run.uri}, which has no evaluation; .*--run {run.uri} --data"):
+        read_run(run.uri)
+    with pytest.raises(UserError, match=r"--runs: got .*/nothing, which has no config\.yaml"):
+        read_run(f"{tmp_path}/nothing")
+
+
+def test_the_data_are_those_of_the_latest_result_that_records_them(run: Folder) -> None:
+    write_result(run, 30, result("dci", provenance={"time": "2024-01-01T00:00:59Z"}), {}, ema=True)
+    assert read_run(run.uri).data is None
+    write_result(run, 30, measured("probe", "/new", 30, train=640), {}, ema=True)
+    write_result(run, 30, measured("knn", "/old", 10, train=9), {}, ema=True)
+    assert read_run(run.uri).data == Data("/new", "cifar10", {"train": 640})
+
+
+def test_epochs_are_of_the_metrics_or_else_of_the_rows(run: Folder) -> None:
+    write_result(run, 30, result("probe"), {}, ema=True)
+    assert read_run(run.uri).epochs is None
+    write_result(run, 30, measured("probe", "/data", 0, train=640), {}, ema=True)
+    assert read_run(run.uri).epochs == 30 * 64 / 640
+    lines = [{"step": 10, "epoch": 0.5}, {"step": 20, "epoch": 1.0}, {"step": 40, "epoch": 9.0}]
+    run.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    assert read_run(run.uri).epochs == 1.0 * 30 / 20, "the last line up to the step, continued"
