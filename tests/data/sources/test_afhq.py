@@ -26,22 +26,22 @@ def check(uri: str, version: int) -> None:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_the_versions_as_folders(version: int, any_uri: str) -> None:
+def test_the_versions_as_folders(version: int, source_uri: str) -> None:
     for name, data in afhq.files(version).items():
-        open_folder(any_uri).write(name, data)
-    check(any_uri, version)
-    check(f"{any_uri}/{'afhq' if version == 1 else 'afhq_v2'}", version)
+        open_folder(source_uri).write(name, data)
+    check(source_uri, version)
+    check(f"{source_uri}/{'afhq' if version == 1 else 'afhq_v2'}", version)
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_the_published_archives(version: int, any_uri: str) -> None:
+def test_the_published_archives(version: int, source_uri: str) -> None:
     name = {1: "afhq.zip", 2: "afhq_v2.zip"}[version]
     files = afhq.files(version)
     # Version 2's archive has no folder around its splits.
     packed = files if version == 1 else {file.partition("/")[2]: data for file, data in files.items()}
-    open_folder(any_uri).write(name, zip_of({**packed, "__MACOSX/train/cat/._a.jpg": b"1"}))
-    check(f"{any_uri}/{name}", version)
-    check(any_uri, version)
+    open_folder(source_uri).write(name, zip_of({**packed, "__MACOSX/train/cat/._a.jpg": b"1"}))
+    check(f"{source_uri}/{name}", version)
+    check(source_uri, version)
 
 
 def test_files_that_are_no_animals(tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ def write(uri: str, form: str) -> str:
 
 
 @pytest.mark.parametrize("form", ["folder", "zip", "folder of the zip"])
-def test_attributes_and_the_splits_of_celeba(form: str, any_uri: str) -> None:
-    source = opened("celebahq", write(any_uri, form))
+def test_attributes_and_the_splits_of_celeba(form: str, source_uri: str) -> None:
+    source = opened("celebahq", write(source_uri, form))
     assert tuple(source.contents.labels) == celebahq.ATTRIBUTES
     assert {label.kind for label in source.contents.labels.values()} == {"attribute"}
     for split, numbers in NUMBERS.items():
@@ -125,9 +125,9 @@ def stargan(folder: Folder, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["folder", "zip"])
-def test_gender_by_folders(form: str, any_uri: str) -> None:
-    stargan(open_folder(any_uri), form)
-    source = opened("celebahq", any_uri)
+def test_gender_by_folders(form: str, source_uri: str) -> None:
+    stargan(open_folder(source_uri), form)
+    source = opened("celebahq", source_uri)
     label = source.contents.labels["Male"]
     assert (label.kind, label.names, source.contents.main_label) == ("attribute", ("no", "yes"), "Male")
     assert source.contents.shuffled

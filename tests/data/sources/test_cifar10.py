@@ -48,17 +48,17 @@ def check_batches(source: Source) -> None:
             assert np.array_equal(decoded(row.image), pixels(*place))
 
 
-def test_binary_batches_become_png_without_loss(any_uri: str) -> None:
-    folder = open_folder(any_uri).child("cifar-10-batches-bin")
+def test_binary_batches_become_png_without_loss(source_uri: str) -> None:
+    folder = open_folder(source_uri).child("cifar-10-batches-bin")
     write_batches(folder)
     check_batches(opened(folder.uri))
-    check_batches(opened(any_uri))
+    check_batches(opened(source_uri))
 
 
-def test_the_published_archive(any_uri: str) -> None:
-    open_folder(any_uri).write("cifar-10-binary.tar.gz", archive_of(list(reversed(BATCHES))))
-    check_batches(opened(f"{any_uri}/cifar-10-binary.tar.gz"))
-    check_batches(opened(any_uri))
+def test_the_published_archive(source_uri: str) -> None:
+    open_folder(source_uri).write("cifar-10-binary.tar.gz", archive_of(list(reversed(BATCHES))))
+    check_batches(opened(f"{source_uri}/cifar-10-binary.tar.gz"))
+    check_batches(opened(source_uri))
 
 
 def test_a_record_cut_short_and_a_label_out_of_range_are_rows_with_a_problem(tmp_path: Path) -> None:
@@ -83,12 +83,12 @@ def write_parquet(folder: Folder, name: str, rows: range, image: str = "image", 
 
 
 @pytest.mark.parametrize(("column", "struct"), [("image", False), ("img", True)])
-def test_parquet_images_keep_their_bytes(column: str, struct: bool, any_uri: str) -> None:
-    folder = open_folder(any_uri)
+def test_parquet_images_keep_their_bytes(column: str, struct: bool, source_uri: str) -> None:
+    folder = open_folder(source_uri)
     write_parquet(folder, "train/b.parquet", range(7, 10), column, struct)
     write_parquet(folder, "train/a.parquet", range(7), column, struct)
     write_parquet(folder, "test/a.parquet", range(20, 24), column, struct)
-    source = opened(any_uri)
+    source = opened(source_uri)
     for split, count in (("train", range(10)), ("test", range(20, 24))):
         rows = rows_of(source, split)
         assert [row.image for row in rows] == [jpeg(row) for row in count]

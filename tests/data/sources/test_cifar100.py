@@ -23,17 +23,17 @@ def check(source: Source) -> None:
             assert np.array_equal(decoded(row.image), cifar100.pixels(split, number))
 
 
-def test_the_published_archive(any_uri: str) -> None:
-    cifar100.write(open_folder(any_uri))
-    check(opened("cifar100", any_uri))
-    check(opened("cifar100", f"{any_uri}/cifar-100-binary.tar.gz"))
+def test_the_published_archive(source_uri: str) -> None:
+    cifar100.write(open_folder(source_uri))
+    check(opened("cifar100", source_uri))
+    check(opened("cifar100", f"{source_uri}/cifar-100-binary.tar.gz"))
 
 
-def test_the_folder_in_it(any_uri: str) -> None:
-    folder = open_folder(any_uri).child("cifar-100-binary")
+def test_the_folder_in_it(source_uri: str) -> None:
+    folder = open_folder(source_uri).child("cifar-100-binary")
     for name, data in cifar100.files().items():
         folder.write(name, data)
-    check(opened("cifar100", any_uri))
+    check(opened("cifar100", source_uri))
     check(opened("cifar100", folder.uri))
 
 

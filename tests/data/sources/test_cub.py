@@ -28,9 +28,9 @@ def pixels(number: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_splits_labels_and_attributes(write: Callable[[Folder], None], any_uri: str) -> None:
-    write(open_folder(any_uri))
-    source = opened("cub", any_uri, "crop=none")
+def test_splits_labels_and_attributes(write: Callable[[Folder], None], source_uri: str) -> None:
+    write(open_folder(source_uri))
+    source = opened("cub", source_uri, "crop=none")
     assert source.contents.labels["label"].names == cub.CLASSES
     assert tuple(source.contents.labels) == ("label", *cub.ATTRIBUTES)
     assert [label.kind for label in source.contents.labels.values()] == ["class"] + ["attribute"] * 4

@@ -29,9 +29,9 @@ WRITERS = [flowers102.write, flowers102.write_folder, write_plain, write_torchvi
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_published_splits_and_labels(write: Callable[[Folder], None], any_uri: str) -> None:
-    write(open_folder(any_uri))
-    source = opened("flowers102", any_uri)
+def test_published_splits_and_labels(write: Callable[[Folder], None], source_uri: str) -> None:
+    write(open_folder(source_uri))
+    source = opened("flowers102", source_uri)
     root = "flowers-102/" if write is write_torchvision else ""
     for split, numbers in SPLITS.items():
         rows = rows_of(source, split)
@@ -43,9 +43,9 @@ def test_published_splits_and_labels(write: Callable[[Folder], None], any_uri: s
     assert source.contents.shuffled
 
 
-def test_the_archive_may_be_named(any_uri: str) -> None:
-    flowers102.write(open_folder(any_uri))
-    assert len(rows_of(opened("flowers102", f"{any_uri}/102flowers.tgz"), "test")) == 4
+def test_the_archive_may_be_named(source_uri: str) -> None:
+    flowers102.write(open_folder(source_uri))
+    assert len(rows_of(opened("flowers102", f"{source_uri}/102flowers.tgz"), "test")) == 4
 
 
 def test_102_names() -> None:

@@ -25,8 +25,8 @@ def write(uri: str, form: str) -> str:
 
 
 @pytest.mark.parametrize("form", ["folder", "x.zip", "x.tgz"])
-def test_folders_of_splits_and_classes(form: str, any_uri: str) -> None:
-    source = opened("folder", write(any_uri, form))
+def test_folders_of_splits_and_classes(form: str, source_uri: str) -> None:
+    source = opened("folder", write(source_uri, form))
     assert source.contents.labels["label"].names == ("Dog", "cat")
     assert source.contents.main_label == "label" and source.contents.shuffled
     top = "" if form == "folder" else "pictures/"
@@ -71,17 +71,17 @@ def test_splits_that_hold_images_without_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["folder", "x.zip"])
-def test_drawn_splits_of_classes(form: str, any_uri: str) -> None:
+def test_drawn_splits_of_classes(form: str, source_uri: str) -> None:
     files = {f"{name}/{number}.jpg": picture(number) for name in ("b", "a") for number in range(20)}
     files["stray.txt"] = b"text"
-    folder = open_folder(any_uri)
+    folder = open_folder(source_uri)
     top = "" if form == "folder" else "pictures/"
     if form == "folder":
         for name, data in files.items():
             folder.write(name, data)
     else:
         folder.write(form, zip_of({top + name: data for name, data in files.items()}))
-    uri = any_uri if form == "folder" else f"{any_uri}/{form}"
+    uri = source_uri if form == "folder" else f"{source_uri}/{form}"
     rows = {split: rows_of(opened("folder", uri), split) for split in ("train", "val", "test")}
     rows = {split: [row._replace(name=row.name.removeprefix(top)) for row in found] for split, found in rows.items()}
     for split, found in rows.items():

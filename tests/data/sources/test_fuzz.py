@@ -1,6 +1,7 @@
 """Damaged archives of every kind: the import ends well, in a message of one line, or with rows that have a problem.
 
-A short run in this process; `python -m tests.data.fuzz_sources` makes a long one, in which crashes are survived.
+Short runs in this process, of which `make test-long` makes the longer; `python -m tests.data.fuzz_sources` makes one of
+thousands, in which crashes are survived.
 """
 
 import os
@@ -16,9 +17,8 @@ from tests.data import fuzz_sources
 from tests.data.fuzz_sources import IMPORTED, PROBLEM, outcome, put, run, watched
 from tests.data.written.layouts import LAYOUTS, small
 from tests.data.written.mutated import CHANGES, mutant
+from tests.sizes import sized
 
-MUTANTS = 25
-"""Of each kind, at least."""
 DEFECTS: dict[str, tuple[int, ...]] = {
     "celebahq": (244, 282),
     "cifar10": (1014,),
@@ -41,10 +41,12 @@ def few_values() -> Iterator[None]:
         yield
 
 
+@sized("mutants", 4, long=25)
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_damage_is_said(name: str, tmp_path: Path) -> None:
+def test_damage_is_said(name: str, mutants: int, tmp_path: Path) -> None:
+    """At least so many mutants of a kind, and those that once ended otherwise."""
     layouts = Counter(layout.kind for layout in LAYOUTS.values())
-    each = -(-MUTANTS // layouts[LAYOUTS[name].kind])
+    each = -(-mutants // layouts[LAYOUTS[name].kind])
     for seed in (*range(each), *DEFECTS.get(name, ())):
         try:
             run(name, seed, str(tmp_path / str(seed)))

@@ -32,8 +32,8 @@ def write_all(folder: Folder, files: dict[str, bytes]) -> None:
         folder.write(name, data)
 
 
-def test_folders_of_classes_alone_are_a_training_split(any_uri: str) -> None:
-    folder = open_folder(any_uri).child("data")
+def test_folders_of_classes_alone_are_a_training_split(source_uri: str) -> None:
+    folder = open_folder(source_uri).child("data")
     for wnid in reversed(WNIDS):
         write_all(folder, {f"{wnid}/{name}": data for name, data in images(wnid, 3).items()})
     folder.write("README.md", b"not a row")
@@ -81,9 +81,9 @@ def test_the_published_tars(any_uri: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert all(row.image == val[row.name] for row in rows)
 
 
-def test_rows_come_in_the_order_of_any_index(any_uri: str) -> None:
-    open_folder(any_uri).write("ILSVRC2012_img_train.tar", train_tar())
-    source = opened(any_uri)
+def test_rows_come_in_the_order_of_any_index(source_uri: str) -> None:
+    open_folder(source_uri).write("ILSVRC2012_img_train.tar", train_tar())
+    source = opened(source_uri)
     index = pa.concat_tables([source.index(part) for part in source.parts()])
     order = np.random.default_rng(0).permutation(len(index))
     expected = [row.name for row in rows_of(source, "train")]

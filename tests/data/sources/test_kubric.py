@@ -19,9 +19,9 @@ WHITE_HALF = (227, 177, 127)
 """Half of (200, 100, 0) on white: c + (255 - c) * 127 / 255."""
 
 
-def test_splits_labels_and_cameras(any_uri: str) -> None:
-    kubric.write(open_folder(any_uri))
-    source = opened("shapenet", any_uri)
+def test_splits_labels_and_cameras(source_uri: str) -> None:
+    kubric.write(open_folder(source_uri))
+    source = opened("shapenet", source_uri)
     train, test = rows_of(source, "train"), rows_of(source, "test")
     assert [row.name for row in train] == [
         f"{name}/rgba_{view:05d}.png" for name in ("0001", "0003") for view in range(3)

@@ -26,9 +26,9 @@ def expected(name: str, split: str | None = None) -> dict[str, bytes]:
     return {f"{name}/data.mdb#{key}": image for key, image in drawn}
 
 
-def test_a_scene_category_has_the_published_splits(any_uri: str) -> None:
-    lsun.write(open_folder(any_uri))
-    source = opened("lsun", any_uri, "category=bedroom")
+def test_a_scene_category_has_the_published_splits(source_uri: str) -> None:
+    lsun.write(open_folder(source_uri))
+    source = opened("lsun", source_uri, "category=bedroom")
     assert {part.split for part in source.parts()} == {"train", "val"}
     for split, count in (("train", 30), ("val", 3)):
         rows = rows_of(source, split)
@@ -76,11 +76,11 @@ def test_a_databases_own_folder(file: str, tmp_path: Path) -> None:
         opened("lsun", f"{tmp_path}/cat{file}", "category=dog")
 
 
-def test_rows_come_in_the_order_of_any_index(any_uri: str) -> None:
-    lsun.write(open_folder(any_uri))
+def test_rows_come_in_the_order_of_any_index(source_uri: str) -> None:
+    lsun.write(open_folder(source_uri))
     order = [29, 0, 7, 7, 3]
     images = [*expected("bedroom_train_lmdb").values()]
-    rows = rows_of(opened("lsun", f"{any_uri}/bedroom_train_lmdb"), "train", order)
+    rows = rows_of(opened("lsun", f"{source_uri}/bedroom_train_lmdb"), "train", order)
     assert [row.image for row in rows] == [images[at] for at in order]
     assert decoded(rows[0].image).shape[2] == 3
 
@@ -127,10 +127,10 @@ def many_points(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("many_points")
 @pytest.mark.parametrize("method", METHODS)
-def test_the_published_zips_hold_what_they_held_unpacked(method: str, any_uri: str) -> None:
-    write_zips(any_uri, method)
+def test_the_published_zips_hold_what_they_held_unpacked(method: str, source_uri: str) -> None:
+    write_zips(source_uri, method)
     for category, splits in {"bedroom": ("train", "val"), "cat": ("train", "val", "test")}.items():
-        source = opened("lsun", any_uri, f"category={category}")
+        source = opened("lsun", source_uri, f"category={category}")
         assert {part.split for part in source.parts()} == {*splits}
         for split in splits:
             wanted = keyed("cat", split) if category == "cat" else keyed(f"bedroom_{split}_lmdb")

@@ -25,13 +25,13 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("deflated", [False, True])
-def test_every_image_once_with_its_factors(deflated: bool, any_uri: str) -> None:
-    folder = open_folder(any_uri)
+def test_every_image_once_with_its_factors(deflated: bool, source_uri: str) -> None:
+    folder = open_folder(source_uri)
     if deflated:
         folder.write("mpi3d_real.npz", mpi3d.archive(images=mpi3d.images(), deflated=True))
     else:
         mpi3d.write(folder)
-    for uri in (any_uri, f"{any_uri}/mpi3d_real.npz"):
+    for uri in (source_uri, f"{source_uri}/mpi3d_real.npz"):
         source = opened("mpi3d", uri)
         assert source.images.deflated == deflated
         seen = []

@@ -18,11 +18,11 @@ from tests.data.written.importing import decoded, index_of, opened, rows_of, see
 SPLITS = ("train", "val", "test")
 
 
-def test_splits_labels_and_cameras(any_uri: str) -> None:
-    folder = open_folder(any_uri)
+def test_splits_labels_and_cameras(source_uri: str) -> None:
+    folder = open_folder(source_uri)
     multiview.write(folder)
     multiview.write_lists(folder)
-    source = opened("multiview", any_uri)
+    source = opened("multiview", source_uri)
     train, test = rows_of(source, "train"), rows_of(source, "test")
     assert [part.split for part in source.parts()] == ["train", "train", "test"]
     assert [row.name for row in train] == ["cup/a.png", "cup/b.png", "cup/c.JPG", "hat/a.png"]

@@ -21,10 +21,10 @@ from tests.data.written.pictures import tar_of, zip_of
 FIRST = "02691156/1a2b"
 
 
-def test_splits_labels_and_cameras(any_uri: str) -> None:
-    folder = open_folder(any_uri)
+def test_splits_labels_and_cameras(source_uri: str) -> None:
+    folder = open_folder(source_uri)
     nmr.write(folder)
-    source = opened("nmr", any_uri)
+    source = opened("nmr", source_uri)
     rows = {split: rows_of(source, split) for split in ("train", "val", "test")}
     assert {split: len(found) for split, found in rows.items()} == {"train": 3 * 24, "val": 24, "test": 3 * 24}
     assert source.contents.labels["label"].names == ("airplane", "chair")
@@ -193,7 +193,7 @@ def same(row: Row, other: Row) -> bool:
     return row[:2] == other[:2] and all(np.array_equal(row.columns[name], other.columns[name]) for name in row.columns)
 
 
-def test_the_published_zip_is_read_in_place(any_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_published_zip_is_read_in_place(source_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     farther = nmr.cameras()
     for view in range(nmr.VIEWS):
         farther[f"world_mat_{view}"] += np.array([[0] * 4, [0] * 4, [0, 0, 0, 1], [0] * 4])
@@ -202,8 +202,8 @@ def test_the_published_zip_is_read_in_place(any_uri: str, monkeypatch: pytest.Mo
     for name, data in {**nmr.files(), **changes}.items():
         unpacked.write(name, data)
     expected = opened("nmr", unpacked.uri)
-    open_folder(any_uri).write("NMR_Dataset.zip", zip_of(published(changes)))
-    for uri in (any_uri, f"{any_uri}/NMR_Dataset.zip"):
+    open_folder(source_uri).write("NMR_Dataset.zip", zip_of(published(changes)))
+    for uri in (source_uri, f"{source_uri}/NMR_Dataset.zip"):
         source = opened("nmr", uri)
         assert source.contents == expected.contents
         for split in ("train", "val", "test"):

@@ -19,9 +19,9 @@ ORDER = [4, 2, 0, 1, 5, 3]
 
 
 @pytest.mark.parametrize(("write", "suffix"), [(smallnorb.write, ".gz"), (smallnorb.write_plain, "")])
-def test_one_camera_is_table_10s_data_set(write: Callable[[Folder], None], suffix: str, any_uri: str) -> None:
-    write(open_folder(any_uri))
-    source = opened("smallnorb", any_uri)
+def test_one_camera_is_table_10s_data_set(write: Callable[[Folder], None], suffix: str, source_uri: str) -> None:
+    write(open_folder(source_uri))
+    source = opened("smallnorb", source_uri)
     rows = rows_of(source, "train")
     assert [row.name for row in rows] == [f"{TRAIN}{suffix}#{record}/left" for record in ORDER]
     for row, record in zip(rows, ORDER, strict=True):

@@ -12,9 +12,9 @@ from tests.data.written.pictures import picture, tar_of
 
 
 @pytest.mark.parametrize("options", [(), ("label=cls",), ("label=json:label",), ("label=json:name",)])
-def test_samples_and_their_labels(options: tuple[str, ...], any_uri: str) -> None:
-    webdataset.write(open_folder(any_uri))
-    source = opened("webdataset", any_uri, *options)
+def test_samples_and_their_labels(options: tuple[str, ...], source_uri: str) -> None:
+    webdataset.write(open_folder(source_uri))
+    source = opened("webdataset", source_uri, *options)
     assert source.contents.labels["label"].names == tuple(f"class {number}" for number in range(5))
     assert not source.contents.shuffled
     rows = rows_of(source, "train")
