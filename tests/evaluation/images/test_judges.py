@@ -28,7 +28,7 @@ from soda_dist.evaluation.worker import Models, load_models
 from soda_dist.metrics.distributions import fid
 from soda_dist.metrics.perceptual import load_lpips
 from tests.distributed.small_run import small_data, train
-from tests.distributed.test_drawings import subject_of
+from tests.evaluation.images.test_generated_sets import subject_of
 from tests.distributed.test_features import LocalCrew
 from tests.metrics.networks import write_alexnet, write_inception
 from tests.tiny import tiny_config

@@ -26,7 +26,7 @@ from soda_dist.models.soda import EncDec
 from soda_dist.report.page import PICTURES
 from soda_dist.training.build import build_model
 from tests.distributed.small_run import small_data
-from tests.distributed.test_drawings import subject_of
+from tests.evaluation.images.test_generated_sets import subject_of
 from tests.distributed.test_features import LocalCrew
 from tests.learn.scenes import write_scenes
 from tests.models.methods import config_of
