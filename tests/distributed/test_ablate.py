@@ -10,7 +10,7 @@ from soda_dist.config.ablation import Ablation
 from soda_dist.config.load import parse_yaml, validate
 from soda_dist.distributed.ablate import plan_trials
 from soda_dist.errors import UserError
-from tests.distributed.small_run import prepare
+from tests.evaluation.small_run import prepare
 from tests.tiny import tiny_config
 
 TREE = {

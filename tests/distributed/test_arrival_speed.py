@@ -8,7 +8,7 @@ from soda_dist.benchmarks import harness, startup
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from tests.data.written.pictures import picture
-from tests.distributed.small_run import prepare
+from tests.evaluation.small_run import prepare
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 

@@ -8,7 +8,7 @@ import pytest
 from soda_dist.data.shards import read_manifest, write_manifest
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
-from tests.distributed.small_run import prepare
+from tests.evaluation.small_run import prepare
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 SHARDS = {"train": [[8, 8], [8, 8, 5]], "test": [[6]]}

@@ -3,7 +3,7 @@
 import pytest
 
 from soda_dist.benchmarks import harness, ingest
-from tests.distributed.small_run import prepare
+from tests.evaluation.small_run import prepare
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 

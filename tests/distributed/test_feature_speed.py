@@ -23,8 +23,8 @@ from soda_dist.errors import UserError
 from soda_dist.evaluation.features.extraction import collect
 from soda_dist.evaluation.pieces import plan_pieces
 from soda_dist.evaluation.worker import load_models
-from tests.distributed.small_run import prepare, small_data
-from tests.distributed.test_features import LocalCrew
+from tests.evaluation.features.test_extraction import LocalCrew
+from tests.evaluation.small_run import prepare, small_data
 from tests.tiny import tiny_config
 
 

@@ -15,7 +15,7 @@ from soda_dist.data.pairs import read_pairs
 from soda_dist.data.shards import ShardReader, read_manifest
 from soda_dist.data.storage.folder import open_folder
 from tests.data.objects import flat, write_objects
-from tests.distributed.small_run import prepare
+from tests.evaluation.small_run import prepare
 from tests.tiny import tiny_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]

@@ -11,7 +11,7 @@ import pytest
 
 from soda_dist.data.shards import read_manifest, shard_schema, write_shard
 from soda_dist.data.storage.folder import open_folder
-from tests.distributed.small_run import COLUMNS, prepare
+from tests.evaluation.small_run import COLUMNS, prepare
 from tests.faulty_proxy import Faults, faulty_proxy
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]

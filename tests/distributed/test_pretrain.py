@@ -12,7 +12,7 @@ from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from soda_dist.runs.folder import complete_steps
 from soda_dist.runs.metrics_log import read_lines
-from tests.distributed.small_run import prepare
+from tests.evaluation.small_run import prepare
 from tests.tiny import tiny_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]

@@ -8,7 +8,7 @@ import pytest
 from soda_dist.config import load_config
 from soda_dist.config.search import Search, load_search
 from soda_dist.errors import UserError
-from tests.distributed.small_run import prepare
+from tests.evaluation.small_run import prepare
 from tests.tiny import tiny_config
 
 SPACE = {

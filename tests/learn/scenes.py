@@ -30,7 +30,7 @@ from soda_dist.training.context import LocalContext
 from soda_dist.training.loop import fit
 from soda_dist.training.randomness import draw
 from soda_dist.training.to_device import to_device
-from tests.distributed.small_run import write_shard
+from tests.evaluation.small_run import write_shard
 from tests.training.test_engine import engine_of
 
 HELD_OUT = 256

@@ -22,7 +22,7 @@ from soda_dist.evaluation.worker import Models, readers
 from soda_dist.models.condition import join
 from soda_dist.models.method import DiffusionMethod
 from soda_dist.models.pixels import target_input
-from tests.distributed.test_features import LocalCrew
+from tests.evaluation.features.test_extraction import LocalCrew
 from tests.learn.methods import BASE, CAMERAS
 from tests.learn.scenes import held_out, loss_of, train, write_scenes
 

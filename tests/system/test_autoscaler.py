@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from soda_dist.config import dump_config
-from tests.distributed.small_run import small_data
+from tests.evaluation.small_run import small_data
 from tests.system.head import FakeNodes, Head, running_head, wait_for
 from tests.tiny import tiny_config
 

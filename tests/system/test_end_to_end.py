@@ -119,7 +119,7 @@ def test_wrong_places_are_one_line_and_exit_2(s3_server, s3_uri, tmp_path, uri, 
 
 def test_a_damaged_shard_is_named_in_one_line(s3_server, s3_uri, tmp_path) -> None:
     """Truncated: said before anything starts. Altered at equal size: said by the worker that reads it, once."""
-    from tests.distributed.small_run import small_data
+    from tests.evaluation.small_run import small_data
 
     small_data(tmp_path / "data")
     shard = tmp_path / "data/train/00000.parquet"

@@ -15,7 +15,7 @@ from soda_dist.data.storage.folder import open_folder
 from soda_dist.training.checkpoint import load_model
 from soda_dist.training.context import LocalContext
 from soda_dist.training.loop import fit
-from tests.distributed.small_run import small_data
+from tests.evaluation.small_run import small_data
 from tests.tiny import tiny_config
 from tests.training.test_engine import engine_of
 from pathlib import Path

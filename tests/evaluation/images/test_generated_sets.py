@@ -17,9 +17,9 @@ from soda_dist.evaluation.context import Subject
 from soda_dist.evaluation.images import generated_sets
 from soda_dist.evaluation.images.generated_sets import (
     ImageSet,
+    folder_of,
     generate_piece,
     generate_set,
-    folder_of,
     image_set,
     load_set,
     view_set,
@@ -35,8 +35,8 @@ from soda_dist.evaluation.tasks.novel_views import _ways, draw_views
 from soda_dist.evaluation.worker import Models, load_models, readers
 from soda_dist.models.aggregation import MeanAggregation
 from soda_dist.training.build import build_model
-from tests.distributed.small_run import small_data, train
-from tests.distributed.test_features import LocalCrew
+from tests.evaluation.features.test_extraction import LocalCrew
+from tests.evaluation.small_run import small_data, train
 from tests.learn.scenes import write_scenes
 from tests.models.methods import config_of
 from tests.tiny import tiny_config
@@ -145,7 +145,7 @@ def test_scores_leave_out_what_could_not_be_read_and_say_so(models: Models, subj
 
 
 def test_a_split_without_a_readable_image_is_the_users_to_know(models: Models, tmp_path) -> None:
-    from tests.distributed.small_run import prepare
+    from tests.evaluation.small_run import prepare
 
     prepare(str(tmp_path / "data"), {"train": [[4]], "test": [[3]]}, {"test": {0, 1, 2}})
     own = replace(models, reader=readers(str(tmp_path / "data"), models.config))

@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from soda_dist.evaluation.evaluate import evaluate
 from torch.utils.data import Dataset
 from torch_fidelity import calculate_metrics
 
@@ -18,7 +19,6 @@ from soda_dist.config.load import with_fields
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.distributed.runtime import farm
 from soda_dist.errors import UserError
-from soda_dist.evaluation.evaluate import evaluate
 from soda_dist.evaluation.images import generated_sets
 from soda_dist.evaluation.images.generated_sets import ImageSet, generate_set, image_set, load_set
 from soda_dist.evaluation.images.judges import check_weights, judge_of, lpips_scores, set_moments
@@ -27,9 +27,9 @@ from soda_dist.evaluation.model_sources import Checkpoint
 from soda_dist.evaluation.worker import Models, load_models
 from soda_dist.metrics.distributions import fid
 from soda_dist.metrics.perceptual import load_lpips
-from tests.distributed.small_run import small_data, train
+from tests.evaluation.features.test_extraction import LocalCrew
 from tests.evaluation.images.test_generated_sets import subject_of
-from tests.distributed.test_features import LocalCrew
+from tests.evaluation.small_run import small_data, train
 from tests.metrics.networks import write_alexnet, write_inception
 from tests.tiny import tiny_config
 

@@ -13,7 +13,7 @@ from soda_dist.data.views.pair_views import center_views
 from soda_dist.diffusion.sampling import guided, sample
 from soda_dist.errors import UserError
 from soda_dist.evaluation.images import sampling
-from soda_dist.evaluation.images.sampling import SampleJob, draw, sample_all, pick_inputs
+from soda_dist.evaluation.images.sampling import SampleJob, draw, pick_inputs, sample_all
 from soda_dist.evaluation.images.scores import likeness
 from soda_dist.evaluation.tasks.reconstruction import show
 from soda_dist.evaluation.views import addressed_noise
@@ -21,8 +21,8 @@ from soda_dist.evaluation.worker import Models, readers
 from soda_dist.models.condition import join
 from soda_dist.models.pixels import to_uint8
 from soda_dist.training.build import build_model
-from tests.distributed.small_run import prepare, small_data
-from tests.distributed.test_features import LocalCrew, alone
+from tests.evaluation.features.test_extraction import LocalCrew, alone
+from tests.evaluation.small_run import prepare, small_data
 from tests.tiny import tiny_config
 
 

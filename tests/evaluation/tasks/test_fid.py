@@ -20,10 +20,10 @@ from soda_dist.evaluation.tasks import fid as task
 from soda_dist.evaluation.worker import Models, readers
 from soda_dist.metrics.distributions import kid, precision_recall
 from soda_dist.training.build import build_model
+from tests.evaluation.features.test_extraction import LocalCrew
 from tests.evaluation.images.colours import FACTS, colours, slow_fid, stand_in
-from tests.distributed.small_run import prepare, small_data
 from tests.evaluation.images.test_generated_sets import subject_of
-from tests.distributed.test_features import LocalCrew
+from tests.evaluation.small_run import prepare, small_data
 from tests.learn.scenes import write_scenes
 from tests.models.methods import config_of
 

@@ -25,9 +25,9 @@ from soda_dist.models.condition import Condition, Sources
 from soda_dist.models.soda import EncDec
 from soda_dist.report.page import PICTURES
 from soda_dist.training.build import build_model
-from tests.distributed.small_run import small_data
+from tests.evaluation.features.test_extraction import LocalCrew
 from tests.evaluation.images.test_generated_sets import subject_of
-from tests.distributed.test_features import LocalCrew
+from tests.evaluation.small_run import small_data
 from tests.learn.scenes import write_scenes
 from tests.models.methods import config_of
 from tests.tiny import tiny_config

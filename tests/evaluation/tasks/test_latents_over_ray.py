@@ -4,11 +4,11 @@ import html
 from pathlib import Path
 
 import pytest
+from soda_dist.evaluation.evaluate import evaluate
 
 from soda_dist.data.storage.folder import open_folder
-from soda_dist.evaluation.evaluate import evaluate
 from soda_dist.report.page import PICTURES, write_report
-from tests.distributed.small_run import small_data, train
+from tests.evaluation.small_run import small_data, train
 from tests.tiny import tiny_config
 
 TOOLS = {"images": 2, "directions": 2, "weights": 3, "noises": 2, "measured_images": 3, "ks": (-2.0, 2.0)}

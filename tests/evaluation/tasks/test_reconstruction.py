@@ -15,10 +15,10 @@ from soda_dist.evaluation.images.scores import images_of
 from soda_dist.evaluation.tasks import reconstruction as task
 from soda_dist.evaluation.worker import Models, readers
 from soda_dist.training.build import build_model
+from tests.evaluation.features.test_extraction import LocalCrew
 from tests.evaluation.images.colours import FACTS, slow_fid, stand_in
-from tests.distributed.small_run import small_data
 from tests.evaluation.images.test_generated_sets import subject_of
-from tests.distributed.test_features import LocalCrew
+from tests.evaluation.small_run import small_data
 from tests.models.methods import config_of
 
 FIELDS = {

@@ -25,7 +25,7 @@ from soda_dist.models.layers import settle_norms
 from soda_dist.models.pixels import raw_pixels, source_input
 from soda_dist.training.build import build_model
 from soda_dist.training.checkpoint import load_model
-from tests.distributed.small_run import small_data, train
+from tests.evaluation.small_run import small_data, train
 from tests.tiny import tiny_config
 
 

@@ -7,18 +7,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from soda_dist.evaluation.evaluate import evaluate, guidance_scores
 
 from soda_dist.data.shards import Label
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
-from soda_dist.evaluation.evaluate import evaluate, guidance_scores
 from soda_dist.evaluation.features.targets import Target, choose_target
 from soda_dist.evaluation.pieces import Features
 from soda_dist.metrics import METRICS
 from soda_dist.plots.guidance_sweep import sweep_png
 from soda_dist.report.page import write_report
 from soda_dist.runs.results import Data, read_run
-from tests.distributed.small_run import small_data, train
+from tests.evaluation.small_run import small_data, train
 from tests.tiny import tiny_config
 
 EVALUATION = {

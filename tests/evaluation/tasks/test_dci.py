@@ -4,17 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from soda_dist.evaluation.evaluate import evaluate
 
 from soda_dist.config.load import with_fields
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
-from soda_dist.evaluation.evaluate import evaluate
 from soda_dist.evaluation.tasks.dci import factor_columns
 from soda_dist.metrics import dci
 from soda_dist.report.paper import Column
 from soda_dist.report.paper_columns import Figure, figure
 from soda_dist.runs.results import read_run
-from tests.distributed.small_run import small_data, train
+from tests.evaluation.small_run import small_data, train
 from tests.tiny import tiny_config
 
 EVALUATION = {"batch": 8, "dci": {"factors": ("colour", "bright"), "rounds": 5}}

@@ -24,8 +24,8 @@ from soda_dist.evaluation.worker import Models, readers
 from soda_dist.models.condition import Condition
 from soda_dist.models.pixels import raw_pixels
 from soda_dist.training.build import build_model
-from tests.distributed.small_run import image_of, small_data
-from tests.distributed.test_features import LocalCrew, _with_nan, alone
+from tests.evaluation.features.test_extraction import LocalCrew, _with_nan, alone
+from tests.evaluation.small_run import image_of, small_data
 from tests.models.methods import NO_MASKS, config_of
 from tests.tiny import tiny_config
 

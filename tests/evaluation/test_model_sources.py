@@ -8,18 +8,18 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save
+from soda_dist.evaluation.evaluate import evaluate, evaluate_encoder
 
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.data.views.pair_views import center_views
 from soda_dist.errors import UserError
-from soda_dist.evaluation.evaluate import evaluate, evaluate_encoder
 from soda_dist.evaluation.features.extraction import collect
 from soda_dist.evaluation.model_sources import Checkpoint, EncoderFile, TimmEncoder, encoder_source
 from soda_dist.evaluation.pieces import plan_pieces
 from soda_dist.evaluation.worker import load_models
 from soda_dist.training.checkpoint import load_model
-from tests.distributed.small_run import small_data, train
-from tests.distributed.test_features import LocalCrew
+from tests.evaluation.features.test_extraction import LocalCrew
+from tests.evaluation.small_run import small_data, train
 from tests.tiny import tiny_config
 
 MODEL = "test_resnet"

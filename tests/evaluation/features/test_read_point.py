@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from soda_dist.evaluation.evaluate import evaluate
 
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
-from soda_dist.evaluation.evaluate import evaluate
 from soda_dist.evaluation.features.extraction import activations
 from soda_dist.evaluation.features.read_point import candidates
 from soda_dist.evaluation.images.scores import likeness
@@ -20,8 +20,8 @@ from soda_dist.evaluation.views import addressed_noise, central_views
 from soda_dist.evaluation.worker import Models, readers
 from soda_dist.models.condition import Condition
 from soda_dist.training.build import build_model
-from tests.distributed.small_run import small_data, train
-from tests.distributed.test_features import LocalCrew
+from tests.evaluation.features.test_extraction import LocalCrew
+from tests.evaluation.small_run import small_data, train
 from tests.learn.scenes import write_scenes
 from tests.models.methods import METHODS, NO_MASKS, config_of
 from tests.tiny import tiny_config

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import ray
 import torch
+from soda_dist.evaluation.evaluate import evaluate
 
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.distributed.runtime.resources import check_resources
 from soda_dist.errors import UserError
-from soda_dist.evaluation.evaluate import evaluate
 from soda_dist.evaluation.features.extraction import read_features
 from soda_dist.metrics.classification import Labelled
 from soda_dist.metrics.probe import evaluate as evaluate_probe
-from tests.distributed.small_run import small_data, train
-from tests.distributed.test_evaluate import EVALUATION
+from tests.evaluation.small_run import small_data, train
+from tests.evaluation.test_task_runner import EVALUATION
 from tests.tiny import tiny_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
