@@ -25,12 +25,7 @@ from soda_dist.data.order import Order
 from soda_dist.data.pairs import Pairs, read_pairs
 from soda_dist.data.shards import ShardReader, read_manifest
 from soda_dist.data.storage.folder import open_folder
-from soda_dist.distributed.ingest_plan import (
-    Block,
-    datasets,
-    planned_bytes,
-    row_bytes,
-)
+from soda_dist.distributed.ingest_plan import Block, datasets, planned_bytes, row_bytes
 from soda_dist.distributed.runtime.ray_internals import resting_loop
 
 TENSORS = "source", "present", "target", "source_pose", "target_pose", "source_layers", "target_layers", "label"

@@ -10,29 +10,17 @@ from soda_dist.data.order import Order
 from soda_dist.data.views.poses import POSE_SIZES
 
 BYTES_PER_BLOCK = 32 << 20
-
-
 ROWS_PER_BLOCK = 2048
 """A block is large enough that its cost (10 to 25 ms) vanishes, and small enough that several fit."""
-
-
 BLOCKS_PER_TASK = 8
 """A task gives its blocks one by one; between two tasks its processor waits for the scheduling loop."""
-
-
 LEAST_BLOCKS, BLOCKS_BEYOND = 6, 4
 """Ray Data holds up to four blocks more than it plans with: those being made and taken (measured), and for
 up to a second what was taken before, since Ray frees objects once a second."""
-
-
 TASKS_PER_DATASET = 256
 """Starting a dataset costs about a millisecond a task, so a run is a chain of datasets."""
-
-
 Slice = tuple[int, int]
 """[start, stop) in positions of the run."""
-
-
 Block = list[Slice]
 
 

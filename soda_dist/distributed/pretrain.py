@@ -20,11 +20,7 @@ from soda_dist.distributed.runtime.resources import check_resources, training_re
 from soda_dist.distributed.train_worker import train_worker
 from soda_dist.errors import UserError
 from soda_dist.parallel.progress import Say
-from soda_dist.runs.folder import (
-    claim,
-    complete_steps,
-    scratch_folder,
-)
+from soda_dist.runs.folder import claim, complete_steps, scratch_folder
 
 LOST = (RayActorError, WorkerCrashedError, OutOfMemoryError)
 """What Ray says of processes that were killed, as opposed to what a process raised."""

@@ -24,8 +24,6 @@ from soda_dist.training.build import build_model
 
 NORM_ROWS = 256
 """Training images that give an untrained encoder's batch norms their statistics."""
-
-
 UNTRAINED = (
     "the same architecture with the initial weights of the run's seed; batch norms, if any, have the statistics of "
     f"the first {NORM_ROWS} training images"

@@ -25,8 +25,6 @@ MAIN = ("method", "data.views", "encoder.arch", "denoiser.conditioning")
 ASIDE = ("scale.", "evaluation.", "train.log_every", "train.checkpoint", "train.keep", "train.micro_batch")
 """Beginnings of fields that do not decide what a model learns."""
 ARROWS = {"higher": "↑", "lower": "↓"}
-
-
 FORMATS: dict[str, tuple[str, Callable[[Page], str]]] = {
     "markdown": ("md", as_markdown),
     "latex": ("tex", as_latex),

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -19,24 +20,47 @@ from soda_dist.errors import UserError
 ROOT = Path(__file__).parents[2]
 PACKAGE = "soda_dist"
 
-LAYERS = [
-    {"errors"},
-    {"config", "weights", "torch_internals"},
-    {"diffusion", "models", "metrics"},
-    {"data"},
-    {"training"},
-    {"distributed", "report"},
-    {"cli"},
-]
-REPORT_READS = (
-    "soda_dist.data.storage.folder",
-    "soda_dist.runs.metrics_log",
-    "soda_dist.metrics",
-    "soda_dist.errors",
-    "soda_dist.report",
-    "soda_dist.config.ablation",  # which rows and columns a table has: plain values
-)
-CORE = ("diffusion", "models", "metrics")
+ROOMS: dict[str, set[str]] = {
+    "errors": set(),
+    "torch_internals": set(),
+    "config": {"errors"},
+    "parallel": {"errors"},
+    "weights": {"errors"},
+    "diffusion": {"errors", "torch_internals"},
+    "models": {"errors", "weights", "diffusion", "torch_internals"},
+    "metrics": {"errors", "weights", "models", "torch_internals"},
+    "plots": {"metrics"},
+    "data": {"errors", "config", "parallel"},
+    "runs": {"errors", "config", "data.storage"},
+    "training": {"errors", "torch_internals", "config", "weights", "diffusion", "models", "metrics", "data", "runs"},
+    "evaluation": {
+        "errors", "torch_internals", "config", "parallel", "weights", "diffusion", "models", "metrics", "plots", "data",
+        "runs", "training",
+    },
+    "report": {"errors", "config", "plots", "runs", "data.storage"},
+    "distributed": {
+        "errors", "config", "parallel", "plots", "data", "runs", "training", "evaluation", "report",
+    },
+    "benchmarks": {
+        "errors", "torch_internals", "config", "parallel", "diffusion", "models", "metrics", "data", "runs", "training",
+        "evaluation", "distributed",
+    },
+    "cli": {"errors", "config", "data.storage"},
+}  # fmt: skip
+"""Which rooms the files of a room may import, beside their own. Jobs may import every room."""
+LIBRARIES: dict[str, set[str]] = {
+    "ray": {"distributed", "benchmarks"},
+    "deepspeed": {"training/engines/deepspeed_engine.py"},
+    "torch": {"torch_internals.py", "weights.py", "diffusion", "models", "metrics", "training", "evaluation",
+              "distributed", "benchmarks"},
+    "timm": {"models", "evaluation/model_sources.py"},
+    "matplotlib": {"plots", "report"},
+    "boto3": {"data/storage"},
+    "botocore": {"data/storage"},
+}  # fmt: skip
+"""Rooms or files that may import a library, even inside a function."""
+ON_USE = {"deepspeed", "boto3", "botocore"}
+"""Libraries that are imported where they are used, never with the file."""
 VAGUE_NAMES = {"utils", "util", "misc", "helpers", "helper", "common"}
 
 FILE_LINES, FUNCTION_LINES, JOB_LINES = 400, 60, 59
@@ -76,66 +100,75 @@ def _is(module: str, *packages: str) -> bool:
     return any(module == package or module.startswith(package + ".") for package in packages)
 
 
-def ray_stays_in_distributed(root: Path) -> list[str]:
+def libraries_stay_in_their_rooms(root: Path) -> list[str]:
     return [
-        f"{name}: imports {module}"
-        for name, path in _python(root, PACKAGE, "jobs")
-        for module, _ in _imports(name, path)
-        if _is(module, "ray") and not name.startswith("soda_dist/distributed/")
-    ]
-
-
-def deepspeed_stays_in_one_file(root: Path) -> list[str]:
-    return [
-        f"{name}: imports {module}"
-        for name, path in _python(root, PACKAGE, "jobs")
-        for module, _ in _imports(name, path)
-        if _is(module, "deepspeed") and name != "soda_dist/training/engines/deepspeed_engine.py"
-    ]
-
-
-def boto3_stays_in_storage_on_use(root: Path) -> list[str]:
-    return [
-        f"{name}: imports {module}" + (" at import" if name == "soda_dist/data/storage/folder.py" else "")
+        f"{name}: imports {module}" + (" with the file" if inside else "")
         for name, path in _python(root, PACKAGE, "jobs")
         for module, at_import in _imports(name, path)
-        if _is(module, "boto3", "botocore") and (at_import or name != "soda_dist/data/storage/folder.py")
+        for library, places in LIBRARIES.items()
+        if _is(module, library) and (not (inside := _within(name, places)) or (at_import and library in ON_USE))
     ]
 
 
-def _layer(module: str) -> int | None:
-    part = module.removeprefix(PACKAGE).lstrip(".").split(".")[0]
-    return next((level for level, parts in enumerate(LAYERS) if part in parts), None)
+def _within(name: str, places: set[str]) -> bool:
+    inner = name.removeprefix(f"{PACKAGE}/")
+    return any(inner == place or inner.startswith(f"{place}/") for place in places)
 
 
-def lower_layers_import_no_higher_ones(root: Path) -> list[str]:
+def rooms_import_no_other_rooms(root: Path) -> list[str]:
     complaints = []
     for name, path in _python(root, PACKAGE):
-        here = _layer(_module(name))
-        if here is None and _module(name) != PACKAGE:
-            complaints.append(f"{name}: belongs to no layer")
+        room = _room(_module(name))
+        if room not in ROOMS and _module(name) != PACKAGE:
+            complaints.append(f"{name}: belongs to no room")
         for module, _ in _imports(name, path):
-            there = _layer(module) if _is(module, PACKAGE) else None
-            if there is not None and (here is None or there > here):
-                complaints.append(f"{name}: imports {module}, a higher layer")
+            if not _is(module, PACKAGE):
+                continue
+            inner = module.removeprefix(PACKAGE).lstrip(".")
+            allowed = {room, *ROOMS.get(room, set())}
+            if _room(module) in ROOMS and not any(_is(inner, each) for each in allowed):
+                complaints.append(f"{name}: imports {module}, which its room may not")
     return complaints
 
 
-def the_core_sees_no_configuration(root: Path) -> list[str]:
+def _room(module: str) -> str:
+    return module.removeprefix(PACKAGE).lstrip(".").split(".")[0]
+
+
+def tasks_never_import_each_other(root: Path) -> list[str]:
     return [
         f"{name}: imports {module}"
-        for name, path in _python(root, *(f"{PACKAGE}/{part}" for part in CORE))
+        for name, path in _python(root, f"{PACKAGE}/evaluation/tasks")
         for module, _ in _imports(name, path)
-        if _is(module, "soda_dist.config")
+        if path.name != "__init__.py" and _is(module, f"{PACKAGE}.evaluation.tasks")
     ]
 
 
-def the_report_reads_storage_and_metrics_only(root: Path) -> list[str]:
+def no_file_imports_itself_in_a_circle(root: Path) -> list[str]:
+    files = {_module(name): (name, path) for name, path in _python(root, PACKAGE)}
+    graph = {
+        module: {
+            found
+            for imported, _ in _imports(name, path)
+            for found in (imported, imported.rpartition(".")[0])
+            if found in files and found != module
+        }
+        for module, (name, path) in files.items()
+    }
+    # A package's __init__ runs before its modules, but they do not depend on it.
+    graph = {module: {d for d in found if not module.startswith(f"{d}.")} for module, found in graph.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return [f"{files[error.args[1][0]][0]}: a circle of imports, {' <- '.join(error.args[1])}"]
+    return []
+
+
+def the_package_imports_lazily(root: Path) -> list[str]:
+    path = root / PACKAGE / "__init__.py"
+    name = str(path.relative_to(root))
     return [
-        f"{name}: imports {module}"
-        for name, path in _python(root, f"{PACKAGE}/report")
-        for module, _ in _imports(name, path)
-        if _is(module, PACKAGE) and not _is(module, *REPORT_READS)
+        f"{name}: imports {module}" for module, at_import in _imports(name, path) if at_import and module != "typing"
     ]
 
 
@@ -218,33 +251,45 @@ _PRESET = "soda_dist/config/presets/small.yaml"
 _LONG = "x = 1\n"
 BROKEN: list[tuple[Callable[[Path], list[str]], dict[str, str], str]] = [
     # rule, a tree that breaks it, what the rule says of it
-    (ray_stays_in_distributed, {"soda_dist/training/loop.py": "import ray.train"}, "imports ray.train"),
-    (ray_stays_in_distributed, {"soda_dist/data/order.py": "def f():\n    from ray import data"}, "imports ray.data"),
-    (ray_stays_in_distributed, {"jobs/tune.py": "import importlib\nimportlib.import_module('ray')"}, "imports ray"),
-    (deepspeed_stays_in_one_file, {"soda_dist/distributed/pretrain.py": "import deepspeed"}, "imports deepspeed"),
+    (libraries_stay_in_their_rooms, {"soda_dist/training/loop.py": "import ray.train"}, "imports ray.train"),
+    (libraries_stay_in_their_rooms, {"soda_dist/data/a.py": "def f():\n    from ray import data"}, "imports ray.data"),
     (
-        deepspeed_stays_in_one_file,
-        {"soda_dist/training/engines/engine.py": "from deepspeed import zero"},
-        "deepspeed.zero",
+        libraries_stay_in_their_rooms,
+        {"jobs/tune.py": "import importlib\nimportlib.import_module('ray')"},
+        "imports ray",
     ),
-    (boto3_stays_in_storage_on_use, {"soda_dist/data/shards.py": "def f():\n    import boto3"}, "imports boto3"),
-    (boto3_stays_in_storage_on_use, {"soda_dist/data/storage/folder.py": "import boto3"}, "imports boto3 at import"),
-    (lower_layers_import_no_higher_ones, {"soda_dist/data/a.py": "from soda_dist.training import b"}, "a higher layer"),
-    (lower_layers_import_no_higher_ones, {"soda_dist/models/a.py": "from ..data.views import b"}, "a higher layer"),
-    (lower_layers_import_no_higher_ones, {"soda_dist/config/__init__.py": "from .. import models"}, "a higher layer"),
-    (lower_layers_import_no_higher_ones, {"soda_dist/training/a.py": "import soda_dist.cli"}, "a higher layer"),
+    (libraries_stay_in_their_rooms, {"soda_dist/distributed/a.py": "import deepspeed"}, "imports deepspeed"),
+    (libraries_stay_in_their_rooms, {"soda_dist/training/engines/deepspeed_engine.py": "import deepspeed"}, "with the"),
+    (libraries_stay_in_their_rooms, {"soda_dist/data/shards.py": "def f():\n    import boto3"}, "imports boto3"),
+    (libraries_stay_in_their_rooms, {"soda_dist/runs/a.py": "import torch"}, "imports torch"),
+    (libraries_stay_in_their_rooms, {"soda_dist/evaluation/worker.py": "import timm"}, "imports timm"),
+    (rooms_import_no_other_rooms, {"soda_dist/data/a.py": "from soda_dist.training import b"}, "may not"),
+    (rooms_import_no_other_rooms, {"soda_dist/models/a.py": "from ..data.views import b"}, "may not"),
+    (rooms_import_no_other_rooms, {"soda_dist/models/a.py": "from soda_dist.config import RunConfig"}, "RunConfig"),
+    (rooms_import_no_other_rooms, {"soda_dist/config/__init__.py": "from .. import models"}, "may not"),
+    (rooms_import_no_other_rooms, {"soda_dist/training/a.py": "import soda_dist.cli"}, "may not"),
+    (rooms_import_no_other_rooms, {"soda_dist/report/a.py": "from soda_dist.data import shards"}, "shards"),
+    (rooms_import_no_other_rooms, {"soda_dist/evaluation/a.py": "def f():\n  import soda_dist.distributed"}, "may not"),
+    (rooms_import_no_other_rooms, {"soda_dist/extra/a.py": ""}, "belongs to no room"),
     (
-        lower_layers_import_no_higher_ones,
-        {"soda_dist/__init__.py": "from soda_dist.errors import UserError"},
-        "a higher",
+        tasks_never_import_each_other,
+        {"soda_dist/evaluation/tasks/a.py": "from soda_dist.evaluation.tasks import fid"},
+        "tasks.fid",
     ),
-    (lower_layers_import_no_higher_ones, {"soda_dist/extra/a.py": ""}, "belongs to no layer"),
-    (the_core_sees_no_configuration, {"soda_dist/models/a.py": "from soda_dist.config import RunConfig"}, "RunConfig"),
     (
-        the_report_reads_storage_and_metrics_only,
-        {"soda_dist/report/a.py": "from soda_dist.data import shards"},
-        "shards",
+        no_file_imports_itself_in_a_circle,
+        {"soda_dist/data/a.py": "from soda_dist.data import b", "soda_dist/data/b.py": "import soda_dist.data.a"},
+        "soda_dist.data.a <-",
     ),
+    (
+        no_file_imports_itself_in_a_circle,
+        {
+            "soda_dist/data/a.py": "from soda_dist.data.b import X",
+            "soda_dist/data/b.py": "def f():\n    from soda_dist.data.a import y",
+        },
+        "soda_dist.data.b <-",
+    ),
+    (the_package_imports_lazily, {"soda_dist/__init__.py": "from soda_dist.errors import UserError"}, "UserError"),
     (jobs_are_short, {"jobs/tune.py": _LONG * 60}, "60 lines"),
     (files_can_be_held_in_mind, {"soda_dist/data/a.py": _LONG * 401}, "401 lines"),
     (functions_can_be_held_in_mind, {"soda_dist/data/a.py": "def f():\n" + "    x = 1\n" * 60}, "f has 61 lines"),

@@ -13,9 +13,7 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +22,16 @@ import pyarrow.parquet as pq
 
 from soda_dist.config.fields import Node
 from soda_dist.data.preparation.reencode import Reencoded, reencoding
+from soda_dist.data.preparation.shard_jobs import (
+    IMPORT,
+    Record,
+    ShardJob,
+    ShardOrder,
+    finished,
+    index_part,
+    make_shard,
+    write_keys,
+)
 from soda_dist.data.shards import (
     MANIFEST,
     VERSION,
@@ -33,38 +41,19 @@ from soda_dist.data.shards import (
     Split,
     check_shards,
     read_manifest,
-    shard_schema,
     write_manifest,
-    write_shard,
 )
-from soda_dist.data.source import Options, Part, Row, Source, check_image
+from soda_dist.data.source import Options, Part, Source
 from soda_dist.data.sources import SOURCES, parse_options
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
 from soda_dist.parallel.local_pool import LocalPool
-from soda_dist.parallel.pool import Held, Pool, Shared
+from soda_dist.parallel.pool import Held, Pool
 from soda_dist.parallel.progress import Progress, Say, silent
 
-IMPORT = "_import"
-CLAIM, INDEX, RECORDS = f"{IMPORT}/import.json", f"{IMPORT}/index", f"{IMPORT}/shards"
+CLAIM, INDEX = f"{IMPORT}/import.json", f"{IMPORT}/index"
 REJECTED = "rejected.jsonl"
 OURS = re.compile(rf"{IMPORT}/.*|{re.escape(MANIFEST)}|{re.escape(REJECTED)}|\w+/\d{{5}}\.parquet")
-READERS = 16
-
-
-class Rejected(Node):
-    """A source row that could not be read."""
-
-    name: str
-    reason: str
-
-
-class Record(Node):
-    """What a finished task left: its shard (none if every row was rejected), whose keys begin at `first_key`."""
-
-    shard: Shard | None
-    first_key: int
-    rejected: tuple[Rejected, ...]
 
 
 class Claim(Node):
@@ -75,24 +64,6 @@ class Claim(Node):
     source: str
     options: dict[str, Any]
     fingerprint: str
-
-
-@dataclass(frozen=True)
-class _Job:
-    """Rows [start, stop) of a split's list, which become one shard."""
-
-    split: str
-    number: int
-    start: int
-    stop: int
-
-    @property
-    def path(self) -> str:
-        return f"{self.split}/{self.number:05d}.parquet"
-
-    @property
-    def record(self) -> str:
-        return f"{RECORDS}/{self.split}-{self.number:05d}.json"
 
 
 def prepare(
@@ -210,7 +181,7 @@ def _list_rows(source: Source, folder: Folder, options: Options, workers: Pool, 
 
 def _list_split(source: Source, parts: list[Part], options: Options, workers: Pool, say: Say) -> pa.Table:
     split = parts[0].split
-    tables = workers.map(_index_part, parts, Progress(say, f"listing {split}", "parts"))
+    tables = workers.map(index_part, parts, Progress(say, f"listing {split}", "parts"))
     index = pa.concat_tables(tables).combine_chunks()
     if source.contents.shuffled:
         # Batches mix a few row groups at a time: sorted by class, they would see a few classes at a time.
@@ -218,40 +189,19 @@ def _list_split(source: Source, parts: list[Part], options: Options, workers: Po
     return index
 
 
-State = tuple[Source, Folder]
-"""What a worker holds: the source, and the folder that the shards go to."""
-
-
-def _index_part(state: State, part: Part) -> pa.Table:
-    return state[0].index(part)
-
-
-def _plan(indices: dict[str, pa.Table], source: Source, options: Options) -> list[_Job]:
+def _plan(indices: dict[str, pa.Table], source: Source, options: Options) -> list[ShardJob]:
     size = _rows_per_group(source, options) * options.groups_per_shard
     return [
-        _Job(split, number, start, min(start + size, len(index)))
+        ShardJob(split, number, start, min(start + size, len(index)))
         for split, index in indices.items()
         for number, start in enumerate(range(0, len(index), size))
     ]
 
 
-@dataclass(frozen=True)
-class _Order:
-    """A job with its rows of the split's list.
-
-    A source may need much to find any row: `common`, the list's metadata, reaches each machine once.
-    """
-
-    job: _Job
-    index: pa.Table
-    common: Shared[dict[bytes, bytes] | None]
-    per_group: int
-
-
 def _make_shards(
-    workers: Pool, folder: Folder, jobs: list[_Job], indices: dict[str, pa.Table], per_group: int, say: Say
+    workers: Pool, folder: Folder, jobs: list[ShardJob], indices: dict[str, pa.Table], per_group: int, say: Say
 ) -> None:
-    have = _done(folder, jobs)
+    have = finished(folder, jobs)
     todo = [job for job in jobs if job not in have]
     total = sum(job.stop - job.start for job in jobs)
     if have:
@@ -268,7 +218,7 @@ def _make_shards(
     common = {split: workers.share(index.schema.metadata) for split, index in indices.items()}
     bare = {split: index.replace_schema_metadata(None) for split, index in indices.items()}
     orders = (
-        _Order(
+        ShardOrder(
             job,
             bare[job.split].slice(job.start, job.stop - job.start).combine_chunks(),
             common[job.split],
@@ -276,77 +226,12 @@ def _make_shards(
         )
         for job in todo
     )
-    workers.map(_make_shard, orders, progress)
+    workers.map(make_shard, orders, progress)
 
 
-def _make_shard(state: State, order: _Order) -> int:
-    """Write one shard and then its record; return the shard's bytes."""
-    (source, folder), job = state, order.job
-    rejected: list[Rejected] = []
-    schema = shard_schema(source.contents.columns)
-
-    def tables() -> Iterator[pa.Table]:
-        key = job.start
-        found = order.index.replace_schema_metadata(order.common.get())
-        for rows in _grouped(source.rows(found), order.per_group, rejected):
-            yield _table(rows, key, schema)
-            key += len(rows)
-
-    shard = write_shard(folder, job.path, tables(), schema)
-    record = Record(shard=shard, first_key=job.start, rejected=tuple(rejected))
-    folder.write_json(job.record, record.model_dump())
-    return shard.bytes if shard else 0
-
-
-def _grouped(rows: Iterator[Row], per_group: int, rejected: list[Rejected]) -> Iterator[list[Row]]:
-    """Groups of good rows, all full but the last; the others are added to `rejected`."""
-    group: list[Row] = []
-    for row in rows:
-        reason = row.problem or check_image(row.image)
-        if reason:
-            rejected.append(Rejected(name=row.name, reason=reason))
-            continue
-        group.append(row)
-        if len(group) == per_group:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-def _table(rows: list[Row], first_key: int, schema: pa.Schema) -> pa.Table:
-    common: dict[str, Any] = {
-        "key": range(first_key, first_key + len(rows)),
-        "image": [row.image for row in rows],
-        "name": [row.name for row in rows],
-    }
-    return pa.table(
-        [
-            pa.array(
-                common[field.name] if field.name in common else [row.columns[field.name] for row in rows], field.type
-            )
-            for field in schema
-        ],
-        schema=schema,
-    )
-
-
-def _done(folder: Folder, jobs: list[_Job]) -> dict[_Job, Record]:
-    """The jobs whose record is there and whose shard is as long as the record says."""
-    sizes = {entry.name: entry.size for entry in folder.list()}
-    with ThreadPoolExecutor(READERS) as pool:
-        found = [job for job in jobs if job.record in sizes]
-        records = pool.map(lambda job: Record.model_validate_json(folder.read(job.record)), found)
-        return {
-            job: record
-            for job, record in zip(found, records, strict=True)
-            if record.shard is None or sizes.get(record.shard.path) == record.shard.bytes
-        }
-
-
-def _renumber(workers: Pool, folder: Folder, jobs: list[_Job], say: Say) -> dict[_Job, Record]:
+def _renumber(workers: Pool, folder: Folder, jobs: list[ShardJob], say: Say) -> dict[ShardJob, Record]:
     """Gives the shards after a rejected row their true keys; returns the records of all jobs, in order."""
-    records = _done(folder, jobs)
+    records = finished(folder, jobs)
     calls, next_key = [], dict.fromkeys((job.split for job in jobs), 0)
     for job in jobs:
         record, first = records[job], next_key[job.split]
@@ -356,28 +241,13 @@ def _renumber(workers: Pool, folder: Folder, jobs: list[_Job], say: Say) -> dict
                 calls.append((job, record, first))
     if not calls:
         return {job: records[job] for job in jobs}
-    workers.map(_write_keys, calls, Progress(say, "renumbering keys after rejected rows", "shards"))
-    records = _done(folder, jobs)
+    workers.map(write_keys, calls, Progress(say, "renumbering keys after rejected rows", "shards"))
+    records = finished(folder, jobs)
     return {job: records[job] for job in jobs}
 
 
-def _write_keys(state: State, call: tuple[_Job, Record, int]) -> None:
-    (_, folder), (job, record, first_key) = state, call
-    file = pq.ParquetFile(pa.BufferReader(folder.read(job.path)), page_checksum_verification=True)
-
-    def tables() -> Iterator[pa.Table]:
-        key = first_key
-        for number in range(file.num_row_groups):
-            table = file.read_row_group(number, use_threads=False)
-            yield table.set_column(0, "key", pa.array(range(key, key + len(table)), pa.int64()))
-            key += len(table)
-
-    shard = write_shard(folder, job.path, tables(), file.schema_arrow.remove_metadata())
-    folder.write_json(job.record, record.model_copy(update={"shard": shard, "first_key": first_key}).model_dump())
-
-
 def _finish(
-    folder: Folder, claim: Claim, source: Source, records: dict[_Job, Record], how: Reencoding | None, say: Say
+    folder: Folder, claim: Claim, source: Source, records: dict[ShardJob, Record], how: Reencoding | None, say: Say
 ) -> None:
     rejected = [(job.split, row) for job, record in records.items() for row in record.rejected]
     if rejected:

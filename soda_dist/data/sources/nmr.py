@@ -32,16 +32,7 @@ from soda_dist.data.formats.archive import ZIP_ERRORS, Member
 from soda_dist.data.formats.camera_folders import POSED_COLUMNS, Matrix, object_rows, pose_problem, posed_columns
 from soda_dist.data.formats.file_trees import NOWHERE, FolderTree, PlacedTree, Read, open_trees
 from soda_dist.data.shards import Label
-from soda_dist.data.source import (
-    Contents,
-    Options,
-    Part,
-    Row,
-    Source,
-    UnreadableError,
-    check_image,
-    sound_text,
-)
+from soda_dist.data.source import Contents, Options, Part, Row, Source, UnreadableError, check_image, sound_text
 from soda_dist.data.views.decode import read_header
 from soda_dist.errors import UserError
 

@@ -161,8 +161,6 @@ OPERATIONS = (
     Operation("TranslateX", translate_x, lambda m, sign: sign * 0.45 * m),
     Operation("TranslateY", translate_y, lambda m, sign: sign * 0.45 * m),
 )
-
-
 Layer = tuple[int, float, int]
 """Operation's place in OPERATIONS, magnitude in 0..MOST, sign -1 or 1."""
 

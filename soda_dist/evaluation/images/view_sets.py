@@ -17,8 +17,6 @@ def has_novel_views(config: RunConfig) -> bool:
 
 PAPERS = (1, 3, 5, 7, 9)
 """Numbers of source views in figure 7 and table 5."""
-
-
 Joined = Literal["own", "mean", "stochastic"]
 
 

@@ -12,15 +12,7 @@ from torch import Tensor
 
 from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Context, Pictures, Result
-from soda_dist.evaluation.features.attributes import (
-    Attribute,
-    Rows,
-    attributes_of,
-    effects,
-    fit,
-    log_odds,
-    names_of,
-)
+from soda_dist.evaluation.features.attributes import Attribute, Rows, attributes_of, effects, fit, log_odds, names_of
 from soda_dist.evaluation.features.scoring import fit_settings
 from soda_dist.evaluation.features.targets import Target, choose_target
 from soda_dist.evaluation.images.decode_latents import (

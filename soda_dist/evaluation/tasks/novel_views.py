@@ -13,13 +13,7 @@ from soda_dist.evaluation.images.generated_sets import generate_set
 from soda_dist.evaluation.images.sampling import SampleInputs, SampleJob, sample_all
 from soda_dist.evaluation.images.scores import likeness
 from soda_dist.evaluation.images.set_scores import check_lpips, lpips_facts, score_line, set_scores
-from soda_dist.evaluation.images.view_sets import (
-    Joined,
-    asked_views,
-    check_sources,
-    has_novel_views,
-    sources_of,
-)
+from soda_dist.evaluation.images.view_sets import Joined, asked_views, check_sources, has_novel_views, sources_of
 from soda_dist.evaluation.pieces import object_runs, rows_at
 from soda_dist.evaluation.views import EvaluationViews, central_views, pose_columns
 from soda_dist.evaluation.worker import Models

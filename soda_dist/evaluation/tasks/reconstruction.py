@@ -11,13 +11,7 @@ from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Context, Result
 from soda_dist.evaluation.images.generated_sets import ImageSet, SetPiece, folder_of, generate_set, image_set
 from soda_dist.evaluation.images.judges import check_weights, facts_of, set_moments
-from soda_dist.evaluation.images.sampling import (
-    STRIP_IMAGES,
-    SampleJob,
-    SampleOutput,
-    choose,
-    sample_all,
-)
+from soda_dist.evaluation.images.sampling import STRIP_IMAGES, SampleJob, SampleOutput, choose, sample_all
 from soda_dist.evaluation.images.set_scores import check_lpips, lpips_facts, score_line, set_scores
 from soda_dist.metrics.distributions import fid
 from soda_dist.parallel.pool import Pool
@@ -117,8 +111,6 @@ def samples(context: Context) -> Result:
 
 GUIDANCE = (1.0, 2.0, 3.0)
 """Scales at which reconstructions are shown and measured: plain conditional sampling and the paper's range."""
-
-
 FREE_COLUMNS = 4
 """Samples in a row of the sheet of samples without a source."""
 
