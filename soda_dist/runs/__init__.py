@@ -1,0 +1,1 @@
+"""A run's folder: the only owner of its names and layout."""

@@ -1,0 +1,136 @@
+"""Results of evaluations in a run's folder: `eval/STEP/TASK.json` and pictures, written and read here alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from soda_dist.data.storage.folder import Folder, open_folder
+from soda_dist.errors import UserError
+from soda_dist.runs.folder import EVALUATIONS, evaluation_folder, read_config
+from soda_dist.runs.metrics_log import METRICS, read_lines
+
+Result = dict[str, Any]
+ENCODERS = {"trained": "trained", "untrained": "untrained", "pixels": "raw pixels"}
+"""The encoders of a result in the order of a table's columns, and their titles."""
+MEASURES = {"top1": "top-1", "top5": "top-5", "macro_f1": "macro F1", "accuracy": "accuracy"}
+"""Titles of the measures of classification."""
+TASKS = {"probe": "linear probe", "knn": "nearest neighbours"}
+"""Titles of the tasks that classify."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The prepared data of an evaluation, as a result records it: its URI, its kind and the rows of each split."""
+
+    uri: str
+    kind: str
+    rows: dict[str, int]
+    reencoded: dict[str, int | None] | None = None
+    """`max_side` and `quality` of images that the import re-encoded; None: as published."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A run at one evaluated step.
+
+    Attributes:
+        uri: the run's folder.
+        step: of the checkpoint.
+        config: the run's configuration as a tree.
+        results: the results of the step, by task.
+        data: of the latest of these evaluations; None where no result records it.
+        epochs: of training up to `step`; None where neither the metrics nor the data's rows tell.
+    """
+
+    uri: str
+    step: int
+    config: dict[str, Any]
+    results: dict[str, Result]
+    data: Data | None
+    epochs: float | None
+
+    def field(self, path: str) -> Any:
+        """A field of the configuration, or None."""
+        return at(self.config, path)
+
+
+def write_result(run: Folder, step: int, result: Result, pictures: Mapping[str, bytes], *, ema: bool) -> None:
+    """Store the result of a task, and its pictures by file name; earlier ones of the same step are replaced."""
+    folder = evaluation_folder(run, step, ema=ema)
+    for name, picture in pictures.items():
+        folder.write(name, picture)
+    folder.write_json(f"{result['task']}.json", result)
+
+
+def read_result(run: Folder, step: int, task: str) -> Result | None:
+    """The result of a task at a step, or None."""
+    folder, name = evaluation_folder(run, step, ema=True), f"{task}.json"
+    return folder.read_json(name) if folder.exists(name) else None
+
+
+def read_results(run: Folder) -> dict[int, dict[str, Result]]:
+    """All results, by step (ascending) and task."""
+    found = _files(run, ".json")
+    return {step: {task: run.read_json(name) for task, name in tasks.items()} for step, tasks in found.items()}
+
+
+def pictures(run: Folder) -> dict[int, dict[str, str]]:
+    """Names of the pictures in the run's folder, by step (ascending) and title."""
+    return _files(run, ".png")
+
+
+def _files(run: Folder, ending: str) -> dict[int, dict[str, str]]:
+    """Files directly in `eval/STEP/`, by step and the name without its ending."""
+    found: dict[int, dict[str, str]] = {}
+    for entry in run.list(f"{EVALUATIONS}/"):
+        _, step, *rest = entry.name.split("/")
+        if len(rest) == 1 and rest[0].endswith(ending) and step.isdigit():
+            found.setdefault(int(step), {})[rest[0].removesuffix(ending)] = entry.name
+    return dict(sorted(found.items()))
+
+
+def read_run(uri: str, step: str = "latest") -> Evaluated:
+    """The run at `uri` as evaluated at `step`, a number or `latest`.
+
+    Raises:
+        UserError: no run, no evaluation, or none at this step.
+    """
+    run = open_folder(uri)
+    config, found = read_config(run, "--runs").model_dump(mode="json"), _files(run, ".json")
+    if not found:
+        remedy = f"run python jobs/evaluate.py --run {run.uri} --data URI"
+        raise UserError("--runs", f"{run.uri}, which has no evaluation", "evaluated runs", remedy)
+    if step != "latest" and not (step.isdigit() and int(step) in found):
+        known = ", ".join([*map(str, found), "latest"])
+        raise UserError("--step", f"{step} of {run.uri}", known, "choose an evaluated step")
+    chosen = max(found) if step == "latest" else int(step)
+    results = {task: run.read_json(name) for task, name in found[chosen].items()}
+    data = _latest_data(results)
+    return Evaluated(run.uri, chosen, config, results, data, _epochs(run, chosen, config, data))
+
+
+def data_of(result: Result) -> Data | None:
+    """The prepared data of a result; None where it records none."""
+    facts = result.get("data")
+    return Data(facts["uri"], facts["kind"], facts["rows"], facts.get("reencoded")) if facts else None
+
+
+def at(tree: Any, path: str) -> Any:
+    """The value at a dotted path of a tree, or None."""
+    for name in path.split("."):
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
+
+
+def _latest_data(results: dict[str, Result]) -> Data | None:
+    known = [result for result in results.values() if data_of(result)]
+    return data_of(max(known, key=lambda result: at(result, "provenance.time") or "")) if known else None
+
+
+def _epochs(run: Folder, step: int, config: dict[str, Any], data: Data | None) -> float | None:
+    lines = [line for line in read_lines(run, METRICS) if 0 < line["step"] <= step and line.get("epoch")]
+    if lines:
+        last = max(lines, key=lambda line: line["step"])
+        return last["epoch"] * step / last["step"]
+    rows = data.rows.get(at(config, "data.train_split")) if data else None
+    return step * at(config, "train.global_batch") / rows if rows else None
