@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.evaluation.small_run import EVALUATION, small_data, train
+from tests.learn.scenes import write_scenes
+from tests.metrics.networks import write_alexnet, write_inception
 from tests.ray_cluster import cluster, until_the_end
 from tests.tiny import tiny_config
 
@@ -18,3 +20,31 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small_data(path / "data")
     train(str(path / "run"), tiny_config(evaluation=EVALUATION))
     return path
+
+
+@pytest.fixture(scope="session")
+def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data set of `small` alone, without a run: to be read, not written."""
+    path = tmp_path_factory.mktemp("small_set")
+    small_data(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def solids(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four objects in each split, seen by six cameras: to be read, not written."""
+    path = tmp_path_factory.mktemp("solids")
+    write_scenes(path, objects=4, test_objects=4, views=6, size=20)
+    return path
+
+
+@pytest.fixture(scope="session")
+def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Test weights of Inception."""
+    return write_inception(tmp_path_factory.mktemp("inception") / "inception.pth")
+
+
+@pytest.fixture(scope="session")
+def alexnet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Test weights of the trunk that LPIPS uses."""
+    return write_alexnet(tmp_path_factory.mktemp("alexnet") / "alexnet.pth")

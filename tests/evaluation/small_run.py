@@ -16,6 +16,15 @@ from tests.tiny import feed
 from tests.training.test_engine import engine_of
 
 CLASSES = ("red", "green", "blue")
+EVALUATION = {
+    "batch": 8,
+    "images": 3,
+    "reconstruction": {"images": 5, "steps": (2,)},
+    "knn": {"k": 5},
+    "probe": {"epochs": 60, "batch": 16, "learning_rates": (1e-2, 3e-2)},
+    "dci": {"factors": ("colour", "bright"), "rounds": 5},
+}
+"""The section of a run whose evaluation takes seconds."""
 COLUMNS = [pa.field("colour", pa.int32()), pa.field("bright", pa.bool_()), pa.field("late", pa.bool_())]
 
 
