@@ -1,9 +1,9 @@
-"""Reconstructions and samples from latents, drawn by actors.
+"""Reconstructions and samples: from source images to drawn ones.
 
-The noise of an image is a function of its key, so the number of actors decides nothing.
+The noise of an image is a function of its key, so no number depends on the workers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from soda_dist.config.sections import Sampling
-from soda_dist.diffusion.sampling import ReverseStep, reverse_steps
+from soda_dist.diffusion.sampling import Denoised, ReverseStep, reverse_steps
 from soda_dist.errors import UserError
 from soda_dist.evaluation.images.scores import Images
+from soda_dist.evaluation.pieces import rows_at
 from soda_dist.evaluation.views import PURPOSE, EvaluationViews, addressed_noise, central_views, pose_columns
 from soda_dist.evaluation.worker import Models
-from soda_dist.models.condition import Sources
+from soda_dist.models.condition import Condition, Sources
 from soda_dist.models.method import DiffusionMethod, Method, Recipe
 from soda_dist.models.pixels import source_input, to_uint8
 from soda_dist.parallel.pool import Pool
@@ -25,31 +25,35 @@ from soda_dist.parallel.progress import Progress, Say
 from soda_dist.training.randomness import mix64
 
 CHUNK = 8
-"""Images that an actor draws at a time."""
+"""Images that a worker draws at a time."""
 STRIP_IMAGES, STRIP_STEPS = 2, 8
+"""Images and steps whose intermediate states are shown."""
 
 
 @dataclass(frozen=True)
 class SampleInputs:
-    """The images that samples start from."""
+    """The images that samples start from.
+
+    Attributes:
+        keys: int64 [n], in the test split: the address of each sample's noise.
+        source: uint8 [n, S, s, s, 3], the encoder's views.
+        source_pose: float32 [n, S, P]; None where the run has no poses.
+        target: uint8 [n, r, r, 3], what a sample is compared with: the same view, or another one of the same object.
+        pose: float32 [n, P], the target's; None where the run has no poses.
+    """
 
     keys: NDArray[np.int64]
-    """int64 [n], in the test split: the address of each sample's noise."""
     source: Images
-    """uint8 [n, S, s, s, 3], the encoder's views."""
     source_pose: NDArray[np.float32] | None
-    """float32 [n, S, P]; none where the run has no poses."""
     target: Images
-    """uint8 [n, r, r, 3], what a sample is measured against: the same view, or another of the same object."""
     pose: NDArray[np.float32] | None
-    """float32 [n, P], the target's."""
 
     def rows(self, at: slice) -> "SampleInputs":
-        """Some of them."""
+        """Return some of them."""
         return replace(self, **{name: part[at] for name, part in vars(self).items() if part is not None})
 
     def sources(self, device: torch.device) -> Sources:
-        """As the encoder takes them."""
+        """Return the sources as the encoder takes them."""
         images = torch.from_numpy(self.source).to(device)
         pose = None if self.source_pose is None else torch.from_numpy(self.source_pose).to(device)
         return Sources(source_input(images), torch.ones(images.shape[:2], dtype=torch.bool, device=device), pose)
@@ -57,44 +61,47 @@ class SampleInputs:
 
 @dataclass(frozen=True)
 class SampleJob:
-    """A piece of work: samples of some inputs at one guidance scale and from one set of noise."""
+    """Samples of some inputs at one guidance scale and from one set of noise.
+
+    Attributes:
+        noise: number of the noise: equal numbers give an image equal noise, whatever the guidance.
+        strip: of the first inputs so many, intermediate states are returned too.
+    """
 
     inputs: SampleInputs
     guidance: float
     noise: int
-    """Number of the noise: equal numbers give an image equal noise, whatever the guidance."""
     strip: int
-    """The first inputs whose intermediate states are returned too."""
 
 
 @dataclass(frozen=True)
 class SampleOutput:
-    """What a drawing became."""
+    """Drawn images.
+
+    Attributes:
+        images: uint8 [n, r, r, 3].
+        times: noise levels, 1..T, that the shown states were denoised from.
+        states: uint8 [strip, len(times), r, r, 3], x_t.
+        predictions: uint8 [strip, len(times), r, r, 3], x_0 as predicted from x_t.
+    """
 
     images: Images
-    """uint8 [n, r, r, 3]."""
     times: tuple[int, ...]
-    """Noise levels, 1..T, that the shown states were denoised from."""
     states: Images
-    """uint8 [strip, len(times), r, r, 3]: x_t."""
     predictions: Images
-    """uint8 [strip, len(times), r, r, 3]: x_0 as predicted from x_t."""
 
 
 def pick_inputs(models: Models, count: int) -> SampleInputs:
-    """`count` readable images, evenly spaced over the test split (fewer, if it has fewer)."""
+    """Pick `count` readable images, evenly spaced over the test split (fewer if it has fewer)."""
     config = models.config
     reader = models.reader[config.evaluation.test_split]
-    ends = np.cumsum(reader.groups)
-    total = int(ends[-1])
+    total = sum(reader.groups)
     chosen: dict[int, EvaluationViews] = {}
     for place in range(min(count, total)):
         for key in range(place * total // count, total):
             if key in chosen:
                 continue
-            group = int(np.searchsorted(ends, key, side="right"))
-            row = key - int(ends[group]) + reader.groups[group]
-            seen = central_views(reader.group(group, ["image", *pose_columns(config)]).slice(row, 1), config)
+            seen = central_views(rows_at(reader, [key], ["image", *pose_columns(config)]), config)
             if seen.ok.all():
                 chosen[key] = seen
                 break
@@ -114,54 +121,80 @@ def pick_inputs(models: Models, count: int) -> SampleInputs:
 
 
 @torch.no_grad()
-def draw(models: Models, drawing: SampleJob) -> SampleOutput:
-    """The work of an actor: encode the sources, denoise from addressed noise."""
-    inputs, model, how = drawing.inputs, models.method, models.config.sampling
-    keys, side = inputs.keys, inputs.target.shape[1]
-
-    def noise(step: int) -> Tensor:
-        return addressed_noise(models.config.seed, keys, drawing.noise, step, side).to(models.device)
-
+def draw(models: Models, job: SampleJob) -> SampleOutput:
+    """Encode the sources and denoise from addressed noise; a worker's job."""
+    inputs, model, sampling = job.inputs, models.method, models.config.sampling
     sources = inputs.sources(models.device)
     pose = None if inputs.pose is None else torch.from_numpy(inputs.pose).to(models.device)
-    plan: list[ReverseStep] = []
-    if isinstance(model, DiffusionMethod):
-        abar = model.process.abar
-        plan = reverse_steps(abar, method=how.method, steps=how.steps, variance=how.variance, eta=how.eta)
-    keep = _kept(model, how, len(keys), models.device)
-    conditions = [
-        model.condition(each, pose, keep, None) for each in (_apart(sources) if how.stochastic else [sources])
-    ]
-    without = model.unguided(sources, pose, how.guide, how.guided_sections, keep)
-    recipe = Recipe(
-        conditions=conditions,
-        without=without,
-        w=drawing.guidance,
-        plan=plan,
-        noise=lambda i: noise(i + 1),
-        choose=lambda t: mix64(models.config.seed, PURPOSE, t) % len(conditions),
-    )
-    shown = _spaced(len(plan), STRIP_STEPS)
+    keep = kept_sections(model, sampling.masked_sections, len(inputs.keys), models.device)
+    views = _apart(sources) if sampling.stochastic else [sources]
+    conditions = [model.condition(each, pose, keep, None) for each in views]
+    without = model.unguided(sources, pose, sampling.guide, sampling.guided_sections, keep)
     states, predictions, times = [], [], []
-    x = noise(0)
-    for number, step in enumerate(model.sample(recipe, x)):
-        if drawing.strip and number in shown:
-            states.append(to_uint8(x[: drawing.strip]).cpu())
-            predictions.append(to_uint8(step.x0[: drawing.strip]).cpu())
+    shown = _spaced(len(_plan(models)), STRIP_STEPS) if job.strip else set()
+    drawn = torch.zeros(0)
+    steps = denoise(models, conditions, without, guidance=job.guidance, keys=inputs.keys, noise=job.noise)
+    for number, (x, step) in enumerate(steps):
+        if number in shown:
+            states.append(to_uint8(x[: job.strip]).cpu())
+            predictions.append(to_uint8(step.x0[: job.strip]).cpu())
             times.append(step.t + 1)
-        x = step.x
+        drawn = step.x
     strips = [
         torch.stack(frames, dim=1).numpy() if frames else np.zeros(0, np.uint8) for frames in (states, predictions)
     ]
-    return SampleOutput(to_uint8(x).cpu().numpy(), tuple(times), *strips)
+    return SampleOutput(to_uint8(drawn).cpu().numpy(), tuple(times), *strips)
 
 
-def _kept(model: Method, how: Sampling, rows: int, device: torch.device) -> Tensor | None:
-    """Sections of z that are used, bool [rows, sections]; none: all."""
-    if not how.masked_sections:
+def denoise(
+    models: Models,
+    conditions: list[Condition],
+    without: Condition,
+    *,
+    guidance: float,
+    keys: NDArray[np.int64],
+    noise: int,
+) -> Iterator[tuple[Tensor, Denoised]]:
+    """Sample from addressed noise as `sampling` says: (x_t, the step that was taken from it) until x_0.
+
+    Args:
+        conditions: of guidance's conditional branch; one is drawn at random for each step.
+        without: of the other branch.
+        keys, noise: address each image's noise.
+    """
+    side, seed = models.config.data.target_size, models.config.seed
+
+    def drawn(step: int) -> Tensor:
+        return addressed_noise(seed, keys, noise, step, side).to(models.device)
+
+    recipe = Recipe(
+        conditions=conditions,
+        without=without,
+        w=guidance,
+        plan=_plan(models),
+        noise=lambda i: drawn(i + 1),
+        choose=lambda t: mix64(seed, PURPOSE, t) % len(conditions),
+    )
+    x = drawn(0)
+    for step in models.method.sample(recipe, x):
+        yield x, step
+        x = step.x
+
+
+def _plan(models: Models) -> list[ReverseStep]:
+    """The steps of the reverse process; none where the method decodes at once."""
+    model, s = models.method, models.config.sampling
+    if not isinstance(model, DiffusionMethod):
+        return []
+    return reverse_steps(model.process.abar, method=s.method, steps=s.steps, variance=s.variance, eta=s.eta)
+
+
+def kept_sections(model: Method, masked: Sequence[int], rows: int, device: torch.device) -> Tensor | None:
+    """The sections of z that are used, bool [rows, sections]; None = all."""
+    if not masked:
         return None
     keep = torch.ones(rows, model.sections, dtype=torch.bool, device=device)
-    keep[:, list(how.masked_sections)] = False
+    keep[:, list(masked)] = False
     return keep
 
 
@@ -179,20 +212,15 @@ def _spaced(count: int, wanted: int) -> set[int]:
     return {round(i * (count - 1) / (wanted - 1)) for i in range(wanted)}
 
 
-def choose(workers: Pool, count: int) -> SampleInputs:
-    """`pick_inputs` by one worker."""
-    return workers.call(pick_inputs, count)
-
-
-def sample_all(workers: Pool, drawings: Sequence[SampleJob], say: Say) -> list[SampleOutput]:
-    """Each drawing, by all workers in pieces of a few images."""
+def sample_all(workers: Pool, jobs: Sequence[SampleJob], say: Say) -> list[SampleOutput]:
+    """Do each job, in pieces of a few images."""
     progress = Progress(say, "samples", "images", units=lambda piece: len(piece.inputs.keys))
     return [
         replace(parts[0], images=np.concatenate([part.images for part in parts]))
-        for parts in workers.map_split(draw, drawings, _cut, progress)
+        for parts in workers.map_split(draw, jobs, _cut, progress)
     ]
 
 
-def _cut(drawing: SampleJob) -> list[SampleJob]:
-    starts = range(0, len(drawing.inputs.keys), CHUNK)
-    return [replace(drawing, inputs=drawing.inputs.rows(slice(at, at + CHUNK))) for at in starts]
+def _cut(job: SampleJob) -> list[SampleJob]:
+    starts = range(0, len(job.inputs.keys), CHUNK)
+    return [replace(job, inputs=job.inputs.rows(slice(at, at + CHUNK))) for at in starts]

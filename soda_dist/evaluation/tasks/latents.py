@@ -17,14 +17,14 @@ from soda_dist.evaluation.features.scoring import fit_settings
 from soda_dist.evaluation.features.targets import Target, choose_target
 from soda_dist.evaluation.images.decode_latents import (
     Decoded,
+    DirectionsJob,
     LatentJob,
-    Latents,
     decode_all,
     encode_all,
     find_directions,
     section_of,
 )
-from soda_dist.evaluation.images.sampling import SampleInputs, choose
+from soda_dist.evaluation.images.sampling import SampleInputs, pick_inputs
 from soda_dist.evaluation.images.scores import Images
 from soda_dist.evaluation.views import PURPOSE
 from soda_dist.metrics.estimates import mean_of
@@ -119,7 +119,7 @@ class _Sheets:
 
     @classmethod
     def of(cls, context: Context, latents: NDArray[np.float32]) -> "_Sheets":
-        shown = choose(context.workers, context.config.evaluation.tools.images)
+        shown = context.workers.call(pick_inputs, context.config.evaluation.tools.images)
         if len(shown.keys) < 2:
             got = f"{context.config.evaluation.test_split} with one readable image"
             raise UserError("evaluation.test_split", got, "two or more, to go between", "choose another split")
@@ -226,7 +226,7 @@ class _Sheets:
     def directions(self) -> tuple[dict[str, Any], Pictures]:
         """Facts of the principal directions, of all of z and of its sections, and their pictures."""
         tools, sectioned = self.context.config.evaluation.tools, self.sections > 1
-        asked = Latents(self.pool.numpy(), tools.directions, sectioned)
+        asked = DirectionsJob(self.pool.numpy(), tools.directions, sectioned)
         whole, *parts = self.context.workers.call(find_directions, asked)
         names = [f"direction {number + 1} ({share:.0%})" for number, share in enumerate(whole.explained.tolist())]
         moves = list(zip(names, whole.directions, whole.sigmas.tolist(), strict=True))
@@ -263,7 +263,7 @@ class _Sheets:
 def _measured(context: Context, probe: LinearProbe, attributes: Sequence[Attribute]) -> dict[str, Any]:
     """The effect of moves on other test images, which are drawn and encoded again."""
     tools, names = context.config.evaluation.tools, [attribute.name for attribute in attributes]
-    images = choose(context.workers, tools.measured_images)
+    images = context.workers.call(pick_inputs, tools.measured_images)
     z = torch.from_numpy(encode_all(context.workers, images))
     ks = [k for k in tools.ks if k]
     moved = [traverse(z, a.direction, a.sigma, ks) for a in attributes]

@@ -11,7 +11,7 @@ from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Context, Result
 from soda_dist.evaluation.images.generated_sets import ImageSet, SetPiece, folder_of, generate_set, image_set
 from soda_dist.evaluation.images.judges import check_weights, facts_of, set_moments
-from soda_dist.evaluation.images.sampling import STRIP_IMAGES, SampleJob, SampleOutput, choose, sample_all
+from soda_dist.evaluation.images.sampling import STRIP_IMAGES, SampleJob, SampleOutput, pick_inputs, sample_all
 from soda_dist.evaluation.images.set_scores import check_lpips, lpips_facts, score_line, set_scores
 from soda_dist.metrics.distributions import fid
 from soda_dist.parallel.pool import Pool
@@ -117,7 +117,7 @@ FREE_COLUMNS = 4
 
 def show(workers: Pool, config: RunConfig, say: Say) -> dict[str, bytes]:
     """Pictures of reconstructions by file name: a row for each of a few images."""
-    inputs = choose(workers, config.evaluation.images)
+    inputs = workers.call(pick_inputs, config.evaluation.images)
     if config.method == "encdec":
         (drawn,) = sample_all(workers, [SampleJob(inputs, 1.0, 0, 0)], say)
         rows = [list(row) for row in zip(inputs.target, drawn.images, strict=True)]
@@ -138,7 +138,7 @@ def show(workers: Pool, config: RunConfig, say: Say) -> dict[str, bytes]:
 
 def free_samples(workers: Pool, config: RunConfig, say: Say) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Images without any source: facts for samples.json, and the pictures by file name."""
-    inputs = choose(workers, config.evaluation.images)
+    inputs = workers.call(pick_inputs, config.evaluation.images)
     without = 1.0 if config.method == "unconditional" else 0.0  # there nothing is left out
     noises = [SampleJob(inputs, without, 1 + number, 0) for number in range(FREE_COLUMNS)]
     strip = replace(noises[0], strip=min(STRIP_IMAGES, len(inputs.keys)))
