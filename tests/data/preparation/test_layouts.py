@@ -1,18 +1,21 @@
-"""Every published layout, made small, through an import as a cluster does it; and damaged ones, which leave nothing."""
+"""Every published layout, made small, is imported and checked; damaged ones leave a sound folder or none."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from soda_dist.data.preparation import check, prepare
 from soda_dist.data.shards import MANIFEST, check_shards, read_manifest
 from soda_dist.data.sources import SOURCES
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
+from soda_dist.parallel.local_pool import LocalPool
+from soda_dist.parallel.pool import Pool
 from tests.data.written.layouts import LAYOUTS, small
 from tests.data.written.mutated import mutant
+from tests.sizes import sized
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 GROUPS = ("rows_per_group=4", "groups_per_shard=2")
 ROWS = {
     "afhq": {"train": 6, "val": 4},
@@ -57,17 +60,6 @@ ROWS = {
 """Good ones of each split, by the constants of the writers' modules."""
 REJECTED = {"folder": 4}
 """By kind."""
-IN_S3 = (
-    "celebahq zip",
-    "cub tgz",
-    "imagenet tgz",
-    "lsun",
-    "lsun deflated zip",
-    "mpi3d",
-    "parquet",
-    "shapes3d",
-    "webdataset",
-)
 DAMAGED = (
     "cifar10",
     "cub",
@@ -80,62 +72,63 @@ DAMAGED = (
     "parquet",
     "shapes3d",
 )
-SEEDS = range(4)
-"""Of mutants of each of these."""
 
 
 @pytest.fixture(autouse=True)
 def few_values() -> Iterator[None]:
-    """Opened here, sources carry what their tasks need."""
     with small():
         yield
 
 
-def imported(name: str, files: dict[str, bytes], source: Folder, data: str) -> list[str]:
-    """What an import of a layout says; its files are written first."""
-    from soda_dist.data.preparation.prepare import prepare
-
+def imported(
+    name: str, files: dict[str, bytes], source: Folder, data: str, pool: Callable[[], Pool] = LocalPool
+) -> list[str]:
+    """Import a layout, whose files are written first; returns the lines that the import shows."""
     for file, content in files.items():
         source.write(file, content)
     layout, lines = LAYOUTS[name], list[str]()
     uri = f"{source.uri}/{layout.name}".rstrip("/")
-    assert prepare(layout.kind, uri, data, (*GROUPS, *layout.options), lines.append) == data
+    assert prepare(layout.kind, uri, data, (*GROUPS, *layout.options), pool(), lines.append) == data
     return lines
 
 
-def checked(data: str, images: int | None) -> str:
+def checked(data: str, images: int | None, pool: Callable[[], Pool] = LocalPool) -> str:
     """The last line of a check; a folder that is not sound is a `UserError`."""
-    from soda_dist.data.preparation.verify import check
-
     lines: list[str] = []
-    check(data, images, lines.append)
+    check(data, images, pool(), lines.append)
     return lines[-1]
 
 
-def test_every_published_kind_is_imported() -> None:
-    assert {LAYOUTS[name].kind for name in ROWS} == set(SOURCES) - {"synthetic"}
-
-
-@pytest.mark.parametrize(("name", "place"), [*((n, "tmp_path") for n in ROWS), *((n, "s3_uri") for n in IN_S3)])
-def test_a_layout_is_imported_once(name: str, place: str, request: pytest.FixtureRequest) -> None:
-    uri, layout = str(request.getfixturevalue(place)), LAYOUTS[name]
+def import_twice(name: str, uri: str, pool: Callable[[], Pool] = LocalPool) -> None:
+    """Import a layout into `uri`, check its shards and what was said of them, and import it again."""
+    layout = LAYOUTS[name]
     source, data = open_folder(f"{uri}/source"), f"{uri}/data"
-    files = layout.packed(layout.files())
-    said = imported(name, files, source, data)
+    said = imported(name, layout.packed(layout.files()), source, data, pool)
     manifest = read_manifest(open_folder(data))
     rows = {split: found.rows for split, found in manifest.splits.items()}
     assert (manifest.kind, rows) == (layout.kind, ROWS[name])
     assert manifest.rejected == REJECTED.get(layout.kind, 0)
     told = ", ".join(f"{count:,} {split} rows" for split, count in rows.items())
     assert said[-1].startswith("done: ") and all(f"{count:,} {split} rows" in said[-1] for split, count in rows.items())
-    assert checked(data, None).endswith(f"{told}, {sum(rows.values())} images decoded")
-    assert imported(name, {}, source, data) == [f"nothing left to do: {told} are there, {manifest.rejected} rejected"]
+    assert checked(data, None, pool).endswith(f"{told}, {sum(rows.values())} images decoded")
+    again = imported(name, {}, source, data, pool)
+    assert again == [f"nothing left to do: {told} are there, {manifest.rejected} rejected"]
 
 
-def test_a_damaged_archive_makes_a_sound_folder_or_none(tmp_path: Path) -> None:
+def test_every_published_kind_is_imported() -> None:
+    assert {LAYOUTS[name].kind for name in ROWS} == set(SOURCES) - {"synthetic"}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_layout_is_imported_once(name: str, source_uri: str) -> None:
+    import_twice(name, source_uri)
+
+
+@sized("seeds", 4, long=40)
+def test_a_damaged_archive_makes_a_sound_folder_or_none(seeds: int, tmp_path: Path) -> None:
     sound, refused = 0, 0
     for name in DAMAGED:
-        for seed in SEEDS:
+        for seed in range(seeds):
             data = str(tmp_path / f"{name} {seed}/data")
             try:
                 imported(name, mutant(LAYOUTS[name], seed), open_folder(str(tmp_path / f"{name} {seed}/source")), data)

@@ -3,23 +3,21 @@
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import pytest
 
+from soda_dist.data.preparation import check
+from soda_dist.data.preparation import prepare as run_import
 from soda_dist.data.shards import read_manifest, write_manifest
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from tests.evaluation.small_run import prepare
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 SHARDS = {"train": [[8, 8], [8, 8, 5]], "test": [[6]]}
 
 
 def checked(place: str, images: int | None = None) -> list[str]:
-    from soda_dist.data.preparation.verify import check
-
     said: list[str] = []
     try:
-        check(place, images, said.append)
+        check(place, images, say=said.append)
     except UserError as error:
         said.append(str(error))
     return said
@@ -53,10 +51,8 @@ def test_every_kind_of_damage_is_named(tmp_path: Path) -> None:
 
 def test_the_remedy_that_the_message_names(tmp_path: Path) -> None:
     """A shard altered at the same length: removed, and imported again by the same command, all is sound."""
-    from soda_dist.data.preparation.prepare import prepare as run_import
-
     options = ["objects=48", "test_objects=16", "size=16", "rows_per_group=8", "groups_per_shard=2"]
-    run_import("synthetic", None, str(tmp_path), options, lambda text: None)
+    run_import("synthetic", None, str(tmp_path), options)
     shard = tmp_path / "train/00001.parquet"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
@@ -64,7 +60,7 @@ def test_the_remedy_that_the_message_names(tmp_path: Path) -> None:
     assert "got 1 complaint about 8 shards; allowed" in message and "remove the shards named above" in message
     shard.unlink()
     said: list[str] = []
-    run_import("synthetic", None, str(tmp_path), options, said.append)
+    run_import("synthetic", None, str(tmp_path), options, say=said.append)
     assert "7 of 8 shards are there from an earlier run" in said
     assert shard.read_bytes() == whole and checked(str(tmp_path))[-1].startswith("sound: 8 shards")
 
