@@ -1,4 +1,4 @@
-"""What tasks of evaluation work on: a checkpoint, its data, and the actors that hold both."""
+"""The context of a task: a checkpoint, its data, and the workers that hold both."""
 
 import time
 from dataclasses import dataclass, field
@@ -27,10 +27,10 @@ class Context:
         data, manifest: the prepared data set.
         config: the run's configuration with the overrides of this evaluation.
         step: of the checkpoint.
-        ema: whether the weights are the running mean.
+        ema: whether the weights are the moving average.
         encoder_only: whether the model is an encoder without a denoiser.
         weights: digest of the checkpoint's files.
-        say: where progress and tables are shown.
+        say: shows progress and tables.
         pool: where jobs run.
         workers: the same with workers that hold `worker.Models`.
     """
@@ -47,7 +47,7 @@ class Context:
     workers: Pool
     encoder_only: bool = False
     points: dict[str, tuple[Point, dict[str, float]]] = field(default_factory=dict)
-    """Where a denoiser is read, by the label that the search went by, with each candidate's accuracy."""
+    """Where the denoiser is read, by the label of the search, with each candidate's accuracy."""
     _features: dict[tuple[str, Point | None], Features] = field(default_factory=dict)
 
     def close(self) -> None:
@@ -61,23 +61,23 @@ class Context:
 
     @property
     def data_facts(self) -> Result:
-        """What a result says of its prepared data, which may be gone when somebody reads the result."""
+        """A result's record of the prepared data, which may be gone when the result is read."""
         rows = {name: split.rows for name, split in self.manifest.splits.items()}
-        how = self.manifest.reencoded
+        reencoded = self.manifest.reencoded
         return {
             "uri": self.data.uri,
             "kind": self.manifest.kind,
             "rows": rows,
-            "reencoded": how and how.model_dump(),
+            "reencoded": reencoded and reencoded.model_dump(),
         }
 
     def rows(self, which: str) -> int:
-        """Rows of the train or test split that evaluation uses."""
+        """Count the rows of the train or test split that evaluation uses."""
         rows = self.manifest.split(getattr(self.config.evaluation, f"{which}_split")).rows
         return min(getattr(self.config.evaluation, f"max_{which}_images") or rows, rows)
 
     def features(self, which: str, point: Point | None) -> Features:
-        """Features of the train or test split: extracted, or read where they are there from before.
+        """Extract the features of the train or test split, or read cached ones.
 
         Raises:
             UserError: fewer than two readable images.
@@ -90,28 +90,28 @@ class Context:
         return self._features[which, point]
 
     def pieces(self, which: str, point: Point | None) -> list[Piece]:
-        """Of the rows of the train or test split that evaluation uses."""
+        """Cut the rows of the train or test split that evaluation uses into pieces."""
         e = self.config.evaluation
         split, limit = getattr(e, f"{which}_split"), getattr(e, f"max_{which}_images")
         points = () if point is None else (point,)
         return plan_pieces(split, self.manifest.split(split).groups, limit, e.batch, points)
 
     def check_readable(self, which: str, count: int) -> None:
-        """A `UserError` for fewer than two readable images in the train or test split."""
+        """Raise a `UserError` for fewer than two readable images in the train or test split."""
         if count < 2:
             split = getattr(self.config.evaluation, f"{which}_split")
             got = f"{split} with {count} readable images"
             raise UserError(f"evaluation.{which}_split", got, "two or more", "choose another split or more of it")
 
     def latents(self, split: str, points: tuple[Point, ...], *, passes: bool = False) -> Folder:
-        """Where latents of a split lie; `passes`: of views that are cropped and flipped."""
+        """Name the folder of a split's latents; `passes`: those of augmented views."""
         shards = [shard.sha256 for shard in self.manifest.split(split).shards]
         return place_of(self.run, self.config, self.weights, shards, points, passes=passes)
 
     def record(self, task: str, facts: Result, pictures: Pictures, began: float) -> Result:
-        """Writes `TASK.json` and the pictures, and returns what the JSON holds.
+        """Store the result of a task with its pictures, and return it.
 
-        `began`: `time.monotonic()` at the beginning.
+        `began`: `time.monotonic()` at the start.
         """
         result = {
             "task": task,

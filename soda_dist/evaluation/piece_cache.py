@@ -1,4 +1,4 @@
-"""Pieces of work whose results stay on storage: a piece that is there is not done again."""
+"""Results of pieces cached on storage: a cached piece is not computed again."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from soda_dist.parallel.pool import Pool
 from soda_dist.parallel.progress import Progress, Say
 
 VERSION = 1
-"""Of what the files hold; another one is another address."""
+"""Of the files' content; part of every address."""
 DIGITS = 16
 
 
@@ -27,14 +27,14 @@ class Piece(Protocol):
 
     @property
     def rows(self) -> int:
-        """How many there are."""
+        """Their number."""
 
 
 Work = TypeVar("Work", bound=Piece)
 
 
 def address(facts: dict[str, Any]) -> str:
-    """A name for what depends on `facts` (JSON values) alone: equal facts have equal names."""
+    """Name what depends on `facts` (JSON values) alone: equal facts have equal names."""
     text = json.dumps({"version": VERSION, **facts}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
@@ -47,16 +47,15 @@ def store(
     say: Say,
     what: str,
 ) -> None:
-    """`job(state, piece)` of every piece is a file of `folder` afterwards, written by the worker that did it.
+    """Store `job(state, piece)` of every piece as a file of `folder`, written by its worker; skip cached pieces.
 
-    What is there already is not done again: a file is complete or absent, and the folder's name says what it depends
-    on, so that work which was stopped, or lost actors, goes on where it was.
+    A file is complete or absent, and the folder's name says what its content depends on, so interrupted work resumes.
     """
-    there = {entry.name for entry in folder.list()}
-    todo = [piece for piece in pieces if piece.file not in there]
+    cached = {entry.name for entry in folder.list()}
+    todo = [piece for piece in pieces if piece.file not in cached]
     total, left = (sum(piece.rows for piece in some) for some in (pieces, todo))
     if left < total:
-        say(f"{what}: {total - left:,} of {total:,} images are there from before")
+        say(f"{what}: reusing {total - left:,} of {total:,} cached images")
     if not todo:
         return
     progress = Progress(say, what, "images", units=lambda piece: piece.rows, done=total - left)
@@ -66,18 +65,18 @@ def store(
 def _write(job: Callable[[Any, Any], pa.Table], folder: Folder, state: Any, piece: Piece) -> None:
     table = job(state, piece)
     if len(table) != piece.rows:
-        raise RuntimeError(f"{piece.file} came to {len(table)} rows in place of {piece.rows}")
+        raise RuntimeError(f"{piece.file} became {len(table)} rows, not {piece.rows}")
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, use_dictionary=False, write_statistics=False, write_page_checksum=True)
     folder.write(piece.file, sink.getvalue())
 
 
 def load(folder: Folder, piece: Piece, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of a piece that `store` has written; `columns` none: all of them."""
+    """Load the rows of a piece that `store` wrote; `columns`: None = all."""
     with folder.explained(piece.file):
         table = pq.read_table(
             folder.open(piece.file), columns=columns, use_threads=False, page_checksum_verification=True
         )
     if len(table) != piece.rows:
-        raise RuntimeError(f"{folder.file_uri(piece.file)} holds {len(table)} rows in place of {piece.rows}")
+        raise RuntimeError(f"{folder.file_uri(piece.file)} holds {len(table)} rows, not {piece.rows}")
     return table

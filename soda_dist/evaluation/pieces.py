@@ -1,4 +1,4 @@
-"""Pieces of a split, and what is read of them."""
+"""Pieces of a split as jobs read them, and the features that come of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ MODEL_SECTIONS = (
     "denoiser",
     "diffusion",
 )
-"""Of the configuration: what a model's initial weights and its views are a function of."""
+"""Sections of the configuration that decide a model's initial weights and its views."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,20 @@ class Point:
 
 @dataclass(frozen=True)
 class Piece:
-    """Consecutive row groups of a split, of whose rows the first `rows` are used."""
+    """Consecutive row groups of a split, of which the first `rows` rows are used.
+
+    Attributes:
+        first_row: ordinal of the first row in the split, which is its key.
+        points: where the denoiser is read; empty = the encoder's latents.
+        number: of the augmented pass; None = central views.
+    """
 
     split: str
     groups: tuple[int, ...]
     first_row: int
-    """Ordinal of the first row in the split: its key."""
     rows: int
     points: tuple[Point, ...] = ()
-    """Where the denoiser is read; none: the encoder's latents."""
     number: int | None = None
-    """Of the pass that crops and flips each image anew; none: central views."""
 
     @property
     def file(self) -> str:
@@ -68,9 +71,9 @@ def plan_pieces(
     batch: int,
     points: tuple[Point, ...] = (),
 ) -> list[Piece]:
-    """The first `limit` rows (none: all) as pieces of whole row groups, each of at least `batch` rows but the last.
+    """Cut the first `limit` rows (None = all) into whole row groups, each piece of at least `batch` rows but the last.
 
-    The plan does not know of actors, so their number decides no latent.
+    The plan does not depend on the workers, so no latent does.
     """
     total = sum(groups) if limit is None else min(limit, sum(groups))
     pieces: list[Piece] = []
@@ -88,21 +91,24 @@ def plan_pieces(
 
 @dataclass(frozen=True)
 class Features:
-    """The readable rows of a split in the order of keys."""
+    """The readable rows of a split in the order of keys.
+
+    Attributes:
+        table: the data set's labels, int64, null where a row has none.
+        arrays: by encoder, [n, D]: float32; pixels uint8.
+        unreadable: names of the rows that are left out.
+    """
 
     split: str
     table: pa.Table
-    """The data set's labels, int64 with nulls where there is none."""
     arrays: dict[str, NDArray[Any]]
-    """By encoder, [n, D]: float32, pixels uint8."""
     unreadable: list[str]
-    """Names of the rows that are left out."""
 
     def __len__(self) -> int:
         return len(self.table)
 
     def labels(self, columns: Sequence[str]) -> NDArray[np.int64]:
-        """int64 [n, columns].
+        """Return the labels of these columns, int64 [n, columns].
 
         Raises:
             UserError: a row without a value.
@@ -118,7 +124,7 @@ class Features:
 
 
 def check_splits(manifest: Manifest, config: RunConfig) -> None:
-    """A `UserError` for a split that the data set does not have, or has without rows."""
+    """Raise a `UserError` for a split that the data set lacks or that has no rows."""
     for which in ("train_split", "test_split"):
         name = getattr(config.evaluation, which)
         filled = [split for split, found in manifest.splits.items() if found.rows]
@@ -127,19 +133,19 @@ def check_splits(manifest: Manifest, config: RunConfig) -> None:
 
 
 def shuffled(config: RunConfig, count: int) -> NDArray[np.int64]:
-    """0..count-1 in an order that belongs to the run's seed."""
+    """Permute 0..count-1 by the run's seed."""
     return np.random.default_rng(mix64(config.seed, PURPOSE, count)).permutation(count)
 
 
 def object_runs(reader: ShardReader) -> list[tuple[int, int]]:
-    """[start, stop) in keys of each object of a split; its rows are neighbours."""
+    """Find [start, stop) in keys of each object of a split; its rows are neighbours."""
     values = reader.column(OBJECT).to_numpy()
     edges = np.concatenate([[0], 1 + np.flatnonzero(np.diff(values)), [len(values)]]).tolist()
     return list(pairwise(edges))
 
 
 def rows_at(reader: ShardReader, keys: Sequence[int], columns: Sequence[str]) -> pa.Table:
-    """Single rows of a split, by their keys."""
+    """Read single rows of a split by their keys."""
     ends = np.cumsum(reader.groups)
     parts = []
     for key in keys:

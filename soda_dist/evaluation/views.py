@@ -1,4 +1,4 @@
-"""What evaluation sees: central or random views of images with their poses, and noise that belongs to their keys."""
+"""Views for evaluation, central or augmented, with their poses; and noise addressed by an image's key."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ PURPOSE = 0x5A3B1E
 
 @dataclass(frozen=True)
 class EvaluationViews:
-    """Views of n images, one of each: central (section D.2) unless `augmented` made them."""
+    """Views of n images, one of each: central (section D.2) unless `augmented_views` made them."""
 
     source: NDArray[np.uint8]
     """uint8 [n, s, s, 3], the encoder's; zeros where not ok."""
@@ -76,8 +76,8 @@ def augmented_views(table: pa.Table, config: RunConfig, number: int, *, target: 
         number: of the pass, in place of an epoch.
     """
     rate = {"crop_flip_rate": config.evaluation.probe.crop_flip_rate, "randaugment_rate": 0.0}
-    how = config.data.augmentation.model_copy(update=rate)
-    one = {"views": "same", "sources": (1, 1), "augment": "both", "augmentation": how}
+    augmentation = config.data.augmentation.model_copy(update=rate)
+    one = {"views": "same", "sources": (1, 1), "augment": "both", "augmentation": augmentation}
     data = config.data.model_copy(update=one)
     images, keys = table.column("image").to_pylist(), table.column("key").to_numpy()
     shown = np.repeat(np.arange(len(images))[:, None], 2, 1)

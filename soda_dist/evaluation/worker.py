@@ -1,4 +1,4 @@
-"""What a worker of evaluation holds: networks, and readers of the splits."""
+"""The state of an evaluation worker: networks, and readers of the splits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,20 +32,20 @@ UNTRAINED = (
 
 @dataclass
 class Models:
-    """What an actor holds. `config` gives sizes and evaluation; the networks are as their checkpoint says."""
+    """The state of a worker. `config` sets sizes and evaluation; the checkpoint defines the networks."""
 
     model: Method | EncoderAlone
     config: RunConfig
     reader: dict[str, ShardReader]
     device: torch.device
     fresh: Callable[[RunConfig], Method | EncoderAlone] = build_model
-    """Makes the model as it was before training."""
+    """Builds the model as it was before training."""
     kept: dict[Any, Any] = field(default_factory=dict)
-    """What jobs keep from one piece to the next."""
+    """Values that jobs cache from one piece to the next."""
 
     @cached_property
     def untrained(self) -> Method | EncoderAlone:
-        """The model before training, fit for eval mode; made on first use."""
+        """The model before training, with usable batch norms; built on first use."""
         fresh = self.fresh(self.config).to(self.device).eval().requires_grad_(False)
         encoder = getattr(fresh, "encoder", None)
         if isinstance(encoder, Encoder):
@@ -54,12 +54,12 @@ class Models:
 
     @property
     def method(self) -> Method:
-        """The model as one that draws; tasks that need it are refused for an encoder alone."""
+        """The model as a method that draws; an encoder alone is refused by the tasks that need one."""
         assert isinstance(self.model, Method)
         return self.model
 
     def _first_training_batches(self) -> list[tuple[Tensor, Tensor | None, None]]:
-        """What the encoder takes, whole batches of the first training images (one that is not, if they are fewer)."""
+        """Whole batches of the first training images as the encoder takes them; one partial batch if they are fewer."""
         split, batch = self.config.evaluation.train_split, self.config.evaluation.batch
         reader = self.reader[split]
         piece = plan_pieces(split, reader.groups, NORM_ROWS, NORM_ROWS)[0]
@@ -71,16 +71,16 @@ class Models:
 
 
 def load_models(model_source: ModelSource, data_uri: str, config: RunConfig, device: str) -> Models:
-    """What an actor sets itself up with: the networks, and readers of the splits of evaluation."""
+    """Load the networks and open the splits of evaluation: the set-up of a worker."""
     import cv2
 
-    cv2.setNumThreads(1)  # an actor has one CPU
+    cv2.setNumThreads(1)  # OpenCV would use every core of the machine
     model = model_source.load().to(device).eval()
     return Models(model, config, readers(data_uri, config), torch.device(device), model_source.fresh)
 
 
 def readers(data_uri: str, config: RunConfig) -> dict[str, ShardReader]:
-    """A reader of each split of evaluation, by name."""
+    """Open a reader of each split of evaluation, by name."""
     folder = open_folder(data_uri)
     manifest = read_manifest(folder)
     splits = (config.evaluation.train_split, config.evaluation.test_split)

@@ -1,4 +1,4 @@
-"""Attributes in the latent space: directions by the linear probe (E.3), and what a move along them does to images."""
+"""Attributes in the latent space: directions by the linear probe (E.3), and the effect of moves along them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from soda_dist.models.latents import attribute_direction
 
 @dataclass(frozen=True)
 class Rows:
-    """What a probe is fitted on."""
+    """The rows that a probe is fitted on."""
 
     latents: NDArray[np.float32]
     """float32 [n, D]."""
@@ -44,7 +44,7 @@ class Attribute:
 
 
 def fit(models: Models, rows: Rows) -> LinearProbe:
-    """The work of an actor; the probe's tensors are on the CPU."""
+    """Fit the probe; a worker's job. Its tensors are on the CPU."""
     latents, labels = (torch.tensor(part, device=models.device) for part in (rows.latents, rows.labels))
     probe = fit_probe(latents, labels, classes=rows.classes, seed=rows.seed, **rows.settings)
     parts = {name: getattr(probe, name).cpu() for name in ("mean", "variance", "weight", "bias")}
@@ -61,7 +61,7 @@ def names_of(target: Target, manifest: Manifest, count: int) -> list[str]:
 def attributes_of(probe: LinearProbe, names: Sequence[str], latents: NDArray[np.float32]) -> list[Attribute]:
     """The directions of the first attributes or classes.
 
-    What the rows of a softmax have in common is subtracted: it moves no probability.
+    The mean of a softmax's rows is subtracted: it moves no probability.
 
     Args:
         names: as of `names_of`.
@@ -97,7 +97,7 @@ def log_odds(probe: LinearProbe, latents: NDArray[np.float32], count: int) -> ND
 def effects(
     names: Sequence[str], moved: int, before: NDArray[np.float64], after: dict[float, NDArray[np.float64]]
 ) -> list[dict[str, Any]]:
-    """What the probe says of images that were moved along an attribute by k sigma, for each k.
+    """Score images that were moved along an attribute by k sigma, for each k.
 
     Args:
         names: of the columns.
@@ -108,7 +108,7 @@ def effects(
     Returns:
         For each k `score` (log-odds), `probability`, `share` (of images that have it, p > 1/2), `change` of the score,
         and for the `others` the change of theirs: means with standard errors over images. `drift`: each image's mean
-        absolute change over the others; none where there are none.
+        absolute change over the others; None without others.
     """
     found = []
     for k, scores in sorted(after.items()):

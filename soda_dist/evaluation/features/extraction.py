@@ -1,4 +1,4 @@
-"""Latents of a split, extracted by actors, beside those of an untrained encoder and raw pixels.
+"""Latents of a split, extracted by workers, beside those of an untrained encoder and raw pixels.
 
 They stay as Parquet in the run's `latents/ADDRESS/SPLIT/`, a file for each piece of the split: `key`, `name`, whether
 the image was readable, every label of the data set, and a column of vectors for each encoder.
@@ -33,12 +33,12 @@ from soda_dist.runs.folder import latents_folder
 
 @torch.no_grad()
 def extract(models: Models, piece: Piece) -> pa.Table:
-    """The work of an actor: read, decode, encode.
+    """Read, decode and encode a piece; a worker's job.
 
     Returns:
-        A row for each of the piece's: `key`, `name`, `ok` (bool, whether the image could be read), the data set's
-        labels as int64, and vectors: `trained` and `untrained` (float32) and `pixels` (uint8), or one for each of
-        several points; they mean nothing where not ok.
+        The piece's rows: `key`, `name`, `ok` (bool, whether the image could be read), the data set's labels as int64,
+        and vectors `trained` and `untrained` (float32) and `pixels` (uint8), or one for each of several points; where
+        not ok they are meaningless.
 
     Raises:
         UserError: a shard is damaged.
@@ -47,7 +47,7 @@ def extract(models: Models, piece: Piece) -> pa.Table:
     labels = list(reader.manifest.labels)
     table = rows_of(reader, piece, ["key", "image", "name", *labels, *pose_columns(models.config)])
     if table.column("key").to_pylist() != list(range(piece.first_row, piece.first_row + piece.rows)):
-        raise RuntimeError(f"rows {piece.first_row} and on of {piece.split} have other keys than their ordinals")
+        raise RuntimeError(f"rows {piece.first_row} and on of {piece.split} have keys other than their ordinals")
     see = central_views if piece.number is None else partial(augmented_views, number=piece.number)
     seen = see(table, models.config, target=bool(piece.points))
     parts: list[dict[str, Tensor]] = []
@@ -84,7 +84,7 @@ def _arrays(models: Models, seen: EvaluationViews, first_key: int, piece: Piece)
 
 
 def _latents(models: Models, model: Method | EncoderAlone, seen: EvaluationViews) -> Tensor:
-    """The encoder's, float32 [n, D] on the CPU; the mean over the grid where there is no bottleneck."""
+    """Encode: float32 [n, D] on the CPU; without a bottleneck the mean over the grid."""
     assert isinstance(model, Encoding | EncoderAlone)
     z = model.encode(seen.sources(models.device))
     return (z.mean(1) if z.ndim == 3 else z).float().cpu()
@@ -98,7 +98,7 @@ def activations(
     points: tuple[Point, ...],
     draw: int = 0,
 ) -> dict[Point, Tensor]:
-    """The denoiser's at `points`, float32 [n, C] each on the CPU; a row's noise is a function of its key and `draw`."""
+    """Read the denoiser at `points`: float32 [n, C] each, on the CPU; `draw` and a row's key address its noise."""
     assert isinstance(model, DiffusionMethod)
     sources = seen.sources(models.device)
     target = target_input(torch.from_numpy(seen.target)).to(models.device)
@@ -122,14 +122,14 @@ def place_of(
     *,
     passes: bool = False,
 ) -> Folder:
-    """Where the latents of a split lie: the name says what decides them.
+    """Name the folder of a split's latents by everything that decides them.
 
     Args:
         root: the run's folder.
         weights: digest of the checkpoint.
         shards: digests of the split's shards.
         points: where the denoiser is read.
-        passes: of views that are cropped and flipped; all passes lie together, however many there are.
+        passes: latents of augmented views; all passes lie in one folder.
     """
     e = config.evaluation
     facts: dict[str, Any] = {
@@ -145,7 +145,7 @@ def place_of(
 
 
 def collect(workers: Pool, place: Folder, pieces: list[Piece], say: Say) -> Features:
-    """The features of all pieces, each row once.
+    """Compute or read the features of all pieces.
 
     Raises:
         UserError: the model gives values that are not finite.
@@ -154,7 +154,7 @@ def collect(workers: Pool, place: Folder, pieces: list[Piece], say: Say) -> Feat
 
 
 def write_latents(workers: Pool, place: Folder, pieces: list[Piece], say: Say) -> Folder:
-    """The folder of a split in which all these pieces lie afterwards."""
+    """Compute the pieces that are not cached; return the folder of the split, which then holds all."""
     split = pieces[0].split
     folder = place.child(split)
     passes = len({piece.number for piece in pieces} - {None})
@@ -164,7 +164,7 @@ def write_latents(workers: Pool, place: Folder, pieces: list[Piece], say: Say) -
 
 
 def read_features(folder: Folder, pieces: Sequence[Piece]) -> Features:
-    """What `collect` has left on storage.
+    """Read the features that `write_latents` stored.
 
     Raises:
         UserError: values that are not finite.
@@ -184,7 +184,7 @@ def read_features(folder: Folder, pieces: Sequence[Piece]) -> Features:
         at += int(ok.sum())
     rows = pa.concat_tables(facts)
     if rows.column("key").to_pylist() != list(range(total)):
-        raise RuntimeError(f"{folder.uri} lacks rows, or has some twice")
+        raise RuntimeError(f"{folder.uri} lacks rows or has some twice")
     arrays = {name: array[:at] for name, array in arrays.items()}
     for name, array in arrays.items():
         if name not in ("untrained", "pixels"):
@@ -195,19 +195,19 @@ def read_features(folder: Folder, pieces: Sequence[Piece]) -> Features:
 def features_of(
     split: str, rows: pa.Table, ok: pa.Array | pa.ChunkedArray, arrays: dict[str, NDArray[Any]]
 ) -> Features:
-    """The features of the rows that are `ok`, of whose vectors `arrays` holds no others."""
+    """Make the features of the `ok` rows; `arrays` holds the vectors of these alone."""
     labels = [name for name in rows.column_names if name.startswith("label/")]
     kept = rows.filter(ok).select(labels).rename_columns([name.removeprefix("label/") for name in labels])
     return Features(split, kept, arrays, rows.filter(pc.invert(ok)).column("name").to_pylist())
 
 
 def not_finite(latents: NDArray[Any]) -> int:
-    """How many rows hold a value that is not finite."""
+    """Count the rows that hold a value that is not finite."""
     return sum(int((~np.isfinite(part)).any(axis=1).sum()) for part in _blocks(latents))
 
 
 def check_finite(bad: int, split: str) -> None:
-    """A `UserError` if latents of a trained encoder are not finite."""
+    """Raise a `UserError` if `bad` latents of a trained encoder are not finite."""
     if bad:
         got = f"an encoder with {bad} latents of {split} that are not finite"
         raise UserError("--run", got, "a run that did not diverge", "evaluate an earlier step or lower optim.lr")

@@ -34,7 +34,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Part:
-    """What one member of the gang fits on.
+    """The rows of one member of the gang.
 
     Attributes:
         plain: central views of its rows.
@@ -108,7 +108,10 @@ def _joined_group(seat: Seat, device: torch.device) -> ProcessGroupContext | Loc
 def read_vectors(
     draws: Sequence[Draw], encoder: str, ok: NDArray[np.bool_], like: NDArray[Any]
 ) -> tuple[NDArray[Any], int]:
-    """An encoder's vectors of the `ok` rows of each draw, [draws, n, D] as those of `like` are; how many not finite."""
+    """Read an encoder's vectors of the `ok` rows of each draw, [draws, n, D]; count those that are not finite.
+
+    `like`: vectors of the same width and dtype.
+    """
     whole = np.empty((len(draws), int(ok.sum()), like.shape[1]), like.dtype)
     for number, draw in enumerate(draws):
         row = at = 0

@@ -42,7 +42,7 @@ def needs_gang(config: RunConfig) -> bool:
 
 
 def extract_training(context: Context, point: Point | None) -> Training:
-    """Extracts what is not there from before: central views, and `evaluation.probe.passes` passes of the same rows."""
+    """Extract the latents that are not cached: central views and `evaluation.probe.passes` passes of the same rows."""
     pieces, count = context.pieces("train", point), context.config.evaluation.probe.passes
     split, points = pieces[0].split, pieces[0].points
     plain = Draw(write_latents(context.workers, context.latents(split, points), pieces, context.say), tuple(pieces))
@@ -72,7 +72,7 @@ def _rows(draw: Draw, columns: list[str]) -> pa.Table:
 def fit_probes(context: Context, training: Training, test: Features, target: Target, members: int) -> dict[str, Any]:
     """The probe's part of its result, as `score_all` has it: each encoder's, one after another.
 
-    The workers should be released, so that what they held is free. `members`: of the gang, see `Pool.gang_size`.
+    The other workers should be released first. `members`: of the gang, see `Pool.gang_size`.
     """
     config, pool = context.config, context.pool
     encoders = [encoder for encoder in ENCODERS if encoder in test.arrays]

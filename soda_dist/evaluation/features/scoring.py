@@ -1,4 +1,4 @@
-"""Metrics on extracted features, each encoder's by an actor."""
+"""Metrics on extracted features, those of each encoder by one worker."""
 
 import time
 import warnings
@@ -20,11 +20,11 @@ from soda_dist.parallel.progress import Progress, Say
 from soda_dist.runs.results import ENCODERS
 
 AROUND = ("passes", "crop_flip_rate", "workers")
-"""Settings of the probe that say what it is fitted on, and by whom."""
+"""Settings of the probe's rows and workers, which the metric itself does not take."""
 
 
 def fit_settings(config: RunConfig, metric: str) -> dict[str, Any]:
-    """What the metric itself takes of its section in the configuration."""
+    """Return the settings that the metric itself takes."""
     settings = getattr(config.evaluation, metric).model_dump(mode="json")
     return {name: value for name, value in settings.items() if name not in AROUND}
 
@@ -45,7 +45,7 @@ class Task:
 
 
 def measure(models: Models, task: Task) -> dict[str, Any]:
-    """The work of an actor: plain values for the result's JSON."""
+    """Compute a metric; a worker's job. Returns plain values for the result's JSON."""
     start = time.monotonic()
     arrays, labels = (
         [as_tensor(reference.get(), models.device) for reference in references]

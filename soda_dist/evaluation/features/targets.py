@@ -1,4 +1,4 @@
-"""What latents are asked to predict."""
+"""The labels that latents are to predict."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from soda_dist.evaluation.pieces import Features
 
 @dataclass(frozen=True)
 class Target:
-    """What is predicted: a class or a factor from one column, or binary attributes from one or more."""
+    """A class or a factor from one column, or binary attributes from one or more."""
 
     name: str
     kind: str
@@ -22,12 +22,12 @@ class Target:
     classes: int
 
     def of(self, features: Features) -> NDArray[np.int64]:
-        """Labels as the metrics take them: [N] of a class or factor, [N, A] of attributes."""
+        """Return the labels as the metrics take them: [N] of a class or factor, [N, A] of attributes."""
         labels = features.labels(self.columns)
         return labels if self.kind == "attribute" else labels[:, 0]
 
     def check(self, features: Features) -> None:
-        """A `UserError` for rows without a value, or values that the manifest does not name."""
+        """Raise a `UserError` for rows without a value, or values that the manifest does not name."""
         labels = features.labels(self.columns)
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= self.classes:
@@ -38,20 +38,20 @@ class Target:
 
 
 def choose_target(manifest: Manifest, label: str | None) -> Target:
-    """The target called `label`, or the data set's main one; a `UserError` if there is none."""
+    """Choose the target called `label`, or the data set's main one; a `UserError` if it has none."""
     remedy = "name a label column, or leave out probe and knn"
     found = choose_label(manifest, label, field="evaluation.label", remedy=remedy)
     return Target(found.name, found.kind, found.columns, found.classes)
 
 
 def check_neighbours(config: RunConfig, rows: int) -> None:
-    """A `UserError` if there are fewer training rows than neighbours asked for."""
+    """Raise a `UserError` for more neighbours than training rows."""
     k = config.evaluation.knn.k
     if k > rows:
         raise UserError("evaluation.knn.k", k, f"1..{rows}, the training images", "ask for fewer neighbours")
 
 
 def majority(train: NDArray[np.int64], test: NDArray[np.int64]) -> float:
-    """Accuracy on test labels [M, A] of always saying the most frequent training label, mean over columns."""
+    """Accuracy of always predicting the most frequent training label on test labels [M, A]; mean over columns."""
     most = [np.bincount(column).argmax() for column in train.T]
     return float((test == np.array(most)).mean())

@@ -137,7 +137,7 @@ def set_moments(
     The moments are summed here in float64 and in the order of the pieces, so that no number depends on the workers.
     """
     looks = [Look(folder, piece, side) for piece in pieces]
-    what = f"Inception's features of {pieces[0].of.kind if side == 'image' else 'real images'}"
+    what = f"Inception's features of {pieces[0].image_set.kind if side == 'image' else 'real images'}"
     progress = Progress(context.say, what, "images", units=lambda look: look.members.rows)
     total, kept = moments(torch.zeros(0, inception.FEATURES)), [np.zeros((0, inception.FEATURES), np.float32)]
     for look, batches in zip(looks, in_order(context.workers.completed(_features, looks, progress)), strict=True):

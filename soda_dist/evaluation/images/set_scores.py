@@ -30,7 +30,7 @@ def set_scores(
     table = load_set(folder, pieces, ["psnr", "ssim"])
     total = sum(piece.rows for piece in pieces)
     if not len(table):
-        split = pieces[0].of.split
+        split = pieces[0].image_set.split
         got = f"split {split} without a readable image"
         raise UserError("evaluation.test_split", got, "readable images", "choose another split")
     values: dict[str, NDArray[Any]] = {name: table.column(name).to_numpy() for name in ("psnr", "ssim")}

@@ -6,7 +6,7 @@ from soda_dist.config.schema import RunConfig
 from soda_dist.data.shards import ShardReader
 from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Context
-from soda_dist.evaluation.images.generated_sets import ImageSet, SetPiece, view_set
+from soda_dist.evaluation.images.generated_sets import ImageSet, SetPiece, plan_views
 from soda_dist.evaluation.pieces import object_runs
 
 
@@ -50,4 +50,4 @@ def asked_views(
     how = context.config.sampling.model_copy(update={"sources": sources, "stochastic": joined == "stochastic"})
     of = ImageSet("novel_views", e.test_split, how, "mean" if joined == "mean" else "own")
     skip = max([*sources_of(context), context.config.sampling.sources])
-    return view_set(context, of, objects, e.novel_views.views, skip, limit)
+    return plan_views(context, of, objects, e.novel_views.views, skip, limit)

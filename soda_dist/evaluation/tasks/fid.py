@@ -8,7 +8,7 @@ from torch import Tensor
 from soda_dist.config.schema import RunConfig
 from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Context, Result
-from soda_dist.evaluation.images.generated_sets import ImageSet, Kind, SetPiece, generate_set, image_set
+from soda_dist.evaluation.images.generated_sets import ImageSet, Kind, SetPiece, generate_set, plan_images
 from soda_dist.evaluation.images.judges import check_weights, facts_of, set_moments
 from soda_dist.evaluation.images.view_sets import asked_views, check_sources, has_novel_views
 from soda_dist.metrics.distributions import KID_SUBSET_SIZE, KID_SUBSETS, NEIGHBOURS, fid, kid, precision_recall
@@ -81,7 +81,7 @@ def _members(context: Context, kind: Kind) -> list[SetPiece]:
     e = context.config.evaluation
     if kind == "novel_views":
         return asked_views(context, context.config.sampling.sources, "own", e.fid.images, limit=e.fid.images)
-    return image_set(context, ImageSet(kind, e.test_split, context.config.sampling), e.fid.images)
+    return plan_images(context, ImageSet(kind, e.test_split, context.config.sampling), e.fid.images)
 
 
 def _by_features(drawn: Tensor, real: Tensor, seed: int) -> dict[str, Any]:

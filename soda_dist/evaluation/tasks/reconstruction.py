@@ -9,7 +9,7 @@ from soda_dist.config.schema import RunConfig
 from soda_dist.config.sections import Sampling
 from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Context, Result
-from soda_dist.evaluation.images.generated_sets import ImageSet, SetPiece, folder_of, generate_set, image_set
+from soda_dist.evaluation.images.generated_sets import ImageSet, SetPiece, folder_of, generate_set, plan_images
 from soda_dist.evaluation.images.judges import check_weights, facts_of, set_moments
 from soda_dist.evaluation.images.sampling import STRIP_IMAGES, SampleJob, SampleOutput, pick_inputs, sample_all
 from soda_dist.evaluation.images.set_scores import check_lpips, lpips_facts, score_line, set_scores
@@ -75,9 +75,9 @@ def _add_fid(context: Context, ways: Sequence[Sampling], rows: Sequence[dict[str
     The images that they are held against are the same for every way.
     """
     pieces = [_members(context, how) for how in ways]
-    real, _ = set_moments(context, folder_of(context, pieces[0][0].of), pieces[0], "target", 0)
+    real, _ = set_moments(context, folder_of(context, pieces[0][0].image_set), pieces[0], "target", 0)
     for how, some, row in zip(ways, pieces, rows, strict=True):
-        drawn, _ = set_moments(context, folder_of(context, some[0].of), some, "image", 0)
+        drawn, _ = set_moments(context, folder_of(context, some[0].image_set), some, "image", 0)
         if drawn.count > 1:
             row["fid"] = {"value": fid(drawn, real), "standard_error": None}
             context.say(f"FID of {drawn.count:,} reconstructions at {_way(how)}: {row['fid']['value']:.2f}")
@@ -86,7 +86,7 @@ def _add_fid(context: Context, ways: Sequence[Sampling], rows: Sequence[dict[str
 
 def _members(context: Context, how: Sampling) -> list[SetPiece]:
     e = context.config.evaluation
-    return image_set(context, ImageSet("reconstruction", e.test_split, how), e.reconstruction.images)
+    return plan_images(context, ImageSet("reconstruction", e.test_split, how), e.reconstruction.images)
 
 
 def _way(how: Sampling) -> str:
