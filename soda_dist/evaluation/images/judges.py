@@ -1,4 +1,4 @@
-"""Published networks that judge images, in actors: LPIPS of pairs, Inception's features and their moments."""
+"""Published networks that judge images: LPIPS of pairs, Inception's features and their moments."""
 
 import hashlib
 from collections.abc import Sequence
@@ -28,14 +28,14 @@ Side = Literal["image", "target"]
 
 
 def check_weights(config: RunConfig, name: str) -> None:
-    """A `UserError` if the network's weights are not named, or not where they are said to be."""
+    """Raise a `UserError` if the network's weights are not named or not found."""
     weights: Weights = getattr(config.evaluation, name)
     field = f"evaluation.{name}.weights"
     if weights.weights is None:
-        raise UserError(field, "nothing", "a file or URI", f"download {_url(weights)} and say where it is")
+        raise UserError(field, "nothing", "a file or URI", f"download {_url(weights)} and name the file")
     folder, file = locate(weights.weights)
     if not folder.exists(file):
-        raise UserError(field, weights.weights, "an existing file", f"download {_url(weights)} to there")
+        raise UserError(field, weights.weights, "an existing file", f"download {_url(weights)} to that place")
 
 
 def _url(weights: Weights) -> str:
@@ -50,17 +50,17 @@ def _published(weights: Weights, digest: str) -> bool:
 
 @dataclass(frozen=True)
 class Judge:
-    """A network with what a result says about it."""
+    """A network, and a result's record of its weights."""
 
     net: nn.Module
     facts: dict[str, Any]
 
 
 def judge_of(models: Models, name: str) -> Judge:
-    """The network, read once by an actor.
+    """Return the network, loaded once by each worker.
 
     Raises:
-        UserError: the file is not the published one and no digest allows it, or not what it should be.
+        UserError: the file is not the published one and no digest allows it, or not this network's.
     """
     if name not in models.kept:
         weights: Weights = getattr(models.config.evaluation, name)
@@ -85,27 +85,27 @@ def judge_of(models: Models, name: str) -> Judge:
 
 
 def facts_of(models: Models, name: str) -> dict[str, Any]:
-    """What a result says about the weights; the work of an actor."""
+    """Return a result's record of the weights; a worker's job."""
     return judge_of(models, name).facts
 
 
 @dataclass(frozen=True)
 class Look:
-    """A piece of a drawn set that is looked at."""
+    """One side of a piece of a drawn set."""
 
     folder: Folder
     members: SetPiece
     side: Side
 
     def images(self) -> NDArray[np.uint8]:
-        """The readable members': uint8 [n, h, w, 3]."""
+        """Load the readable members' images, uint8 [n, h, w, 3]."""
         table = load(self.folder, self.members, ["ok", self.side])
         column = table.filter(table.column("ok")).column(self.side)
         return images_of(column) if len(column) else np.zeros((0, 1, 1, 3), np.uint8)
 
 
 def lpips_scores(context: Context, folder: Folder, pieces: Sequence[SetPiece]) -> NDArray[np.float64]:
-    """LPIPS between image and target of each readable member, float64 [n], in the order of members."""
+    """Return LPIPS between image and target of each readable member, float64 [n], in the order of members."""
     looks = [Look(folder, piece, "image") for piece in pieces]
     progress = Progress(context.say, "LPIPS", "images", units=lambda look: look.members.rows)
     return np.concatenate(context.workers.map(_lpips, looks, progress))
@@ -132,7 +132,7 @@ def _tensor(images: NDArray[np.uint8], device: torch.device) -> Tensor:
 def set_moments(
     context: Context, folder: Folder, pieces: Sequence[SetPiece], side: Side, keep: int
 ) -> tuple[Moments, Tensor]:
-    """Moments of Inception's features over a set's readable members, and the features of the first `keep` members.
+    """Return the moments of Inception's features of a set, and the features of its first `keep` members.
 
     The moments are summed here in float64 and in the order of the pieces, so that no number depends on the workers.
     """
@@ -149,7 +149,7 @@ def set_moments(
 
 
 def _features(models: Models, look: Look) -> list[NDArray[np.float32]]:
-    """Of the readable members, [n, 2048] of each batch; the work of a worker."""
+    """Compute the features of the readable members, [n, 2048] for each batch; a worker's job."""
     images, net, batch = look.images(), judge_of(models, "inception").net, models.config.evaluation.batch
     starts = range(0, len(images), batch)
     return [inception.features(net, _tensor(images[at : at + batch], models.device)).cpu().numpy() for at in starts]

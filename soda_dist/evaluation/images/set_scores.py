@@ -14,7 +14,7 @@ from soda_dist.metrics.estimates import mean_of
 
 
 def check_lpips(context: Context) -> None:
-    """LPIPS is measured where its weights are named, which must then be there."""
+    """Raise a `UserError` if LPIPS is asked for and its weights are not found."""
     if context.config.evaluation.lpips.weights is not None:
         check_weights(context.config, "lpips")
 
@@ -22,7 +22,7 @@ def check_lpips(context: Context) -> None:
 def set_scores(
     context: Context, folder: Folder, pieces: Sequence[SetPiece]
 ) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
-    """PSNR, SSIM and, where its weights are named, LPIPS of a drawn set; and how many images they are of.
+    """Score a drawn set by PSNR, SSIM and, where its weights are named, LPIPS; and count its images.
 
     Raises:
         UserError: no image could be read.
@@ -41,15 +41,15 @@ def set_scores(
 
 
 def lpips_facts(context: Context) -> dict[str, Any] | None:
-    """What a result says about LPIPS' weights; a line where there are none."""
+    """Return a result's record of LPIPS' weights; without weights say that LPIPS is left out."""
     if context.config.evaluation.lpips.weights is None:
-        context.say("LPIPS was left out: evaluation.lpips.weights names no file")
+        context.say("LPIPS left out: evaluation.lpips.weights names no file")
         return None
     return context.workers.call(facts_of, "lpips")
 
 
 def score_line(scores: dict[str, dict[str, float]]) -> str:
-    """Scores as a part of a line."""
+    """Format scores as a part of a line."""
     digits = {"psnr": ("PSNR", 2, " dB"), "ssim": ("SSIM", 3, ""), "lpips": ("LPIPS", 3, "")}
     parts = []
     for name, score in scores.items():

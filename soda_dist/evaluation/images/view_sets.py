@@ -1,4 +1,4 @@
-"""Novel views (section 4.2.2): held-out objects, seen from cameras that are asked for, given one source or several."""
+"""Which novel views of held-out objects are drawn (section 4.2.2), from one source view or several."""
 
 from typing import Literal
 
@@ -9,31 +9,27 @@ from soda_dist.evaluation.context import Context
 from soda_dist.evaluation.images.generated_sets import ImageSet, SetPiece, plan_views
 from soda_dist.evaluation.pieces import object_runs
 
+PAPERS_SOURCES = (1, 3, 5, 7, 9)
+"""Numbers of source views in figure 7 and table 5."""
+Joined = Literal["own", "mean", "stochastic"]
+"""Several latents: aggregated as the model was trained, by their mean, or one drawn at random for each step."""
+
 
 def has_novel_views(config: RunConfig) -> bool:
     """Whether the model draws objects from cameras."""
     return config.data.views == "object" and config.data.pose == "cameras" and config.method != "unconditional"
 
 
-PAPERS = (1, 3, 5, 7, 9)
-"""Numbers of source views in figure 7 and table 5."""
-Joined = Literal["own", "mean", "stochastic"]
+def source_counts(context: Context) -> list[int]:
+    """Return the numbers of source views to evaluate, ascending.
 
-
-def check_sources(context: Context) -> None:
-    """A `UserError` where objects have too few views for a number of sources."""
-    sources_of(context)
-
-
-def _views(context: Context) -> int:
-    """Fewest views of an object of the test split."""
-    reader = ShardReader(context.data, context.manifest, context.config.evaluation.test_split)
-    return min(stop - start for start, stop in object_runs(reader))
-
-
-def sources_of(context: Context) -> list[int]:
-    fewest, e = _views(context), context.config.evaluation
-    wanted = e.novel_views.sources or tuple(n for n in PAPERS if n < fewest)
+    Raises:
+        UserError: objects have too few views for one of them.
+    """
+    e = context.config.evaluation
+    reader = ShardReader(context.data, context.manifest, e.test_split)
+    fewest = min(stop - start for start, stop in object_runs(reader))
+    wanted = e.novel_views.sources or tuple(n for n in PAPERS_SOURCES if n < fewest)
     for number in (*wanted, context.config.sampling.sources):
         if number >= fewest:
             got = f"{number} sources of objects that have {fewest} views"
@@ -42,12 +38,12 @@ def sources_of(context: Context) -> list[int]:
     return sorted(set(wanted))
 
 
-def asked_views(
+def target_views(
     context: Context, sources: int, joined: Joined, objects: int, *, limit: int | None = None
 ) -> list[SetPiece]:
-    """The views that are drawn from so many sources; which they are does not depend on the number of sources."""
+    """Plan the views to draw from `sources` source views: the same ones whatever their number."""
     e = context.config.evaluation
-    how = context.config.sampling.model_copy(update={"sources": sources, "stochastic": joined == "stochastic"})
-    of = ImageSet("novel_views", e.test_split, how, "mean" if joined == "mean" else "own")
-    skip = max([*sources_of(context), context.config.sampling.sources])
-    return plan_views(context, of, objects, e.novel_views.views, skip, limit)
+    sampling = context.config.sampling.model_copy(update={"sources": sources, "stochastic": joined == "stochastic"})
+    image_set = ImageSet("novel_views", e.test_split, sampling, "mean" if joined == "mean" else "own")
+    skip = max([*source_counts(context), context.config.sampling.sources])
+    return plan_views(context, image_set, objects, e.novel_views.views, skip, limit)

@@ -10,7 +10,7 @@ from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Context, Result
 from soda_dist.evaluation.images.generated_sets import ImageSet, Kind, SetPiece, generate_set, plan_images
 from soda_dist.evaluation.images.judges import check_weights, facts_of, set_moments
-from soda_dist.evaluation.images.view_sets import asked_views, check_sources, has_novel_views
+from soda_dist.evaluation.images.view_sets import has_novel_views, source_counts, target_views
 from soda_dist.metrics.distributions import KID_SUBSET_SIZE, KID_SUBSETS, NEIGHBOURS, fid, kid, precision_recall
 
 
@@ -24,7 +24,7 @@ def check(context: Context) -> None:
             allowed = ", ".join(able)
             raise UserError("evaluation.fid.sets", kind, f"{allowed} with this run", "name sets that it can draw")
     if "novel_views" in _sets(config):
-        check_sources(context)
+        source_counts(context)
 
 
 def _able(config: RunConfig) -> list[Kind]:
@@ -80,7 +80,7 @@ def measure(context: Context) -> Result:
 def _members(context: Context, kind: Kind) -> list[SetPiece]:
     e = context.config.evaluation
     if kind == "novel_views":
-        return asked_views(context, context.config.sampling.sources, "own", e.fid.images, limit=e.fid.images)
+        return target_views(context, context.config.sampling.sources, "own", e.fid.images, limit=e.fid.images)
     return plan_images(context, ImageSet(kind, e.test_split, context.config.sampling), e.fid.images)
 
 

@@ -1,4 +1,4 @@
-"""Novel views (section 4.2.2, table 5): one source or several, their latents joined in several ways."""
+"""Novel views (section 4.2.2, table 5): one source view or several, their latents joined in several ways."""
 
 import time
 from typing import Any
@@ -13,7 +13,7 @@ from soda_dist.evaluation.images.generated_sets import generate_set
 from soda_dist.evaluation.images.sampling import SampleInputs, SampleJob, sample_all
 from soda_dist.evaluation.images.scores import likeness
 from soda_dist.evaluation.images.set_scores import check_lpips, lpips_facts, score_line, set_scores
-from soda_dist.evaluation.images.view_sets import Joined, asked_views, check_sources, has_novel_views, sources_of
+from soda_dist.evaluation.images.view_sets import Joined, has_novel_views, source_counts, target_views
 from soda_dist.evaluation.pieces import object_runs, rows_at
 from soda_dist.evaluation.views import EvaluationViews, central_views, pose_columns
 from soda_dist.evaluation.worker import Models
@@ -23,24 +23,24 @@ from soda_dist.plots.image_grid import image_grid
 
 
 def check(context: Context) -> None:
-    """Needs a model that draws objects from cameras, and objects with views enough."""
+    """Raise a `UserError` unless the model draws objects from cameras and objects have enough views."""
     if not has_novel_views(context.config):
         got = "novel_views of a run without cameras"
         allowed = "runs with data.views=object and data.pose=cameras"
         raise UserError("--tasks", got, allowed, "leave it out, or pretrain with cameras")
-    check_sources(context)
+    source_counts(context)
     check_lpips(context)
 
 
 def draw_views(context: Context) -> Result:
-    """`novel_views.json` and `novel_views.png`."""
+    """Write `novel_views.json` and `novel_views.png`."""
     began = time.monotonic()
     config, say = context.config, context.say
     facts, pictures = show_novel_views(context.workers, config, say)
     sets: list[dict[str, Any]] = []
-    for sources in sources_of(context):
+    for sources in source_counts(context):
         for joined in _ways(config, sources):
-            pieces = asked_views(context, sources, joined, config.evaluation.novel_views.objects)
+            pieces = target_views(context, sources, joined, config.evaluation.novel_views.objects)
             name = config.aggregation.kind if joined == "own" else joined
             what = f"novel views from {sources}, {name}" if sources > 1 else "novel views from 1"
             folder = generate_set(context, pieces, what)
@@ -59,21 +59,21 @@ def draw_views(context: Context) -> Result:
 
 
 def _ways(config: RunConfig, sources: int) -> list[Joined]:
-    """How latents are joined, the configured way first: as trained, by their mean, one at random a step."""
+    """List the ways to join latents, the configured one first."""
     if sources == 1:
         return ["own"]
     ways: list[Joined] = ["own", "stochastic"] if config.aggregation.kind == "mean" else ["own", "mean", "stochastic"]
     return sorted(ways, key=lambda way: way != "stochastic") if config.sampling.stochastic else ways
 
 
-ASKED = 8
-"""Cameras asked for, at most, of each object."""
+MOST_TARGETS = 8
+"""Views of each object in the picture."""
 
 
 def pick_objects(models: Models, count: int) -> tuple[SampleInputs, list[int]]:
-    """`count` objects, evenly spaced over the test split, and how many cameras each is asked for.
+    """Pick `count` objects, evenly spaced over the test split, and count the target views of each.
 
-    An object's first `sampling.sources` readable views are its sources; up to ASKED of those that follow are asked for.
+    An object's first `sampling.sources` readable views are its sources; up to MOST_TARGETS of the next are its targets.
     """
     config = models.config
     split, given = config.evaluation.test_split, config.sampling.sources
@@ -89,19 +89,19 @@ def pick_objects(models: Models, count: int) -> tuple[SampleInputs, list[int]]:
     if not found:
         got = f"{split} without an object of {given + 1} readable views"
         raise UserError("evaluation.test_split", got, f"objects with more than {given} views", "choose another split")
-    parts = [_asked(keys, seen, given) for keys, seen in found]
+    parts = [_inputs_of(keys, seen, given) for keys, seen in found]
     names = ("keys", "source", "source_pose", "target", "pose")
     whole = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     return SampleInputs(**whole), [len(part.keys) for part in parts]
 
 
-def _asked(keys: NDArray[np.int64], seen: EvaluationViews, given: int) -> SampleInputs:
-    """One object's sources, repeated for each camera that is asked for."""
+def _inputs_of(keys: NDArray[np.int64], seen: EvaluationViews, given: int) -> SampleInputs:
+    """One object's sources, repeated for each target view."""
     ok = np.flatnonzero(seen.ok)
-    sources, targets = ok[:given], ok[given : given + ASKED]
+    sources, targets = ok[:given], ok[given : given + MOST_TARGETS]
     assert seen.pose is not None
     return SampleInputs(
-        keys=keys[given : given + ASKED],
+        keys=keys[given : given + MOST_TARGETS],
         source=np.broadcast_to(seen.source[sources], (len(targets), *seen.source[sources].shape)),
         source_pose=np.broadcast_to(seen.pose[sources], (len(targets), *seen.pose[sources].shape)),
         target=seen.target[targets],
@@ -110,7 +110,7 @@ def _asked(keys: NDArray[np.int64], seen: EvaluationViews, given: int) -> Sample
 
 
 def show_novel_views(workers: Pool, config: RunConfig, say: Say) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Facts for novel_views.json, and the picture: each object's sources, what was drawn, and the truth beneath."""
+    """Return facts for novel_views.json, and the picture: each object's sources, drawn views, and the truth below."""
     inputs, counts = workers.call(pick_objects, config.evaluation.images)
     (drawn,) = sample_all(workers, [SampleJob(inputs, config.sampling.guidance, 0, 0)], say)
     facts = {
@@ -128,7 +128,7 @@ def show_novel_views(workers: Pool, config: RunConfig, say: Say) -> tuple[dict[s
 
 
 def _nearest(inputs: SampleInputs) -> NDArray[np.uint8]:
-    """For each target, its object's source whose camera is nearest, in the target's size."""
+    """Return the source with the nearest camera for each target, in the target's size."""
     import cv2
 
     assert inputs.source_pose is not None and inputs.pose is not None
@@ -140,7 +140,7 @@ def _nearest(inputs: SampleInputs) -> NDArray[np.uint8]:
 
 
 def _mean(target: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The mean of all targets, for each of them: what is best without any source."""
+    """Return the mean of all targets for each of them: the best guess without any source."""
     mean = target.astype(np.float64).mean(0).round().astype(np.uint8)
     return np.broadcast_to(mean, target.shape).copy()
 
@@ -154,7 +154,7 @@ def _line(facts: dict[str, Any]) -> str:
 
 
 def _picture(inputs: SampleInputs, drawn: NDArray[np.uint8], counts: list[int]) -> bytes:
-    """Two rows an object: drawn, and truth; sources before them."""
+    """Draw two rows for each object: drawn and truth, after the sources."""
     import cv2
 
     side, given = inputs.target.shape[1], inputs.source.shape[1]
