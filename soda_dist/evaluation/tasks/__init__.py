@@ -9,14 +9,17 @@ from soda_dist.evaluation.tasks import dci, fid, latents, novel_views, probe_knn
 
 
 class Task(NamedTuple):
-    """What `jobs/evaluate.py --tasks` names."""
+    """A task that `jobs/evaluate.py --tasks` names.
+
+    Attributes:
+        check: raises a `UserError` for what the run or the data lack; called before any work.
+        do: does it and records the result.
+        draws: whether it needs more of a run than its encoder.
+    """
 
     check: Callable[[Context], None]
-    """A `UserError` for what the task needs and the run or the data lack; called before any work."""
     do: Callable[[Context], Result]
-    """Does it, and records the result."""
     draws: bool = False
-    """Whether it needs more of a run than its encoder."""
 
 
 TASKS: Final[dict[str, Task]] = {
@@ -32,7 +35,7 @@ TASKS: Final[dict[str, Task]] = {
 
 
 def chosen(text: str) -> Sequence[str]:
-    """Tasks that a comma-separated text names, in the order of the table; a `UserError` for others."""
+    """Parse comma-separated names of tasks, in the order of the table; a `UserError` for unknown ones."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in TASKS]
     if unknown or not names:
@@ -41,7 +44,7 @@ def chosen(text: str) -> Sequence[str]:
 
 
 def check(names: Sequence[str], context: Context) -> None:
-    """A `UserError` for the first task that lacks what it needs."""
+    """Raise a `UserError` for the first task that lacks what it needs."""
     for name in names:
         if TASKS[name].draws and context.encoder_only:
             allowed = ", ".join(other for other, task in TASKS.items() if not task.draws)

@@ -24,15 +24,15 @@ KINDS = ("factor", "attribute")
 
 
 def factor_columns(manifest: Manifest, config: RunConfig) -> tuple[str, ...]:
-    """Labels that are taken as factors.
+    """Choose the labels that are taken as factors.
 
     Raises:
-        UserError: names that the data set does not have, or data without factors and attributes.
+        UserError: names that the data set lacks, or data without factors and attributes.
     """
     wanted = config.evaluation.dci.factors
     for name in wanted:
         if name not in manifest.labels:
-            allowed = ", ".join(manifest.labels) or "none: the data has no labels"
+            allowed = ", ".join(manifest.labels) or "none, since the data has no labels"
             raise UserError("evaluation.dci.factors", name, allowed, "name label columns")
     found = {kind: tuple(n for n, label in manifest.labels.items() if label.kind == kind) for kind in KINDS}
     chosen = wanted or next((found[kind] for kind in KINDS if found[kind]), ())
@@ -43,7 +43,7 @@ def factor_columns(manifest: Manifest, config: RunConfig) -> tuple[str, ...]:
 
 
 def check(context: Context) -> None:
-    """Needs factors, and latents of an encoder."""
+    """Raise a `UserError` for data without factors, or latents of a denoiser."""
     factor_columns(context.manifest, context.config)
     if needs_point(context.config):
         raise UserError(
@@ -52,7 +52,7 @@ def check(context: Context) -> None:
 
 
 def disentangle(context: Context) -> Result:
-    """`dci.json`, `importance.png` and, where z has sections, `sections.png`."""
+    """Write `dci.json`, `importance.png` and, where z has sections, `sections.png`."""
     began = time.monotonic()
     d, say = context.config.evaluation.dci, context.say
     names = factor_columns(context.manifest, context.config)
@@ -63,7 +63,7 @@ def disentangle(context: Context) -> Result:
     columns = [names.index(name) for name in varied]
     names, train_codes, train_values = varied, train[0], train[1][:, columns]
     test_codes, test_values = test[0], test[1][:, columns]
-    context.workers.release()  # the fits want the CPUs
+    context.workers.release()  # the fits need the CPUs
     importance, train_accuracy, test_accuracy = fit_factors(
         context.pool,
         (train_codes, train_values),
@@ -120,16 +120,16 @@ def _part(features: Features, names: tuple[str, ...], limit: int) -> Part:
 
 
 def _varying(names: tuple[str, ...], values: NDArray[np.int64]) -> tuple[str, ...]:
-    """Factors that have two values or more among the training images."""
+    """Return the factors with two values or more among the training images."""
     kept = tuple(name for name, column in zip(names, values.T, strict=True) if (column != column[0]).any())
     if not kept:
-        got = f"{', '.join(names)} with a single value each"
+        got = f"{', '.join(names)} with one value each"
         raise UserError("evaluation.dci.factors", got, "factors that vary", "take more images, or other factors")
     return kept
 
 
 def _others(train: Part, test: Part, seed: int) -> dict[str, float]:
-    """What users of this field ask for beside DCI; modularity where there are two factors or more."""
+    """Compute other metrics of the field; modularity for two factors or more."""
     found = {
         "mig": factors.mig(*train),
         "sap": factors.sap(*train, *test),
@@ -139,7 +139,7 @@ def _others(train: Part, test: Part, seed: int) -> dict[str, float]:
 
 
 def _bounds(config: RunConfig, width: int) -> list[tuple[int, int]]:
-    """First and one after the last code of each section of z; one where z is no vector with sections."""
+    """Return [start, stop) of the codes of each section of z; one section where z has none."""
     sections = config.denoiser.sections if config.method in ("soda", "encdec") else 1
     edges = np.cumsum([0, *section_sizes(width, sections)]).tolist()
     return list(pairwise(edges))

@@ -1,4 +1,4 @@
-"""FID, KID, precision and recall (section E.2) of what a run draws against the images of the test split."""
+"""FID, KID, precision and recall (section E.2) of a run's images against those of the test split."""
 
 import time
 from typing import Any
@@ -15,7 +15,7 @@ from soda_dist.metrics.distributions import KID_SUBSET_SIZE, KID_SUBSETS, NEIGHB
 
 
 def check(context: Context) -> None:
-    """Needs Inception's weights, and sets that the run can draw."""
+    """Raise a `UserError` without Inception's weights, or for sets that the run cannot draw."""
     config = context.config
     check_weights(config, "inception")
     able = _able(config)
@@ -28,7 +28,7 @@ def check(context: Context) -> None:
 
 
 def _able(config: RunConfig) -> list[Kind]:
-    """Sets that the run can draw."""
+    """List the sets that the run can draw."""
     found: list[Kind] = [] if config.method == "unconditional" else ["reconstruction"]
     if config.method in ("soda", "unconditional"):
         found.append("samples")
@@ -40,7 +40,7 @@ def _sets(config: RunConfig) -> list[Kind]:
 
 
 def measure(context: Context) -> Result:
-    """`fid.json`."""
+    """Write `fid.json`."""
     began = time.monotonic()
     config, say = context.config, context.say
     e = config.evaluation
@@ -62,7 +62,7 @@ def measure(context: Context) -> Result:
         say(_line(kind, sets[kind]))
     weights = context.workers.call(facts_of, "inception")
     if not weights["published"]:
-        say("these figures stand on test weights: they cannot be compared with published ones")
+        say("FID used non-standard Inception weights; not comparable with published values")
     first = next(iter(sets.values()))
     facts = {
         "split": e.test_split,
@@ -85,7 +85,7 @@ def _members(context: Context, kind: Kind) -> list[SetPiece]:
 
 
 def _by_features(drawn: Tensor, real: Tensor, seed: int) -> dict[str, Any]:
-    """KID over subsets, and precision and recall, as far as there are images enough for them."""
+    """Return KID over subsets, and precision and recall if the images suffice."""
     size = min(KID_SUBSET_SIZE, len(drawn))
     distance = kid(drawn, real, subset_size=size)
     found: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The latent tools as pictures (sections 4.3.1 and E.3), and what moves along attributes do to images, in figures."""
+"""The latent tools as pictures (sections 4.3.1 and E.3), and the measured effect of moves along attributes."""
 
 import time
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ MASKED_IMAGES = 2
 
 
 def check(context: Context) -> None:
-    """Needs a method that draws from one vector z of one image, and latents enough for the directions."""
+    """Raise a `UserError` unless images are drawn from one vector z of one image, and latents suffice."""
     config = context.config
     if config.method not in ("soda", "encdec"):
         raise UserError("--tasks", f"latents of method {config.method}", "methods soda and encdec", "leave it out")
@@ -49,7 +49,7 @@ def check(context: Context) -> None:
         raise UserError("--tasks", got, "runs whose z is one vector", "leave it out")
     if config.sampling.sources != 1:
         got = f"{config.sampling.sources} with the task latents"
-        raise UserError("sampling.sources", got, "1: each z is of one image", "set it to 1")
+        raise UserError("sampling.sources", got, "1, since each z is of one image", "set it to 1")
     _check_directions(context, context.rows("train"))
     _target(context)
 
@@ -62,7 +62,7 @@ def _check_directions(context: Context, rows: int) -> None:
 
 
 def _target(context: Context) -> Target | None:
-    """What images are moved along; none where the data has no label, or no main one and none is named."""
+    """Choose the labels to move images along; None where the data has no main label and none is named."""
     label = context.config.evaluation.label
     if label is None and (context.manifest.main_label is None or not context.manifest.labels):
         return None
@@ -89,7 +89,7 @@ def draw_sheets(context: Context) -> Result:
     }
     pictures |= more
     if target is None:
-        context.say("attributes were left out: the data has no main label, and evaluation.label names none")
+        context.say("attributes left out: the data has no main label and evaluation.label names none")
     else:
         rows = Rows(
             train.arrays["trained"],
@@ -106,7 +106,7 @@ def draw_sheets(context: Context) -> Result:
 
 @dataclass(frozen=True)
 class _Sheets:
-    """What all pictures start from: a few test images with their latents, and latents of training images."""
+    """The base of all pictures: a few test images with their latents, and latents of training images."""
 
     context: Context
     shown: SampleInputs
@@ -137,15 +137,15 @@ class _Sheets:
         """Of the shown; the last one of an odd number is left over."""
         return [(a, a + 1) for a in range(0, len(self.z) - 1, 2)]
 
-    def given(self, z: Tensor, of: Sequence[int], **more: Any) -> LatentJob:
-        """z, float32 [rows, columns, D], drawn with the noise and pose of the shown image `of[row]`."""
-        at = np.repeat(np.array(of), z.shape[1])
+    def given(self, z: Tensor, images: Sequence[int], **more: Any) -> LatentJob:
+        """z, float32 [rows, columns, D], drawn with the noise and pose of the shown image `images[row]`."""
+        at = np.repeat(np.array(images), z.shape[1])
         pose = None if self.shown.pose is None else self.shown.pose[at]
         return LatentJob(self.shown.keys[at], z.flatten(0, 1).numpy(), pose, **more)
 
-    def rows(self, z: Tensor, of: Sequence[int], what: str) -> list[list[Images]]:
+    def rows(self, z: Tensor, images: Sequence[int], what: str) -> list[list[Images]]:
         """Images drawn from z, as `given`, row by row."""
-        (drawn,) = decode_all(self.context.workers, [self.given(z, of)], self.context.say, what)
+        (drawn,) = decode_all(self.context.workers, [self.given(z, images)], self.context.say, what)
         return [list(row) for row in drawn.images.reshape(*z.shape[:2], *drawn.images.shape[1:])]
 
     def interpolation(self) -> Pictures:
@@ -252,7 +252,7 @@ class _Sheets:
     def attributes(self, target: Target, rows: Rows) -> tuple[dict[str, Any], Pictures]:
         """Facts of moves along attributes, as the probe sees them, and their picture."""
         context, tools = self.context, self.context.config.evaluation.tools
-        context.say(f"a linear probe of {target.name} is fitted on {len(rows.latents):,} latents")
+        context.say(f"fitting a linear probe of {target.name} on {len(rows.latents):,} latents")
         probe = context.workers.call(fit, rows)
         names = names_of(target, context.manifest, tools.attributes)
         found = attributes_of(probe, names, rows.latents)
@@ -261,7 +261,7 @@ class _Sheets:
 
 
 def _measured(context: Context, probe: LinearProbe, attributes: Sequence[Attribute]) -> dict[str, Any]:
-    """The effect of moves on other test images, which are drawn and encoded again."""
+    """Measure the effect of moves on other test images, which are drawn and encoded again."""
     tools, names = context.config.evaluation.tools, [attribute.name for attribute in attributes]
     images = context.workers.call(pick_inputs, tools.measured_images)
     z = torch.from_numpy(encode_all(context.workers, images))
@@ -311,7 +311,7 @@ def _sigmas(k: float) -> str:
 
 
 def _masks(sections: int) -> dict[str, tuple[int, ...]]:
-    """What is masked, by the name of its row: nothing, each section, the outer and the inner half, all."""
+    """List the masked sections by the name of a row: nothing, each section, the outer and the inner half, all."""
     every, middle = tuple(range(sections)), (sections + 1) // 2
     halves = {"outer half": every[:middle], "inner half": every[middle:]} if sections > 2 else {}
     return {"nothing": (), **{f"section {i}": (i,) for i in every}, **halves, "all": every}

@@ -16,12 +16,12 @@ from soda_dist.runs.results import TASKS as TITLES
 
 
 def check(context: Context) -> None:
-    """Needs labels."""
+    """Raise a `UserError` for data without labels."""
     choose_target(context.manifest, context.config.evaluation.label)
 
 
 def check_probe(context: Context) -> None:
-    """Needs labels; augmented passes need views that may be mirrored, and an epoch for each."""
+    """Raise a `UserError` for data without labels, or for augmented passes that the views or epochs do not allow."""
     check(context)
     data, probe = context.config.data, context.config.evaluation.probe
     if probe.passes and data.pose == "cameras" and data.augmentation.flip:
@@ -33,18 +33,18 @@ def check_probe(context: Context) -> None:
 
 
 def check_knn(context: Context) -> None:
-    """Needs labels, and as many images as neighbours."""
+    """Raise a `UserError` for data without labels, or more neighbours than images."""
     check(context)
     check_neighbours(context.config, context.rows("train"))
 
 
 def probe(context: Context) -> Result:
-    """`probe.json`; by `evaluation.probe.workers` workers, on `evaluation.probe.passes` augmented passes."""
+    """Write `probe.json`; see `evaluation.probe.workers` and `.passes` for the rows and workers."""
     return _classify(context, "probe")
 
 
 def knn(context: Context) -> Result:
-    """`knn.json`."""
+    """Write `knn.json`."""
     return _classify(context, "knn")
 
 
@@ -64,7 +64,7 @@ def _classify(context: Context, metric: str) -> Result:
     if point is not None:
         facts |= {"read_at": str(point), "search": found}
     if training:
-        context.workers.release()  # the gang wants what they hold
+        context.workers.release()  # the gang needs their CPUs or GPUs
         scores = fit_probes(context, training, test, target, members)
     else:
         scores = score_all(context.workers, [metric], config, [train, test], target, say)[metric]
@@ -74,7 +74,7 @@ def _classify(context: Context, metric: str) -> Result:
 
 
 def _facts(context: Context, target: Target, features: list[Features]) -> dict[str, Any]:
-    """What a result says about its data."""
+    """Return a result's record of its data."""
     train, test = features
     e = context.config.evaluation
     return {
@@ -95,7 +95,7 @@ def _facts(context: Context, target: Target, features: list[Features]) -> dict[s
 
 
 def _show(result: dict[str, Any], context: Context) -> None:
-    """A result as a table: encoders down, measures across."""
+    """Show a result as a table: encoders down, measures across."""
     say, counts, measures = context.say, result["counts"], list(result["encoders"]["trained"]["estimates"])
     say(
         f"{TITLES[result['task']]} at step {result['step']}: {result['label']}, {result['classes']} classes, "
@@ -109,4 +109,4 @@ def _show(result: dict[str, Any], context: Context) -> None:
     say(f"  {'most frequent':12}{100 * result['majority']:9.1f}%")
     unreadable = counts["unreadable_train"] + counts["unreadable_test"]
     if unreadable:
-        say(f"  {unreadable:,} images could not be read and were left out")
+        say(f"  {unreadable:,} unreadable images were left out")

@@ -1,4 +1,4 @@
-"""Images drawn again from their own latents (section 4.2.1), at several guidance scales and numbers of steps."""
+"""Reconstructions from an image's own latent (section 4.2.1) at several guidance scales and steps; free samples."""
 
 import time
 from collections.abc import Sequence
@@ -19,9 +19,14 @@ from soda_dist.parallel.progress import Say
 from soda_dist.plots.guidance_sweep import sweep_png
 from soda_dist.plots.image_grid import image_grid
 
+GUIDANCE = (1.0, 2.0, 3.0)
+"""Scales at which reconstructions are shown: plain conditional sampling and the paper's range."""
+FREE_COLUMNS = 4
+"""Samples in a row of the sheet of samples without a source."""
+
 
 def check(context: Context) -> None:
-    """Needs a method that sees a source."""
+    """Raise a `UserError` for a method without a source."""
     if context.config.method == "unconditional":
         raise UserError("--tasks", "reconstruction of an unconditional run", "samples, fid", "leave it out")
     check_lpips(context)
@@ -30,18 +35,18 @@ def check(context: Context) -> None:
 
 
 def check_samples(context: Context) -> None:
-    """Needs a method that draws without a source."""
+    """Raise a `UserError` for a method that cannot draw without a source."""
     if context.config.method not in ("soda", "unconditional"):
         got = f"samples of method {context.config.method}"
         raise UserError("--tasks", got, "methods soda and unconditional", "leave it out")
 
 
 def reconstruct(context: Context) -> Result:
-    """`reconstruction.json`, `reconstruction.png`, `denoising.png` and, of several ways of sampling, `sweep.png`."""
+    """Write `reconstruction.json`, `reconstruction.png`, `denoising.png` and, for several samplings, `sweep.png`."""
     began = time.monotonic()
     config = context.config
     ways = _ways(config)
-    rows = [scored(context, how) for how in ways]
+    rows = [scored(context, sampling) for sampling in ways]
     inception = _add_fid(context, ways, rows) if config.evaluation.inception.weights is not None else None
     facts: dict[str, Any] = {
         "split": config.evaluation.test_split,
@@ -60,41 +65,41 @@ def reconstruct(context: Context) -> Result:
     return context.record("reconstruction", facts, pictures | ({"sweep.png": curves} if curves else {}), began)
 
 
-def scored(context: Context, how: Sampling) -> dict[str, Any]:
-    """Reconstructions of the test split's images, and how like their originals they are."""
-    what = f"reconstructions at {_way(how)}"
-    pieces = _members(context, how)
+def scored(context: Context, sampling: Sampling) -> dict[str, Any]:
+    """Reconstruct images of the test split and score their similarity to the originals."""
+    what = f"reconstructions at {_way(sampling)}"
+    pieces = _members(context, sampling)
     scores, counts = set_scores(context, generate_set(context, pieces, what), pieces)
     context.say(f"{what}: {score_line(scores)}")
-    return {"guidance": how.guidance, "steps": how.steps, "counts": counts, **scores}
+    return {"guidance": sampling.guidance, "steps": sampling.steps, "counts": counts, **scores}
 
 
 def _add_fid(context: Context, ways: Sequence[Sampling], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Puts the FID of each way's reconstructions into its row; returns what a result says about Inception's weights.
+    """Add the FID of each sampling to its row; return a result's record of Inception's weights.
 
-    The images that they are held against are the same for every way.
+    The real images are the same for each.
     """
-    pieces = [_members(context, how) for how in ways]
+    pieces = [_members(context, sampling) for sampling in ways]
     real, _ = set_moments(context, folder_of(context, pieces[0][0].image_set), pieces[0], "target", 0)
-    for how, some, row in zip(ways, pieces, rows, strict=True):
+    for sampling, some, row in zip(ways, pieces, rows, strict=True):
         drawn, _ = set_moments(context, folder_of(context, some[0].image_set), some, "image", 0)
         if drawn.count > 1:
             row["fid"] = {"value": fid(drawn, real), "standard_error": None}
-            context.say(f"FID of {drawn.count:,} reconstructions at {_way(how)}: {row['fid']['value']:.2f}")
+            context.say(f"FID of {drawn.count:,} reconstructions at {_way(sampling)}: {row['fid']['value']:.2f}")
     return context.workers.call(facts_of, "inception")
 
 
-def _members(context: Context, how: Sampling) -> list[SetPiece]:
+def _members(context: Context, sampling: Sampling) -> list[SetPiece]:
     e = context.config.evaluation
-    return plan_images(context, ImageSet("reconstruction", e.test_split, how), e.reconstruction.images)
+    return plan_images(context, ImageSet("reconstruction", e.test_split, sampling), e.reconstruction.images)
 
 
-def _way(how: Sampling) -> str:
-    return f"guidance {how.guidance:g}, {how.steps} steps"
+def _way(sampling: Sampling) -> str:
+    return f"guidance {sampling.guidance:g}, {sampling.steps} steps"
 
 
 def _ways(config: RunConfig) -> list[Sampling]:
-    """The run's own way first; the others differ from it in guidance or in the number of steps."""
+    """List the run's own sampling first; the others differ from it in guidance or in the number of steps."""
     own, sweep = config.sampling, config.evaluation.reconstruction
     if config.method == "encdec":  # draws at once
         return [own.model_copy(update={"guidance": 1.0})]
@@ -103,20 +108,14 @@ def _ways(config: RunConfig) -> list[Sampling]:
 
 
 def samples(context: Context) -> Result:
-    """`samples.json` and `samples.png`: images without any source."""
+    """Write `samples.json` and `samples.png`: images without any source."""
     began = time.monotonic()
     facts, pictures = free_samples(context.workers, context.config, context.say)
     return context.record("samples", facts, pictures, began)
 
 
-GUIDANCE = (1.0, 2.0, 3.0)
-"""Scales at which reconstructions are shown and measured: plain conditional sampling and the paper's range."""
-FREE_COLUMNS = 4
-"""Samples in a row of the sheet of samples without a source."""
-
-
 def show(workers: Pool, config: RunConfig, say: Say) -> dict[str, bytes]:
-    """Pictures of reconstructions by file name: a row for each of a few images."""
+    """Draw the pictures of reconstructions, by file name: a row for each of a few images."""
     inputs = workers.call(pick_inputs, config.evaluation.images)
     if config.method == "encdec":
         (drawn,) = sample_all(workers, [SampleJob(inputs, 1.0, 0, 0)], say)
@@ -137,9 +136,9 @@ def show(workers: Pool, config: RunConfig, say: Say) -> dict[str, bytes]:
 
 
 def free_samples(workers: Pool, config: RunConfig, say: Say) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Images without any source: facts for samples.json, and the pictures by file name."""
+    """Draw images without any source: facts for samples.json, and the pictures by file name."""
     inputs = workers.call(pick_inputs, config.evaluation.images)
-    without = 1.0 if config.method == "unconditional" else 0.0  # there nothing is left out
+    without = 1.0 if config.method == "unconditional" else 0.0  # it has no condition to drop
     noises = [SampleJob(inputs, without, 1 + number, 0) for number in range(FREE_COLUMNS)]
     strip = replace(noises[0], strip=min(STRIP_IMAGES, len(inputs.keys)))
     drawn = sample_all(workers, [strip, *noises[1:]], say)
