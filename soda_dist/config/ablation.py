@@ -1,4 +1,4 @@
-"""A group of ablations, described by a YAML file: variants of one configuration, what is measured, what is claimed."""
+"""A group of ablations as a YAML file: variants of one configuration, measures, and claims of the paper."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,74 +18,74 @@ GROUPS = resources.files("soda_dist.config") / "ablations"
 
 
 class PaperColumn(Node):
-    """Where the paper has a measure."""
+    """Place of a measure in the paper."""
 
     table: str
     data: str
-    """A data set of the table."""
+    """Data set of the table."""
     ours: str
-    """Its name among those of `soda_dist.report.paper_columns.OURS`."""
+    """Its name in `soda_dist.report.paper_columns.OURS`."""
     sources: Sources | None = None
-    """Source views, where the table has several columns of one measure."""
+    """Number of source views, if the table has several columns of one measure."""
 
 
 class Measure(Node):
-    """A column of the group's table."""
+    """Column of the group's table."""
 
     ours: str
     """A row of `soda_dist.report.paper_columns.OURS`."""
     sources: Sources | None = None
-    """Source views that novel views are drawn from."""
+    """Number of source views that novel views are sampled from."""
     paper: tuple[PaperColumn, ...] = ()
 
 
 class Variant(Node):
-    """A row of the group's table: what differs from the group's base."""
+    """Row of the group's table: its differences from the base."""
 
     name: Annotated[str, Field(pattern=r"^[^|\n]*[A-Za-z0-9][^|\n]*$", max_length=60)]
     fields: Annotated[dict[str, Any], Field(default_factory=dict)]
-    """Field of the configuration -> value."""
+    """Configuration field -> value."""
     paper: Annotated[dict[str, str], Field(default_factory=dict)]
-    """Table of the paper -> the row there that is this variant."""
+    """Table of the paper -> its row of this variant."""
 
     @property
     def slug(self) -> str:
-        """The name as a folder is called."""
+        """Name of the variant's folder."""
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
 
 class Claim(Node):
-    """That one variant is ahead of others in a measure."""
+    """Claim of the paper that a variant beats others in a measure."""
 
     measure: CountOrZero
-    """Its number in `measures`, from 0."""
+    """Index in `measures`."""
     variant: str
     above: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Variants that it is claimed to be better than."""
+    """Variants that it is claimed to beat."""
     their_measure: CountOrZero | None = None
-    """The measure that those are taken at; none: the same."""
+    """Index of the measure of those variants; None = the same measure."""
     equal: bool = False
-    """Whether no more is claimed than that they do not beat it."""
+    """Claim only that they do not beat it."""
 
 
 class Rendered(Node):
-    """Data that the group renders for itself: `jobs/prepare_data.py KIND` with these options."""
+    """Data that the group renders: `jobs/prepare_data.py KIND` with these options."""
 
     kind: str
     options: Annotated[dict[str, int | float | str | bool], Field(default_factory=dict)]
 
 
 class Ablation(Node):
-    """A group."""
+    """A group of ablations."""
 
     title: str
     data: Rendered
     preset: str
     fields: Annotated[dict[str, Any], Field(default_factory=dict)]
-    """What makes the preset small; left out where `--preset` names another one."""
+    """Fields that make the preset small; ignored if `--preset` names another one."""
     seeds: Annotated[tuple[CountOrZero, ...], Field(min_length=1)] = (0, 1, 2)
     concurrent: Count = 2
-    """Runs at a time, of a small setting."""
+    """Concurrent runs, of the small setting."""
     measures: Annotated[tuple[Measure, ...], Field(min_length=1)]
     variants: Annotated[tuple[Variant, ...], Field(min_length=1)]
     claims: tuple[Claim, ...] = ()
@@ -118,28 +118,28 @@ class Ablation(Node):
         return with_fields(base, {"seed": seed, **variant.fields})
 
     def base(self, preset: str | None, overrides: Sequence[str]) -> RunConfig:
-        """What the variants have in common: the small setting, or `preset`, with overrides `a.b=value`."""
+        """The base of the variants: the small setting, or `preset`, with overrides `a.b=value`."""
         if preset is not None:
             return load_config(preset, overrides)
         return load_config(self.preset, [*(f"{path}={flow(value)}" for path, value in self.fields.items()), *overrides])
 
 
 def flow(value: Any) -> str:
-    """A value as YAML on one line, as an override has it."""
+    """A value as one line of YAML, for an override."""
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(flow, value))}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def group_names() -> list[str]:
-    """Groups that ship with the package."""
+    """Names of the groups that ship with the package."""
     return sorted(entry.name.removesuffix(".yaml") for entry in GROUPS.iterdir() if entry.name.endswith(".yaml"))
 
 
 def load_group(name: str, instead: Mapping[str, str | None] | None = None) -> Ablation:
-    """The group of that name, or in the YAML file at that path; UserError as in `load_config`.
+    """The shipped group of that name, or the group in a YAML file; UserError as in `load_config`.
 
-    `instead`: `seeds` (numbers with commas) and `concurrent`, as typed, in place of the group's.
+    `instead` replaces `seeds` (numbers with commas) and `concurrent` of the group by what the user typed.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else GROUPS / f"{name}.yaml"
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""What fields of a configuration demand of each other. A check gives (field, got, allowed, remedy) of each problem."""
+"""Checks that the fields of a configuration fit together. Each check yields the problems that it finds."""
 
 from collections.abc import Callable, Iterator
 from math import isqrt
@@ -14,7 +14,7 @@ MODULATED = ("layer_modulation", "modulation")
 
 
 def _divisors(number: int) -> str:
-    """All divisors of `number`, as an error shows them; quick for numbers of any size that a user may type."""
+    """All divisors of `number` as text; fast for any number that a user may type."""
     low = [n for n in range(1, isqrt(number) + 1) if number % n == 0]
     return ", ".join(str(n) for n in sorted({*low, *(number // n for n in low)}))
 
@@ -29,12 +29,12 @@ def levels(config: Sections) -> Iterator[Problem]:
 
 def attention(config: Sections) -> Iterator[Problem]:
     d = config.denoiser
-    there = [config.data.target_size >> level for level in range(len(d.channel_multipliers))]
+    sizes = [config.data.target_size >> level for level in range(len(d.channel_multipliers))]
     for resolution in d.attention_resolutions:
-        if resolution not in there:
-            got = f"{resolution} with data.target_size={config.data.target_size} and {len(there)} levels"
-            allowed = "resolutions of the UNet: " + ", ".join(map(str, there))
-            yield Problem("denoiser.attention_resolutions", got, allowed, "name only those")
+        if resolution not in sizes:
+            got = f"{resolution} with data.target_size={config.data.target_size} and {len(sizes)} levels"
+            allowed = "resolutions of the UNet: " + ", ".join(map(str, sizes))
+            yield Problem("denoiser.attention_resolutions", got, allowed, "choose from these")
     for level, multiplier in enumerate(d.channel_multipliers):
         resolution, channels = config.data.target_size >> level, d.base_channels * multiplier
         if resolution in d.attention_resolutions and channels % d.head_dim:
@@ -43,18 +43,20 @@ def attention(config: Sections) -> Iterator[Problem]:
             yield Problem("denoiser.head_dim", got, allowed, "change one of them")
     if d.conditioning in ("cross_attention", "grid_attention") and not d.attention_resolutions:
         got = f"none with denoiser.conditioning={d.conditioning}"
-        yield Problem("denoiser.attention_resolutions", got, "at least one resolution", "name where z is attended to")
+        yield Problem(
+            "denoiser.attention_resolutions", got, "at least one resolution", "choose the resolutions that attend to z"
+        )
 
 
 def latent(config: Sections) -> Iterator[Problem]:
     sections = config.denoiser.sections
     if config.encoder.latent_dim < sections:
-        got = f"{config.encoder.latent_dim} with {sections} sections (one a pair of layers)"
+        got = f"{config.encoder.latent_dim} with {sections} sections (one per pair of layers)"
         yield Problem("encoder.latent_dim", got, f">= {sections}", "widen the latent or use a shallower denoiser")
     for name in ("guided_sections", "masked_sections"):
         wrong = [section for section in getattr(config.sampling, name) or () if section >= sections]
         if wrong:
-            got, remedy = f"{wrong[0]} with {sections} sections", "sections are counted from the outside, from 0 on"
+            got, remedy = f"{wrong[0]} with {sections} sections", "sections are numbered from 0, outermost first"
             yield Problem(f"sampling.{name}", got, f"0..{sections - 1}", remedy)
     if config.aggregation.kind == "transformer" and config.encoder.latent_dim % config.aggregation.heads:
         got = f"{config.aggregation.heads} with encoder.latent_dim={config.encoder.latent_dim}"
@@ -64,21 +66,19 @@ def latent(config: Sections) -> Iterator[Problem]:
 
 
 def conditioning(config: Sections) -> Iterator[Problem]:
-    """Masking by sections needs sections, ways to join t and z need modulation, a grid needs one encoder's grid."""
+    """Layer masking needs sections, `modulation` modulated layers, and grid attention a single trained encoder."""
     d = config.denoiser
     if d.layer_mask_rate and d.sections == 1:
         got = f"{d.layer_mask_rate} with denoiser.conditioning={d.conditioning}, where z has no sections"
         yield Problem("denoiser.layer_mask_rate", got, "0", "set it to 0")
     if d.modulation != "two_stage" and d.conditioning not in MODULATED:
         got = f"{d.modulation} with denoiser.conditioning={d.conditioning}, where z does not modulate"
-        yield Problem("denoiser.modulation", got, "two_stage", "leave it out")
+        yield Problem("denoiser.modulation", got, "two_stage", "remove it")
     if d.conditioning == "grid_attention":
-        if config.data.sources != (1, 1) or config.sampling.sources != 1:
-            got = f"{config.data.sources} with denoiser.conditioning=grid_attention"
-            yield Problem("data.sources", got, "1, 1 (and sampling.sources=1)", "a grid of features is not aggregated")
+        yield from _one_source(config, "denoiser.conditioning=grid_attention", "feature grids are not aggregated")
         if config.aggregation.kind != "mean":
             got = f"{config.aggregation.kind} with denoiser.conditioning=grid_attention"
-            yield Problem("aggregation.kind", got, "mean", "a grid of features is not aggregated")
+            yield Problem("aggregation.kind", got, "mean", "feature grids are not aggregated")
         if config.encoder.arch == "pretrained":
             allowed = "resnet18, resnet50, resnet50x2, vit_small, vit_base"
             yield Problem(
@@ -87,7 +87,7 @@ def conditioning(config: Sections) -> Iterator[Problem]:
 
 
 def method(config: Sections) -> Iterator[Problem]:
-    """What a baseline does not have must not be asked for."""
+    """A baseline accepts no settings of parts that it does not have."""
     d, name = config.denoiser, config.method
     if name == "soda":
         return
@@ -111,7 +111,7 @@ def method(config: Sections) -> Iterator[Problem]:
             yield Problem(field, f"{got} {without}", f"{allowed}", f"set it to {allowed}, or choose another method")
     if name == "encdec" and d.conditioning not in MODULATED:
         got = f"{d.conditioning} {without}"
-        yield Problem("denoiser.conditioning", got, ", ".join(MODULATED), "its decoder is modulated")
+        yield Problem("denoiser.conditioning", got, ", ".join(MODULATED), "the decoder of encdec needs modulation")
 
 
 def views(config: Sections) -> Iterator[Problem]:
@@ -121,42 +121,52 @@ def views(config: Sections) -> Iterator[Problem]:
         yield Problem("data.sources", got, "fewest, most", "give the smaller number first")
     if config.sampling.sources > 1 and data.views != "object":
         got = f"{config.sampling.sources} with data.views={data.views}"
-        yield Problem("sampling.sources", got, "1", "several views are given of objects; or set data.views=object")
+        yield Problem("sampling.sources", got, "1", "only objects have several views; or set data.views=object")
     if config.sampling.stochastic and config.sampling.sources == 1:
         got = "true with sampling.sources=1"
-        yield Problem("sampling.stochastic", got, "false", "there is one source to draw; or raise sampling.sources")
+        yield Problem(
+            "sampling.stochastic", got, "false", "a single source leaves nothing to draw; or raise sampling.sources"
+        )
     if data.views == "same":
         if data.augment not in ("both", "none"):
-            yield Problem("data.augment", f"{data.augment} with data.views=same", "both, none", "the views are one")
-        if data.sources != (1, 1) or config.sampling.sources != 1:
-            got = f"{data.sources} with data.views=same"
-            yield Problem("data.sources", got, "1, 1 (and sampling.sources=1)", "all sources would be one image")
+            yield Problem(
+                "data.augment", f"{data.augment} with data.views=same", "both, none", "both views are one image"
+            )
+        yield from _one_source(config, "data.views=same", "all sources would be one image")
 
 
 def poses(config: Sections) -> Iterator[Problem]:
-    """A camera needs an object and cannot be mirrored; pixels need one image."""
+    """Cameras need objects and views that are not mirrored; pixel coordinates need a single image."""
     data, pose = config.data, config.pose
     if data.pose == "none":
         if config.sampling.guide != "latent":
             yield Problem(
-                "sampling.guide", f"{config.sampling.guide} with data.pose=none", "latent", "there are no poses"
+                "sampling.guide",
+                f"{config.sampling.guide} with data.pose=none",
+                "latent",
+                "set it to latent, or set data.pose",
             )
         if pose.mask_rate:
-            yield Problem("pose.mask_rate", f"{pose.mask_rate} with data.pose=none", "0", "there are no poses")
+            yield Problem(
+                "pose.mask_rate", f"{pose.mask_rate} with data.pose=none", "0", "set it to 0, or set data.pose"
+            )
         return
     if data.pose == "cameras":
         if data.views not in ("object", "same"):
             yield Problem(
-                "data.views", f"{data.views} with data.pose=cameras", "object, same", "cameras belong to objects"
+                "data.views", f"{data.views} with data.pose=cameras", "object, same", "only objects have cameras"
             )
         if data.augment != "none" and data.augmentation.flip:
             got = "true with data.pose=cameras"
             yield Problem(
-                "data.augmentation.flip", got, "false", "a mirrored view has no camera; or set data.augment=none"
+                "data.augmentation.flip", got, "false", "mirrored views have no camera; or set data.augment=none"
             )
     elif data.views not in ("augmented", "same"):
         yield Problem(
-            "data.views", f"{data.views} with data.pose=pixels", "augmented, same", "pixels belong to one image"
+            "data.views",
+            f"{data.views} with data.pose=pixels",
+            "augmented, same",
+            "pixel coordinates need views of one image",
         )
     yield from _vectors(config)
 
@@ -167,13 +177,22 @@ def _vectors(config: Sections) -> Iterator[Problem]:
         return
     if data.pose == "pixels":
         got = f"{pose.conditioning} with data.pose=pixels"
-        yield Problem("pose.conditioning", got, "grid", "a vector is a camera's")
+        yield Problem("pose.conditioning", got, "grid", "vector conditioning needs data.pose=cameras")
     if config.method != "soda" or config.denoiser.conditioning not in MODULATED:
         got = f"{pose.conditioning} with method={config.method}, denoiser.conditioning={config.denoiser.conditioning}"
-        yield Problem("pose.conditioning", got, "grid", f"a vector modulates: needs method=soda and one of {MODULATED}")
-    if data.sources != (1, 1) or config.sampling.sources != 1:
-        got = f"{data.sources} with pose.conditioning={pose.conditioning}"
-        yield Problem("data.sources", got, "1, 1 (and sampling.sources=1)", "a vector names one source's camera")
+        yield Problem(
+            "pose.conditioning", got, "grid", f"vector conditioning needs method=soda and one of {', '.join(MODULATED)}"
+        )
+    setting = f"pose.conditioning={pose.conditioning}"
+    yield from _one_source(config, setting, "vector conditioning takes the camera of one source")
+
+
+def _one_source(config: Sections, setting: str, remedy: str) -> Iterator[Problem]:
+    """Problems of several source views with a setting that allows only one."""
+    if config.data.sources != (1, 1):
+        yield Problem("data.sources", f"{config.data.sources} with {setting}", "1, 1", remedy)
+    if config.sampling.sources != 1:
+        yield Problem("sampling.sources", f"{config.sampling.sources} with {setting}", "1", remedy)
 
 
 def encoder(config: Sections) -> Iterator[Problem]:
@@ -183,20 +202,28 @@ def encoder(config: Sections) -> Iterator[Problem]:
         for name, value in frozen.items():
             if value is None:
                 yield Problem(
-                    f"encoder.{name}", "nothing with encoder.arch=pretrained", "a value", "nothing is downloaded"
+                    f"encoder.{name}",
+                    "nothing with encoder.arch=pretrained",
+                    "a value",
+                    "set encoder.model, weights and weights_sha256; nothing is downloaded",
                 )
         if e.lr_ratio != 1:
-            yield Problem("encoder.lr_ratio", f"{e.lr_ratio} with encoder.arch=pretrained", "1", "it is not trained")
+            yield Problem(
+                "encoder.lr_ratio",
+                f"{e.lr_ratio} with encoder.arch=pretrained",
+                "1",
+                "a frozen encoder is not trained; remove it",
+            )
         return
     for name, value in frozen.items():
         if value is not None:
             got = f"a value with encoder.arch={e.arch}"
-            yield Problem(f"encoder.{name}", got, "nothing", "set encoder.arch=pretrained, or leave it out")
+            yield Problem(f"encoder.{name}", got, "nothing", "remove it, or set encoder.arch=pretrained")
     if e.arch.startswith("vit"):
         for name, plain in (("stem", "imagenet"), ("norm", "batch")):
             if getattr(e, name) != plain:
                 got = f"{getattr(e, name)} with encoder.arch={e.arch}"
-                yield Problem(f"encoder.{name}", got, plain, "it is the ResNets'; leave it out")
+                yield Problem(f"encoder.{name}", got, plain, "applies to ResNets only; remove it")
         if config.data.source_size % e.patch:
             got = f"{config.data.source_size} with encoder.patch={e.patch}"
             yield Problem("data.source_size", got, f"multiples of {e.patch}", "change the size or the patch")
@@ -228,18 +255,21 @@ def steps(config: Sections) -> Iterator[Problem]:
 
 def evaluation(config: Sections) -> Iterator[Problem]:
     if config.evaluation.latents == "denoiser" and config.method == "encdec":
-        yield Problem("evaluation.latents", "denoiser with method=encdec", "encoder", "it has no denoiser")
+        yield Problem("evaluation.latents", "denoiser with method=encdec", "encoder", "encdec has no denoiser")
 
 
 def online_probe(config: Sections) -> Iterator[Problem]:
     train, name = config.train, config.method
     if train.online_probe and name in ("unconditional", "palette"):
         yield Problem(
-            "train.online_probe", f"true with method={name}", "false", "it has no encoder; or choose another method"
+            "train.online_probe",
+            f"true with method={name}",
+            "false",
+            "this method has no encoder; or choose another one",
         )
     if train.online_probe_label is not None and not train.online_probe:
         got = f"{train.online_probe_label} with train.online_probe=false"
-        yield Problem("train.online_probe_label", got, "nothing", "set train.online_probe=true, or leave it out")
+        yield Problem("train.online_probe_label", got, "nothing", "remove it, or set train.online_probe=true")
 
 
 CHECKS: tuple[Check, ...] = (

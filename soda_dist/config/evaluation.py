@@ -1,4 +1,4 @@
-"""The section `evaluation` of the configuration, see `schema`."""
+"""The section `evaluation` of the configuration; see `sections`."""
 
 from typing import Annotated, Literal
 
@@ -16,7 +16,7 @@ class Probe(Node):
         *(3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
         *(1e-1, 3e-1),
     )
-    """All are trained at once; the best on held-out training rows is reported. Without dropout, latents of a short run
+    """All are trained together; the best on held-out training rows is reported. Without dropout, latents of a short run
     (eigenvalues of their correlations from 3e-6 to 32) need the largest."""
     dropout: Rate = 0.1
     label_smoothing: Rate = 0.0
@@ -25,13 +25,13 @@ class Probe(Node):
     bias: float = 0.0
     """Initial bias; -10 for ImageNet."""
     passes: CountOrZero = 0
-    """Times that each training image is encoded with fresh crops and flips, which the epochs take in turn (D.3 and E.1,
-    for ImageNet); 0: once, without any."""
+    """Encodings of each training image with fresh crops and flips, which the epochs use in turn (D.3 and E.1, for
+    ImageNet); 0 = one encoding without augmentation."""
     crop_flip_rate: Fraction = 0.65
-    """Of these views, in place of `data.augmentation.crop_flip_rate`; table 12 has it of crops, and our reading is that
-    flips go with them as in training. RandAugment is left out."""
+    """Replaces `data.augmentation.crop_flip_rate` for these encodings. Table 12 gives the rate of crops; our reading is
+    that flips go with them as in training. RandAugment is not applied."""
     workers: Count = 1
-    """That fit each probe together, each with a part of the training rows."""
+    """Workers that fit each probe together, each on a part of the training rows."""
 
 
 class Knn(Node):
@@ -42,56 +42,56 @@ class Knn(Node):
 
 
 class Activations(Node):
-    """Where a denoiser is read as an encoder (section F.1): a layer's pooled activations over a noised image."""
+    """Latents of a denoiser without encoder (section F.1): pooled activations of a layer for a noised image."""
 
     layers: tuple[str, ...] = ()
-    """Candidates, such as `up.0`; none: all layers."""
+    """Candidate layers, such as `up.0`; empty = all."""
     noise_levels: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (0.01, 0.05, 0.1, 0.25)
-    """Candidates, as shares of `diffusion.steps` (our reading)."""
+    """Candidate noise levels, as shares of `diffusion.steps` (our reading)."""
     search_images: Annotated[int, Field(ge=20)] = 2000
-    """First training images on which the best pair of the two is found, a fifth of them held out."""
+    """First training images, a fifth of them held out, on which the best layer and noise level are searched."""
 
 
 class Dci(Node):
-    """Disentanglement, completeness, informativeness and their kin (section E.3)."""
+    """Disentanglement, completeness, informativeness and related metrics (section E.3)."""
 
     factors: tuple[str, ...] = ()
-    """Label columns; none: all factors of the data set, or its attributes where it has no factors."""
+    """Label columns; empty = all factors of the data set, or its attributes if it has no factors."""
     regressor: Literal["lightgbm", "sklearn", "lasso"] = "lightgbm"
     rounds: Count = 100
-    """Of boosting."""
+    """Boosting rounds."""
     max_train_images: Count = 10_000
     max_test_images: Count = 5_000
 
 
 class Reconstruction(Node):
-    """Images drawn again from their own latents (section 4.2.1), and the sweep of figure 9."""
+    """Images sampled from their own latents (section 4.2.1), and the sweep of figure 9."""
 
     images: Count = 64
     guidance: tuple[NotNegative, ...] = (1.0, 2.0, 3.0)
-    """Scales beside `sampling.guidance`."""
+    """Guidance scales to try besides `sampling.guidance`."""
     steps: tuple[Count, ...] = ()
-    """Numbers of strided steps beside `sampling.steps`."""
+    """Numbers of strided steps to try besides `sampling.steps`."""
 
 
 class NovelViews(Node):
-    """Objects drawn as other cameras see them (section 4.2.2)."""
+    """Samples of objects from other cameras (section 4.2.2)."""
 
     objects: Count = 8
-    """Of the test split."""
+    """Objects of the test split."""
     views: Count = 8
-    """Cameras that each is asked for, at most."""
+    """Target cameras per object, at most."""
     sources: tuple[Sources, ...] = ()
-    """Numbers of source views; none: those of 1, 3, 5, 7 and 9 that leave every object a view to ask for."""
+    """Numbers of source views; empty = those of 1, 3, 5, 7 and 9 that leave every object a target view."""
 
 
 class Weights(Node):
-    """A published network's weights; they are never downloaded."""
+    """Weights of a published network; they are never downloaded."""
 
     weights: str | None = None
-    """File or URI: safetensors, or a PyTorch file, of which nothing but tensors is read."""
+    """File or URI: safetensors, or a PyTorch file, of which only tensors are read."""
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    """None: the file must be the published one. A digest allows any file that has it, which results then say."""
+    """None = the published file is required. A digest allows any file that has it, and results then say so."""
 
 
 class Lpips(Weights):
@@ -104,52 +104,52 @@ class Fid(Node):
     """FID, KID, precision and recall (section E.2)."""
 
     sets: tuple[Literal["reconstruction", "samples", "novel_views"], ...] = ()
-    """What is drawn; none: all that the run can draw."""
+    """Sets to generate; empty = all that the run can generate."""
     images: Annotated[int, Field(ge=2)] = 10_000
-    """Of each set, at most; as many images of the test split are what it is held against."""
+    """Images per set, at most; it is compared with as many images of the test split."""
     feature_images: Annotated[int, Field(ge=2)] = 10_000
-    """First images whose features are kept, for KID, precision and recall."""
+    """First images whose features are kept for KID, precision and recall."""
 
 
 class Tools(Node):
-    """Pictures by the latent tools (sections 4.3.1 and E.3)."""
+    """Image grids of the latent tools (sections 4.3.1 and E.3)."""
 
     images: Annotated[int, Field(ge=2)] = 4
-    """Of the test split, in each picture; interpolation and mixing pair them."""
+    """Images of the test split per grid; interpolation and mixing pair them."""
     directions: Count = 6
-    """Principal directions of z."""
+    """Number of principal directions of z."""
     ks: Annotated[tuple[float, ...], Field(min_length=1)] = (-3.0, -1.5, 0.0, 1.5, 3.0)
-    """Moves along a direction, in standard deviations of the latents."""
+    """Offsets along a direction, in standard deviations of the latents."""
     weights: Annotated[int, Field(ge=2)] = 7
-    """Steps of an interpolation, its ends among them."""
+    """Steps of an interpolation, including its ends."""
     noises: Count = 4
-    """Draws of each masked latent."""
+    """Samples of each masked latent."""
     attributes: Count = 4
-    """First attributes, or values of a class or factor, of `evaluation.label`, that images are moved along."""
+    """First attributes, or values of a class or factor, of `evaluation.label` to move images along."""
     measured_images: Annotated[int, Field(ge=2)] = 32
-    """Of the test split, on which the effect of these moves is measured."""
+    """Images of the test split on which the effect of these moves is measured."""
 
 
 class Evaluation(Node):
-    """What is measured on a trained run."""
+    """Evaluation of a trained run."""
 
     train_split: str = "train"
     test_split: str = "test"
     max_train_images: Count | None = None
-    """First images of the split, in the order of keys; none: all."""
+    """First images of the split in key order; None = all."""
     max_test_images: Count | None = None
     label: str | None = None
-    """Column to predict; none: the data set's main label."""
+    """Column to predict; None = the main label of the data set."""
     batch: Count = 128
     actors: Count | None = None
-    """Actors that do the work; none: as many as the cluster has GPUs for them, or CPUs where there are no GPUs."""
+    """Number of actors; None = as many as the cluster has GPUs for, or CPUs if it has no GPUs."""
     baselines: bool = True
-    """Whether an untrained encoder and raw pixels are measured beside the trained one."""
+    """Also measure an untrained encoder and raw pixels."""
     latents: Literal["encoder", "denoiser"] = "encoder"
-    """What is probed; a method without an encoder is always read in its denoiser."""
+    """Network whose latents are probed; always the denoiser for a method without an encoder."""
     activations: Activations = Activations()
     images: Count = 8
-    """Images in each sample and reconstruction grid."""
+    """Images per sample and reconstruction grid."""
     probe: Probe = Probe()
     knn: Knn = Knn()
     dci: Dci = Dci()

@@ -1,4 +1,4 @@
-"""What the sections of the configuration are made of."""
+"""Field types and the base class of configuration nodes."""
 
 from typing import Annotated
 
@@ -12,6 +12,7 @@ Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 
 Sources = Annotated[int, Field(ge=1, le=16)]
+"""A number of source views."""
 
 
 class Node(BaseModel):

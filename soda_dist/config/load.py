@@ -1,4 +1,4 @@
-"""Preset or file, then overrides, then validation: the only way to a `RunConfig`."""
+"""Load a `RunConfig`: preset or file, then overrides, then validation."""
 
 import re
 from collections.abc import Sequence
@@ -20,19 +20,19 @@ _SEE_CONFIG = "see --print-config for the whole configuration"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write numbers (`1e-4` is a float, as in Python and YAML 1.2), where a key may stand once."""
+    """YAML in which `1e-4` is a float, as in Python and YAML 1.2, and duplicate keys are errors."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value}", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the words that `_Loader` would read as numbers."""
+    """Quotes strings that `_Loader` would read as numbers."""
 
 
 for _yaml in (_Loader, _Dumper):
@@ -53,7 +53,7 @@ def parse_yaml(text: str, where: str) -> Any:
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         got = f"line {mark.line + 1}: {problem}" if mark else "text that is not YAML"
-        raise UserError(where, got, "YAML", "correct it there") from None
+        raise UserError(where, got, "YAML", "correct it") from None
 
 
 def _frozen(value: Any) -> Any:
@@ -99,7 +99,7 @@ def with_fields(config: RunConfig, fields: dict[str, Any]) -> RunConfig:
 
 
 def with_overrides(config: RunConfig, overrides: Sequence[str], sections: Sequence[str], remedy: str) -> RunConfig:
-    """`config` with `a.b=value` overrides of some sections alone.
+    """`config` with `a.b=value` overrides of some sections only.
 
     Raises:
         UserError: an override of another section, with `remedy`; or as in `load_config`.
@@ -115,7 +115,7 @@ def with_overrides(config: RunConfig, overrides: Sequence[str], sections: Sequen
 
 
 def leaves(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """The values of a tree by their dotted paths."""
+    """The leaves of a tree by dotted path."""
     found: dict[str, Any] = {}
     for name, value in tree.items():
         found |= leaves(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}

@@ -1,4 +1,4 @@
-"""What produced a run: commit, command, versions, machine. No secret can be in it: no environment is recorded."""
+"""Provenance of a run: commit, command, versions, machine. It records no environment, so it holds no secrets."""
 
 import platform
 import shlex
@@ -43,11 +43,13 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """HEAD of the repository the package is in, with `+changes` if the tree differs; none outside a repository."""
-    here = Path(__file__).parent
+    """HEAD of the package's repository, with `+changes` if the tree differs; None outside a repository."""
+    folder = Path(__file__).parent
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        changes = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+        changes = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")

@@ -1,4 +1,4 @@
-"""The search file of a sweep: what is varied, how many trials, when the weaker ones are stopped."""
+"""The search file of a sweep: search space, number of trials, early stopping."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ from soda_dist.errors import UserError
 
 
 class Range(Node):
-    """One way of drawing a field's value; exactly one of the three is given."""
+    """Distribution of a field's value: exactly one of the three."""
 
     uniform: tuple[float, float] | None = None
     log_uniform: tuple[float, float] | None = None
@@ -38,25 +38,25 @@ class Range(Node):
 
 
 class Search(Node):
-    """A sweep over pretraining runs, judged by the accuracy of the linear probe."""
+    """A sweep over pretraining runs, ranked by the accuracy of the linear probe."""
 
     seed: Annotated[int, Field(ge=0)] = 0
     trials: Count = 8
     concurrent: Count = 1
     steps: Count
-    """Length of a trial that is never stopped."""
+    """Steps of a trial that is never stopped."""
     first_rung: Count
-    """Steps after which a trial is first judged; the next rungs are `reduction` times as far each."""
+    """Steps before a trial is first ranked; each later rung is `reduction` times as far."""
     reduction: Annotated[int, Field(ge=2)] = 2
     """ASHA keeps one in `reduction` trials at each rung."""
     space: Annotated[dict[str, Range], Field(min_length=1)]
-    """Field of the configuration -> how it is drawn."""
+    """Configuration field -> distribution of its values."""
     guidance: tuple[NotNegative, ...] = ()
-    """Guidance scales tried at sampling on the best trial; they need no training. None: not searched."""
+    """Guidance scales to try at sampling on the best trial, without training; empty = no search."""
 
     @property
     def rungs(self) -> list[int]:
-        """Steps at which a trial is judged, the last being `steps`."""
+        """Steps at which a trial is ranked; the last is `steps`."""
         rungs, step = [], self.first_rung
         while step < self.steps:
             rungs.append(step)
@@ -67,7 +67,7 @@ class Search(Node):
     def _rungs_within(self) -> "Search":
         if self.first_rung > self.steps:
             got = f"{self.first_rung} with steps={self.steps}"
-            raise ProblemError(Problem("first_rung", got, "<= steps", "judge earlier or train longer"))
+            raise ProblemError(Problem("first_rung", got, "<= steps", "lower first_rung or raise steps"))
         return self
 
 
