@@ -149,7 +149,7 @@ def _train_all(group: Ablation, trials: Sequence[Trial], data: str, out: Folder,
     """All trials that are not done, `group.concurrent` at a time."""
     left = [trial for trial in trials if not _done(out, trial)]
     if not left:
-        say(f"nothing left to train: {len(trials)} runs are there")
+        say(f"already trained: {len(trials)} runs")
         return
     done = len(trials) - len(left)
     with board(say) as lines:

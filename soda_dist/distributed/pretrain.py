@@ -23,13 +23,13 @@ from soda_dist.parallel.progress import Say
 from soda_dist.runs.folder import claim, complete_steps, scratch_folder
 
 LOST = (RayActorError, WorkerCrashedError, OutOfMemoryError)
-"""What Ray says of processes that were killed, as opposed to what a process raised."""
+"""Ray's errors for processes that were killed, as opposed to errors that a process raised."""
 
 
 def pretrain(config: RunConfig, data_uri: str, run_uri: str, say: Say, until: int | None = None) -> str:
-    """Train `config` on the shards at `data_uri` into the folder `run_uri`; go on where an earlier attempt stopped.
+    """Train `config` on the shards at `data_uri` into the folder `run_uri`, resuming from its last checkpoint.
 
-    Ray must be connected. `until` stops at that step of the run (none: at its end). Returns the run's URI.
+    Ray must be connected. `until`: stop at that step of the run; None = at its end. Returns the run's URI.
 
     Raises:
         UserError: the data or the run's folder does not fit, or the cluster cannot give what the run needs.
@@ -44,12 +44,12 @@ def pretrain(config: RunConfig, data_uri: str, run_uri: str, say: Say, until: in
     labels = probe_labels(manifest, config.train)
     steps, end = complete_steps(run), min(until or config.train.steps, config.train.steps)
     finished = bool(steps) and steps[-1] >= end
-    if not finished:  # what is refused leaves nothing in the run's folder
+    if not finished:  # before anything is written into the run's folder
         check_resources(training_resources(config), say)
         check_memory(config)
     claim(run, config)
     if finished:
-        say(f"nothing left to do: step {steps[-1]} of {end} is there")
+        say(f"already finished: step {steps[-1]} of {end}")
         return run.uri
     rows = manifest.splits[split].rows
     what = manifest.kind + (f" ({manifest.reencoded})" if manifest.reencoded else "")
@@ -65,9 +65,9 @@ def pretrain(config: RunConfig, data_uri: str, run_uri: str, say: Say, until: in
 
 
 def check_memory(config: RunConfig) -> None:
-    """A `UserError` if the workers' pipelines cannot keep to `scale.data_memory_mb`, or the cluster lacks so much.
+    """Raise a `UserError` if `scale.data_memory_mb` is too little for the pipelines, or more than the cluster has.
 
-    With an autoscaler the cluster is not asked: what its nodes will have is not known.
+    With an autoscaler the second is not checked: the memory of future nodes is unknown.
     """
     import ray
 
@@ -84,10 +84,10 @@ def check_memory(config: RunConfig) -> None:
 
 
 def _run_trainer(job: dict[str, Any], config: RunConfig, run: Folder, say: Say) -> None:
-    """Train to the end, over losses of processes.
+    """Train to the end, restarting after killed processes.
 
-    Ray Train starts a lost worker group again. It gives up where its own processes are lost (its controller, or a
-    worker while a group is being started: measured, an out-of-memory kill did both), so those are counted here.
+    Ray Train restarts a lost worker group. It gives up when it loses its controller, or a worker while a group starts
+    (an out-of-memory kill did both), so those are counted here.
     """
     from ray.train import ControllerError, TrainingFailedError
 
@@ -100,7 +100,7 @@ def _run_trainer(job: dict[str, Any], config: RunConfig, run: Folder, say: Say) 
             if not isinstance(lost, LOST) or 0 <= config.scale.max_failures < failures:
                 raise _explained(error) from None
             release_placement_group(getattr(lost, "actor_id", None))
-            say(f"starting again from the last checkpoint: a process of the run was lost ({type(lost).__name__})")
+            say(f"a process died ({type(lost).__name__}); restarting from the last checkpoint")
         except TrainingFailedError as error:
             raise _explained(error) from None
         finally:
@@ -111,13 +111,13 @@ def _run_trainer(job: dict[str, Any], config: RunConfig, run: Folder, say: Say) 
 
 
 def _explained(error: Exception) -> Exception:
-    """Memory is the user's to give; everything else keeps its own report."""
+    """Turn an out-of-memory kill into a `UserError`; return every other error as it is."""
     if "running low on memory" not in str(error):
         return error
     return UserError(
         "memory",
-        "a process of the run killed because its machine ran out of it",
-        "what the machine has",
+        "a process killed because its machine ran out of memory",
+        "the machine's memory",
         "lower train.micro_batch or scale.data_memory_mb, raise scale.workers, or use larger machines",
     )
 

@@ -15,7 +15,7 @@ from soda_dist.training.loop import fit
 
 
 def train_worker(job: dict[str, Any]) -> None:
-    """One training process. An error that a retry cannot mend goes to the board, and the next attempt ends at once."""
+    """Train as one process. An error that a retry cannot mend goes to the board, so the next attempt ends at once."""
     lines = job["board"]
     if ray.get(lines.fatal.remote()) is not None:
         return
@@ -29,7 +29,7 @@ def train_worker(job: dict[str, Any]) -> None:
 
 
 def _cause(error: BaseException | None) -> Exception | None:
-    """The user's mistake, or the diverged loss, somewhere in a chain of wrapped errors."""
+    """Find a user's mistake or a diverged loss in a chain of wrapped errors."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

@@ -98,7 +98,7 @@ def test_a_group_is_trained_measured_and_goes_on_where_it_stopped(cluster, tmp_p
 
     said.clear()
     ablate(group, base, str(tmp_path / "data"), str(out), said.append)
-    assert any(line == "nothing left to train: 2 runs are there" for line in said)
+    assert any(line == "already trained: 2 runs" for line in said)
     with pytest.raises(UserError, match="the folder of the same group"):
         ablate(group_of(title="Others", seeds=[0]), base, str(tmp_path / "data"), str(out), said.append)
 

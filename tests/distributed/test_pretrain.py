@@ -86,7 +86,7 @@ def test_a_killed_process_changes_nothing(tmp_path, data, victim):
 def test_a_finished_run_has_nothing_left_and_a_changed_one_is_refused(tmp_path, data):
     run_to(tmp_path / "run", data, scale={"engine": "torch", "data_memory_mb": 64})
     _, said = run_to(tmp_path / "run", data, scale={"engine": "torch", "data_memory_mb": 64})
-    assert said == ["nothing left to do: step 6 of 6 is there"]
+    assert said == ["already finished: step 6 of 6"]
     with pytest.raises(UserError, match=r"encoder\.lr_ratio: got 3\.0, but the run at .* has 2\.0"):
         run_to(tmp_path / "run", data, encoder={"lr_ratio": 3.0})
 

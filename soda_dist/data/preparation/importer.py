@@ -136,7 +136,7 @@ def _is_finished(folder: Folder, claim: Claim, say: Say) -> bool:
         folder.remove(MANIFEST)
         return False
     rows = ", ".join(f"{split.rows:,} {name} rows" for name, split in manifest.splits.items())
-    say(f"nothing left to do: {rows} are there, {manifest.rejected:,} rejected")
+    say(f"already prepared: {rows}, {manifest.rejected:,} rejected")
     return True
 
 
@@ -205,7 +205,7 @@ def _make_shards(
     todo = [job for job in jobs if job not in have]
     total = sum(job.stop - job.start for job in jobs)
     if have:
-        say(f"{len(have):,} of {len(jobs):,} shards are there from an earlier run")
+        say(f"reusing {len(have):,} of {len(jobs):,} shards of an earlier run")
     progress = Progress(
         say,
         "importing",

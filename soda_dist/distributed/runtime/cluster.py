@@ -1,4 +1,4 @@
-"""Joining the cluster that is there, or starting a local one; and what it must be able to give."""
+"""Join a running Ray cluster, or start a local one."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from soda_dist.errors import UserError
 
 @contextmanager
 def ray_session(cpus: float) -> Iterator[None]:
-    """A connection to Ray: the job's cluster or that of RAY_ADDRESS, else a local one of at least `cpus` logical CPUs.
+    """Connect to Ray: the job's cluster or that of RAY_ADDRESS, else a local one of at least `cpus` logical CPUs.
 
     Raises:
         UserError: RAY_ADDRESS names a cluster that does not answer.
@@ -28,7 +28,7 @@ def ray_session(cpus: float) -> Iterator[None]:
         if address and address != "local":
             ray.init(address=address, **common)
         else:
-            # No dashboard: a local run has no use for it, and it would hold the port that a head on this machine wants.
+            # No dashboard: it would hold the port of a head on this machine.
             logical = max(os.cpu_count() or 1, int(-(-cpus // 1)))
             ray.init(address="local", num_cpus=logical, include_dashboard=False, **common)
     except ConnectionError as error:
@@ -43,7 +43,7 @@ def ray_session(cpus: float) -> Iterator[None]:
 
 
 def _quiet_environment() -> None:
-    """Settings that Ray reads at import: they keep its own messages out of the user's output."""
+    """Set what Ray reads at import, to keep its own messages out of the user's output."""
     for name, value in {
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",

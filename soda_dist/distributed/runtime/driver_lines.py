@@ -1,4 +1,4 @@
-"""Lines from workers to the user's terminal, free of Ray's log prefixes; and a fatal error from any worker."""
+"""Lines from workers to the user's terminal without Ray's log prefixes; and a fatal error of any worker."""
 
 import threading
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ class _Board:
 
 @contextmanager
 def board(say: Say) -> Iterator[Any]:
-    """A board actor whose lines are shown through `say` twice a second until the block ends."""
+    """Run a board actor and show its lines through `say` twice a second until the block ends."""
     actor: Any = ray.remote(num_cpus=0)(_Board).remote()
     done = threading.Event()
 

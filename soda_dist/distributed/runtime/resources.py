@@ -1,4 +1,4 @@
-"""What a run or an evaluation asks of the cluster, and whether the cluster can give it."""
+"""Logical resources of runs and evaluations, and whether the cluster has them."""
 
 from soda_dist.config.schema import RunConfig
 from soda_dist.distributed.runtime.ray_internals import autoscaler_active
@@ -7,7 +7,7 @@ from soda_dist.parallel.progress import Say
 
 
 def training_resources(config: RunConfig) -> dict[str, float]:
-    """Logical resources of a run: workers and the data tasks beside them."""
+    """Sum the resources of a run: its workers and their data tasks."""
     scale = config.scale
     return {
         "CPU": scale.workers * (scale.cpus_per_worker + scale.data_cpus_per_worker),
@@ -16,7 +16,7 @@ def training_resources(config: RunConfig) -> dict[str, float]:
 
 
 def evaluation_resources(config: RunConfig) -> dict[str, float]:
-    """Of one actor of evaluation: a training worker's share of a GPU where there are any or may be, else a CPU."""
+    """Resources of one evaluation actor: a worker's share of a GPU if the cluster has or may get any, else a CPU."""
     import ray
 
     gpus = config.scale.gpus_per_worker
@@ -26,9 +26,9 @@ def evaluation_resources(config: RunConfig) -> dict[str, float]:
 
 
 def check_resources(needed: dict[str, float], say: Say, *, setting: str = "scale.workers") -> None:
-    """Refuse what the cluster cannot give, unless an autoscaler may add nodes: then say what is waited for.
+    """Raise a `UserError` for what the cluster lacks; with an autoscaler, say that the run waits for it.
 
-    `setting`: the field that a smaller number of would need less.
+    `setting`: the field to lower.
     """
     import ray
 
@@ -37,18 +37,18 @@ def check_resources(needed: dict[str, float], say: Say, *, setting: str = "scale
     if not short:
         return
     asked = ", ".join(f"{count:g} {name}" for name, count in short.items())
-    there = ", ".join(f"{have.get(name, 0.0):g} {name}" for name in short)
+    present = ", ".join(f"{have.get(name, 0.0):g} {name}" for name in short)
     if autoscaler_active():
-        say(f"waiting for the autoscaler: the run needs {asked}, the cluster has {there} now")
+        say(f"waiting for the autoscaler: the run needs {asked}, the cluster has {present} now")
         return
     field = setting if setting.startswith("evaluation") else "scale"
     raise UserError(
-        field, f"a run that needs {asked}", f"at most {there}", f"lower {setting} or add nodes to the cluster"
+        field, f"a run that needs {asked}", f"at most {present}", f"lower {setting} or add nodes to the cluster"
     )
 
 
 def fitting(needs: dict[str, float]) -> int:
-    """How many actors of these resources the cluster has room for now; at least one."""
+    """Count the actors of these resources that fit into the cluster now; at least one."""
     import ray
 
     have = ray.cluster_resources()

@@ -98,7 +98,7 @@ def test_a_finished_import_says_so_without_its_source(any_uri: str) -> None:
     source.remove_tree("test")
     again, lines = prepare("cifar10", source.uri, f"{any_uri}/data/")
     assert again == uri
-    assert lines == ["nothing left to do: 40 train rows, 30 test rows are there, 0 rejected"]
+    assert lines == ["already prepared: 40 train rows, 30 test rows, 0 rejected"]
     assert files_of(open_folder(uri)) == before
 
 
@@ -192,7 +192,7 @@ def test_rows_that_cannot_be_read_are_listed_and_leave_no_hole(
     for shard in shards:
         assert hashlib.sha256(folder.read(shard.path)).hexdigest() == shard.sha256
     _, lines = prepare("imagenet", source.uri, f"{any_uri}/data", "rows_per_group=4", "groups_per_shard=5")
-    assert lines == ["nothing left to do: 117 train rows are there, 3 rejected"]
+    assert lines == ["already prepared: 117 train rows, 3 rejected"]
 
 
 def test_a_shard_of_which_no_row_is_left(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_damaged_import_is_mended_by_the_same_command(
         folder.write(path, before[path][:-10])
     _, lines = prepare(*command)
     assert lines[0].startswith(f"making again what is damaged: {folder.uri}/{path}")
-    assert lines[1] == "7 of 8 shards are there from an earlier run"
+    assert lines[1] == "reusing 7 of 8 shards of an earlier run"
     assert files_of(folder) == before
 
 
@@ -302,7 +302,7 @@ def test_a_damaged_source_is_one_line(tmp_path: Path) -> None:
 
 
 def test_kill_and_run_again(tmp_path: Path) -> None:
-    """SIGKILL of the job and its two workers in the middle; finished shards are not touched again, and the result is the same."""
+    """SIGKILL of the job and its two workers in the middle: finished shards stay, and the result is the same."""
     options = ["objects=160", "test_objects=40", "views=2", "size=48", "rows_per_group=8", "groups_per_shard=2"]
     data = tmp_path / "data"
     code = (
@@ -332,7 +332,7 @@ def test_kill_and_run_again(tmp_path: Path) -> None:
     written = {shard: shard.stat().st_mtime_ns for shard in shards}
     (data / "train/.soda-tmp-0").write_bytes(b"half a shard")
     _, lines = prepare("synthetic", None, str(data), *options)
-    assert lines[0] == f"{len(finished)} of 25 shards are there from an earlier run"
+    assert lines[0] == f"reusing {len(finished)} of 25 shards of an earlier run"
     assert {shard: shard.stat().st_mtime_ns for shard in shards} == written
     whole = open_folder(prepare("synthetic", None, str(tmp_path / "whole"), *options)[0])
     assert files_of(open_folder(str(data))) == files_of(whole)

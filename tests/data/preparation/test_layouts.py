@@ -112,7 +112,7 @@ def import_twice(name: str, uri: str, pool: Callable[[], Pool] = LocalPool) -> N
     assert said[-1].startswith("done: ") and all(f"{count:,} {split} rows" in said[-1] for split, count in rows.items())
     assert checked(data, None, pool).endswith(f"{told}, {sum(rows.values())} images decoded")
     again = imported(name, {}, source, data, pool)
-    assert again == [f"nothing left to do: {told} are there, {manifest.rejected} rejected"]
+    assert again == [f"already prepared: {told}, {manifest.rejected} rejected"]
 
 
 def test_every_published_kind_is_imported() -> None:

@@ -61,7 +61,7 @@ def test_the_remedy_that_the_message_names(tmp_path: Path) -> None:
     shard.unlink()
     said: list[str] = []
     run_import("synthetic", None, str(tmp_path), options, say=said.append)
-    assert "7 of 8 shards are there from an earlier run" in said
+    assert "reusing 7 of 8 shards of an earlier run" in said
     assert shard.read_bytes() == whole and checked(str(tmp_path))[-1].startswith("sound: 8 shards")
 
 
