@@ -1,4 +1,4 @@
-"""What every job shares: arguments, progress lines, exit codes. Imports nothing heavy."""
+"""Shared by all jobs: arguments, progress lines, exit codes. Imports nothing heavy."""
 
 import argparse
 import os
@@ -15,19 +15,19 @@ URI_HELP = "local path, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
 
 
 class _Parser(argparse.ArgumentParser):
-    """Wrong arguments are a user's mistake like any other: one line, exit code 2."""
+    """Reports wrong arguments as a `UserError`."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError("arguments", message, f"see {self.prog} --help", "correct the command")
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """An argument parser whose mistakes are one line."""
+    """Create an argument parser that raises `UserError`."""
     return _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def add_uri(arguments: argparse.ArgumentParser, flag: str, meaning: str, required: bool = True) -> None:
-    """A flag that takes a local path or an object-store URI; one that cannot be is refused before anything starts."""
+    """Add a flag that takes a local path or an object-store URI; invalid ones are rejected before anything starts."""
     arguments.add_argument(flag, required=required, metavar="URI", type=_uri, help=f"{meaning} ({URI_HELP})")
 
 
@@ -39,17 +39,17 @@ def _uri(text: str) -> str:
 
 
 def add_config(arguments: argparse.ArgumentParser, preset: str | None) -> None:
-    """`--preset`, `--print-config` and the overrides `a.b=value`; `preset` is the default, if there is one."""
+    """Add `--preset`, `--print-config` and the overrides `a.b=value`; `preset` is the default, None = required."""
     names = ", ".join(preset_names())
     arguments.add_argument(
         "--preset", default=preset, required=preset is None, metavar="NAME|FILE", help=f"{names}, or a YAML file"
     )
-    arguments.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
-    arguments.add_argument("overrides", nargs="*", metavar="a.b=value", help="overrides of single fields")
+    arguments.add_argument("--print-config", action="store_true", help="print the whole configuration and exit")
+    arguments.add_argument("overrides", nargs="*", metavar="a.b=value", help="override single fields")
 
 
 def config_of(args: argparse.Namespace) -> RunConfig:
-    """The configuration that the arguments describe; the preset may lie in an object store, where sweeps write it."""
+    """Load the configuration of the arguments; the preset may be in an object store, where sweeps write it."""
     if "://" in args.preset:
         from soda_dist.data.storage.folder import locate
 
@@ -62,47 +62,46 @@ def config_of(args: argparse.Namespace) -> RunConfig:
 
 
 def parse(arguments: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """The parsed arguments; `--print-config` is answered here, before required URIs are asked for."""
+    """Parse the arguments; `--print-config` needs no URIs: it prints and exits here."""
     if "--print-config" in argv:
-        sketch = _Parser(add_help=False)
+        config_parser = _Parser(add_help=False)
         default = arguments.get_default("preset")
-        sketch.add_argument("--preset", default=default, required=default is None)
-        sketch.add_argument("--print-config", action="store_true")
-        known, rest = sketch.parse_known_args(argv)
+        config_parser.add_argument("--preset", default=default, required=default is None)
+        config_parser.add_argument("--print-config", action="store_true")
+        known, rest = config_parser.parse_known_args(argv)
         say(dump_config(load_config(known.preset, [item for item in rest if "=" in item and not item.startswith("-")])))
         raise SystemExit(0)
     return arguments.parse_intermixed_args(argv)
 
 
 def say(line: str) -> None:
-    """Show a progress line now, whatever the output is connected to.
+    """Print a progress line without buffering.
 
-    Where nobody reads it any more, as after `| head`, the job cleans up and ends with exit code 141, without a
-    traceback.
+    If the reader has closed the pipe, as `| head` does, the job cleans up and exits with code 141, without a traceback.
     """
     try:
         print(line, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at exit
         raise SystemExit(141) from None
 
 
 def run(main: Callable[[list[str]], str]) -> NoReturn:
-    """Run a job; its last line is the URI of what it made.
+    """Run a job and print the URI of its result as the last line.
 
-    Exit codes: 0 done, 2 the user's mistake, 130 interrupted, 141 nobody reads the output, 1 everything else.
+    Exit codes: 0 done, 2 the user's mistake, 130 interrupted, 141 output pipe closed, 1 everything else.
     """
     try:
-        made = main(sys.argv[1:])
+        result = main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+        print("interrupted: rerun the same command to resume from the last checkpoint", file=sys.stderr, flush=True)
         sys.exit(130)
     except Exception:
         traceback.print_exc()
         sys.exit(1)
-    if made:
-        say(made)
+    if result:
+        say(result)
     sys.exit(0)

@@ -1,14 +1,14 @@
-"""The one exception that a user's mistake becomes."""
+"""The exception for a user's mistake."""
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: said in one line, exit code 2, no traceback.
+    """A mistake in the user's input: one line, exit code 2, no traceback.
 
     Args:
         field: the setting, flag, file or URI at fault.
-        got: what was given.
-        allowed: what is accepted.
-        remedy: what to do next.
+        got: the given value.
+        allowed: the accepted values.
+        remedy: the next step, as an imperative.
     """
 
     def __init__(self, field: str, got: object, allowed: str, remedy: str) -> None:

@@ -1,4 +1,4 @@
-"""Weights that others trained: bytes verified by their digest, read without running any of them."""
+"""Weights that others trained: verified by digest, and read without running any code in them."""
 
 import hashlib
 import io
@@ -13,36 +13,38 @@ from torch import Tensor
 from soda_dist.errors import UserError
 
 _SHOWN = 5
-"""Names that a message lists at most."""
+"""Maximum number of names in a message."""
 
 
 def read_weights(content: bytes, sha256: str, *, field: str) -> dict[str, Tensor]:
-    """A file's tensors by name, on the CPU.
+    """Read a file's tensors by name, on the CPU.
 
     Args:
-        content: the file's bytes: safetensors, or what `torch.save` makes of a state dict.
-        sha256: digest that they must have, in hexadecimal; nothing is parsed before it is found right.
-        field: what errors call the file, and with `_sha256` after it the digest.
+        content: the file's bytes: safetensors, or a state dict written by `torch.save`.
+        sha256: their required digest, in hexadecimal; it is checked before anything is parsed.
+        field: name of the file in errors; with `_sha256` appended, of the digest.
 
     Raises:
-        UserError: another digest, or anything but tensors by name, such as a pickle that would run something.
+        UserError: another digest, or content other than named tensors, such as a pickle that would run code.
     """
     digest = hashlib.sha256(content).hexdigest()
     if digest != sha256.lower():
-        got = f"{sha256}, where the file's is {digest}"
-        raise UserError(f"{field}_sha256", got, "the digest of the weights", "get the right file, or correct it")
+        got = f"{sha256} for a file with digest {digest}"
+        raise UserError(
+            f"{field}_sha256", got, "the digest of the weights", "correct the digest, or download the right file"
+        )
     if content[8:9] == b"{":
         return _safetensors(content, field)
     return _state_dict(content, field)
 
 
 def fill(own: Mapping[str, Tensor], found: Mapping[str, Tensor], *, field: str, network: str) -> None:
-    """Copies `found` into the tensors of `own`, all or none; floats become floats of `own`'s dtype.
+    """Copy `found` into the tensors of `own`, all or none; floats are cast to the dtype of `own`.
 
-    `network` is what errors call the owner of the tensors.
+    `network` names the owner of the tensors in errors.
 
     Raises:
-        UserError: names, shapes or kinds of number that are not those of `own`.
+        UserError: names, shapes or kinds of number differ from those of `own`.
     """
     complaints = {
         "without": sorted(own.keys() - found.keys()),
@@ -50,8 +52,8 @@ def fill(own: Mapping[str, Tensor], found: Mapping[str, Tensor], *, field: str, 
         "with another shape or kind of number in": [n for n in own if n in found and not _fits(found[n], own[n])],
     }
     if any(complaints.values()):
-        got = " and ".join(f"weights {how} {_listed(names)}" for how, names in complaints.items() if names)
-        raise UserError(field, got, f"the tensors of {network}", "get the weights that belong to it")
+        got = " and ".join(f"weights {fault} {_listed(names)}" for fault, names in complaints.items() if names)
+        raise UserError(field, got, f"the tensors of {network}", "use weights of this network")
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(found[name])
@@ -60,7 +62,7 @@ def fill(own: Mapping[str, Tensor], found: Mapping[str, Tensor], *, field: str, 
 def _safetensors(content: bytes, field: str) -> dict[str, Tensor]:
     try:
         return load_tensors(content)
-    except (SafetensorError, KeyError) as error:  # KeyError: a dtype that torch does not have
+    except (SafetensorError, KeyError) as error:  # KeyError: a dtype that torch lacks
         raise _unreadable(content, error, field) from None
 
 
@@ -75,10 +77,10 @@ def _state_dict(content: bytes, field: str) -> dict[str, Tensor]:
 
 
 def _unreadable(content: bytes, error: Exception, field: str) -> UserError:
-    """Names the error's kind alone: torch's own words fill many lines and advise to switch the protection off."""
+    """Name only the type of the error: the text of torch fills many lines and advises to turn the protection off."""
     got = f"{len(content)} bytes that are neither ({type(error).__name__})"
     allowed = "safetensors or a PyTorch file of nothing but tensors by name"
-    return UserError(field, got, allowed, "convert the weights, or get them again")
+    return UserError(field, got, allowed, "convert the weights, or download them again")
 
 
 def _fits(tensor: Tensor, own: Tensor) -> bool:
