@@ -1,4 +1,4 @@
-"""What a published data set must offer to be imported."""
+"""The contract between published data sets and the import."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,36 +15,36 @@ from soda_dist.data.shards import Label
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
 READERS = 8
-"""Files read at a time by one task: a request to an object store is mostly waiting."""
+"""Concurrent reads per task: object-store requests are bound by latency."""
 
 
 class Options(Node):
-    """Options of every kind of source."""
+    """Options common to all kinds of sources."""
 
     rows_per_group: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Rows in a row group, the unit of reading; none: the source's own hint."""
+    """Rows per row group, the unit of reading; None = the source's default."""
     groups_per_shard: Annotated[int, Field(ge=1, le=4096)] = 16
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Of everything that is drawn: the order of ImageNet's rows, the synthetic objects and cameras."""
+    """Seed of random splits, row orders, and synthetic objects and cameras."""
     max_side: Annotated[int, Field(ge=1)] | None = None
-    """Pixels; larger images are made smaller, and all of them JPEG; none: as published."""
+    """Pixels; downscales larger images and stores all as JPEG. None = as published."""
     quality: Annotated[int, Field(ge=1, le=100)] | None = None
-    """Of JPEG, which all images are made; none: 90 with `max_side`, else images stay as published."""
+    """JPEG quality; stores all images as JPEG. None = 90 with `max_side`, else as published."""
 
 
 class UnreadableError(Exception):
-    """Why a row's image cannot be read: what its `problem` says."""
+    """A row's image cannot be read; the message becomes the row's `problem`."""
 
 
 class Part(NamedTuple):
-    """What is listed at a time: a class, an archive, a file."""
+    """Unit of listing: a class, an archive or a file."""
 
     split: str
     name: str
 
 
 class Row(NamedTuple):
-    """One image, or why there is none."""
+    """One image, or the `problem` for which the import rejects it."""
 
     name: str
     image: bytes
@@ -54,45 +54,44 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Contents:
-    """What is known of a data set before its rows are listed."""
+    """Schema of a data set, known before its rows are listed."""
 
     columns: tuple[pa.Field, ...]
-    """Of its own, beside key, image and name."""
+    """Columns in addition to key, image and name."""
     labels: dict[str, Label] = field(default_factory=dict)
     main_label: str | None = None
     rows_per_group: int = 64
     shuffled: bool = False
-    """Whether the import puts the rows in a random order, since the published one is sorted by class. Never where rows
-    have an `object`: the views of one must stay neighbours, since pairs of an object look for them around a row."""
+    """Whether the import shuffles rows, because they are published sorted by class. Never with an `object` column:
+    views of an object are looked up among neighbouring rows."""
 
 
 class Source(Protocol):
-    """A published data set. Picklable: its methods run in tasks on any machine."""
+    """A published data set. Picklable: its methods run in remote tasks."""
 
     @property
     def contents(self) -> Contents:
-        """Columns and labels."""
+        """Schema."""
 
     def parts(self) -> Sequence[Part]:
-        """All parts, in the order of their rows."""
+        """All parts, in row order."""
 
     def index(self, part: Part) -> pa.Table:
-        """One row for each row of the part: `name`, and whatever `rows` needs to find it."""
+        """A table with one row per image of the part: `name`, and the columns `rows` needs to locate it."""
 
     def rows(self, index: pa.Table) -> Iterator[Row]:
-        """The rows of any selection of index rows, in the order given."""
+        """Read the rows of any selection of index rows, in the given order."""
 
 
-def sound_text(text: str) -> str:
-    """The text as files and messages can hold it: halves of characters, which JSON can spell, as Python writes them."""
+def printable_text(text: str) -> str:
+    """Escape lone surrogates, which JSON allows but UTF-8 cannot encode."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def check_image(data: bytes) -> str | None:
-    """Why `data` is not a whole JPEG, PNG or WebP, or None.
+    """Return why `data` is not a complete JPEG, PNG or WebP, or None.
 
-    Reads the header and looks for the end marker (of WebP the length), so that truncated files are found without
-    decoding.
+    Checks the header and the end marker (the length for WebP), which finds truncated files without decoding.
     """
     if not data:
         return "an empty file"
@@ -106,32 +105,32 @@ def check_image(data: bytes) -> str | None:
         return f"format {kind}, not JPEG, PNG or WebP"
     if width < 1 or height < 1:
         return f"a size of {width}x{height}"
-    # A thumbnail has its own end marker, but before the last scan begins. A cut WebP was found above.
+    # An embedded thumbnail has an end marker too, but before the last scan begins. WebP was checked above.
     if kind == "PNG":
         whole = b"IEND" in data[-64:]
     else:
-        end = data.rfind(b"\xff\xd9")  # near the end of a whole file, so that little is searched
+        end = data.rfind(b"\xff\xd9")  # close to the end of a complete file: a short search
         whole = kind == "WEBP" or (end >= 0 and data.find(b"\xff\xda", end) < 0)
     return None if whole else "a truncated image"
 
 
 def _read_header(data: bytes) -> tuple[str | None, tuple[int, int]] | str:
-    """Format, and width and height, or why there are none."""
+    """Format and (width, height), or the problem."""
     try:
         with Image.open(BytesIO(data)) as image:
             return image.format, image.size
     except UnidentifiedImageError:
         return "not an image"
-    except Exception as error:  # Pillow's plugins raise a dozen types on bad bytes, RuntimeError of a broken AVIF
+    except Exception as error:  # Pillow's plugins raise a dozen types on bad bytes, even RuntimeError
         return f"a broken header ({' '.join(str(error).split())[:80]})"
 
 
 def read_rows(
     index: pa.Table, read: Callable[[Mapping[str, Any]], bytes], columns: Sequence[str], readers: int = READERS
 ) -> Iterator[Row]:
-    """Rows whose images are files of their own, `readers` read at a time; `columns` are taken from the index.
+    """Read the images of index rows, `readers` at a time, and copy `columns` from the index.
 
-    `read` may raise FileNotFoundError or UnreadableError: then the row has a problem.
+    A FileNotFoundError or UnreadableError from `read` becomes the row's problem.
     """
 
     def row(entry: Mapping[str, Any]) -> Row:

@@ -1,1 +1,1 @@
-"""Readers of file formats: archives, databases, tables, trees of files. None knows a data set."""
+"""Readers of file formats: archives, databases, tables, file trees. Independent of data sets."""

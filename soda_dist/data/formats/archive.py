@@ -1,8 +1,7 @@
-"""Tar and zip archives read in place, from any storage, without unpacking.
+"""Tar and zip archives read in place from any storage.
 
-Members of a .tar are found by their place. A .tar.gz can only be read on from its beginning: it is read once to list
-it, and once more, as far as is needed, for each selection of members. Links and names that lead out of the archive are
-refused.
+Members of a .tar are read by offset. A .tar.gz allows no random access: it is read once to list it, and again, as far
+as needed, for each selection of members. Links and names that lead out of the archive are refused.
 """
 
 import gzip
@@ -18,27 +17,27 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from soda_dist.data.formats.seekable_file import SeekableFile
+from soda_dist.data.formats.seekable_file import ReadOnlyFile, SeekableFile
 from soda_dist.data.storage.folder import Folder
 from soda_dist.errors import UserError
 
 BLOCK = 512
 STREAM_BYTES = 8 * 2**20
-"""Bytes an object store is asked for at a time when small members are listed: one request for many headers."""
+"""Request size when listing small members in an object store: one request covers many headers."""
 GZIP_START = b"\x1f\x8b"
 ZIP_HEADER = Struct("<4sHHH4xIII HH")
-"""Of a member: signature, version, flags, method, checksum, sizes, and the lengths of name and extra field."""
+"""Local header: signature, version, flags, method, checksum, sizes, and the lengths of name and extra field."""
 ZIP_SIGNATURE = b"PK\3\4"
 ZIP_NAME_BYTES = 512
-"""Read along with a member for its name and extra field: nearly always enough, else they cost a request more."""
+"""Bytes read ahead for name and extra field; longer ones cost a second request."""
 STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 ZIP_ERRORS = (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError)
-"""What comes of damaged bytes: zipfile's BadZipFile for what it checks, its NotImplementedError of a version or method
-that it does not know, UnicodeDecodeError of a name marked as UTF-8, and EOFError of a file that became shorter."""
+"""Raised by zipfile on damaged bytes: NotImplementedError for unknown versions or methods, UnicodeDecodeError for names
+marked as UTF-8, EOFError if the file was truncated meanwhile."""
 
 
-class Packed(NamedTuple):
-    """A member of a .zip: its bytes lie at `start` of the file, and inflate to `length` bytes with this CRC-32."""
+class PackedMember(NamedTuple):
+    """A .zip member: `size` bytes at `start` of the file, which inflate to `length` bytes with CRC-32 `checksum`."""
 
     name: str
     start: int
@@ -49,10 +48,10 @@ class Packed(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A regular file inside an archive: its bytes lie at `offset` of the outermost file.
+    """A regular file in an archive: `size` bytes at `offset` of the outermost file.
 
-    In a .tar.gz the offset is one of the inflated stream; in a .zip it is that of the member's header, and the size is
-    the compressed one.
+    In a .tar.gz the offset counts in the inflated stream. In a .zip it is that of the member's header, and the size is
+    the compressed size.
     """
 
     name: str
@@ -60,14 +59,14 @@ class Member(NamedTuple):
     size: int
 
 
-def members(folder: Folder, name: str, *, start: int = 0, size: int | None = None, small: bool) -> Iterator[Member]:
-    """The regular files of the tar that lies in `size` bytes from `start` on of the file `name`, in its order.
+def tar_members(folder: Folder, name: str, *, start: int = 0, size: int | None = None, small: bool) -> Iterator[Member]:
+    """List the regular files of the tar in `size` bytes at `start` of the file `name`, in archive order.
 
     Args:
-        small: whether the members are small, so that reading through them costs less than a request each.
+        small: read through members instead of seeking; cheaper than one request per member if they are small.
 
     Raises:
-        UserError: not a tar, one that ends too early, or one with links or unsafe names.
+        UserError: not a tar, a truncated tar, or one with links or unsafe names.
     """
     uri = folder.file_uri(name)
     with folder.explained(name), folder.open(name) as file:
@@ -83,37 +82,37 @@ def members(folder: Folder, name: str, *, start: int = 0, size: int | None = Non
                         yield Member(name_inside, start + info.offset_data, info.size)
         except tarfile.TarError as error:
             raise UserError(uri, f"not a whole tar ({error})", "an uncompressed tar", "download it again") from None
-        # tarfile takes a damaged header for the end; the true end is a block of zeros.
+        # tarfile treats a damaged header as the end; the true end is a block of zeros.
         span.seek(end)
         if span.read(BLOCK).strip(b"\0"):
             raise UserError(uri, f"a damaged header at byte {start + end}", "a whole tar", "download it again")
 
 
 def is_gzip(folder: Folder, name: str) -> bool:
-    """Whether a file is compressed; a published .tgz may be a plain tar, whatever its name says."""
+    """Whether a file is gzip-compressed; some published .tgz files are plain tars."""
     with folder.explained(name), folder.open(name) as file:
         return file.read_at(len(GZIP_START), 0) == GZIP_START
 
 
 def gzip_members(folder: Folder, name: str) -> Iterator[Member]:
-    """The regular files of a .tar.gz, in its order. Raises as `members` does."""
+    """List the regular files of a .tar.gz, in archive order; raises like `tar_members`."""
     uri = folder.file_uri(name)
-    with _inflated(folder, name) as stream:
+    with open_tar_gz(folder, name) as stream:
         with tarfile.open(fileobj=stream, mode="r:") as tar:
             for info in tar:
                 name_inside = _name(info)
                 if _is_file(info, name_inside, uri):
                     yield Member(name_inside, info.offset_data, info.size)
-        # To the end, where gzip keeps its checksum. tarfile takes a damaged header for the end of the tar.
+        # Read to the end, to verify gzip's checksum. tarfile treats a damaged header as the end of the tar.
         while data := stream.read(STREAM_BYTES):
             if data.strip(b"\0"):
                 raise UserError(uri, "a damaged header", "a whole tar.gz", "download it again")
 
 
 def read_gzip_members(folder: Folder, name: str, found: Sequence[Member]) -> list[bytes]:
-    """The bytes of members, in the order given, in one pass over the archive. All of them are held."""
+    """Read members in one pass over the archive; returns all their bytes, in the given order."""
     data = [b""] * len(found)
-    with _inflated(folder, name) as stream:
+    with open_tar_gz(folder, name) as stream:
         for at in sorted(range(len(found)), key=lambda at: found[at].offset):
             stream.seek(found[at].offset)
             data[at] = stream.read(found[at].size)
@@ -121,7 +120,8 @@ def read_gzip_members(folder: Folder, name: str, found: Sequence[Member]) -> lis
 
 
 @contextmanager
-def _inflated(folder: Folder, name: str) -> Iterator[gzip.GzipFile]:
+def open_tar_gz(folder: Folder, name: str) -> Iterator[gzip.GzipFile]:
+    """Open the inflated stream of a .tar.gz; damage found while it is open becomes a `UserError`."""
     try:
         with (
             folder.explained(name),
@@ -135,10 +135,10 @@ def _inflated(folder: Folder, name: str) -> Iterator[gzip.GzipFile]:
 
 
 def zip_members(folder: Folder, name: str) -> Iterator[Member]:
-    """The regular files of a .zip, in its order.
+    """List the regular files of a .zip, in archive order.
 
     Raises:
-        UserError: not a zip, one that ends too early, or members that are links, encrypted, oddly compressed or unsafe.
+        UserError: not a zip, a truncated zip, or members that are links, encrypted, oddly compressed or unsafely named.
     """
     for info in _infos(folder, name):
         yield Member(info.filename, info.header_offset, info.compress_size)
@@ -159,24 +159,20 @@ def _infos(folder: Folder, name: str) -> Iterator[zipfile.ZipInfo]:
             raise _link(info.filename, uri)
         if info.flag_bits & 1 or info.compress_type not in (STORED, DEFLATED):
             got = f"{info.filename}, which is encrypted or compressed by method {info.compress_type}"
-            raise UserError(uri, got, "members that are stored or deflated", "unpack it, and name the folder")
+            raise UserError(uri, got, "members that are stored or deflated", "unpack it and give the folder")
         if info.header_offset < 0:
-            raise UserError(uri, f"no place of {info.filename}", "a whole zip", "download it again")
+            raise UserError(uri, f"no valid offset of {info.filename}", "a whole zip", "download it again")
         yield info
 
 
-def packed_members(folder: Folder, name: str, base: str) -> list[Packed]:
-    """The regular files of a .zip whose own name, without folders, is `base`, with all that is known of them.
-
-    Raises:
-        UserError: as `zip_members`, and for a member whose bytes cannot be where the zip says.
-    """
-    infos = [info for info in _infos(folder, name) if info.filename.rpartition("/")[2] == base]
-    return [packed(folder, name, info) for info in infos]
+def find_packed_members(folder: Folder, name: str, base: str) -> list[PackedMember]:
+    """Locate the files of a .zip named `base` in any folder; raises like `zip_members` and `locate_packed`."""
+    infos = [*_infos(folder, name)]  # checked as a whole first
+    return [locate_packed(folder, name, info) for info in infos if info.filename.rpartition("/")[2] == base]
 
 
-def packed(folder: Folder, name: str, info: zipfile.ZipInfo) -> Packed:
-    """Where the bytes of a member of a .zip lie; a `UserError` if they cannot be there."""
+def locate_packed(folder: Folder, name: str, info: zipfile.ZipInfo) -> PackedMember:
+    """Locate the bytes of a .zip member; a `UserError` if the file cannot hold them."""
     with folder.explained(name), folder.open(name) as file:
         header = file.read_at(ZIP_HEADER.size, info.header_offset)
         known = len(header) == ZIP_HEADER.size and header.startswith(ZIP_SIGNATURE)
@@ -184,12 +180,12 @@ def packed(folder: Folder, name: str, info: zipfile.ZipInfo) -> Packed:
         size, stored = info.compress_size, info.compress_type == STORED
         if not known or start + size > file.size() or (stored and size != info.file_size):
             uri = folder.file_uri(name)
-            raise UserError(uri, f"no whole {info.filename} where it should be", "a whole zip", "download it again")
-    return Packed(info.filename, start, size, info.file_size, info.CRC, stored)
+            raise UserError(uri, f"no whole {info.filename} at its offset", "a whole zip", "download it again")
+    return PackedMember(info.filename, start, size, info.file_size, info.CRC, stored)
 
 
 def read_zip_member(file: pa.NativeFile, member: Member, most: int) -> bytes | None:
-    """A member's bytes, at most about `most` of them; None if they are damaged or cut."""
+    """Read a member, up to about `most` bytes; None if it is damaged or truncated."""
     data = file.read_at(ZIP_HEADER.size + ZIP_NAME_BYTES + member.size, member.offset)
     if len(data) < ZIP_HEADER.size:
         return None
@@ -206,56 +202,40 @@ def read_zip_member(file: pa.NativeFile, member: Member, most: int) -> bytes | N
     except zlib.error:
         return None
     whole = len(packed) == member.size and (method == STORED or inflater.eof)
-    known = not flags & 8  # else the checksum follows the member
+    known = not flags & 8  # otherwise the checksum follows the member
     return content if whole and not (known and zlib.crc32(content) != checksum) else None
 
 
 def _name(info: tarfile.TarInfo) -> str:
-    """A member's name; of bytes that are not UTF-8, which no list and no message can hold, what Python writes."""
+    """A member's name, with bytes that are not UTF-8 escaped."""
     return info.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _is_file(info: tarfile.TarInfo, name: str, uri: str) -> bool:
     if info.issym() or info.islnk():
         raise _link(name, uri)
-    if name or not info.isdir():  # without a name it is the root
+    if name or not info.isdir():  # an unnamed folder is the root
         check_name(name, uri)
     return info.isreg()
 
 
 def check_name(name: str, uri: str) -> None:
-    """A `UserError` of `uri` if a name that it tells leads elsewhere, or nowhere."""
+    """Raise a `UserError` for `uri` if a name in it is empty or leads out of the folder."""
     if not name or name.startswith("/") or ".." in name.split("/") or "\0" in name:
-        raise UserError(
-            uri,
-            f"the member {name or 'without a name'}",
-            "names below the archive's root",
-            "download it from its publishers",
-        )
+        got = f"the member {name or 'without a name'}"
+        raise UserError(uri, got, "names below the archive's root", "download it from its publishers")
 
 
 def _link(name: str, uri: str) -> UserError:
-    return UserError(uri, f"a link, {name}", "files and folders", "unpack it, and name the folder")
+    return UserError(uri, f"a link, {name}", "files and folders", "unpack it and give the folder")
 
 
-class _Span(io.RawIOBase):
-    """Some bytes of a file, as a file."""
+class _Span(ReadOnlyFile):
+    """A byte range of a file, as a file."""
 
     def __init__(self, file: pa.NativeFile, start: int, size: int) -> None:
-        self._file, self._start, self._size, self._at = file, start, min(size, file.size() - start), 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
+        super().__init__(min(size, file.size() - start))
+        self._file, self._start = file, start
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         count = max(0, min(len(buffer), self._size - self._at))

@@ -1,4 +1,4 @@
-"""Binary attributes of files: in an index as bytes, a value each, in rows as columns."""
+"""Binary attributes of images: one byte string per index row, one column each in rows."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -8,25 +8,25 @@ from soda_dist.data.formats.file_trees import Tree
 from soda_dist.data.shards import COMMON_COLUMNS
 from soda_dist.data.source import Row
 
-TAKEN = ("label", *(name for name, _ in COMMON_COLUMNS))
-"""Columns that are no attributes."""
+RESERVED = ("label", *(name for name, _ in COMMON_COLUMNS))
+"""Column names that attributes must not have."""
 VALUES, PROBLEM = "attributes", "attribute_problem"
 
 
 def can_be_columns(names: Sequence[str]) -> bool:
-    """Whether attributes of these names can be columns beside one another."""
-    return len({*names, *TAKEN}) == len(names) + len(TAKEN)
+    """Whether these attribute names are unique and not reserved."""
+    return len({*names, *RESERVED}) == len(names) + len(RESERVED)
 
 
 def attribute_values(
     rows: Sequence[Sequence[str] | None], count: int, meaning: Mapping[str, int]
 ) -> dict[str, pa.Array]:
-    """The columns of an index.
+    """Encode attributes as index columns.
 
     Args:
-        rows: what the publishers wrote of each file, in the order of attributes; None: nothing.
-        count: of attributes.
-        meaning: of each text that may be written.
+        rows: the published values of each file, in attribute order; None = missing.
+        count: number of attributes.
+        meaning: the number for each published value.
     """
     values, problems = list[bytes](), list[str | None]()
     for row in rows:
@@ -45,11 +45,10 @@ def _problem(row: Sequence[str] | None, count: int, meaning: Mapping[str, int]) 
 
 
 def attribute_rows(tree: Tree, index: pa.Table, names: Sequence[str], columns: Sequence[str] = ()) -> Iterator[Row]:
-    """The rows of such an index, with a column for each attribute, and these others."""
+    """Read the rows of such an index with a column per attribute, plus `columns`."""
     for row in tree.rows(index, [*columns, VALUES, PROBLEM]):
-        kept = {name: row.columns[name] for name in columns}
-        problem = row.columns[PROBLEM]
-        if problem:
-            yield Row(row.name, b"", kept, problem)
+        others = {name: row.columns[name] for name in columns}
+        if problem := row.columns[PROBLEM]:
+            yield Row(row.name, b"", others, problem)
         else:
-            yield row._replace(columns={**kept, **dict(zip(names, row.columns[VALUES], strict=True))})
+            yield row._replace(columns={**others, **dict(zip(names, row.columns[VALUES], strict=True))})

@@ -1,4 +1,4 @@
-"""A file of any storage, or some bytes of one, such as a stored member of an archive, as a file of its own."""
+"""A byte range of a file in any storage, such as a stored archive member, read like a file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +10,8 @@ from soda_dist.data.storage.folder import Folder
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """The bytes of a file from `start` on, `length` of them or all. Picklable."""
+class ByteRange:
+    """`length` bytes of a file from `start`; None = up to its end. Picklable."""
 
     folder: Folder
     name: str
@@ -20,28 +20,28 @@ class Stretch:
 
     @property
     def uri(self) -> str:
-        """How messages name it."""
+        """The file's name in messages."""
         return self.folder.file_uri(self.name)
 
     @contextmanager
-    def opened(self) -> Iterator["Window"]:
-        """To be read by any number of threads."""
+    def opened(self) -> Iterator["OpenRange"]:
+        """Open it; the result is thread-safe."""
         with self.folder.explained(self.name), self.folder.open(self.name) as file:
-            there = max(0, file.size() - self.start)
-            yield Window(file, self.start, there if self.length is None else min(self.length, there))
+            available = max(0, file.size() - self.start)
+            yield OpenRange(file, self.start, available if self.length is None else min(self.length, available))
 
 
-class Window:
-    """A stretch of an open file, whose places begin at 0."""
+class OpenRange:
+    """A byte range of an open file; offsets count from its start."""
 
     def __init__(self, file: pa.NativeFile, start: int, length: int) -> None:
         self._file, self._start, self._length = file, start, length
 
     def size(self) -> int:
-        """Bytes of the stretch."""
+        """Size in bytes."""
         return self._length
 
     def read_at(self, size: int, offset: int, /) -> bytes:
-        """Bytes from a place on, as many as there are."""
+        """Read up to `size` bytes at `offset`; fewer at the end."""
         count = min(size, self._length - offset)
         return self._file.read_at(count, self._start + offset) if count > 0 else b""

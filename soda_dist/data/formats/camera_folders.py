@@ -1,7 +1,7 @@
-"""Images with cameras, a folder an object: what the importers of multi-view sets share.
+"""Multi-view data sets with one folder per object, and cameras as in `soda_dist.data.views.poses`.
 
-Cameras are those of `soda_dist.data.views.poses`. An object's number is a hash of its folder's name, so that no task
-needs a table of all objects: two of a hundred thousand agree with a probability of 1e-9.
+An object's number is a hash of its folder's name, so that no task needs a table of all objects; among 100,000 objects
+a collision has a probability of 1e-9.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from soda_dist.data.formats.fixed_records import block_records
 from soda_dist.data.formats.hashed_splits import SHARES, split_names
-from soda_dist.data.source import READERS, Row, sound_text
+from soda_dist.data.source import READERS, Row, printable_text
 from soda_dist.data.storage.folder import Folder
 from soda_dist.data.views.poses import CAMERA_COLUMNS
 from soda_dist.errors import UserError
@@ -23,28 +23,28 @@ from soda_dist.errors import UserError
 POSED_COLUMNS = (pa.field("object", pa.int64()), *(pa.field(name, kind) for name, kind in CAMERA_COLUMNS.items()))
 SPLITS = "splits.json"
 TOLERANCE = 1e-3
-"""Of the elements of a rotation times its transpose: matrices are found that were written with four decimals."""
+"""Largest error of R^T R: some published matrices have four decimals."""
 
 Views = TypeVar("Views")
 Matrix = NDArray[np.float64]
 
 
 def object_number(name: str) -> int:
-    """63 bits that stand for an object's name."""
+    """63-bit hash of an object's name."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
 
 
 def posed_columns(name: str, to_world: Matrix, intrinsics: Matrix) -> dict[str, Any]:
-    """`POSED_COLUMNS` of one view of the object of this name."""
+    """`POSED_COLUMNS` of one view of the named object."""
     cameras = (matrix.astype(np.float32).ravel() for matrix in (to_world, intrinsics))
     return {"object": object_number(name), **dict(zip(CAMERA_COLUMNS, cameras, strict=True))}
 
 
 def pose_problem(to_world: Matrix, *, mirrors: bool = False) -> str | None:
-    """Why a matrix [4, 4] of finite numbers places no camera: a few words.
+    """Return in a few words why a finite matrix [4, 4] is not a camera-to-world pose, or None.
 
     Args:
-        mirrors: whether the world may be mirrored: its rays are as exact.
+        mirrors: accept a mirrored world, whose rays are just as exact.
     """
     rotation = to_world[:3, :3]
     if np.abs(to_world[3] - [0, 0, 0, 1]).max() > TOLERANCE:
@@ -61,12 +61,10 @@ def _shown(numbers: Matrix) -> str:
 
 
 def object_splits(folder: Folder, names: Sequence[str], seed: int) -> dict[str, Sequence[str]]:
-    """The objects of each split: those that splits.json lists, `{"train": [object, ...], ...}`; without it 80/10/10.
-
-    Splits without objects are left out.
+    """Objects per non-empty split, from splits.json (`{"train": [object, ...], ...}`) or else drawn 80/10/10.
 
     Raises:
-        UserError: of splits.json: other splits, an object that is not there, in two splits or in none.
+        UserError: splits.json has an unknown split or object, or an object in two splits or in none.
     """
     try:
         listed = folder.read_json(SPLITS)
@@ -74,20 +72,21 @@ def object_splits(folder: Folder, names: Sequence[str], seed: int) -> dict[str, 
         return {split: objects for split, objects in split_names(names, seed).items() if objects}
     uri, known = folder.file_uri(SPLITS), ", ".join(SHARES)
     if not isinstance(listed, dict) or not all(map(_are_names, listed.values())):
-        raise UserError(uri, "no lists of objects by split", '{"train": [object, ...], ...}', "write it so")
+        raise UserError(uri, "no lists of objects by split", '{"train": [object, ...], ...}', "use this form")
     unknown = next((split for split in listed if split not in SHARES), None)
     if unknown is not None:
-        raise UserError(uri, f"split {sound_text(unknown)}", known, "rename it")
-    left = set(names)
+        raise UserError(uri, f"split {printable_text(unknown)}", known, "rename it")
+    unassigned = set(names)
     for split, objects in listed.items():
         for name in objects:
-            if name not in left:
-                wrong = "and a second time" if name in names else "which has no folder"
-                got = f"{sound_text(name)} in {split}, {wrong}"
+            if name not in unassigned:
+                wrong = "a second time" if name in names else "which has no folder"
+                got = f"{printable_text(name)} in {split}, {wrong}"
                 raise UserError(uri, got, "each object's folder once", "correct the list")
-            left.remove(name)
-    if left:
-        raise UserError(uri, f"no split for {min(left)}", "all objects in splits", "add it, or remove its folder")
+            unassigned.remove(name)
+    if unassigned:
+        got = f"no split for {min(unassigned)}"
+        raise UserError(uri, got, "all objects in splits", "add it, or remove its folder")
     return {split: sorted(listed[split]) for split in SHARES if listed.get(split)}
 
 
@@ -101,13 +100,12 @@ def object_rows(
     read_views: Callable[[str], Views],
     read_row: Callable[[Mapping[str, Any], Views], Row],
 ) -> Iterator[Row]:
-    """The rows of an index, object by object: what an object has for all its views is read once, images several at a
-    time.
+    """Read the rows of an index object by object, with the images of an object concurrently.
 
     Args:
-        object_of: the object of a row's name.
-        read_views: cameras and whatever else an object's views share, or what is wrong with them.
-        read_row: one row from its index entry and that.
+        object_of: maps a row's name to its object.
+        read_views: reads, once per object, the cameras and other data that its views share.
+        read_row: reads a row from its index entry and the result of `read_views`.
     """
     entries = index.to_pylist()
     with ThreadPoolExecutor(READERS) as pool:

@@ -1,12 +1,10 @@
-"""The binary version of both CIFARs: a few bytes of labels, then the red, green and blue planes of 32x32 pixels.
+"""CIFAR's binary format: label bytes, then red, green and blue planes of 32x32 pixels.
 
-As published, a .tar.gz, or as the folder that it holds. Pixels are encoded as PNG, which loses nothing. Described at
+Read from the published .tar.gz or the folder in it; pixels become PNG, which is lossless. Format:
 https://www.cs.toronto.edu/~kriz/cifar.html.
 """
 
-import gzip
 import tarfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from soda_dist.data.formats.fixed_records import block_records, plain_records, png, stream_records
-from soda_dist.data.formats.seekable_file import SeekableFile
+from soda_dist.data.formats.archive import open_tar_gz
+from soda_dist.data.formats.fixed_records import block_records, encode_png, plain_records, stream_records
 from soda_dist.data.shards import Label
 from soda_dist.data.source import Contents, Part, Row
 from soda_dist.data.storage.folder import Folder, locate
@@ -27,12 +25,12 @@ PIXELS = 3 * SIDE * SIDE
 
 
 class Layout(NamedTuple):
-    """What differs between the two.
+    """Layout of one of the two data sets.
 
     Attributes:
-        inner, archive: the published folder and the .tar.gz that holds it.
+        inner, archive: the published folder, and the .tar.gz that contains it.
         batches: (file, split).
-        labels: (column, names of its classes), in the order of a record's bytes.
+        labels: (column, class names), in the order of the label bytes.
         main_label: the column to predict.
     """
 
@@ -44,12 +42,12 @@ class Layout(NamedTuple):
 
     @property
     def record(self) -> int:
-        """Bytes of one."""
+        """Bytes per record."""
         return len(self.labels) + PIXELS
 
     @property
     def contents(self) -> Contents:
-        """Of a data set in this layout."""
+        """Schema of the data set."""
         return Contents(
             columns=tuple(pa.field(name, pa.int32()) for name, _ in self.labels),
             labels={name: Label(kind="class", names=names) for name, names in self.labels},
@@ -59,7 +57,7 @@ class Layout(NamedTuple):
 
 
 def open_batches(folder: Folder, layout: Layout) -> "BinaryBatches | None":
-    """The batches in a folder, in its inner folder or in the archive there; None if it holds none of them."""
+    """Find the batches in a folder, its inner folder or the archive in it; None if it has none."""
     for place in (folder, folder.child(layout.inner)):
         sizes = {entry.name: entry.size for entry in place.list() if entry.name in dict(layout.batches)}
         if sizes:
@@ -68,7 +66,7 @@ def open_batches(folder: Folder, layout: Layout) -> "BinaryBatches | None":
 
 
 def open_archive(uri: str, layout: Layout, allowed: str) -> "BinaryBatches":
-    """The batches in a .tar.gz; `allowed` says what else could have been named."""
+    """Open the batches in a .tar.gz; `allowed` lists the accepted layouts for the error message."""
     folder, name = locate(uri)
     if not folder.exists(name):
         raise UserError(uri, "a missing file", allowed, "correct the path")
@@ -82,7 +80,7 @@ def _open_archive(folder: Folder, name: str, layout: Layout) -> "BinaryBatches":
 
 
 def _base(info: tarfile.TarInfo) -> str:
-    """The name of a file without its folders; nothing for links and whatever else is no file."""
+    """A regular file's name without folders; empty for other members."""
     return info.name.rpartition("/")[2] if info.isreg() else ""
 
 
@@ -96,21 +94,13 @@ def _complete(uri: str, layout: Layout, sizes: dict[str, int]) -> tuple[tuple[st
 
 @contextmanager
 def _archive(folder: Folder, name: str) -> Iterator[tarfile.TarFile]:
-    try:
-        with (
-            folder.explained(name),
-            SeekableFile(folder, name) as file,
-            tarfile.open(fileobj=file, mode="r:gz") as tar,
-        ):
-            yield tar
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        got = f"not a whole tar.gz ({error})"
-        raise UserError(folder.file_uri(name), got, "the published archive", "download it again") from None
+    with open_tar_gz(folder, name) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+        yield tar
 
 
 @dataclass(frozen=True)
 class BinaryBatches:
-    """Files of records, with their bytes. `archive` is empty for plain files."""
+    """Batch files and their `sizes` in bytes; `archive` is empty for plain files."""
 
     layout: Layout
     folder: Folder
@@ -125,9 +115,9 @@ class BinaryBatches:
         return [Part(split, name) for name, split in self.layout.batches]
 
     def index(self, part: Part) -> pa.Table:
-        # A last record that is cut short is listed too, so that it is counted as rejected.
+        # A truncated last record is listed too, so that it counts as rejected.
         rows = np.arange(-(-dict(self.sizes)[part.name] // self.layout.record))
-        names = pa.array([f"{part.name}#{row}" for row in rows], pa.string())  # a batch may be empty
+        names = pa.array([f"{part.name}#{row}" for row in rows], pa.string())  # typed: a batch may be empty
         return pa.table({"name": names, "file": pa.array([part.name] * len(rows), pa.string()), "row": rows})
 
     def rows(self, index: pa.Table) -> Iterator[Row]:
@@ -160,4 +150,4 @@ def _row(name: str, record: bytes, layout: Layout) -> Row:
             return Row(name, b"", {}, f"{label} {value}, not 0..{len(names) - 1}")
         columns[label] = value
     planes = np.frombuffer(record, np.uint8, offset=len(layout.labels)).reshape(3, SIDE, SIDE)
-    return Row(name, png(planes.transpose(1, 2, 0)), columns)
+    return Row(name, encode_png(planes.transpose(1, 2, 0)), columns)

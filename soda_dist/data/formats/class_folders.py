@@ -1,4 +1,4 @@
-"""Splits that are folders of images, or of folders that say what the images show: SPLIT/CLASS/image."""
+"""Image folders with one folder per split, optionally with one per class: SPLIT/CLASS/image."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from soda_dist.data.formats.archive import Member
-from soda_dist.data.formats.file_trees import Tree, table
+from soda_dist.data.formats.file_trees import Tree, file_index
 from soda_dist.data.shards import Label
 from soda_dist.data.source import Contents, Part, Row
 from soda_dist.errors import UserError
@@ -14,12 +14,12 @@ from soda_dist.errors import UserError
 
 @dataclass(frozen=True)
 class ClassFolders:
-    """Rows in the order of names, which the import shuffles.
+    """Rows sorted by name; the import shuffles them.
 
     Attributes:
         splits: (name, prefix of its files).
-        classes: the folders, in the order of the label's values; none: images at any depth, without a label.
-        column, label: what a folder tells.
+        classes: class folders in the order of the label's values; empty = images at any depth, without a label.
+        column, label: the column for the class folder, and its classes.
     """
 
     tree: Tree
@@ -42,29 +42,29 @@ class ClassFolders:
 
     def index(self, part: Part) -> pa.Table:
         if not self.classes:
-            return table(self.tree.files(part.name))
+            return file_index(self.tree.files(part.name))
         if part in [Part(*split) for split in self.splits]:
-            beside = self.tree.beside(part.name)
-            return labelled(beside, self.column, [None] * len(beside))
+            unsorted = self.tree.direct_files(part.name)
+            return label_index(unsorted, self.column, [None] * len(unsorted))
         found = self.tree.files(part.name)
         value = self.classes.index(part.name.rstrip("/").rpartition("/")[2])
-        return labelled(found, self.column, [value] * len(found))
+        return label_index(found, self.column, [value] * len(found))
 
     def rows(self, index: pa.Table) -> Iterator[Row]:
         return labelled_rows(self.tree, index, self.column)
 
 
-def labelled(found: Sequence[Member], column: str, values: Sequence[int | None]) -> pa.Table:
-    """An index of files with a label each, None for those that have none."""
-    return table(found, **{column: pa.array(values, pa.int32())})
+def label_index(found: Sequence[Member], column: str, values: Sequence[int | None]) -> pa.Table:
+    """Index files with their labels; None = no label."""
+    return file_index(found, **{column: pa.array(values, pa.int32())})
 
 
 def labelled_rows(tree: Tree, index: pa.Table, column: str) -> Iterator[Row]:
-    """The rows of such an index; a file without a label has a problem."""
+    """Read the rows of such an index; a file without a label gets a problem."""
     columns = [column] if column in index.column_names else []
     for row in tree.rows(index, columns):
-        outside = bool(columns) and row.columns[column] is None
-        yield row._replace(image=b"", problem="in no folder of a class") if outside else row
+        unlabelled = bool(columns) and row.columns[column] is None
+        yield row._replace(image=b"", problem="not in a class folder") if unlabelled else row
 
 
 def open_classes(
@@ -76,16 +76,16 @@ def open_classes(
     label: Label | None = None,
     rows_per_group: int = 64,
 ) -> ClassFolders:
-    """Splits whose folders are some of these classes.
+    """Open splits whose folders are classes.
 
     Raises:
-        UserError: a split with another folder, or without any.
+        UserError: a split with an unknown folder, or without folders.
     """
     for split, prefix in splits:
         have = tree.folders(prefix)
         unknown = next((name for name in have if name not in classes), None)
         if unknown or not have:
-            got = f"the folder {unknown} in {split}" if unknown else f"no folder of a class in {split}"
+            got = f"the folder {unknown} in {split}" if unknown else f"no class folder in {split}"
             raise UserError(tree.uri, got, ", ".join(classes), "sort the images by class, as published")
     label = label or Label(kind="class", names=classes)
     return ClassFolders(tree, splits, classes, column, label, rows_per_group)

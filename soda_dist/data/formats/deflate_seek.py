@@ -1,10 +1,9 @@
-"""A large deflated member of a .zip, read at any place without unpacking it.
+"""Random access to a large deflated .zip member, without unpacking it.
 
-What deflate packed can only be read on from its beginning, or from a point where the 32 KiB before it are known. One
-pass over the member finds such points, and each block between two of them can then be inflated by itself, on any
-machine. The points are those of indexed_gzip, which reads gzip files (RFC 1952): the member is shown to it as one,
-between a gzip header, and checksum and length as gzip keeps them. Python's own zlib cannot begin within a byte, which
-is where a point may lie.
+Deflate data can be inflated only from its start, or from a point for which the preceding 32 KiB are known. One pass
+over the member records such points; any machine can then inflate the block between two of them. indexed_gzip provides
+the points: it reads gzip files (RFC 1952), so the member is wrapped in a gzip header and trailer. Python's zlib cannot
+start within a byte, where points may lie.
 """
 
 import io
@@ -19,54 +18,53 @@ from threading import Lock
 
 import indexed_gzip
 
-from soda_dist.data.formats.archive import Packed
-from soda_dist.data.formats.seekable_file import BLOCK, SeekableFile
+from soda_dist.data.formats.archive import PackedMember
+from soda_dist.data.formats.seekable_file import BLOCK, ReadOnlyFile, SeekableFile
 from soda_dist.data.storage.folder import Folder
 from soda_dist.errors import UserError
 
 HEADER = b"\x1f\x8b\x08" + bytes(6) + b"\xff"
-"""Deflate, no flags, no time, an unknown system."""
+"""Gzip header: deflate, no flags, no time, unknown system."""
 POINTS, LEAST_SPACING = 1024, 4 * 2**20
-"""Of a member at most so many points, 32 MiB in all, and at least so many bytes between two."""
-
+"""Most points per member (32 MiB in total), and the least bytes between two."""
 DENSEST = 1032
-"""Bytes that deflate packs in one (https://zlib.net/zlib_tech.html)."""
+"""Highest compression ratio of deflate (https://zlib.net/zlib_tech.html)."""
 
 
 @dataclass(frozen=True)
-class Inflated:
-    """A deflated member. Picklable."""
+class DeflatedMember:
+    """A deflated .zip member. Picklable."""
 
     folder: Folder
     name: str
-    packed: Packed
+    packed: PackedMember
 
     @property
     def uri(self) -> str:
-        """How messages name it."""
+        """The member's name in messages."""
         return f"{self.folder.file_uri(self.name)}: {self.packed.name}"
 
     def points(self) -> bytes:
-        """Where it can be read from, by one pass over it; a `UserError` if it cannot be inflated."""
+        """Find the points in one pass, in indexed_gzip's format; a `UserError` if the member is damaged."""
         if self.packed.length > DENSEST * self.packed.size:
             raise self.damaged(f"{self.packed.size:,} bytes for {self.packed.length:,}")
         spacing, found = max(LEAST_SPACING, self.packed.length // POINTS), io.BytesIO()
         with self._opened(spacing) as file:
-            with self.inflating():
-                file.raw.seek(self.packed.length)  # no further, whatever a zip that lies holds
+            with self.translated_errors():
+                file.raw.seek(self.packed.length)  # no further, even if the zip states a wrong length
             file.export_index(fileobj=found)
         return found.getvalue()
 
     @contextmanager
     def opened(self, points: bytes) -> Iterator["Blocks"]:
-        """To be read, by one thread at a time; fast where places follow one another."""
+        """Open it for mostly sequential reads."""
         with self._opened() as file:
             file.import_index(fileobj=io.BytesIO(points))
             yield Blocks(self, file)
 
     @contextmanager
-    def inflating(self) -> Iterator[None]:
-        """Turns indexed_gzip's error, an OSError of its own, into what it is: one of the storage, or damaged bytes."""
+    def translated_errors(self) -> Iterator[None]:
+        """Turn indexed_gzip's ZranError into the storage error that caused it, or into a `UserError`."""
         try:
             yield
         except indexed_gzip.ZranError as error:
@@ -76,12 +74,12 @@ class Inflated:
             raise self.damaged("bytes that cannot be inflated") from None
 
     def damaged(self, got: str) -> UserError:
-        """A mistake in its bytes."""
+        """Make the error for damaged bytes."""
         return UserError(self.uri, got, "a zip as published", "download it again")
 
     @contextmanager
     def _opened(self, spacing: int = LEAST_SPACING) -> Iterator[indexed_gzip.IndexedGzipFile]:
-        # It checks the checksum in some ways of reading only, so that is left to `Blocks.all`.
+        # indexed_gzip checks the CRC only for some access patterns; `Blocks.all` does it instead.
         with (
             self.folder.explained(self.name),
             SeekableFile(self.folder, self.name, sequential=True) as file,
@@ -97,19 +95,19 @@ class Inflated:
 
 
 class Blocks:
-    """The inflated bytes, by blocks between two points, of which the last one read is kept."""
+    """The inflated bytes, read in blocks between two points; caches the last block."""
 
-    def __init__(self, inflated: Inflated, file: indexed_gzip.IndexedGzipFile) -> None:
-        self._inflated, self._raw = inflated, file.raw
+    def __init__(self, member: DeflatedMember, file: indexed_gzip.IndexedGzipFile) -> None:
+        self._member, self._raw = member, file.raw
         self._starts = [0, *(p for p, _ in file.seek_points() if 0 < p < self.size()), self.size()]
         self._number, self._block, self._lock = -1, bytearray(), Lock()
 
     def size(self) -> int:
-        """Bytes in all."""
-        return self._inflated.packed.length
+        """Size in bytes."""
+        return self._member.packed.length
 
     def read_at(self, size: int, offset: int, /) -> bytes:
-        """Bytes from a place on, as many as there are."""
+        """Read up to `size` bytes at `offset`; fewer at the end. Thread-safe."""
         pieces = []
         while size > 0 and offset < self.size():
             number = bisect_right(self._starts, offset) - 1
@@ -122,46 +120,33 @@ class Blocks:
         return b"".join(pieces)
 
     def all(self) -> Iterator[bytearray]:
-        """Every block, in order; at the end a `UserError` if they are not what was packed."""
+        """Yield all blocks in order; a `UserError` at the end if the checksum differs."""
         checksum = 0
         for start, stop in pairwise(self._starts):
             block = self._read(start, stop)
             checksum = zlib.crc32(block, checksum)
             yield block
-        if checksum != self._inflated.packed.checksum:
-            raise self._inflated.damaged("other bytes than were packed")
+        if checksum != self._member.packed.checksum:
+            raise self._member.damaged("a wrong checksum")
 
     def _read(self, start: int, stop: int) -> bytearray:
-        """In one call: each begins at the point before its place, and inflates from there."""
+        # One call per block: each read inflates from the point before it.
         block = bytearray(stop - start)
-        with self._inflated.inflating():
+        with self._member.translated_errors():
             self._raw.seek(start)
             count = self._raw.readinto(block)
         if count != len(block):
-            raise self._inflated.damaged(f"an end before byte {stop:,}")
+            raise self._member.damaged(f"an end before byte {stop:,}")
         return block
 
 
-class _Gzip(io.RawIOBase):
+class _Gzip(ReadOnlyFile):
     """The member as a gzip file."""
 
-    def __init__(self, file: SeekableFile, packed: Packed) -> None:
-        self._file, self._start, self._size, self._at = file, packed.start, packed.size, 0
+    def __init__(self, file: SeekableFile, packed: PackedMember) -> None:
+        self._file, self._packed = file, packed
         self._end = struct.pack("<II", packed.checksum, packed.length % 2**32)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        whole = len(HEADER) + self._size + len(self._end)
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: whole}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
+        super().__init__(len(HEADER) + packed.size + len(self._end))
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         done = 0
@@ -175,7 +160,7 @@ class _Gzip(io.RawIOBase):
         at = self._at - len(HEADER)
         if at < 0:
             return HEADER[at:][:most]
-        if at < self._size:
-            self._file.seek(self._start + at)
-            return self._file.read(min(most, self._size - at))
-        return self._end[at - self._size :][:most]
+        if at < self._packed.size:
+            self._file.seek(self._packed.start + at)
+            return self._file.read(min(most, self._packed.size - at))
+        return self._end[at - self._packed.size :][:most]

@@ -18,9 +18,9 @@ from soda_dist.data.formats.archive import (
     check_name,
     gzip_members,
     is_gzip,
-    members,
     read_gzip_members,
     read_zip_member,
+    tar_members,
     zip_members,
 )
 from soda_dist.data.source import Row, UnreadableError, read_rows
@@ -55,7 +55,7 @@ class Tree(Protocol):
     def files(self, prefix: str = "") -> Sequence[Member]:
         """The files whose names start with `prefix`, sorted by name."""
 
-    def beside(self, prefix: str = "") -> Sequence[Member]:
+    def direct_files(self, prefix: str = "") -> Sequence[Member]:
         """Of those, the files in no further folder below `prefix`, which ends with `/` or is empty."""
 
     def folders(self, prefix: str = "") -> Sequence[str]:
@@ -98,7 +98,7 @@ def _open_archive(folder: Folder, name: str) -> Tree:
     return GzipTree(folder, name) if is_gzip(folder, name) else TarTree(folder, name)
 
 
-def table(found: Sequence[Member], **columns: pa.Array) -> pa.Table:
+def file_index(found: Sequence[Member], **columns: pa.Array) -> pa.Table:
     """What `Tree.rows` needs to find these files, and columns beside."""
     names, offsets, sizes = zip(*found, strict=True) if found else ((), (), ())
     places = {"offset": pa.array(offsets, pa.int64()), "size": pa.array(sizes, pa.int64())}
@@ -118,7 +118,7 @@ class FolderTree:
     def files(self, prefix: str = "") -> Sequence[Member]:
         return [Member(entry.name, 0, entry.size) for entry in self.folder.list(prefix) if not _is_hidden(entry.name)]
 
-    def beside(self, prefix: str = "") -> Sequence[Member]:
+    def direct_files(self, prefix: str = "") -> Sequence[Member]:
         found = self.folder.files(prefix.rstrip("/"))
         return [Member(entry.name, 0, entry.size) for entry in found if not _is_hidden(entry.name)]
 
@@ -167,7 +167,7 @@ class Archive(ABC):
         listing = _listing(self)
         return listing.members[slice(*listing.span(prefix))]
 
-    def beside(self, prefix: str = "") -> Sequence[Member]:
+    def direct_files(self, prefix: str = "") -> Sequence[Member]:
         return [member for member in self.files(prefix) if "/" not in member.name[len(prefix) :]]
 
     def folders(self, prefix: str = "") -> Sequence[str]:
@@ -188,15 +188,15 @@ class Archive(ABC):
         ]
 
     @abstractmethod
-    def inside(self) -> Iterator[Member]:
+    def list_members(self) -> Iterator[Member]:
         """The members, in the archive's order."""
 
 
 class TarTree(Archive):
     """A tar without compression."""
 
-    def inside(self) -> Iterator[Member]:
-        return members(self.folder, self.name, small=True)
+    def list_members(self) -> Iterator[Member]:
+        return tar_members(self.folder, self.name, small=True)
 
     def read(self, names: Sequence[str]) -> dict[str, bytes]:
         with self.folder.explained(self.name), self.folder.open(self.name) as file:
@@ -222,7 +222,7 @@ class TarTree(Archive):
 class ZipTree(Archive):
     """A zip whose members are stored or deflated."""
 
-    def inside(self) -> Iterator[Member]:
+    def list_members(self) -> Iterator[Member]:
         return zip_members(self.folder, self.name)
 
     def read(self, names: Sequence[str]) -> dict[str, bytes]:
@@ -259,7 +259,7 @@ class ZipTree(Archive):
 class GzipTree(Archive):
     """A tar.gz: it is read from its beginning for each 256 MiB of rows."""
 
-    def inside(self) -> Iterator[Member]:
+    def list_members(self) -> Iterator[Member]:
         return gzip_members(self.folder, self.name)
 
     def read(self, names: Sequence[str]) -> dict[str, bytes]:
@@ -313,7 +313,7 @@ class _Listing(NamedTuple):
 
 @lru_cache(maxsize=2)
 def _listing(archive: Archive) -> _Listing:
-    cleaned = (member._replace(name=member.name.removeprefix("./")) for member in archive.inside())
+    cleaned = (member._replace(name=member.name.removeprefix("./")) for member in archive.list_members())
     # Of several members of one name the last one counts.
     found = sorted({member.name: member for member in cleaned if not _is_hidden(member.name)}.values())
     return _Listing([member.name for member in found], found)

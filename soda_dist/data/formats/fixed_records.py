@@ -1,7 +1,7 @@
-"""Records of one size that follow one another in a file, by their numbers in any order, in bounded memory.
+"""Fixed-size records of a file, read by number in any order and in bounded memory.
 
-A plain file is read by ranges. A compressed stream can only be read on from its beginning, so it is read once for a
-whole selection, and what comes before its turn is held; `keep` makes of a record what is held and given.
+Plain files are read by byte range. A compressed stream is read once for a whole selection, holding records that come
+before their turn. `keep` converts a record's bytes to the value that is held and returned.
 """
 
 from collections import defaultdict
@@ -17,9 +17,9 @@ from soda_dist.data.source import READERS
 from soda_dist.data.storage.folder import Folder
 
 MOST_SIDE = 2**16
-"""Pixels: encoders refuse images that are much wider, and no published one is."""
+"""Pixels; encoders refuse much larger images."""
 RUN_BYTES = 2**20
-"""Bytes of neighbouring records that are read at a time."""
+"""Bytes of neighbouring records read per request."""
 
 Value = TypeVar("Value")
 Block = TypeVar("Block", bound=Hashable)
@@ -32,8 +32,8 @@ def is_size(sides: Sequence[int]) -> bool:
     return min(sides) >= 1 and max(sides) <= MOST_SIDE
 
 
-def png(pixels: NDArray[np.uint8]) -> bytes:
-    """RGB [h, w, 3] or grey [h, w] pixels as PNG, which loses nothing."""
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """Encode RGB [h, w, 3] or grey [h, w] pixels as PNG, which is lossless."""
     order = pixels[:, :, ::-1] if pixels.ndim == 3 else pixels
     return cv2.imencode(".png", np.ascontiguousarray(order))[1].tobytes()
 
@@ -41,7 +41,7 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
 def plain_records(
     folder: Folder, name: str, *, start: int, size: int, numbers: Numbers, keep: Keep[Value]
 ) -> Iterator[Value]:
-    """Records of `size` bytes from byte `start` of a file on; shorter ones where it ends."""
+    """Read records of `size` bytes of a file, record 0 at byte `start`; shorter ones at its end."""
     most = max(1, RUN_BYTES // size)
     breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
     runs = [part for run in np.split(numbers, breaks) for part in np.split(run, range(most, len(run), most))]
@@ -60,7 +60,7 @@ def plain_records(
 
 
 def stream_records(stream: IO[bytes], *, size: int, numbers: Numbers, keep: Keep[Value]) -> Iterator[Value]:
-    """Records of a stream that stands at record 0, in one pass; shorter ones where it ends."""
+    """Read records of a stream positioned at record 0, in one pass; shorter ones at its end."""
     order = np.argsort(numbers, kind="stable").tolist()
     held: dict[int, Value] = {}
     wanted, passed, record = iter(order), 0, b""
@@ -80,9 +80,11 @@ def _skip(stream: IO[bytes], count: int) -> None:
 
 
 def block_records(blocks: Sequence[Block], read: Callable[[Block, list[int]], Iterable[Value]]) -> Iterator[Value]:
-    """The values of places 0, 1, ... that lie in these blocks, in order; each block is read once, when first needed.
+    """Yield a value per place 0, 1, ..., reading each block once, when first needed.
 
-    `read(block, places)` gives the values of all places of a block.
+    Args:
+        blocks: the block of each place.
+        read: returns the values at all places of a block.
     """
     places: defaultdict[Block, list[int]] = defaultdict(list)
     for place, block in enumerate(blocks):

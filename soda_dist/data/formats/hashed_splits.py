@@ -1,4 +1,4 @@
-"""Splits of data sets whose authors made none: 80 % training, 10 % validation, 10 % test (appendix B, Data Splits)."""
+"""Splits for data sets published without: 80 % training, 10 % validation, 10 % test (appendix B, Data Splits)."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,14 +17,13 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
-"""What splits are called in the names of files and folders."""
+"""Split by its name in files and folders."""
 
 
 def split_numbers(count: int, seed: int) -> dict[str, NDArray[np.int64]]:
-    """A random part of the numbers 0..count-1 for each split, int64, ascending; together all of them, each once.
+    """Partition 0..count-1 at random into splits, int64, ascending; training gets the remainder of rounding.
 
-    Sizes are the shares rounded, and what is over is for training. Of a multi-view set, number the objects, not the
-    rows, so that no object is in two splits.
+    For multi-view data, number the objects instead of the rows, so that no object is in two splits.
     """
     drawn = np.random.default_rng([seed, *b"splits"]).permutation(count)
     val, test = (round(count * SHARES[name]) for name in ("val", "test"))
@@ -37,13 +36,12 @@ def split_numbers(count: int, seed: int) -> dict[str, NDArray[np.int64]]:
 
 
 def split_names(names: Sequence[str], seed: int) -> dict[str, list[str]]:
-    """`split_numbers` of names, which are sorted first: the order in which they were listed does not matter."""
+    """Partition names like `split_numbers`, independent of their order."""
     ordered = sorted(names)
     return {split: [ordered[i] for i in numbers] for split, numbers in split_numbers(len(ordered), seed).items()}
 
 
 def split_of(name: str, seed: int) -> str:
-    """The split of one name by its hash, where nobody knows all names: shares hold on average."""
-    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    at = int.from_bytes(digest[:8], "big") / 2**64
+    """Assign a name to a split by its hash, without knowing the others; shares hold on average."""
+    at = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big") / 2**64
     return "train" if at < SHARES["train"] else "val" if at < SHARES["train"] + SHARES["val"] else "test"

@@ -1,9 +1,9 @@
-"""An LMDB database read by ranges of bytes from any storage: what the lmdb package can only do with a local file.
+"""LMDB databases read by byte range from any storage; the lmdb package needs a local file.
 
-The format is that of mdb.c (https://github.com/LMDB/lmdb, data version 1, 64 bits, little endian). Pages of one size:
-0 and 1 are metas, of which the one with the later transaction holds; the main database is a B+ tree of branch pages,
-whose nodes name pages, and leaf pages, whose nodes are a key and either the value or the first of the overflow pages
-where it lies in one piece. Databases with names or several values for a key are refused.
+The format is that of mdb.c (https://github.com/LMDB/lmdb, data version 1, 64 bits, little endian). Of the meta pages 0
+and 1, the one with the later transaction is valid. The main database is a B+ tree: nodes of branch pages refer to
+pages; nodes of leaf pages have a key and either the value or the first of its contiguous overflow pages. Named
+databases and several values per key are refused.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,54 +20,46 @@ from soda_dist.errors import UserError
 
 MAGIC, VERSION = 0xBEEFC0DE, 1
 HEADER = Struct("<Q2xHHH")
-"""Of a page: number, flags, and where the free space between pointers and nodes begins and ends."""
+"""Page header: number, flags, start and end of the free space between pointers and nodes."""
 META = Struct("<II16x I44x 4xHH32xQ 8xQ")
-"""After a meta page's header: magic, version; page size; flags, depth and root of the main database; transaction."""
+"""Follows a meta page's header: magic, version; page size; flags, depth and root of the main database; transaction."""
 NODE = Struct("<HHHH")
-"""Size of the value, low and high; flags; size of the key. In a branch the first three are the page's number."""
+"""Value size, low and high; flags; key size. In a branch the first three are the page number."""
 BRANCH, LEAF, META_PAGE = 0x01, 0x02, 0x08
 KINDS = 0x7F
-"""The flags that say what a page is."""
+"""Mask of the flags for the kind of a page."""
 OVERFLOW_NODE, OTHER_NODES = 0x01, 0x06
 DUPLICATES = 0x04
 NOTHING = 2**64 - 1
 PAGE_SIZES = [2**power for power in range(8, 17)]
 DEEPEST = 32
 MOST_PAGES = 2**46
-"""So that places are int64."""
+"""Keeps offsets within int64."""
 
 
-class Bytes(Protocol):
-    """An open file, or a part of one."""
+class RandomAccess(Protocol):
+    """An open file, or a part of one. Thread-safe."""
 
     def size(self) -> int:
-        """Bytes in all."""
+        """Size in bytes."""
 
     def read_at(self, size: int, offset: int, /) -> bytes:
-        """Bytes from a place on, as many as there are; several threads may ask."""
+        """Read up to `size` bytes at `offset`; fewer at the end."""
 
 
 class Place(Protocol):
-    """Where a database lies. Picklable."""
+    """Location of a database. Picklable."""
 
     @property
     def uri(self) -> str:
-        """How messages name it."""
+        """The database's name in messages."""
 
-    def opened(self) -> AbstractContextManager[Bytes]:
-        """To be read; what goes wrong meanwhile is explained."""
+    def opened(self) -> AbstractContextManager[RandomAccess]:
+        """Open it; storage errors while open are explained."""
 
 
 class Record(NamedTuple):
-    """A key, and where its value lies in the file."""
-
-    key: bytes
-    offset: int
-    size: int
-
-
-class _Node(NamedTuple):
-    """Of a leaf: the key, and the place of the value in the file. Of a branch: the number of a page, as `offset`."""
+    """A key, and the location of its value in the file."""
 
     key: bytes
     offset: int
@@ -81,10 +73,10 @@ class Database:
     place: Place
     page_size: int
     root: int
-    """The number of its first page, or NOTHING."""
+    """Page number, or NOTHING if empty."""
 
     def subtrees(self, wanted: int) -> list[int]:
-        """Pages whose records together are all, in the order of keys: at least so many, or each a leaf."""
+        """Pages, in key order, whose subtrees partition the records: at least `wanted`, or all leaves."""
         if self.root == NOTHING:
             return []
         with self._opened() as pages:
@@ -94,17 +86,17 @@ class Database:
         return found
 
     def records(self, page: int) -> Iterator[Record]:
-        """The records below a page, in the order of keys; the values are not read.
+        """List the records below a page in key order, without reading values.
 
         Raises:
-            UserError: pages that are damaged or missing.
+            UserError: damaged or missing pages.
         """
         with self._opened() as pages:
             leaves = [page]
             while below := pages.below(leaves):
                 leaves = below
-            for nodes in pages.read(leaves):
-                yield from (Record(*node) for node in nodes)
+            for found in pages.read(leaves):
+                yield from found
 
     @contextmanager
     def _opened(self) -> Iterator["_Pages"]:
@@ -113,10 +105,10 @@ class Database:
 
 
 def open_database(place: Place) -> Database:
-    """The database at a place, from its two meta pages.
+    """Open a database by its two meta pages.
 
     Raises:
-        UserError: another file, or a database of another kind.
+        UserError: not an LMDB database, a truncated one, or several values per key.
     """
     uri = place.uri
     with place.opened() as file:
@@ -124,18 +116,17 @@ def open_database(place: Place) -> Database:
         if first is None:
             raise UserError(uri, "no LMDB database", f"data.mdb of version {VERSION}", "download it again")
         second = _meta(file.read_at(HEADER.size + META.size, first.page_size))
-    # A database that was written once may lack the other meta page only if the file is cut.
     if second is None:
         raise UserError(uri, "no second meta page", "a whole data.mdb", "download it again")
     meta = max(second, first, key=lambda meta: meta.transaction)
     if meta.flags & DUPLICATES:
-        raise UserError(uri, "a database of several values for a key", "one value for a key", "name another file")
+        raise UserError(uri, "a database with several values per key", "one value per key", "choose another file")
     return Database(place, first.page_size, meta.root)
 
 
 @dataclass(frozen=True)
-class Tree:
-    """The pages of a database that list its records, kept: where its bytes can only be read one after the other."""
+class TreePages:
+    """The tree pages of a database in memory, for a file that allows only sequential reads."""
 
     uri: str
     page_size: int
@@ -143,25 +134,24 @@ class Tree:
     pages: dict[int, bytes]
 
     @contextmanager
-    def opened(self) -> Iterator["Tree"]:
-        """Nothing to open."""
+    def opened(self) -> Iterator["TreePages"]:
+        """Return itself."""
         yield self
 
     def size(self) -> int:
-        """Bytes of the whole database."""
+        """Size of the whole database in bytes."""
         return self.length
 
     def read_at(self, size: int, offset: int, /) -> bytes:
-        """Of a page that was kept; zeros, which are none, for others."""
+        """Read within a tree page; other pages read as zeros, which is no valid page."""
         number, at = divmod(offset, self.page_size)
         return self.pages.get(number, bytes(self.page_size))[at : at + min(size, max(0, self.length - offset))]
 
 
-def keep_tree(uri: str, length: int, blocks: Iterable[bytes | bytearray]) -> Tree:
-    """The metas, branches and leaves among the bytes of a database, given in order; the first block has the first page.
+def collect_tree(uri: str, length: int, blocks: Iterable[bytes | bytearray]) -> TreePages:
+    """Collect the meta, branch and leaf pages from a database's bytes; the first block has the whole first page.
 
-    They are what names its own number and kind, an image nowhere else than by chance; a page that nothing leads to is
-    not asked for. A leaf holds a key and some 16 bytes for each image.
+    These pages are recognised by their own number and kind. Image data may match by chance, but no node refers to it.
     """
     pages, page_size, number, rest = dict[int, bytes](), 0, 0, b""
     for block in blocks:
@@ -176,7 +166,7 @@ def keep_tree(uri: str, length: int, blocks: Iterable[bytes | bytearray]) -> Tre
         for at in np.flatnonzero(own & np.isin(kinds, (BRANCH, LEAF, META_PAGE))).tolist():
             pages[number + at] = table[at].tobytes()
         number, rest = number + count, bytes(data[count * page_size :])
-    return Tree(uri, page_size or PAGE_SIZES[-1], length, pages)
+    return TreePages(uri, page_size or PAGE_SIZES[-1], length, pages)
 
 
 class _Meta(NamedTuple):
@@ -195,39 +185,39 @@ def _meta(data: bytes | bytearray) -> _Meta | None:
 
 
 class _Pages:
-    """Pages of an open file, several read at a time. No branch is entered twice, so that a ring of them ends."""
+    """Pages of an open file, read concurrently. A branch visited twice is an error, so that cycles end."""
 
-    def __init__(self, database: Database, file: Bytes, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, database: Database, file: RandomAccess, pool: ThreadPoolExecutor) -> None:
         self._database, self._file, self._pool = database, file, pool
-        self._levels, self._entered = 0, set[int]()
+        self._levels, self._visited = 0, set[int]()
 
     def below(self, numbers: Sequence[int]) -> list[int]:
-        """The pages below branch pages, in order; none below leaves."""
+        """List the pages below branch pages, in order; empty for leaves."""
         if self._is_leaf(numbers[0]):
             return []
         self._levels += 1
-        repeated = next((number for number in numbers if number in self._entered), None)
+        repeated = next((number for number in numbers if number in self._visited), None)
         if repeated is not None or self._levels > DEEPEST:
             raise self.error(numbers[0] if repeated is None else repeated)
-        self._entered.update(numbers)
-        found = [node.offset for nodes in self._pool.map(self._branch, numbers) for node in nodes]
+        self._visited.update(numbers)
+        found = [child for children in self._pool.map(self._branch, numbers) for child in children]
         if len(set(found)) < len(found):
             raise self.error(numbers[0])
         return found
 
-    def read(self, numbers: Sequence[int]) -> Iterator[list[_Node]]:
-        """The nodes of leaf pages."""
+    def read(self, numbers: Sequence[int]) -> Iterator[list[Record]]:
+        """Read the records of leaf pages."""
         return self._pool.map(self._leaf, numbers)
 
     def error(self, number: int) -> UserError:
-        """A mistake in a page."""
+        """Make the error for a damaged page."""
         return UserError(self._database.place.uri, f"a damaged page {number}", "a whole data.mdb", "download it again")
 
     def _page(self, number: int) -> bytes:
         size = self._database.page_size
         data = self._file.read_at(size, number * size)
         if len(data) < size:
-            got = f"{self._file.size():,} bytes, which end before page {number}"
+            got = f"{self._file.size():,} bytes, too few for page {number}"
             raise UserError(self._database.place.uri, got, "a whole data.mdb", "download it again")
         if HEADER.unpack_from(data)[0] != number:
             raise self.error(number)
@@ -236,23 +226,21 @@ class _Pages:
     def _is_leaf(self, number: int) -> bool:
         return HEADER.unpack_from(self._page(number))[1] & KINDS == LEAF
 
-    def _branch(self, number: int) -> list[_Node]:
-        nodes = []
-        for data, at, (low, middle, high, _) in self._nodes(number, BRANCH):
-            nodes.append(_Node(data[at:at], low | middle << 16 | high << 32, 0))
-        if not nodes:
+    def _branch(self, number: int) -> list[int]:
+        children = [low | middle << 16 | high << 32 for _, _, (low, middle, high, _) in self._nodes(number, BRANCH)]
+        if not children:
             raise self.error(number)
-        return nodes
+        return children
 
-    def _leaf(self, number: int) -> list[_Node]:
-        page_size, nodes = self._database.page_size, []
+    def _leaf(self, number: int) -> list[Record]:
+        page_size, records = self._database.page_size, []
         for data, at, (low, high, flags, key_size) in self._nodes(number, LEAF):
             value, size = at + NODE.size + key_size, low | high << 16
             inline = 8 if flags & OVERFLOW_NODE else size
             if flags & OTHER_NODES:
-                got = "a database inside the database, or several values for a key"
-                allowed = "one database of one value for a key"
-                raise UserError(self._database.place.uri, got, allowed, "name another file")
+                got = "a database inside the database, or several values per key"
+                allowed = "one database with one value per key"
+                raise UserError(self._database.place.uri, got, allowed, "choose another file")
             if value + inline > page_size:
                 raise self.error(number)
             offset = number * page_size + value
@@ -261,11 +249,11 @@ class _Pages:
                 if first >= MOST_PAGES:
                     raise self.error(number)
                 offset = first * page_size + HEADER.size
-            nodes.append(_Node(data[at + NODE.size : value], offset, size))
-        return nodes
+            records.append(Record(data[at + NODE.size : value], offset, size))
+        return records
 
     def _nodes(self, number: int, kind: int) -> Iterator[tuple[bytes, int, tuple[int, int, int, int]]]:
-        """The page, and place and header of each node in it."""
+        """Yield the page, and offset and header of each of its nodes."""
         data = self._page(number)
         _, flags, lower, upper = HEADER.unpack_from(data)
         if flags & KINDS != kind or not HEADER.size <= lower <= upper <= len(data):

@@ -1,10 +1,9 @@
-"""Numbers and structs in a MATLAB file of version 5 or 7, read by hand: scipy's reader dies of damaged bytes.
+"""Reader of numbers and structs in MATLAB files of versions 5 and 7; scipy's reader crashes on damaged bytes.
 
-The format: 128 bytes, the last two of which tell the byte order, then elements of a type, a size and as many bytes,
-each from a multiple of 8 on. A matrix is an element of elements: flags, dimensions, name, values; values may be stored
-in a smaller type than the matrix is of. Those of an array of structs are the length of a field's name, the names, and
-a matrix for each field of each struct. Version 7 compresses whole elements. Described in "MAT-File Format",
-https://www.mathworks.com/help/pdf_doc/matlab/matfile_format.pdf.
+A header of 128 bytes ends in the byte order; elements of type, size and data follow, aligned to 8 bytes. A matrix
+contains elements: flags, dimensions, name, values, where values may be stored in a smaller type. The values of a struct
+array are the length of field names, the names, and a matrix per field of each struct. Version 7 compresses whole
+elements. Format: https://www.mathworks.com/help/pdf_doc/matlab/matfile_format.pdf.
 """
 
 import math
@@ -20,13 +19,14 @@ ORDERS = {b"IM": "<", b"MI": ">"}
 INT8, INT32, MATRIX, COMPRESSED = 1, 5, 14, 15
 TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 TEXTS = {1: "latin-1", 2: "latin-1", 16: "utf-8"}
-"""Encodings by type; 4 and 17 are UTF-16 of the file's byte order."""
+"""Encodings by type."""
 WIDE_TEXTS = (4, 17)
+"""Types of UTF-16 in the file's byte order."""
 COMPLEX = 0x0800
 STRUCT, CHARACTERS, NUMERIC = 2, 4, range(6, 16)
-"""Classes of a matrix; the last are double, single and the integers."""
+"""Matrix classes; the last are double, single and the integers."""
 MOST_BYTES = 64 * 2**20
-"""Of an inflated element: a file of this size is another one."""
+"""Limit of an inflated element, far above the published files."""
 
 
 class _Element(NamedTuple):
@@ -35,7 +35,7 @@ class _Element(NamedTuple):
 
 
 class _Matrix(NamedTuple):
-    """The elements of a matrix: flags, dimensions, name, and what follows."""
+    """The elements of a matrix: flags, dimensions, name, values."""
 
     word: int
     shape: tuple[int, ...]
@@ -44,25 +44,25 @@ class _Matrix(NamedTuple):
 
 
 def read_numbers(data: bytes, name: str) -> NDArray[np.int64]:
-    """The whole numbers of a variable, int64 [n], column by column.
+    """Read a variable of whole numbers, int64 [n], in column-major order.
 
     Raises:
-        ValueError: no such variable, other values, or damaged bytes; the message is a few words.
+        ValueError: no such variable, other values, or damaged bytes, in a few words.
     """
     order = _order(data)
     return _numbers(_variable(data, name, order), order)
 
 
 def read_structs(data: bytes, name: str, fields: Sequence[str]) -> list[tuple[int | str, ...]]:
-    """These fields of each struct of an array: a text, or a whole number.
+    """Read fields of each struct of an array: text or whole numbers.
 
     Raises:
-        ValueError: as of `read_numbers`, or a field that is missing or holds something else.
+        ValueError: as in `read_numbers`, or a missing field or one of another type.
     """
     order = _order(data)
     found = _variable(data, name, order)
     if found.word & 0xFF != STRUCT or len(found.values) < 2:
-        raise ValueError("no array of structs")
+        raise ValueError("not an array of structs")
     length, labels, *cells = found.values
     names = _field_names(length, labels, order)
     missing = next((field for field in fields if field not in names), None)
@@ -76,7 +76,7 @@ def read_structs(data: bytes, name: str, fields: Sequence[str]) -> list[tuple[in
 def _order(data: bytes) -> str:
     order = ORDERS.get(data[START - 2 : START])
     if order is None:
-        raise ValueError("no MATLAB file of version 5 or 7")
+        raise ValueError("not a MATLAB file of version 5 or 7")
     return order
 
 
@@ -89,7 +89,7 @@ def _variable(data: bytes, name: str, order: str) -> _Matrix:
             matrix = _matrix(found, order)
             if matrix.name == name.encode():
                 return matrix
-    raise ValueError("it is not there")
+    raise ValueError("no such variable")
 
 
 def _matrix(element: _Element, order: str) -> _Matrix:
@@ -103,7 +103,7 @@ def _matrix(element: _Element, order: str) -> _Matrix:
 def _field_names(length: _Element, labels: _Element, order: str) -> list[str]:
     each = int(np.frombuffer(length.data, f"{order}i4")[0]) if len(length.data) == 4 else 0
     if each < 1 or not labels.data or len(labels.data) % each:
-        raise ValueError("damaged names of fields")
+        raise ValueError("damaged field names")
     names = (labels.data[start : start + each] for start in range(0, len(labels.data), each))
     return [name.partition(b"\0")[0].decode("latin-1") for name in names]
 
@@ -114,11 +114,10 @@ def _cell(element: _Element, order: str) -> int | str:
     matrix = _matrix(element, order)
     if matrix.word & 0xFF == CHARACTERS:
         values = matrix.values[0] if matrix.values else _Element(0, b"")
-        encoding = (
-            ("utf-16-le" if order == "<" else "utf-16-be") if values.kind in WIDE_TEXTS else TEXTS.get(values.kind)
-        )
+        wide = "utf-16-le" if order == "<" else "utf-16-be"
+        encoding = wide if values.kind in WIDE_TEXTS else TEXTS.get(values.kind)
         if encoding is None:
-            raise ValueError("a text in no known encoding")
+            raise ValueError("text in an unknown encoding")
         return values.data.decode(encoding)
     numbers = _numbers(matrix, order)
     if len(numbers) != 1:
@@ -130,7 +129,7 @@ def _elements(data: bytes, order: str, *, padded: bool = True) -> Iterator[_Elem
     at = 0
     while len(data) - at >= 8:
         kind, size = (int(number) for number in np.frombuffer(data, f"{order}u4", 2, at))
-        if kind >> 16:  # up to four bytes lie in the tag itself
+        if kind >> 16:  # a small element: up to four bytes in the tag itself
             kind, size, start, stop = kind & 0xFFFF, kind >> 16, at + 4, at + 8
             if size > 4:
                 raise ValueError("a damaged element")
@@ -150,19 +149,19 @@ def _inflated(data: bytes) -> bytes:
     except zlib.error as error:
         raise ValueError(f"damaged compression: {error}") from None
     if not inflater.eof:
-        raise ValueError("damaged compression: it does not end")
+        raise ValueError("damaged compression: no end")
     return content
 
 
 def _numbers(matrix: _Matrix, order: str) -> NDArray[np.int64]:
     values = matrix.values[0] if matrix.values else _Element(0, b"")
     if matrix.word & 0xFF not in NUMERIC or matrix.word & COMPLEX or values.kind not in TYPES:
-        raise ValueError("no matrix of real numbers")
+        raise ValueError("not a matrix of real numbers")
     kind = np.dtype(order + TYPES[values.kind])
     if len(values.data) != math.prod(matrix.shape) * kind.itemsize or not matrix.shape:
         raise ValueError(f"{len(values.data)} bytes in a matrix of {[*matrix.shape]}")
     numbers = np.frombuffer(values.data, kind)
-    if numbers.size and not -(2**31) <= numbers.min() <= numbers.max() < 2**31:  # NaN neither
+    if numbers.size and not -(2**31) <= numbers.min() <= numbers.max() < 2**31:  # also false for NaN
         raise ValueError("numbers out of range")
     if (numbers != np.trunc(numbers)).any():
         raise ValueError("numbers that are not whole")

@@ -1,7 +1,7 @@
 """Parquet files with a column of encoded images (bytes, or a struct of bytes and path) and columns of class numbers.
 
-Images keep their bytes. A row is found by its row group, which is the least that is read: in the order of the files
-each group is read once, and in a random one each once for every shard.
+Images keep their bytes. Row groups are the unit of reading: in file order each is read once, in random order once for
+every shard.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,12 +21,12 @@ from soda_dist.data.storage.folder import Folder
 from soda_dist.errors import UserError
 
 BATCH, BUFFER_BYTES = 64, 4 * 2**20
-"""Rows decoded and bytes fetched at a time: files are found whose one row group is gigabytes."""
+"""Rows decoded and bytes fetched at a time; some published files have a single row group of gigabytes."""
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "labels")
 
 
 class LabelColumn(NamedTuple):
-    """A column of class numbers: its name in the shards, what it may be called in the files, and its classes."""
+    """A column of class numbers: its name in the shards, accepted names in the files, and class names."""
 
     name: str
     candidates: tuple[str, ...]
@@ -35,32 +35,31 @@ class LabelColumn(NamedTuple):
 
 @contextmanager
 def open_table(folder: Folder, name: str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file; what is wrong with it while it is read here is a `UserError`."""
+    """Open a Parquet file; damage found while it is open becomes a `UserError`."""
     try:
         with folder.explained(name), folder.open(name) as file:
             opened = pq.ParquetFile(file, page_checksum_verification=True, buffer_size=BUFFER_BYTES, pre_buffer=False)
             _check_names(opened.schema_arrow.names, folder.file_uri(name))
             yield opened
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a name or a text in a cell
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # UnicodeDecodeError: damaged names or text
         got = f"not whole Parquet ({str(error).splitlines()[0][:80]})"
         raise UserError(folder.file_uri(name), got, "Parquet", "download it again") from None
 
 
 def _check_names(names: Sequence[str], uri: str) -> None:
-    twice = next((name for at, name in enumerate(names) if name in names[:at]), None)
-    if twice is not None:
-        raise UserError(uri, f"two columns {twice}", "a name for each column", "rename one of them")
+    repeated = next((name for at, name in enumerate(names) if name in names[:at]), None)
+    if repeated is not None:
+        raise UserError(uri, f"two columns {repeated}", "unique column names", "rename one of them")
 
 
 @dataclass(frozen=True)
 class ImageTables:
-    """Files of a split each, or of rows that are split here.
+    """Parquet files with published splits, or with rows split by name.
 
     Attributes:
-        files: each file and its split.
-        images: what the image column may be called.
-        seed: of splits that are made here by the rows' names; none: the files' own.
-        shuffled: as of `Contents`.
+        files: splits and files.
+        images: accepted names of the image column.
+        seed: of splits drawn by the rows' names; None = one split per file, as published.
     """
 
     folder: Folder
@@ -112,7 +111,7 @@ class ImageTables:
         return block_records(list(zip(index["file"].to_pylist(), index["group"].to_pylist(), strict=True)), read)
 
     def _cells(self, name: str, group: int, numbers: set[int]) -> dict[int, tuple[Any, ...]]:
-        """Image and labels of some rows of a group."""
+        """Read image and labels of some rows of a group."""
         wanted, first = np.array(sorted(numbers), np.int64), 0
         cells: dict[int, tuple[Any, ...]] = {}
         with open_table(self.folder, name) as file:
@@ -128,7 +127,7 @@ class ImageTables:
         return cells
 
     def _columns(self, name: str, file: pq.ParquetFile) -> list[str]:
-        """The image column of a file, then its labels'."""
+        """Find the image column of a file, then the label columns."""
         have = file.schema_arrow.names
         wanted = [self.images, *(label.candidates for label in self.labels)]
         found = [next((column for column in candidates if column in have), "") for candidates in wanted]

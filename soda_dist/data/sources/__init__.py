@@ -32,7 +32,7 @@ __all__ = ["SOURCES", "Kind", "parse_options"]
 
 
 class Kind(NamedTuple):
-    """How a data set is opened: `open_source(uri, options)`, with options of this type."""
+    """A kind of source: `open_source(uri, options)` opens it, with options of this type."""
 
     options: type[Options]
     open_source: Callable[[str, Any], Source]
@@ -62,7 +62,7 @@ SOURCES = {
 
 
 def parse_options(kind: str, options: Sequence[str]) -> Options:
-    """`option=value` texts as the options of a kind of source.
+    """Parse `option=value` texts as the options of a kind of source.
 
     Raises:
         UserError: an unknown kind or option, or a wrong value.

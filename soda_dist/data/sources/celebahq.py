@@ -19,7 +19,7 @@ import pyarrow as pa
 from soda_dist.data import source as contract
 from soda_dist.data.formats.attribute_columns import attribute_rows, attribute_values, can_be_columns
 from soda_dist.data.formats.class_folders import open_classes
-from soda_dist.data.formats.file_trees import Tree, open_trees, table
+from soda_dist.data.formats.file_trees import Tree, file_index, open_trees
 from soda_dist.data.formats.hashed_splits import SHARES, split_numbers
 from soda_dist.data.labels import ATTRIBUTES
 from soda_dist.data.shards import Label
@@ -123,7 +123,7 @@ class CelebAMaskHQ:
         found = self.tree.find([f"{part.name}{number}.jpg" for number in self.numbers()[part.split]])
         values = _annotations(self.tree, self.root).values
         rows = [values.get(member.name.rpartition("/")[2]) for member in found]
-        return table(found, **attribute_values(rows, len(self.names), {"-1": 0, "1": 1}))
+        return file_index(found, **attribute_values(rows, len(self.names), {"-1": 0, "1": 1}))
 
     def rows(self, index: pa.Table) -> Iterator[Row]:
         return attribute_rows(self.tree, index, self.names)

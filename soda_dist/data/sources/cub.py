@@ -22,8 +22,8 @@ import pyarrow as pa
 
 from soda_dist.data import source as contract
 from soda_dist.data.formats.attribute_columns import attribute_rows, attribute_values, can_be_columns
-from soda_dist.data.formats.file_trees import FolderTree, Tree, open_trees, table
-from soda_dist.data.formats.fixed_records import png
+from soda_dist.data.formats.file_trees import FolderTree, Tree, file_index, open_trees
+from soda_dist.data.formats.fixed_records import encode_png
 from soda_dist.data.shards import Label
 from soda_dist.data.source import Contents, Part, Row, Source, check_image
 from soda_dist.data.storage.folder import locate
@@ -98,7 +98,7 @@ class Cub:
         }
         present = _present(texts[PRESENT], len(self.attributes)) if self.attributes else {}
         rows = [present.get(number) for number in numbers] if self.attributes else [""] * len(numbers)
-        return table(found, **columns, **attribute_values(rows, len(self.attributes), {"0": 0, "1": 1}))
+        return file_index(found, **columns, **attribute_values(rows, len(self.attributes), {"0": 0, "1": 1}))
 
     def rows(self, index: pa.Table) -> Iterator[Row]:
         for row in attribute_rows(self.tree, index, self.attributes, ["label", "box"]):
@@ -122,7 +122,7 @@ def open_source(uri: str, options: Options) -> Source:
     """
     for tree in open_trees(uri, ARCHIVES):
         for root in ("", INNER):
-            if "images" in tree.folders(root) and IMAGES in [m.name[len(root) :] for m in tree.beside(root)]:
+            if "images" in tree.folders(root) and IMAGES in [m.name[len(root) :] for m in tree.direct_files(root)]:
                 names = _by_number(tree, CLASSES, _read(tree, root, [CLASSES])[CLASSES])
                 attributes = _attribute_names(tree, root) if options.attributes else ()
                 return Cub(tree, root, _in_order(tree, CLASSES, names), attributes, options.crop == "box")
@@ -211,7 +211,11 @@ def _cropped(row: Row, box: list[float] | None) -> Row:
     if image is None or box is None:
         return row._replace(image=b"", problem=reason or "an image that cannot be decoded")
     square = crop_square(image, Box(*box))
-    return row._replace(image=png(square)) if square is not None else row._replace(problem="a box outside the image")
+    return (
+        row._replace(image=encode_png(square))
+        if square is not None
+        else row._replace(problem="a box outside the image")
+    )
 
 
 def crop_square(image: np.ndarray[Any, Any], box: Box) -> np.ndarray[Any, Any] | None:

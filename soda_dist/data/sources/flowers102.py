@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from soda_dist.data.formats.class_folders import labelled
+from soda_dist.data.formats.class_folders import label_index
 from soda_dist.data.formats.file_trees import Tree, open_trees
 from soda_dist.data.formats.matlab import read_numbers
 from soda_dist.data.shards import Label
@@ -71,7 +71,7 @@ class Flowers102:
         if wrong is not None:
             raise UserError(LABELS, f"no label 1..{len(CLASSES)} of image {wrong}", f"one of each in {SETS}", REMEDY)
         found = self.tree.find([f"{self.root}{IMAGES}/image_{number:05d}.jpg" for number in numbers])
-        return labelled(found, "label", (labels[numbers - 1] - 1).tolist())
+        return label_index(found, "label", (labels[numbers - 1] - 1).tolist())
 
     def rows(self, index: pa.Table) -> Iterator[Row]:
         return self.tree.rows(index, ["label"])

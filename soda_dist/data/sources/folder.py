@@ -19,8 +19,8 @@ import pyarrow as pa
 
 from soda_dist.data import source as contract
 from soda_dist.data.formats.archive import Member
-from soda_dist.data.formats.class_folders import ClassFolders, labelled, labelled_rows, open_classes
-from soda_dist.data.formats.file_trees import FolderTree, Tree, open_tree, table
+from soda_dist.data.formats.class_folders import ClassFolders, label_index, labelled_rows, open_classes
+from soda_dist.data.formats.file_trees import FolderTree, Tree, file_index, open_tree
 from soda_dist.data.formats.hashed_splits import SHARES, SPLIT_NAMES, split_of
 from soda_dist.data.shards import Label
 from soda_dist.data.source import Contents, Part, Row, Source
@@ -68,7 +68,7 @@ def open_source(uri: str, options: Options) -> Source:
 def _top(tree: Tree) -> str:
     """The prefix below which an archive's files part for the first time."""
     top = ""
-    while len(folders := tree.folders(top)) == 1 and not tree.beside(top) and folders[0] not in SPLITS["train"]:
+    while len(folders := tree.folders(top)) == 1 and not tree.direct_files(top) and folders[0] not in SPLITS["train"]:
         top += f"{folders[0]}/"
     return top
 
@@ -112,10 +112,10 @@ class DrawnFolders:
     def index(self, part: Part) -> pa.Table:
         found = _drawn(self)[part.split]
         if not self.classes:
-            return table(found)
+            return file_index(found)
         values = {name: value for value, name in enumerate(self.classes)}
         # A file beside the folders has no "/" after the top, so its own name, which is no class.
-        return labelled(found, "label", [values.get(member.name[len(self.top) :].split("/")[0]) for member in found])
+        return label_index(found, "label", [values.get(member.name[len(self.top) :].split("/")[0]) for member in found])
 
     def rows(self, index: pa.Table) -> Iterator[Row]:
         return labelled_rows(self.tree, index, "label")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from soda_dist.data.formats.archive import Member, members
+from soda_dist.data.formats.archive import Member, tar_members
 from soda_dist.data.formats.matlab import read_structs
 from soda_dist.data.shards import Label
 from soda_dist.data.source import Contents, Options, Part, Row, Source, read_rows
@@ -126,14 +126,14 @@ class ImageTars:
 
     def index(self, part: Part) -> pa.Table:
         if part.split == "val":
-            found = sorted(members(self.folder, self.val, small=True))
+            found = sorted(tar_members(self.folder, self.val, small=True))
             if len(found) != len(self.truth):
                 got = f"{len(found)} images for {len(self.truth)} labels"
                 raise UserError(self.folder.file_uri(self.val), got, "as many as the devkit", "download both again")
             return _index(self.val, found, self.truth)
         tar = next(member for member in self.inner if member.name == part.name)
         wnid = _wnid(tar)
-        found = list(members(self.folder, self.train, start=tar.offset, size=tar.size, small=True))
+        found = list(tar_members(self.folder, self.train, start=tar.offset, size=tar.size, small=True))
         found = [member._replace(name=f"{wnid}/{member.name}") for member in found]
         return _index(self.train, found, [self.classes.index(wnid)] * len(found))
 
@@ -169,7 +169,7 @@ def _open_tars(folder: Folder, train: str, val: str, uri: str) -> Source:
         raise UserError(uri, "none of ImageNet's layouts", LAYOUTS, "correct the path")
     inner: tuple[Member, ...] = ()
     if train:
-        inner = tuple(sorted(m for m in members(folder, train, small=False) if WNID.fullmatch(_wnid(m))))
+        inner = tuple(sorted(m for m in tar_members(folder, train, small=False) if WNID.fullmatch(_wnid(m))))
         if not inner:
             raise UserError(
                 folder.file_uri(train), "a tar without <wnid>.tar", "the published tar of tars", "correct the path"

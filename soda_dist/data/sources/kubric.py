@@ -37,9 +37,9 @@ from soda_dist.data.formats.camera_folders import (
     object_splits,
     posed_columns,
 )
-from soda_dist.data.formats.fixed_records import png
+from soda_dist.data.formats.fixed_records import encode_png
 from soda_dist.data.shards import Label
-from soda_dist.data.source import Contents, Part, Row, Source, check_image, sound_text
+from soda_dist.data.source import Contents, Part, Row, Source, check_image, printable_text
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
 
@@ -125,24 +125,24 @@ class Kubric:
         path = entry["name"]
         try:
             return Row(path, *self._view(path, scene))
-        except _UnusableError as error:
+        except UnreadableError as error:
             return Row(path, b"", {}, str(error))
 
     def _view(self, path: str, scene: Scene | str) -> tuple[bytes, dict[str, Any]]:
         """An image and its columns."""
         name, _, file = path.rpartition("/")
         if isinstance(scene, str):
-            raise _UnusableError(scene)
+            raise UnreadableError(scene)
         to_world = scene.to_world[int(file[5:-4])]
         if isinstance(to_world, str):
-            raise _UnusableError(to_world)
+            raise UnreadableError(to_world)
         if scene.category not in (None, *self.categories):
-            raise _UnusableError(f"category {sound_text(str(scene.category))[:40]}, which there is not")
+            raise UnreadableError(f"category {printable_text(str(scene.category))[:40]}, which there is not")
         label = None if scene.category is None else self.categories.index(scene.category)
         data, (width, height) = self._image(path)
         if width * scene.resolution[1] != height * scene.resolution[0]:
             rendered = "x".join(f"{side:g}" for side in scene.resolution)
-            raise _UnusableError(f"a part of the image: {width}x{height} of {rendered} pixels")
+            raise UnreadableError(f"a part of the image: {width}x{height} of {rendered} pixels")
         focal = scene.focal * width
         intrinsics = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
         return data, {"label": label, **posed_columns(name, to_world, intrinsics)}
@@ -152,17 +152,17 @@ class Kubric:
         try:
             data = self.folder.read(path)
         except FileNotFoundError:
-            raise _UnusableError("a missing file") from None
+            raise UnreadableError("a missing file") from None
         problem = check_image(data)
         if problem:
-            raise _UnusableError(problem)
+            raise UnreadableError(problem)
         try:
             return _on_background(data, self.shade)
         except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error) as error:
-            raise _UnusableError(f"a broken image ({error})") from None
+            raise UnreadableError(f"a broken image ({error})") from None
 
 
-class _UnusableError(Exception):
+class UnreadableError(Exception):
     """Why a row has no image."""
 
 
@@ -209,7 +209,7 @@ def _on_background(data: bytes, shade: int) -> tuple[bytes, tuple[int, int]]:
         pixels = np.asarray(image.convert("RGBA")).astype(np.uint16)
     alpha = pixels[:, :, 3:]
     mixed = (pixels[:, :, :3] * alpha + shade * (255 - alpha) + 127) // 255
-    return png(mixed.astype(np.uint8)), (pixels.shape[1], pixels.shape[0])
+    return encode_png(mixed.astype(np.uint8)), (pixels.shape[1], pixels.shape[0])
 
 
 def open_shapenet(uri: str, options: Options) -> Source:

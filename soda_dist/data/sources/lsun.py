@@ -30,12 +30,12 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from soda_dist.data import source as contract
-from soda_dist.data.formats.archive import Packed, packed_members, zip_members
-from soda_dist.data.formats.byte_range import Stretch
-from soda_dist.data.formats.deflate_seek import Inflated
+from soda_dist.data.formats.archive import PackedMember, find_packed_members, zip_members
+from soda_dist.data.formats.byte_range import ByteRange
+from soda_dist.data.formats.deflate_seek import DeflatedMember
 from soda_dist.data.formats.file_trees import MOST_BYTES
 from soda_dist.data.formats.hashed_splits import SHARES, split_of
-from soda_dist.data.formats.lmdb import Bytes, Record, keep_tree, open_database
+from soda_dist.data.formats.lmdb import RandomAccess, Record, collect_tree, open_database
 from soda_dist.data.shards import Label
 from soda_dist.data.source import READERS, Contents, Part, Row, Source, UnreadableError, read_rows
 from soda_dist.data.storage.folder import Folder, locate, open_folder
@@ -64,13 +64,13 @@ class Options(contract.Options):
     """Large shards, of 100 to 300 MB: each of a deflated database also inflates the rest of two blocks of 40 to 170."""
 
 
-class Found(NamedTuple):
+class Database(NamedTuple):
     """A database: its file, its category, its split, or nothing where splits are drawn, and its place in a .zip."""
 
     name: str
     category: str
     split: str
-    packed: Packed | None = None
+    packed: PackedMember | None = None
 
     @property
     def is_deflated(self) -> bool:
@@ -84,7 +84,7 @@ class Lsun:
     categories are shuffled by the import."""
 
     folder: Folder
-    found: tuple[Found, ...]
+    found: tuple[Database, ...]
     seed: int
 
     @property
@@ -116,7 +116,7 @@ class Lsun:
             table, points = _listed(self._inflated(found))
             table = table.replace_schema_metadata({POINTS: points})
         else:
-            table = _table(open_database(self._stretch(found)).records(int(page)))
+            table = _table(open_database(self._byte_range(found)).records(int(page)))
         if not found.split:
             pieces = (table["key"].slice(start, PIECE).to_pylist() for start in range(0, len(table), PIECE))
             kept = [split_of(key, self.seed) == part.split for keys in pieces for key in keys]
@@ -130,12 +130,12 @@ class Lsun:
     def rows(self, index: pa.Table) -> Iterator[Row]:
         databases = {name: self._of(name) for name in index["file"].unique().to_pylist()}
         with ExitStack() as stack:
-            files: dict[str, Bytes] = {}
+            files: dict[str, RandomAccess] = {}
             for name, found in databases.items():
                 if found.is_deflated:
                     files[name] = stack.enter_context(self._inflated(found).opened(index.schema.metadata[POINTS]))
                 else:
-                    files[name] = stack.enter_context(self._stretch(found).opened())
+                    files[name] = stack.enter_context(self._byte_range(found).opened())
 
             def read(entry: Mapping[str, Any]) -> bytes:
                 file, stop = files[entry["file"]], entry["offset"] + entry["size"]
@@ -149,7 +149,7 @@ class Lsun:
             readers = 1 if any(found.is_deflated for found in databases.values()) else READERS
             yield from read_rows(index, read, ["label"] if len(self.categories) > 1 else [], readers)
 
-    def _of(self, name: str) -> Found:
+    def _of(self, name: str) -> Database:
         """The database that was listed, which another run may have found and this one not."""
         for found in self.found:
             if found.name == name:
@@ -159,30 +159,30 @@ class Lsun:
             self.folder.uri, f"{have}, but a list of {name}", f"{name} alone", "move it back, or choose another --data"
         )
 
-    def _subtrees(self, found: Found) -> list[int]:
+    def _subtrees(self, found: Database) -> list[int]:
         """Pages to list a database from; of a deflated one that is not known yet, so it is one."""
         if found.is_deflated:
             return [0]
-        pages = open_database(self._stretch(found)).subtrees(SUBTREES)
+        pages = open_database(self._byte_range(found)).subtrees(SUBTREES)
         if not pages:
             raise _empty(self.folder.file_uri(found.name))
         return pages
 
-    def _stretch(self, found: Found) -> Stretch:
+    def _byte_range(self, found: Database) -> ByteRange:
         packed = found.packed
-        return Stretch(self.folder, found.name, *(packed.start, packed.size) if packed else ())
+        return ByteRange(self.folder, found.name, *(packed.start, packed.size) if packed else ())
 
-    def _inflated(self, found: Found) -> Inflated:
+    def _inflated(self, found: Database) -> DeflatedMember:
         assert found.packed is not None, found
-        return Inflated(self.folder, found.name, found.packed)
+        return DeflatedMember(self.folder, found.name, found.packed)
 
 
 @lru_cache(maxsize=1)
-def _listed(inflated: Inflated) -> tuple[pa.Table, bytes]:
+def _listed(inflated: DeflatedMember) -> tuple[pa.Table, bytes]:
     """All records of a deflated database in the order of their places, and where it can be read from."""
     points = inflated.points()
     with inflated.opened(points) as file:
-        database = open_database(keep_tree(inflated.uri, file.size(), file.all()))
+        database = open_database(collect_tree(inflated.uri, file.size(), file.all()))
     table = _table(record for page in database.subtrees(1) for record in database.records(page))
     if not len(table):
         raise _empty(inflated.uri)
@@ -229,41 +229,41 @@ def open_source(uri: str, options: Options) -> Source:
     return Lsun(folder, there, options.seed)
 
 
-def _of_category(folder: Folder, files: set[str], category: str) -> list[Found]:
+def _of_category(folder: Folder, files: set[str], category: str) -> list[Database]:
     """Its databases by published splits, or the one that nobody split."""
     places = [_at(folder, files, category + suffix, category, split) for split, suffix in SUFFIXES.items()]
     return [p for p in places if p] or [p for p in [_at(folder, files, category, category, "")] if p]
 
 
-def _at(folder: Folder, files: set[str], base: str, category: str, split: str) -> Found | None:
+def _at(folder: Folder, files: set[str], base: str, category: str, split: str) -> Database | None:
     """A database in a folder or a .zip of this name; one that is unpacked is better."""
     if folder.exists(f"{base}/{FILE}"):
-        return Found(f"{base}/{FILE}", category, split)
+        return Database(f"{base}/{FILE}", category, split)
     name = f"{base}.zip"
-    return Found(name, category, split, _packed(folder, name)) if name in files else None
+    return Database(name, category, split, _packed(folder, name)) if name in files else None
 
 
-def _packed(folder: Folder, name: str) -> Packed:
+def _packed(folder: Folder, name: str) -> PackedMember:
     """The database in a .zip."""
-    found = packed_members(folder, name, FILE)
+    found = find_packed_members(folder, name, FILE)
     if len(found) != 1:
         got = ", ".join(member.name for member in islice(zip_members(folder, name), 5)) or "nothing"
         raise UserError(folder.file_uri(name), f"a zip of {got}", f"one of one {FILE}", "download it again")
     return found[0]
 
 
-def _named(uri: str) -> tuple[Folder, Found] | None:
+def _named(uri: str) -> tuple[Folder, Database] | None:
     """The database whose own file, folder or .zip was named, if that is one; its category is the name's."""
     if uri.endswith(".zip"):
         folder, name = locate(uri)
         if not folder.exists(name):
             raise UserError(uri, "a missing file", LAYOUTS, "correct the path")
-        return folder, Found(name, name.removesuffix(".zip"), "", _packed(folder, name))
+        return folder, Database(name, name.removesuffix(".zip"), "", _packed(folder, name))
     folder, name = locate(uri) if uri.rpartition("/")[2] == FILE else (open_folder(uri), FILE)
-    return (folder, Found(FILE, folder.uri.rpartition("/")[2], "")) if folder.exists(name) else None
+    return (folder, Database(FILE, folder.uri.rpartition("/")[2], "")) if folder.exists(name) else None
 
 
-def _open_one(folder: Folder, found: Found, options: Options) -> Source:
+def _open_one(folder: Folder, found: Database, options: Options) -> Source:
     split = next((split for split, suffix in SUFFIXES.items() if found.category.endswith(suffix)), "")
     category = found.category.removesuffix(SUFFIXES.get(split, ""))
     if options.category not in (None, category):

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from soda_dist.data import source as contract
-from soda_dist.data.formats.archive import ZIP_ERRORS, packed
-from soda_dist.data.formats.fixed_records import is_size, plain_records, png, stream_records
+from soda_dist.data.formats.archive import ZIP_ERRORS, locate_packed
+from soda_dist.data.formats.fixed_records import encode_png, is_size, plain_records, stream_records
 from soda_dist.data.formats.hashed_splits import SHARES, split_numbers
 from soda_dist.data.formats.seekable_file import SeekableFile
 from soda_dist.data.shards import Label
@@ -123,7 +123,9 @@ class Mpi3d:
         size = self.images.size
 
         def keep(data: bytes) -> bytes:
-            return png(np.frombuffer(data, np.uint8).reshape(self.images.shape[1:])) if len(data) == size else b""
+            return (
+                encode_png(np.frombuffer(data, np.uint8).reshape(self.images.shape[1:])) if len(data) == size else b""
+            )
 
         if not deflated:
             yield from plain_records(self.folder, self.name, start=start, size=size, numbers=numbers, keep=keep)
@@ -199,7 +201,7 @@ def _images(folder: Folder, name: str) -> Images:
             shape, header = _header(folder, name, stream)
         if info.file_size != header + math.prod(shape):
             raise _wrong(folder, name, f"{info.file_size:,} bytes in {MEMBER}", f"{header + math.prod(shape):,}")
-    place = packed(folder, name, info)
+    place = locate_packed(folder, name, info)
     return Images(shape, header + (place.start if place.stored else 0), deflated=not place.stored)
 
 

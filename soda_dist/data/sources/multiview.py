@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from soda_dist.data.formats.camera_folders import POSED_COLUMNS, Matrix, object_splits, pose_problem, posed_columns
 from soda_dist.data.shards import Label
-from soda_dist.data.source import Contents, Options, Part, Row, Source, read_rows, sound_text
+from soda_dist.data.source import Contents, Options, Part, Row, Source, printable_text, read_rows
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.data.views.poses import CAMERA_COLUMNS
 from soda_dist.errors import UserError
@@ -77,7 +77,7 @@ class MultiView:
             raise self._error(path, "no cameras", "a camera for each file", "add them, or remove the folder")
         for file in sorted(cameras):
             if file not in files:
-                got = f"a camera for {sound_text(file)}, which is not there"
+                got = f"a camera for {printable_text(file)}, which is not there"
                 raise self._error(path, got, "files beside it", "add the file")
         for file in files:
             if file.lower().endswith(IMAGES) and file not in cameras:
@@ -159,4 +159,4 @@ def _labels(folder: Folder, names: Sequence[str]) -> dict[str, str]:
     missing = next((name for name in names if name not in labels), None)
     if missing is not None:
         raise UserError(uri, f"no class for {missing}", "a class for each object", "add it, or remove the file")
-    return {name: sound_text(labels[name]) for name in names}
+    return {name: printable_text(labels[name]) for name in names}

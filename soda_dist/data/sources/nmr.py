@@ -32,7 +32,7 @@ from soda_dist.data.formats.archive import ZIP_ERRORS, Member
 from soda_dist.data.formats.camera_folders import POSED_COLUMNS, Matrix, object_rows, pose_problem, posed_columns
 from soda_dist.data.formats.file_trees import NOWHERE, FolderTree, PlacedTree, Read, open_trees
 from soda_dist.data.shards import Label
-from soda_dist.data.source import Contents, Options, Part, Row, Source, UnreadableError, check_image, sound_text
+from soda_dist.data.source import Contents, Options, Part, Row, Source, UnreadableError, check_image, printable_text
 from soda_dist.data.views.decode import read_header
 from soda_dist.errors import UserError
 
@@ -207,7 +207,7 @@ def _texts(tree: PlacedTree) -> Texts:
         paths = [*METADATA, *(_list(synset, split) for synset in synsets for split in SPLITS)]
         return _below(tree, root, synsets, {path: Member(root + path, 0, 0) for path in paths})
     found: dict[str, tuple[set[str], dict[str, Member]]] = {root: (set(), {}) for root in ROOTS}
-    for member in tree.inside():
+    for member in tree.list_members():
         name = member.name.removeprefix("./")
         root = ROOTS[1] if name.startswith(ROOTS[1]) else ROOTS[0]
         path = name[len(root) :]
@@ -230,7 +230,7 @@ def _find(tree: PlacedTree, root: str, names: Sequence[str]) -> Sequence[Member]
     if isinstance(tree, FolderTree):
         return [Member(root + name, 0, 0) for name in names]
     found = dict.fromkeys(names, Member("", NOWHERE, 0))
-    for member in tree.inside():
+    for member in tree.list_members():
         name = member.name.removeprefix("./")
         if name.startswith(root) and name[len(root) :] in found:
             found[name[len(root) :]] = member
@@ -287,7 +287,7 @@ def _names(read: Read, texts: Texts) -> dict[str, str]:
     try:
         # All scalars are read as text: of a bare 03001627, YAML would make an octal number.
         content = yaml.load(data, Loader=yaml.BaseLoader)
-        return {synset: sound_text(entry["name"].split(",")[0].strip()) for synset, entry in content.items()}
+        return {synset: printable_text(entry["name"].split(",")[0].strip()) for synset, entry in content.items()}
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, UnicodeDecodeError, RecursionError):
         raise UserError(
             _uri(texts, path), "no names by synset", "{SYNSET: {id, name}}", "restore it, or remove it"

@@ -21,7 +21,7 @@ from soda_dist.data import source as contract
 from soda_dist.data.formats.hashed_splits import SHARES, SPLIT_NAMES
 from soda_dist.data.formats.parquet_tables import IMAGE_COLUMNS, LABEL_COLUMNS, ImageTables, LabelColumn, open_table
 from soda_dist.data.shards import COMMON_COLUMNS
-from soda_dist.data.source import READERS, Part, Source, sound_text
+from soda_dist.data.source import READERS, Part, Source, printable_text
 from soda_dist.data.storage.folder import Folder, locate, open_folder
 from soda_dist.errors import UserError
 
@@ -167,7 +167,7 @@ def _classes(
         raise UserError("label", column, ", ".join(numbers) or "a column of integers", "name one of them")
     told = features.get(column, {}).get("names")
     if isinstance(told, list) and told:
-        return tuple(sound_text(str(name)) for name in told)
+        return tuple(printable_text(str(name)) for name in told)
     with ThreadPoolExecutor(READERS) as pool:
         largest = max(pool.map(lambda name: _largest(folder, name, column), names))
     if not 0 <= largest < MOST_CLASSES:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from soda_dist.data import source as contract
-from soda_dist.data.formats.fixed_records import block_records, is_size, png
+from soda_dist.data.formats.fixed_records import block_records, encode_png, is_size
 from soda_dist.data.formats.hashed_splits import SHARES, split_numbers
 from soda_dist.data.formats.seekable_file import SeekableFile
 from soda_dist.data.shards import Label
@@ -95,7 +95,7 @@ class Shapes3d:
             def read(block: int, places: list[int]) -> Iterator[bytes]:
                 first = block * step
                 pixels = images[first : first + step]
-                return (png(pixels[numbers[at] - first]) for at in places)
+                return (encode_png(pixels[numbers[at] - first]) for at in places)
 
             pngs = block_records((numbers // step).tolist(), read)
             for entry, image in zip(index.to_pylist(), pngs, strict=True):

@@ -26,7 +26,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from soda_dist.data import source as contract
-from soda_dist.data.formats.fixed_records import block_records, is_size, plain_records, png, stream_records
+from soda_dist.data.formats.fixed_records import block_records, encode_png, is_size, plain_records, stream_records
 from soda_dist.data.formats.seekable_file import SeekableFile
 from soda_dist.data.shards import Label
 from soda_dist.data.source import Contents, Part, Row, Source
@@ -170,7 +170,7 @@ class SmallNorb:
             size = math.prod(side)
 
             def keep(data: bytes) -> bytes | None:
-                return png(np.frombuffer(data, np.uint8).reshape(side)) if len(data) == size else None
+                return encode_png(np.frombuffer(data, np.uint8).reshape(side)) if len(data) == size else None
 
             if name.endswith(ZIPPED):
                 yield from stream_records(stream, size=size, numbers=numbers, keep=keep)

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from soda_dist.config.problems import Problem, ProblemError
 from soda_dist.data import source as contract
-from soda_dist.data.formats.fixed_records import png
+from soda_dist.data.formats.fixed_records import encode_png
 from soda_dist.data.shards import Label
 from soda_dist.data.source import Contents, Part, Row, Source
 from soda_dist.data.sources.synthetic_render import Scenes, render
@@ -121,7 +121,7 @@ class Synthetic:
                 columns["object"] = int(objects[row])
                 columns["camera_to_world"] = seen.camera_to_world[row].reshape(-1)
                 columns["intrinsics"] = seen.intrinsics[row].reshape(-1)
-                yield Row(name, png(images[row]), columns)
+                yield Row(name, encode_png(images[row]), columns)
 
 
 def open_source(uri: str, options: Options) -> Source:

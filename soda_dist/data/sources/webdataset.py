@@ -22,7 +22,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from soda_dist.data import source as contract
-from soda_dist.data.formats.archive import Member, members
+from soda_dist.data.formats.archive import Member, tar_members
 from soda_dist.data.formats.hashed_splits import SHARES, SPLIT_NAMES, split_of
 from soda_dist.data.shards import Label
 from soda_dist.data.source import READERS, Contents, Part, Row, Source
@@ -84,7 +84,7 @@ def _split(folder: Folder, name: str) -> str | None:
 
 def _has_class(folder: Folder, name: str) -> bool:
     """Whether the first sample has a class; nothing behind it is read."""
-    for _, found in groupby(members(folder, name, small=True), key=lambda member: _parts(member)[0]):
+    for _, found in groupby(tar_members(folder, name, small=True), key=lambda member: _parts(member)[0]):
         return "cls" in {_parts(member)[1] for member in found}
     return False
 
@@ -200,7 +200,7 @@ PLACES = ("image_offset", "image_size", "label_offset", "label_size")
 def _samples(source: Samples, tar: str) -> Iterator[dict[str, Any]]:
     """The samples of a tar, in its order: name, split by its hash, and the places of image and label (None: absent)."""
     wanted = "cls" if source.label == "cls" else "json"
-    for key, found in groupby(members(source.folder, tar, small=True), key=lambda member: _parts(member)[0]):
+    for key, found in groupby(tar_members(source.folder, tar, small=True), key=lambda member: _parts(member)[0]):
         sample = dict.fromkeys(PLACES) | {"name": f"{tar}/{key}", "split": split_of(f"{tar}/{key}", source.seed)}
         for member in found:
             kind = _parts(member)[1]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from soda_dist.data.formats.archive import ZIP_ERRORS, packed_members, zip_members
+from soda_dist.data.formats.archive import ZIP_ERRORS, find_packed_members, zip_members
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 
@@ -61,12 +61,12 @@ MISPLACED = {
 @pytest.mark.parametrize("what", MISPLACED)
 def test_a_member_that_is_not_where_the_zip_says(what: str, tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(MISPLACED[what])
-    with pytest.raises(UserError, match=r"a\.zip: got no whole café\.png where it should be; allowed: a whole zip"):
-        packed_members(open_folder(str(tmp_path)), "a.zip", "café.png")
+    with pytest.raises(UserError, match=r"a\.zip: got no whole café\.png at its offset; allowed: a whole zip"):
+        find_packed_members(open_folder(str(tmp_path)), "a.zip", "café.png")
 
 
 def test_a_stored_member_lies_where_it_is_said(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(made())
-    (found,) = packed_members(open_folder(str(tmp_path)), "a.zip", "café.png")
+    (found,) = find_packed_members(open_folder(str(tmp_path)), "a.zip", "café.png")
     assert found.stored and found.length == found.size == 5
     assert made()[found.start : found.start + found.size] == b"12345"

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from soda_dist.data.formats.byte_range import Stretch
+from soda_dist.data.formats.byte_range import ByteRange
 from soda_dist.data.storage.folder import open_folder
 
 DATA = bytes(range(100))
@@ -14,7 +14,7 @@ DATA = bytes(range(100))
 def test_a_stretch_is_a_slice(start: int, length: int | None, any_uri: str) -> None:
     folder = open_folder(any_uri)
     folder.write("a", DATA)
-    stretch = pickle.loads(pickle.dumps(Stretch(folder, "a", start, length)))
+    stretch = pickle.loads(pickle.dumps(ByteRange(folder, "a", start, length)))
     assert stretch.uri == f"{any_uri}/a"
     expected = DATA[start : None if length is None else start + length]
     with stretch.opened() as window:
@@ -25,5 +25,5 @@ def test_a_stretch_is_a_slice(start: int, length: int | None, any_uri: str) -> N
 
 
 def test_a_missing_file_is_named(any_uri: str) -> None:
-    with pytest.raises(FileNotFoundError, match="none"), Stretch(open_folder(any_uri), "none").opened():
+    with pytest.raises(FileNotFoundError, match="none"), ByteRange(open_folder(any_uri), "none").opened():
         pass

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from soda_dist.data.formats import deflate_seek, seekable_file
-from soda_dist.data.formats.archive import packed_members
-from soda_dist.data.formats.deflate_seek import Inflated
+from soda_dist.data.formats.archive import find_packed_members
+from soda_dist.data.formats.deflate_seek import DeflatedMember
 from soda_dist.data.formats.seekable_file import SeekableFile
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
@@ -39,14 +39,14 @@ def zipped(data: bytes, extra: bytes = b"") -> bytes:
     return sink.getvalue()
 
 
-def member(folder: Folder, data: bytes = DATA) -> Inflated:
+def member(folder: Folder, data: bytes = DATA) -> DeflatedMember:
     folder.write("a.zip", zipped(data, b"UT\x05\0\3abcd"))
-    (found,) = packed_members(folder, "a.zip", "data")
+    (found,) = find_packed_members(folder, "a.zip", "data")
     assert not found.stored and found.length == len(data)
-    return Inflated(folder, "a.zip", found)
+    return DeflatedMember(folder, "a.zip", found)
 
 
-def through(found: Inflated) -> bytes:
+def through(found: DeflatedMember) -> bytes:
     with found.opened(found.points()) as blocks:
         return b"".join(blocks.all())
 
@@ -77,7 +77,7 @@ def test_a_reader_inflates_the_block_it_is_asked_for_and_no_other(
         for place in range(starts[at], starts[at + 1] - 500, 1000):
             blocks.read_at(500, place)
         assert asked == [(starts[at], starts[at + 1])]
-        before = blocks._inflated.packed.start + found.packed.size // 4
+        before = blocks._member.packed.start + found.packed.size // 4
         assert min(blocks._raw.fileobj()._file._blocks) * 30_000 > before, "nor are the bytes before it read"
 
 
@@ -100,10 +100,10 @@ def test_a_zip_that_lies_is_found_out(tmp_path: Path) -> None:
     for lie, got in (
         ({"length": length + 1}, r"an end before byte 1,500,001"),
         ({"length": 2 * length}, r"an end before byte 3,000,000"),
-        ({"length": length - 1}, "other bytes than were packed"),
-        ({"length": length // 3}, "other bytes than were packed"),
+        ({"length": length - 1}, "a wrong checksum"),
+        ({"length": length // 3}, "a wrong checksum"),
         ({"length": 2**50}, r"[\d,]+ bytes for 1,125,899,906,842,624"),
-        ({"checksum": 1}, "other bytes than were packed"),
+        ({"checksum": 1}, "a wrong checksum"),
         ({"size": size // 2}, r"an end before byte [\d,]+|bytes that cannot be inflated"),
         ({"size": size - 100}, r"an end before byte [\d,]+|bytes that cannot be inflated"),
     ):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from soda_dist.data.formats import file_trees
-from soda_dist.data.formats.file_trees import Tree, open_tree, table
+from soda_dist.data.formats.file_trees import Tree, file_index, open_tree
 from soda_dist.data.source import Row
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
@@ -42,7 +42,7 @@ def write(uri: str, name: str, files: dict[str, bytes] = FILES) -> Tree:
 
 
 def rows_of(tree: Tree, names: list[str]) -> list[Row]:
-    return list(tree.rows(table(tree.find(names)), []))
+    return list(tree.rows(file_index(tree.find(names)), []))
 
 
 @pytest.mark.parametrize("name", ["folder", *KINDS])
@@ -50,12 +50,12 @@ def test_every_kind_lists_and_reads_alike(name: str, any_uri: str) -> None:
     tree = write(any_uri, name)
     assert [member.name for member in tree.files()] == sorted(FILES)
     assert [member.name for member in tree.files("top/a/")] == ["top/a/1.jpg", "top/a/10.jpg", "top/a/2.jpg"]
-    assert [member.name for member in tree.beside("top/")] == ["top/notes.txt"]
+    assert [member.name for member in tree.direct_files("top/")] == ["top/notes.txt"]
     assert list(tree.folders()) == ["top"]
     assert list(tree.folders("top/")) == ["a", "a b", "b"]
     assert list(tree.folders("top/a/")) == list(tree.folders("nothing/")) == list(tree.files("nothing/")) == []
     assert tree.read(["top/notes.txt", "top/nothing"]) == {"top/notes.txt": b"text"}
-    rows = list(tree.rows(table(tree.files()).take([3, 0, 0, 8]), []))
+    rows = list(tree.rows(file_index(tree.files()).take([3, 0, 0, 8]), []))
     names = [sorted(FILES)[at] for at in (3, 0, 0, 8)]
     assert [(row.name, row.image) for row in rows] == [(name, FILES[name]) for name in names]
     rows = rows_of(tree, ["top/b/2.jpg", "top/b/3.jpg", "top/a/1.jpg"])
@@ -70,7 +70,7 @@ def test_a_compressed_tar_is_passed_through_for_so_many_bytes_of_rows(
     passes, read = [], file_trees.read_gzip_members
     monkeypatch.setattr(file_trees, "HELD_BYTES", 4 * max(len(data) for data in FILES.values()))
     monkeypatch.setattr(file_trees, "read_gzip_members", lambda *given: passes.append(len(given[2])) or read(*given))
-    index = table(tree.files()).take([8, 0, 3, 2, 1, 7, 9, 4, 6, 5])
+    index = file_index(tree.files()).take([8, 0, 3, 2, 1, 7, 9, 4, 6, 5])
     assert [row.image for row in tree.rows(index, [])] == [FILES[name] for name in index["name"].to_pylist()]
     assert sum(passes) == 10 and 2 <= len(passes) <= 3
 
@@ -79,7 +79,7 @@ def test_a_compressed_tar_is_passed_through_for_so_many_bytes_of_rows(
 def test_a_file_larger_than_any_image_is_not_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_trees, "MOST_BYTES", 2000)
     tree = write(str(tmp_path), name, {"small.jpg": b"1", "large.jpg": random.Random(1).randbytes(2500)})
-    large, small = tree.rows(table(tree.files()), [])
+    large, small = tree.rows(file_index(tree.files()), [])
     assert (large.image, small.image, small.problem) == (b"", b"1", None)
     assert large.problem is not None and large.problem.startswith("a file of ")
 
@@ -87,7 +87,7 @@ def test_a_file_larger_than_any_image_is_not_read(name: str, tmp_path: Path, mon
 def test_a_zip_bomb_is_inflated_no_further_than_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_trees, "MOST_BYTES", 10_000)
     tree = write(str(tmp_path), "x.zip", {"bomb.jpg": bytes(10**6), "small.jpg": b"1"})
-    assert [row.problem for row in tree.rows(table(tree.files()), [])] == [
+    assert [row.problem for row in tree.rows(file_index(tree.files()), [])] == [
         "a damaged member, or one of over 10,000 bytes",
         None,
     ]
@@ -127,7 +127,7 @@ def test_damage_inside_a_zip(tmp_path: Path) -> None:
         data[first.offset] = 0
         data[second.offset + 30 + len(second.name) + second.size // 2] ^= 0xFF
         tree.folder.write(name, bytes(data))
-        rows = list(tree.rows(table([first, second, third]), []))
+        rows = list(tree.rows(file_index([first, second, third]), []))
         assert [row.problem for row in rows] == [damaged, damaged, None]
         with pytest.raises(UserError, match=f"got a damaged {second.name}"):
             tree.read([second.name])
@@ -216,7 +216,7 @@ def test_members_without_a_name_or_a_place(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=rf"{name}: got the member without a name"):
             open_tree(f"{tmp_path}/{name}").files()
     folder.write("y.zip", data[1:])
-    with pytest.raises(UserError, match=r"y\.zip: got no place of 1\.jpg"):
+    with pytest.raises(UserError, match=r"y\.zip: got no valid offset of 1\.jpg"):
         open_tree(f"{tmp_path}/y.zip").files()
 
 

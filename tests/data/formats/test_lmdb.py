@@ -11,8 +11,8 @@ import lmdb
 import numpy as np
 import pytest
 
-from soda_dist.data.formats.byte_range import Stretch
-from soda_dist.data.formats.lmdb import Database, keep_tree, open_database
+from soda_dist.data.formats.byte_range import ByteRange
+from soda_dist.data.formats.lmdb import Database, collect_tree, open_database
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
 from tests.data.written.lsun import database
@@ -22,7 +22,7 @@ PAGE = 4096
 
 def found(folder: Folder, wanted: int = 16) -> list[tuple[bytes, bytes]]:
     """Keys and values by our reader, as tasks read them: a subtree each."""
-    opened = pickle.loads(pickle.dumps(open_database(Stretch(folder, "data.mdb"))))
+    opened = pickle.loads(pickle.dumps(open_database(ByteRange(folder, "data.mdb"))))
     data = folder.read("data.mdb")
     records = [record for page in opened.subtrees(wanted) for record in opened.records(page)]
     return [(record.key, data[record.offset : record.offset + record.size]) for record in records]
@@ -52,7 +52,7 @@ def test_many_thousands_of_keys_in_three_levels(tmp_path: Path) -> None:
     folder = open_folder(str(tmp_path))
     records = hashed(20_000, lambda number: 5000 if number % 50 == 0 else number % 90)
     folder.write("data.mdb", database(records, per_transaction=3000))
-    opened = open_database(Stretch(folder, "data.mdb"))
+    opened = open_database(ByteRange(folder, "data.mdb"))
     assert depth(tmp_path) == 3
     assert len(opened.subtrees(1)) == 1
     assert len(opened.subtrees(2)) < 20 < len(opened.subtrees(200)), "a level further down where few are not enough"
@@ -118,7 +118,7 @@ def test_pages_beyond_the_65536th(tmp_path: Path) -> None:
             file.write((head + pointers).ljust(places[-1], b"\0") + b"".join(reversed(nodes)))
     with lmdb.open(str(tmp_path), readonly=True, lock=False) as environment, environment.begin() as reader:
         assert [*reader.cursor()] == [(b"key ", value), (b"key!", value)], "the package reads it too"
-    opened = open_database(Stretch(open_folder(str(tmp_path)), "data.mdb"))
+    opened = open_database(ByteRange(open_folder(str(tmp_path)), "data.mdb"))
     assert opened.subtrees(1) == [2] and opened.subtrees(2) == [3, far]
     places = [page * PAGE + PAGE - 1 - len(value) for page in (3, far)]
     assert [*opened.records(2)] == [(b"key ", places[0], len(value)), (b"key!", places[1], len(value))]
@@ -141,7 +141,7 @@ def test_other_files_and_other_databases(tmp_path: Path) -> None:
     several = bytearray(good)
     for at in flags:
         several[at] = 4
-    refused(folder, bytes(several), "a database of several values")
+    refused(folder, bytes(several), "a database with several values")
     with tempfile.TemporaryDirectory() as place:
         with lmdb.open(place, max_dbs=1) as environment:
             inner = environment.open_db(b"inner")
@@ -160,9 +160,9 @@ def pages_of(data: bytes, kind: int) -> list[int]:
 def test_damaged_pages(tmp_path: Path) -> None:
     folder = open_folder(str(tmp_path))
     good = database(hashed(800, lambda number: 50), per_transaction=10**6)
-    root = open_database(Stretch(folder_with(folder, good), "data.mdb")).root
-    leaf = open_database(Stretch(folder, "data.mdb")).subtrees(2)[3]
-    refused(folder, good[: leaf * PAGE + 100], r"\d[\d,]* bytes, which end before page \d+")
+    root = open_database(ByteRange(folder_with(folder, good), "data.mdb")).root
+    leaf = open_database(ByteRange(folder, "data.mdb")).subtrees(2)[3]
+    refused(folder, good[: leaf * PAGE + 100], r"\d[\d,]* bytes, too few for page \d+")
     for page, at, value in (
         (leaf, 0, struct.pack("<Q", leaf + 1)),  # the number of another page
         (leaf, 10, struct.pack("<H", 0x04)),  # another kind of page
@@ -187,7 +187,7 @@ def node_at(data: bytes, page: int, number: int) -> int:
 def test_a_ring_of_branches_ends(tmp_path: Path) -> None:
     folder = open_folder(str(tmp_path))
     good = database(hashed(20_000, lambda number: 10), per_transaction=10**6)
-    root = open_database(Stretch(folder_with(folder, good), "data.mdb")).root
+    root = open_database(ByteRange(folder_with(folder, good), "data.mdb")).root
     at, second = node_at(good, root, 0), node_at(good, root, 1)
     itself = struct.pack("<HHH", root & 0xFFFF, root >> 16, 0)
     refused(folder, good[:at] + itself + good[at + 6 :], f"a damaged page {root}")
@@ -205,7 +205,7 @@ def test_random_damage_is_a_message_or_other_records_but_never_a_crash(tmp_path:
         data[places] = rng.integers(0, 256, 3)
         folder.write("data.mdb", data.tobytes())
         try:
-            opened = open_database(Stretch(folder, "data.mdb"))
+            opened = open_database(ByteRange(folder, "data.mdb"))
             records = [record for page in opened.subtrees(16) for record in opened.records(page)]
         except UserError as error:
             assert "data.mdb" in str(error)
@@ -220,8 +220,8 @@ def test_a_tree_kept_from_one_pass_lists_what_the_file_does(step: int, tmp_path:
     records |= dict.fromkeys(list(records)[:5], looks)
     data = database(records, per_transaction=500)
     folder = folder_with(open_folder(str(tmp_path)), data)
-    tree = keep_tree("data.mdb", len(data), (data[at : at + step] for at in range(0, len(data), step)))
-    kept, whole = open_database(tree), open_database(Stretch(folder, "data.mdb"))
+    tree = collect_tree("data.mdb", len(data), (data[at : at + step] for at in range(0, len(data), step)))
+    kept, whole = open_database(tree), open_database(ByteRange(folder, "data.mdb"))
     assert [*kept.records(kept.root)] == [*whole.records(whole.root)]
     assert set(tree.pages) == {0, 1, *pages_of(data, 1), *pages_of(data, 2)}
     assert len(tree.pages) < len(data) // PAGE
@@ -230,15 +230,15 @@ def test_a_tree_kept_from_one_pass_lists_what_the_file_does(step: int, tmp_path:
 
 def test_a_kept_tree_that_lacks_pages_is_damaged(tmp_path: Path) -> None:
     data = database(hashed(800, lambda number: 50), per_transaction=10**6)
-    whole = open_database(Stretch(folder_with(open_folder(str(tmp_path)), data), "data.mdb"))
+    whole = open_database(ByteRange(folder_with(open_folder(str(tmp_path)), data), "data.mdb"))
     leaf = whole.subtrees(2)[3]
     for end, got in (
-        (leaf * PAGE, rf"{leaf * PAGE:,} bytes, which end before page \d+"),
+        (leaf * PAGE, rf"{leaf * PAGE:,} bytes, too few for page \d+"),
         (len(data), "a damaged page"),
     ):
         spoiled = data[: leaf * PAGE] + bytes(PAGE) + data[(leaf + 1) * PAGE :]
-        kept = open_database(keep_tree("data.mdb", end, [spoiled[:end]]))
+        kept = open_database(collect_tree("data.mdb", end, [spoiled[:end]]))
         with pytest.raises(UserError, match=rf"data\.mdb: got {got}"):
             [*kept.records(kept.root)]
     with pytest.raises(UserError, match="got no LMDB database"):
-        open_database(keep_tree("data.mdb", 0, []))
+        open_database(collect_tree("data.mdb", 0, []))

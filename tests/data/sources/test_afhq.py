@@ -49,7 +49,7 @@ def test_files_that_are_no_animals(tmp_path: Path) -> None:
     afhq.write(folder)
     folder.write("afhq/train/list.txt", b"1")
     rejected = [row for row in rows_of(opened("afhq", str(tmp_path)), "train") if row.problem]
-    assert [(row.name, row.problem) for row in rejected] == [("afhq/train/list.txt", "in no folder of a class")]
+    assert [(row.name, row.problem) for row in rejected] == [("afhq/train/list.txt", "not in a class folder")]
 
 
 def test_what_is_not_afhq(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_drawn_splits_of_classes(form: str, source_uri: str) -> None:
     together = [row for found in rows.values() for row in found]
     assert sorted(row.name for row in together) == sorted(files)
     for row in together:
-        assert row.problem == ("in no folder of a class" if row.name == "stray.txt" else None)
+        assert row.problem == ("not in a class folder" if row.name == "stray.txt" else None)
         assert row.columns["label"] == {"a": 0, "b": 1}.get(row.name[0])
         assert row.image == (b"" if row.problem else files[row.name])
     again = rows_of(opened("folder", uri, "seed=1"), "test")
@@ -126,7 +126,7 @@ def test_drawn_although_there_are_folders_of_splits(tmp_path: Path) -> None:
         (["train/1.jpg", "val/1.jpg", "valid/1.jpg"], [], "got both val and valid; allowed: one folder of val"),
         (["a/1.jpg"], ["splits=folders"], "splits: got folders, but .* has none"),
         (["1.jpg"], ["classes=true"], "classes: got true, but .* has no folders"),
-        (["train/a/1.jpg", "train/b/1.jpg", "test/1.jpg"], [], "got no folder of a class in test"),
+        (["train/a/1.jpg", "train/b/1.jpg", "test/1.jpg"], [], "got no class folder in test"),
         (["1.jpg"], ["splits=other"], "splits: got 'other'"),
     ],
 )

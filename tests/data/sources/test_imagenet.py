@@ -158,7 +158,7 @@ TRUTH = f"{DEVKIT}/data/ILSVRC2012_validation_ground_truth.txt"
     [
         ({META: imagenet.meta()[:-100]}, r"no synsets in meta\.mat \(a truncated element\)"),
         ({META: imagenet.meta(True)[:-9]}, r"no synsets in meta\.mat \(a truncated element\)"),
-        ({META: b"<html>" * 100}, r"no synsets in meta\.mat \(no MATLAB file"),
+        ({META: b"<html>" * 100}, r"no synsets in meta\.mat \(not a MATLAB file"),
         ({META: imagenet.meta().replace(b"WNID", b"WMID")}, r"no synsets in meta\.mat \(no field WNID\)"),
         ({META: imagenet.meta().replace(b"n02105855", b"x02105855")}, "the wnid 'x02105855'"),
         ({TRUTH: b"3\n1\n2\n4\n"}, "an id in ILSVRC2012_validation_ground_truth.txt that meta.mat lacks"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from soda_dist.data.formats import deflate_seek, seekable_file
-from soda_dist.data.formats.deflate_seek import Inflated
+from soda_dist.data.formats.deflate_seek import DeflatedMember
 from soda_dist.data.formats.hashed_splits import split_of
 from soda_dist.data.formats.seekable_file import SeekableFile
 from soda_dist.data.source import Row, check_image
@@ -190,8 +190,8 @@ def test_splits_of_a_deflated_database_are_drawn_from_one_listing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_zips(str(tmp_path), "deflated", "cat")
-    passes, points = [], Inflated.points
-    monkeypatch.setattr(Inflated, "points", lambda self: passes.append(self.name) or points(self))
+    passes, points = [], DeflatedMember.points
+    monkeypatch.setattr(DeflatedMember, "points", lambda self: passes.append(self.name) or points(self))
     source = opened("lsun", str(tmp_path))
     assert [len(index_of(source, split)) for split in ("train", "val", "test")] == [52, 5, 3]
     assert passes == ["cat.zip"]

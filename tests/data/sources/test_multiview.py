@@ -134,7 +134,7 @@ def test_wrong_cameras(cameras: Any, says: str, tmp_path: Path) -> None:
     ("name", "value", "says"),
     [
         ("splits.json", {"train": ["cup"], "test": ["hat"]}, "got no split for shoe one"),
-        ("splits.json", {"train": ["cup", "hat"], "test": ["hat", "shoe one"]}, "got hat in test, and a second time"),
+        ("splits.json", {"train": ["cup", "hat"], "test": ["hat", "shoe one"]}, "got hat in test, a second time"),
         ("splits.json", {"train": ["cup", "../hat"]}, r"got \.\./hat in train, which has no folder"),
         ("splits.json", {"training": ["cup"]}, "got split training; allowed: train, val, test"),
         ("splits.json", {"train": [["cup"]]}, "got no lists of objects by split"),
