@@ -1,43 +1,37 @@
-"""LPIPS, FID and their kin by actors: against the libraries' own use, whatever is lost on the way."""
+"""LPIPS, and Inception's features and their moments, against the libraries' own use of the networks."""
 
 import hashlib
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 
 import lpips
 import numpy as np
-import psutil
 import pytest
 import torch
-from soda_dist.evaluation.evaluate import evaluate
 from torch.utils.data import Dataset
 from torch_fidelity import calculate_metrics
 
 from soda_dist.config.load import with_fields
-from soda_dist.data.storage.folder import open_folder
-from soda_dist.distributed.runtime import farm
+from soda_dist.data.storage.folder import Folder
 from soda_dist.errors import UserError
+from soda_dist.evaluation.context import Context
 from soda_dist.evaluation.images import generated_sets
-from soda_dist.evaluation.images.generated_sets import ImageSet, generate_set, image_set, load_set
-from soda_dist.evaluation.images.judges import check_weights, judge_of, lpips_scores, set_moments
+from soda_dist.evaluation.images.generated_sets import ImageSet, SetPiece, generate_set, load_set, plan_images
+from soda_dist.evaluation.images.judges import check_weights, facts_of, judge_of, lpips_scores, set_moments
 from soda_dist.evaluation.images.scores import images_of
-from soda_dist.evaluation.model_sources import Checkpoint
-from soda_dist.evaluation.worker import Models, load_models
+from soda_dist.evaluation.worker import Models
+from soda_dist.metrics import inception
 from soda_dist.metrics.distributions import fid
 from soda_dist.metrics.perceptual import load_lpips
-from tests.evaluation.features.test_extraction import LocalCrew
-from tests.evaluation.images.test_generated_sets import subject_of
-from tests.evaluation.small_run import small_data, train
-from tests.metrics.networks import write_alexnet, write_inception
+from soda_dist.parallel.local_pool import LocalPool
+from soda_dist.parallel.pool import Held
+from tests.evaluation.contexts import context_of, voiced
+from tests.evaluation.images.colours import colours, stand_in
+from tests.evaluation.scattered_pool import ScatteredPool
 from tests.tiny import tiny_config
 
-LARGER = {
-    "train": {"steps": 3},
-    "data": {"source_size": 32, "target_size": 32},
-    "denoiser": {"attention_resolutions": (16,)},
-}
+Drawn = tuple[Context, Folder, list[SetPiece]]
+LARGER = {"data": {"source_size": 32, "target_size": 32}, "denoiser": {"attention_resolutions": (16,)}}
 """As large as LPIPS needs images."""
 
 
@@ -45,43 +39,32 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    """data/, run/ trained for three steps on 32 px, inception.pth and alexnet.pth."""
-    path = tmp_path_factory.mktemp("perception")
-    small_data(path / "data")
-    evaluation = {"batch": 5, "images": 2, "fid": {"images": 12}}
-    train(str(path / "run"), tiny_config(**LARGER, evaluation=evaluation))
-    write_inception(path / "inception.pth")
-    write_alexnet(path / "alexnet.pth")
-    return path
-
-
-def weights(place: Path, name: str, file: str) -> dict[str, str]:
+def weights(name: str, file: Path) -> dict[str, str]:
     """The configuration's fields that allow a test file."""
-    path = place / file
-    return {f"evaluation.{name}.weights": str(path), f"evaluation.{name}.weights_sha256": digest(path)}
+    return {f"evaluation.{name}.weights": str(file), f"evaluation.{name}.weights_sha256": digest(file)}
 
 
 @pytest.fixture(scope="module")
-def models(place: Path) -> Models:
-    config = tiny_config(**LARGER, evaluation={"batch": 5, "images": 2})
-    config = with_fields(config, weights(place, "inception", "inception.pth"))
-    config = with_fields(config, weights(place, "lpips", "alexnet.pth"))
-    return load_models(Checkpoint(open_folder(str(place / "run")), 3, True), str(place / "data"), config, "cpu")
+def models(small_set: Path, inception_file: Path, alexnet_file: Path) -> Models:
+    config = tiny_config(**LARGER, evaluation={"batch": 2})
+    fields = {**weights("inception", inception_file), **weights("lpips", alexnet_file)}
+    return voiced(with_fields(config, fields), small_set)
 
 
-def _set(models: Models, tmp_path: Path, crew: LocalCrew):
-    """Twelve reconstructions in three pieces."""
-    subject = subject_of(models, open_folder(str(tmp_path)), models.config, crew, [])
-    of = ImageSet("reconstruction", "test", models.config.sampling)
-    pieces = image_set(subject, of, 12)
-    return subject, generate_set(subject, pieces, "drawn"), pieces
+@pytest.fixture(scope="module")
+def drawn(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Drawn:
+    """Reconstructions of all thirty test images, one of which is unreadable, in pieces of three."""
+    context = context_of(models, tmp_path_factory.mktemp("judged"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generated_sets, "PIECE", 3)
+        pieces = plan_images(context, ImageSet("reconstruction", "test", models.config.sampling), 30)
+        return context, generate_set(context, pieces, "drawn"), pieces
 
 
-@pytest.fixture
-def small_pieces(monkeypatch) -> None:
-    monkeypatch.setattr(generated_sets, "PIECE", 4)
+def _pair(folder: Folder, pieces: list[SetPiece]) -> list[np.ndarray]:
+    """The readable images as they were drawn, and as they should be: uint8 [n, h, w, 3]."""
+    table = load_set(folder, pieces, ["image", "target"])
+    return [images_of(table.column(side)) for side in ("image", "target")]
 
 
 class Images(Dataset):
@@ -104,87 +87,88 @@ def by_torch_fidelity(drawn: np.ndarray, real: np.ndarray, file: Path) -> float:
     )["frechet_inception_distance"]  # fmt: skip
 
 
-def test_lpips_is_the_packages(models: Models, tmp_path: Path, place: Path, small_pieces) -> None:
-    subject, folder, pieces = _set(models, tmp_path, LocalCrew(models, seed=3))
-    table = load_set(folder, pieces, ["image", "target"])
-    pair = [torch.from_numpy(images_of(table.column(s))).permute(0, 3, 1, 2).float() for s in ("image", "target")]
+def test_lpips_is_the_packages(drawn: Drawn, alexnet_file: Path) -> None:
+    context, folder, pieces = drawn
+    pair = [torch.from_numpy(images).permute(0, 3, 1, 2).float() for images in _pair(folder, pieces)]
+    assert len(pair[0]) == 29
     package = lpips.LPIPS(net="alex", pnet_rand=True, pretrained=False, verbose=False)
-    own = load_lpips((place / "alexnet.pth").read_bytes(), digest(place / "alexnet.pth"), net="alex")
+    own = load_lpips(alexnet_file.read_bytes(), digest(alexnet_file), net="alex")
     package.load_state_dict(own.state_dict())
     expected = package(pair[0] / 127.5 - 1, pair[1] / 127.5 - 1).flatten().detach().double().numpy()
-    np.testing.assert_allclose(lpips_scores(subject, folder, pieces), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(lpips_scores(context, folder, pieces), expected, rtol=1e-4, atol=1e-6)
 
 
-class Forgetful(LocalCrew):
-    """Its actor is lost once before it hands over what it has summed up."""
-
-    lost = False
-
-    def each(self, job, argument):
-        if not self.lost:
-            self.lost = True
-            self._models.kept.clear()
-            return []
-        return super().each(job, argument)
+def _with_the_unreadable(pieces: list[SetPiece], count: int) -> list[SetPiece]:
+    """Some pieces, the first of which has the unreadable member."""
+    (unreadable,) = (at for at, piece in enumerate(pieces) if 0 in piece.keys)
+    return (pieces[unreadable:] + pieces[:unreadable])[:count]
 
 
-class TwoActors(LocalCrew):
-    """Work goes to two actors by turns; the second one is lost once before it hands over."""
-
-    lost = False
-
-    def __init__(self, models: Models) -> None:
-        super().__init__(models)
-        self._actors = [replace(models, kept={}), replace(models, kept={})]
-
-    def share_out(self, job, pieces, tick):
-        for number, piece in enumerate(pieces):
-            yield number, job(self._actors[number % 2], piece)
-
-    def each(self, job, argument):
-        if not self.lost:
-            self.lost = True
-            self._actors[1].kept.clear()
-            return [job(self._actors[0], argument)]
-        return [job(actor, argument) for actor in self._actors]
+def test_moments_are_those_of_inceptions_features(drawn: Drawn, models: Models) -> None:
+    """`metrics.inception.features` is held against torch-fidelity."""
+    context, folder, pieces = drawn
+    some = _with_the_unreadable(pieces, 2)
+    net = judge_of(models, "inception").net
+    for side, images in zip(("image", "target"), _pair(folder, some), strict=True):
+        found, _ = set_moments(context, folder, some, side, 0)
+        features = inception.features(net, torch.from_numpy(images).permute(0, 3, 1, 2)).double().numpy()
+        apart = features - features.mean(0)
+        assert found.count == 5 and found.mean.shape == (2048,)
+        np.testing.assert_allclose(found.mean, features.mean(0), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(found.scatter, apart.T @ apart, rtol=1e-3, atol=1e-5)
 
 
-def test_what_one_of_two_actors_had_summed_up_is_looked_at_again(models: Models, tmp_path, small_pieces) -> None:
-    subject, folder, pieces = _set(models, tmp_path, TwoActors(models))
-    found, _ = set_moments(subject, folder, pieces, "target", 0)
-    subject._crew = LocalCrew(models)
-    whole, _ = set_moments(subject, folder, pieces, "target", 0)
-    assert found.count == whole.count == len(load_ok(folder, pieces))
-    np.testing.assert_allclose(found.mean, whole.mean, rtol=1e-9)
-    np.testing.assert_allclose(found.scatter, whole.scatter, rtol=1e-6, atol=1e-9)
+@pytest.mark.long  # torch-fidelity takes the root of a matrix of 2048 rows
+def test_fid_is_torch_fidelitys(drawn: Drawn, inception_file: Path) -> None:
+    context, folder, pieces = drawn
+    some = _with_the_unreadable(pieces, 4)
+    moments = [set_moments(context, folder, some, side, 0)[0] for side in ("image", "target")]
+    assert [each.count for each in moments] == [11, 11]
+    assert fid(*moments) == pytest.approx(by_torch_fidelity(*_pair(folder, some), inception_file), rel=1e-4)
 
 
-def test_fid_is_torch_fidelitys_and_survives_a_lost_sum(models: Models, place: Path, tmp_path, small_pieces) -> None:
-    crew = Forgetful(models, seed=1)
-    subject, folder, pieces = _set(models, tmp_path, crew)
-    drawn, features = set_moments(subject, folder, pieces, "image", 8)
-    real, _ = set_moments(subject, folder, pieces, "target", 0)
-    table = load_set(folder, pieces, ["image", "target"])
-    images = [images_of(table.column(side)) for side in ("image", "target")]
-    assert crew.lost and drawn.count == real.count == len(table)
-    expected = by_torch_fidelity(*images, place / "inception.pth")
-    assert fid(drawn, real) == pytest.approx(expected, rel=1e-4)
-    assert features.shape[1] == 2048 and len(features) == sum(load_ok(folder, pieces[:2]))
+@pytest.mark.parametrize("side", ["image", "target"])
+def test_moments_are_those_of_all_features_whoever_found_them(
+    side: str, drawn: Drawn, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch)
+    context, folder, pieces = drawn
+    features = colours(_pair(folder, pieces)[side == "target"])
+    pools = [LocalPool(), *(ScatteredPool(seed) for seed in range(4))]
+    found = []
+    for pool in pools:
+        context = replace(context, workers=pool.with_state(Held(models)))
+        found.append(set_moments(context, folder, pieces, side, 7))
+    for moments, first in found:
+        assert (moments.mean == found[0][0].mean).all() and (moments.scatter == found[0][0].scatter).all()
+        assert moments.count == 29 and torch.equal(first, torch.from_numpy(features[:7]))
+    moments, apart = found[0][0], features.astype(np.float64) - features.astype(np.float64).mean(0)
+    np.testing.assert_allclose(moments.mean, features.astype(np.float64).mean(0), rtol=1e-12)
+    np.testing.assert_allclose(moments.scatter, apart.T @ apart, rtol=1e-9, atol=1e-12)
 
 
-def load_ok(folder, pieces) -> list[bool]:
-    return load_set(folder, pieces, []).column("ok").to_pylist()
+def test_features_are_kept_of_the_first_members_only(drawn: Drawn, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch)
+    context, folder, pieces = drawn
+    assert set_moments(context, folder, pieces, "image", 0)[1].shape == (0, 6)
+    (unreadable,) = (at for at, piece in enumerate(pieces) if 0 in piece.keys)
+    last = unreadable + 1
+    kept = set_moments(context, folder, pieces, "image", 3 * last)[1]
+    assert torch.equal(kept, torch.from_numpy(colours(_pair(folder, pieces[:last])[0]))), "one member is unreadable"
 
 
-def test_weights_that_are_not_the_published_ones_need_their_digest(models: Models, place: Path) -> None:
-    assert judge_of(models, "inception").facts == {"sha256": digest(place / "inception.pth"), "published": False}
-    fields = {"evaluation.inception.weights": str(place / "inception.pth"), "evaluation.inception.weights_sha256": None}
-    other = Models(models.model, with_fields(models.config, fields), models.reader, models.device)
+def test_weights_that_are_not_the_published_ones_need_their_digest(models: Models, inception_file: Path) -> None:
+    facts = {"sha256": digest(inception_file), "published": False}
+    assert judge_of(models, "inception").facts == facts == facts_of(models, "inception")
+    assert judge_of(models, "inception") is judge_of(models, "inception"), "read once"
+    assert judge_of(models, "lpips").facts["net"] == "alex"
+    fields = {"evaluation.inception.weights_sha256": None}
+    other = replace(models, config=with_fields(models.config, fields), kept={})
     with pytest.raises(UserError, match=r"got a file of digest .*allowed: the published weights; download https://"):
         judge_of(other, "inception")
     wrong = with_fields(models.config, {"evaluation.inception.weights_sha256": "0" * 64})
     with pytest.raises(UserError, match=r"inception\.weights_sha256"):
-        judge_of(Models(models.model, wrong, models.reader, models.device), "inception")
+        judge_of(replace(models, config=wrong, kept={}), "inception")
 
 
 @pytest.mark.parametrize(
@@ -199,43 +183,9 @@ def test_missing_weights_say_what_to_fetch_and_where_to_put_it(models: Models, f
         check_weights(with_fields(models.config, fields), "lpips")
 
 
-def test_images_too_small_for_lpips_are_told_in_one_line(place: Path, tmp_path: Path) -> None:
-    config = with_fields(tiny_config(train={"steps": 3}), weights(place, "lpips", "alexnet.pth"))
-    train(str(tmp_path / "run"), config)
-    models = load_models(Checkpoint(open_folder(str(tmp_path / "run")), 3, True), str(place / "data"), config, "cpu")
-    subject, folder, pieces = _set(models, tmp_path, LocalCrew(models))
+def test_images_too_small_for_lpips_are_told_in_one_line(small_set: Path, alexnet_file: Path, tmp_path: Path) -> None:
+    config = with_fields(tiny_config(sampling={"steps": 1}), weights("lpips", alexnet_file))
+    context = context_of(voiced(config, small_set), tmp_path)
+    pieces = plan_images(context, ImageSet("reconstruction", "test", config.sampling), 3)
     with pytest.raises(UserError, match=r"evaluation.lpips: .*at least 31 pixels a side"):
-        lpips_scores(subject, folder, pieces)
-
-
-def _kill_an_actor() -> None:
-    workers = [p for p in psutil.Process().children(recursive=True) if "ray::_Worker" in " ".join(p.cmdline())]
-    os.kill(workers[0].pid, signal.SIGKILL)
-
-
-@pytest.mark.ray
-def test_fid_does_not_depend_on_actors_nor_on_one_that_is_killed(cluster: None, place: Path, monkeypatch) -> None:
-    monkeypatch.setattr(farm, "SHOW_SECONDS", 0.0)
-    monkeypatch.setattr(generated_sets, "PIECE", 2)
-    overrides = [f"{name}={value}" for name, value in weights(place, "inception", "inception.pth").items()]
-    run, found, killed = open_folder(str(place / "run")), {}, []
-
-    def say(line: str) -> None:
-        if "Inception's features of reconstruction: " in line and len(killed) == 0 and actors == 2:
-            killed.append(line)
-            _kill_an_actor()
-
-    for actors in (1, 2, 4):
-        for entry in run.list("samples/"):
-            run.remove(entry.name)
-        own = [*overrides, f"evaluation.actors={actors}", "evaluation.fid.sets=[reconstruction]"]
-        found[actors] = evaluate(str(place / "run"), str(place / "data"), "fid", "latest", own, say)["fid"]
-    assert killed, "an actor was killed while it summed up"
-    assert found[1]["sets"]["reconstruction"]["counts"]["images"] in (11, 12)
-    for actors in (2, 4):
-        assert found[actors]["value"] == pytest.approx(found[1]["value"], rel=1e-4)
-        for name in ("kid", "precision", "recall"):
-            one, other = (found[n]["sets"]["reconstruction"][name]["value"] for n in (1, actors))
-            assert other == pytest.approx(one, rel=1e-4, abs=1e-9)
-    assert found[1]["inception"]["published"] is False
-    assert run.read_json("eval/3/fid.json")["value"] == found[4]["value"]
+        lpips_scores(context, generate_set(context, pieces, "drawn"), pieces)

@@ -1,0 +1,43 @@
+"""The task novel_views: every number of sources and every way to join them is measured."""
+
+from pathlib import Path
+
+import pytest
+
+from soda_dist.config.load import with_fields
+from soda_dist.evaluation.tasks.novel_views import _ways, draw_views
+from tests.evaluation.contexts import context_of, voiced
+from tests.models.methods import config_of
+
+
+@pytest.mark.parametrize(
+    ("fields", "sources", "ways"),
+    [
+        ({}, 1, ["own"]),
+        ({"sampling.stochastic": True, "sampling.sources": 3}, 1, ["own"]),
+        ({}, 3, ["own", "stochastic"]),
+        ({"aggregation.kind": "transformer"}, 3, ["own", "mean", "stochastic"]),
+        ({"sampling.stochastic": True, "sampling.sources": 3}, 3, ["stochastic", "own"]),
+    ],
+)
+def test_the_configured_way_of_joining_sources_is_drawn_first(fields: dict, sources: int, ways: list[str]) -> None:
+    assert _ways(with_fields(config_of("soda"), {"data.views": "object", **fields}), sources) == ways
+
+
+def test_novel_views_are_measured_for_each_number_of_sources_and_way_to_join(solids: Path, tmp_path: Path) -> None:
+    evaluation = {"images": 2, "novel_views": {"objects": 2, "views": 2}}
+    aggregation = {"kind": "transformer", "depth": 1, "heads": 2}
+    config = config_of(
+        "rays", sampling={"steps": 2}, data={"sources": (1, 3)}, evaluation=evaluation, aggregation=aggregation
+    )
+    said: list[str] = []
+    context = context_of(voiced(config, solids), tmp_path, said)
+    result = draw_views(context)
+    ways = [(row["sources"], row["aggregation"]) for row in result["sets"]]
+    assert ways == [(1, "transformer")] + [(n, way) for n in (3, 5) for way in ("transformer", "mean", "stochastic")]
+    assert all(row["counts"] == {"images": 2, "unreadable": 0} for row in result["sets"])
+    three = {row["aggregation"]: row["psnr"]["value"] for row in result["sets"] if row["sources"] == 3}
+    assert len(set(three.values())) == 3, "the ways differ"
+    assert context.place.read_json("novel_views.json")["sets"] == result["sets"]
+    assert context.place.exists("novel_views.png")
+    assert any(line.startswith("novel views from 3, stochastic: PSNR") for line in said)
