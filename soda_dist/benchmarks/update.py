@@ -19,9 +19,9 @@ from soda_dist.config.load import load_config
 from soda_dist.config.schema import RunConfig
 from soda_dist.errors import UserError
 from soda_dist.parallel.progress import Say
-from soda_dist.training.build import build_objective, plain_engine
+from soda_dist.training.build import build_objective, torch_engine
 from soda_dist.training.engines.engine import MicroBatch
-from soda_dist.training.engines.torch_engine import PlainEngine
+from soda_dist.training.engines.torch_engine import TorchEngine
 from soda_dist.training.plan import some_pose
 from soda_dist.training.randomness import draw
 
@@ -175,7 +175,7 @@ def matmul_rate(unit: str, device: torch.device) -> float:
     return 2 * side**3 / min(times) / 1e12
 
 
-def _engine(config: RunConfig, mode: Mode, device: torch.device) -> PlainEngine:
+def _engine(config: RunConfig, mode: Mode, device: torch.device) -> TorchEngine:
     objective = build_objective(config).to(device)
     objective.model.precision = "bf16" if mode.bf16 else "fp32"
     if mode.channels_last:
@@ -184,10 +184,10 @@ def _engine(config: RunConfig, mode: Mode, device: torch.device) -> PlainEngine:
         for name in ("encoder", "denoiser", "decoder"):
             if (network := getattr(objective.model, name, None)) is not None:
                 network.compile()
-    return plain_engine(config, objective)
+    return torch_engine(config, objective)
 
 
-def _side(engine: PlainEngine, mode: Mode, config: RunConfig, batches: list[MicroBatch]) -> Side:
+def _side(engine: TorchEngine, mode: Mode, config: RunConfig, batches: list[MicroBatch]) -> Side:
     device = batches[0].source.device
     endless, lr = cycle(batches), config.optim.lr
 
@@ -205,7 +205,7 @@ def _side(engine: PlainEngine, mode: Mode, config: RunConfig, batches: list[Micr
     return rate
 
 
-def _flops(engine: PlainEngine, batches: list[MicroBatch]) -> int:
+def _flops(engine: TorchEngine, batches: list[MicroBatch]) -> int:
     """Of one update's matmuls and convolutions, there and back."""
     with FlopCounterMode(display=False) as counter:
         engine.step(batches[: len(batches) // 2], 0.0)

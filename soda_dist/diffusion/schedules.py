@@ -22,7 +22,7 @@ SIGMOID_TEMPERATURE = 1.0
 
 
 def alpha_bar(name: ScheduleName, steps: int) -> Tensor:
-    """abar_t for t = 1..T (section 3.4, appendix B): float64 [steps]; index i is t = i + 1.
+    """abar_t for t = 1..T (section 3.4, appendix B): float64 [steps] on the CPU; index i is t = i + 1.
 
     Betas are 1 - abar_t / abar_{t-1} of the schedule's curve, at most 0.999 (Nichol and Dhariwal 2021), and abar is
     the product of 1 - beta: the table and its betas agree. Values lie in (0, 1) and never rise.
@@ -32,7 +32,7 @@ def alpha_bar(name: ScheduleName, steps: int) -> Tensor:
     """
     if steps < 1:
         raise UserError("diffusion.steps", steps, ">= 1", "give the number of noise levels")
-    u = torch.arange(steps + 1, dtype=torch.float64) / steps
+    u = torch.arange(steps + 1, dtype=torch.float64, device="cpu") / steps
     match name:
         case "inverted":
             betas = _betas(_inverted(u))
@@ -77,7 +77,7 @@ def _linear_betas(steps: int) -> Tensor:
     step is near pure noise for every T.
     """
     first, last = (beta * LINEAR_STEPS / steps for beta in LINEAR_BETAS)
-    return torch.linspace(first, last, steps, dtype=torch.float64)
+    return torch.linspace(first, last, steps, dtype=torch.float64, device="cpu")
 
 
 def _betas(curve: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -253,6 +253,11 @@ def synchronize_norms(model: nn.Module, reduce: Reduce | None) -> int:
     return len(norms)
 
 
+def autocast(device: torch.device, *, enabled: bool) -> AbstractContextManager[Any]:
+    """Autocast to bf16, or none; the meta device has no autocast and computes nothing that it would change."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
 def group_count(channels: int) -> int:
     """32 groups, or the nearest power of two below that divides `channels` with no group of a single channel.
 
@@ -275,7 +280,7 @@ def group_norm(x: Tensor, groups: int, scale: Tensor, shift: Tensor) -> Tensor:
         shift: [B, C].
     """
     b, c, h, w = x.shape
-    with torch.autocast(x.device.type, enabled=False):
+    with autocast(x.device, enabled=False):
         weight, bias = scale.reshape(-1).to(x.dtype), shift.reshape(-1).to(x.dtype)
         return F.group_norm(x.reshape(1, b * c, h, w), b * groups, weight, bias).view(x.shape)
 
@@ -294,7 +299,7 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] float to the same shape and dtype."""
-        with torch.autocast(x.device.type, enabled=False):
+        with autocast(x.device, enabled=False):
             x = F.group_norm(x.contiguous(), self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
         return F.relu(x, inplace=True) if self.act else x
 

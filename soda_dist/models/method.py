@@ -2,8 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from soda_dist.diffusion.process import GaussianProcess
 from soda_dist.diffusion.sampling import Denoised, Noise, ReverseStep, alternating, denoise_loop, guided
 from soda_dist.models.condition import Condition, Sources, join
 from soda_dist.models.denoiser import Denoiser
+from soda_dist.models.layers import autocast
 
 Precision = Literal["fp32", "bf16"]
 Guide = Literal["latent", "pose", "both"]
@@ -101,8 +103,8 @@ class Method(nn.Module, ABC):
             pose_keep = torch.zeros(rows, dtype=torch.bool, device=device)
         return self.condition(sources, pose, keep, pose_keep)
 
-    def _autocast(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+    def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        return autocast(device, enabled=self.precision == "bf16")
 
 
 class DiffusionMethod(Method):

@@ -3,7 +3,6 @@
 from difflib import get_close_matches
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +11,20 @@ from soda_dist.models.pixels import IMAGENET_MEAN, IMAGENET_STD
 from soda_dist.weights import fill, read_weights
 
 _SHOWN = 5
-"""Names that a message lists at most."""
+"""Most names that a message lists."""
+
+
+class UnsuitableModelError(ValueError):
+    """timm has no model of this name, or the model cannot be the encoder.
+
+    Args:
+        got: the model.
+        allowed: models that are accepted.
+    """
+
+    def __init__(self, got: str, allowed: str) -> None:
+        super().__init__(f"model: got {got}; allowed: {allowed}")
+        self.got, self.allowed = got, allowed
 
 
 class FrozenEncoder(nn.Module):
@@ -30,7 +42,7 @@ class FrozenEncoder(nn.Module):
         image_size: side of the images.
 
     Raises:
-        ValueError: a name that timm does not have, or a model of other than RGB images.
+        UnsuitableModelError: timm has no such model, or its images are not RGB.
     """
 
     backbone: Any
@@ -43,7 +55,8 @@ class FrozenEncoder(nn.Module):
         self.backbone = _built(model)
         info: dict[str, Any] = self.backbone.pretrained_cfg
         if info["input_size"][0] != 3:
-            raise ValueError(f"model: got {model}, of {info['input_size'][0]} channels; allowed: models of RGB images")
+            got = f"{model}, a model of {info['input_size'][0]}-channel images"
+            raise UnsuitableModelError(got, "models of RGB images")
         self.latent_dim: int = self.backbone.head_hidden_size
         self._size: tuple[int, int] = tuple(info["input_size"][1:])
         self._classifiers = _classifiers(info)
@@ -101,15 +114,17 @@ def load_frozen(encoder: FrozenEncoder, content: bytes, sha256: str) -> None:
 
 
 def _built(model: str) -> Any:
-    """Only names of timm's own table pass: one with a source, `hf-hub:`, would be looked up over the network."""
+    """Accept only names of timm's own table: `hf-hub:NAME` and other sources would go to the network."""
+    import timm
+
     if not timm.is_model(model):
         near = get_close_matches(model.partition(".")[0], timm.list_models(), n=_SHOWN, cutoff=0.5)
-        raise ValueError(f"model: got {model}; allowed: timm's models" + (f", such as {', '.join(near)}" * bool(near)))
+        raise UnsuitableModelError(model, "timm's models" + (f", such as {', '.join(near)}" if near else ""))
     arch, dot, tag = model.partition(".")
     known = [name.partition(".")[2] for name in timm.list_models(f"{arch}.*", pretrained=True)]
     if dot and tag not in known:
         near = get_close_matches(tag, known, n=_SHOWN, cutoff=0) or ["none"]
-        raise ValueError(f"model: got {model}; allowed: {arch} with a tag that timm knows: {', '.join(near)}")
+        raise UnsuitableModelError(model, f"{arch} with a tag that timm knows: {', '.join(near)}")
     return timm.create_model(model, pretrained=False, num_classes=0)
 
 

@@ -29,21 +29,26 @@ class Encoding(Method):
     def encode_each(self, sources: Sources, pose_keep: Tensor | None = None) -> Tensor:
         """z of each source view, float32 [B, S, D] ([B, S, N, D] unpooled), zeros in empty slots.
 
-        Empty slots are not computed, so that a batch norm sees only views. An encoder without a pose grid, a frozen one
-        among them, is not told poses.
+        Empty slots are skipped, so that a batch norm sees only views; on the meta device every slot counts as filled.
+        Poses go only to an encoder with a pose grid, so never to a frozen one.
         """
         images, present, poses = sources
-        slots = present.shape[1]
-        rows = torch.arange(len(images), device=images.device).repeat_interleave(slots)[present.flatten()]
-        views = images[present]
+        filled = slice(None) if present.is_meta else present.flatten()  # a meta mask has no values to select by
+        rows, places = _rows_and_places(present)
         posed = poses is not None and getattr(self.encoder, "pose", None) is not None
-        given = poses[present] if poses is not None and posed else None
-        kept = pose_keep[rows] if pose_keep is not None and posed else None
-        place = torch.arange(slots, device=images.device).expand_as(present)[present]
-        with self._autocast(images.device), addressed_apart(rows, place):
-            found = self.encoder(views, given, kept).float()
-        z = found.new_zeros(*present.shape, *found.shape[1:])
-        return z.masked_scatter(present.view(*present.shape, *(1,) * (found.ndim - 1)), found)
+        view_poses = poses.flatten(0, 1)[filled] if poses is not None and posed else None
+        kept = pose_keep[rows[filled]] if pose_keep is not None and posed else None
+        with self._autocast(images.device), addressed_apart(rows[filled], places[filled]):
+            encoded = self.encoder(images.flatten(0, 1)[filled], view_poses, kept).float()
+        z = encoded.new_zeros(*present.shape, *encoded.shape[1:])
+        return z.masked_scatter(present.view(*present.shape, *(1,) * (encoded.ndim - 1)), encoded)
+
+
+def _rows_and_places(present: Tensor) -> tuple[Tensor, Tensor]:
+    """The row and the place in it of each slot of [B, S], int64 [B * S] each."""
+    rows, slots = present.shape
+    slot = torch.arange(rows * slots, device=present.device)
+    return slot // slots, slot % slots
 
 
 class Soda(Encoding, DiffusionMethod):

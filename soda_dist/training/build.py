@@ -20,11 +20,11 @@ from soda_dist.models.encoder import Encoder
 from soda_dist.models.layers import synchronize_norms
 from soda_dist.models.method import Method
 from soda_dist.models.pose_encoding import PoseGrid, PoseVector
-from soda_dist.models.pretrained import FrozenEncoder, load_frozen
+from soda_dist.models.pretrained import FrozenEncoder, UnsuitableModelError, load_frozen
 from soda_dist.models.soda import EncDec, Soda
 from soda_dist.training.collectives import ProcessGroupContext, set_collective_timeout, sum_over_workers
 from soda_dist.training.engines.engine import Engine
-from soda_dist.training.engines.torch_engine import PlainEngine
+from soda_dist.training.engines.torch_engine import TorchEngine
 from soda_dist.training.objective import Objective
 from soda_dist.training.online_probe import OnlineProbe
 
@@ -132,9 +132,9 @@ def build_optimizer(config: RunConfig, objective: Objective) -> torch.optim.Adam
     )
 
 
-def plain_engine(config: RunConfig, objective: Objective, *, rank: int = 0, world: int = 1) -> PlainEngine:
+def torch_engine(config: RunConfig, objective: Objective, *, rank: int = 0, world: int = 1) -> TorchEngine:
     """The engine of bare PyTorch for one of `world` workers, on the device where `objective` is."""
-    return PlainEngine(
+    return TorchEngine(
         objective=objective,
         optimizer=build_optimizer(config, objective),
         clip_norm=config.optim.clip_norm,
@@ -155,9 +155,8 @@ def _encoder(config: RunConfig) -> nn.Module:
         assert e.model is not None
         try:
             frozen = FrozenEncoder(model=e.model, image_size=config.data.source_size)
-        except ValueError as error:
-            allowed = str(error).partition("allowed: ")[2] or str(error)
-            raise UserError("encoder.model", e.model, allowed, "name a model of timm") from None
+        except UnsuitableModelError as error:
+            raise UserError("encoder.model", error.got, error.allowed, "name a model of timm") from None
         if frozen.latent_dim != e.latent_dim:
             raise UserError("encoder.latent_dim", e.latent_dim, f"{frozen.latent_dim}, as {e.model} has", "set it so")
         return frozen
@@ -260,6 +259,6 @@ def build_engine(config: RunConfig, device: torch.device, labels: ProbeLabels | 
         optimizer = build_optimizer(config, objective)
         engine: Engine = DeepSpeedEngine(objective=objective, optimizer=optimizer, config=config, device=device)
     else:
-        engine = plain_engine(config, objective, rank=dist.get_rank(), world=world)
+        engine = torch_engine(config, objective, rank=dist.get_rank(), world=world)
     set_collective_timeout(COLLECTIVE_TIMEOUT_S)
     return engine

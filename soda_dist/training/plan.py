@@ -1,25 +1,32 @@
-"""What a configuration amounts to before anything is trained: parameters, arithmetic, modulated layers."""
+"""Parameter counts, FLOPs and modulated layers of a configuration, counted without weights."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from soda_dist.config.schema import RunConfig
-from soda_dist.models.condition import Sources
-from soda_dist.models.method import Batch, DiffusionMethod, Method
+from soda_dist.models.condition import Condition, Sources
+from soda_dist.models.method import DiffusionMethod, Method
 from soda_dist.models.pose_encoding import CAMERA_POSE, PIXEL_POSE
+from soda_dist.models.soda import EncDec
 from soda_dist.training.build import build_model
+
+Result = TypeVar("Result")
 
 
 def plan(config: RunConfig) -> dict[str, Any]:
     """Sizes of the networks as plain JSON values.
 
-    `parameters` are counts (a frozen encoder's are buffers, and counted too); `flops_per_pair` those of one forward (a
-    multiplication and an addition are two); `modulated_layers` says which section of z reaches which layer.
+    `parameters` are counts (a frozen encoder's are buffers, and counted too); `flops_per_pair` is for one forward pass
+    (a multiplication and an addition are two); `modulated_layers` gives each layer's section of z. Networks are built
+    on the meta device: no memory, no initial weights, no file of a frozen encoder.
     """
-    model = build_model(config).eval().requires_grad_(False)  # the counter trips over views of what wants gradients
+    with torch.device("meta"):
+        model = build_model(config)
+    # FlopCounterMode fails on views of tensors that require grad.
+    model = model.to("meta").eval().requires_grad_(False)
     parts = {name: child for name, child in model.named_children() if name != "process"}
     counts = {name: _count(part) for name, part in parts.items()}
     if "encoder" in parts:
@@ -33,7 +40,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
 
 
 def some_pose(config: RunConfig) -> Tensor | None:
-    """A pose to run the networks with, float32 [1, P], of no meaning; none where the data has no poses."""
+    """An arbitrary pose to run the networks with, float32 [1, P]; None if the data has no poses."""
     width = {"none": 0, "pixels": PIXEL_POSE, "cameras": CAMERA_POSE}[config.data.pose]
     return torch.eye(5)[:1].repeat(1, 5)[:, :width] if width else None
 
@@ -44,23 +51,29 @@ def _count(module: nn.Module) -> int:
 
 
 def _flops(model: Method, config: RunConfig) -> dict[str, int]:
-    data = config.data
-    camera = some_pose(config)
-    sources = Sources(
-        torch.zeros(1, 1, 3, data.source_size, data.source_size),
-        torch.ones(1, 1, dtype=torch.bool),
-        None if camera is None else camera[:, None],
-    )
-    target = torch.zeros(1, 3, data.target_size, data.target_size)
-    with torch.no_grad(), FlopCounterMode(display=False) as whole:
-        model.loss(
-            Batch(sources, target, camera),
-            t=torch.zeros(1, dtype=torch.int64),
-            eps=target,
-            keep=None,
-            pose_keep=None,
-        )
-    with torch.no_grad(), FlopCounterMode(display=False) as encoding:
-        model.condition(sources, camera, None, None)
-    encoder = encoding.get_total_flops()
-    return {"encoder": encoder, "denoiser": whole.get_total_flops() - encoder}
+    """FLOPs of one forward pass of a meta model over one pair with one source."""
+    with torch.device("meta"):
+        data, camera = config.data, some_pose(config)
+        image = torch.empty(1, 1, 3, data.source_size, data.source_size)
+        sources = Sources(image, torch.ones(1, 1, dtype=torch.bool), None if camera is None else camera[:, None])
+        encoder, condition = _counted(lambda: model.condition(sources, camera, None, None))
+        denoiser, _ = _counted(lambda: _predicted(model, condition, data.target_size))
+    return {"encoder": encoder, "denoiser": denoiser}
+
+
+def _predicted(model: Method, condition: Condition, size: int) -> Tensor:
+    if isinstance(model, EncDec):
+        return model.decode(condition)
+    assert isinstance(model, DiffusionMethod)
+    return model.denoise(torch.empty(1, 3, size, size), torch.zeros(1, dtype=torch.int64), condition)
+
+
+def _counted(forward: Callable[[], Result]) -> tuple[int, Result]:
+    """FLOPs of a forward pass, and its result."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # FlopCounterMode counts attention on every device only where this kernel splits it into matrix products.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        result = forward()
+    return counter.get_total_flops(), result

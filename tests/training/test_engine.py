@@ -2,7 +2,7 @@ import copy
 
 import torch
 
-from soda_dist.training.build import build_objective, plain_engine
+from soda_dist.training.build import build_objective, torch_engine
 from soda_dist.training.engines.engine import KINDS
 from soda_dist.training.to_device import to_device
 from tests.tiny import pairs_at, tiny_config
@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 def engine_of(config):
     objective = build_objective(config)
-    return plain_engine(config, objective)
+    return torch_engine(config, objective)
 
 
 def test_a_step_is_clipped_adam_with_decoupled_decay_and_an_ema():

@@ -14,9 +14,9 @@ from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from soda_dist.metrics.classification import headline
 from soda_dist.training import checkpoint
-from soda_dist.training.build import build_objective, plain_engine
+from soda_dist.training.build import build_objective, torch_engine
 from soda_dist.training.context import LocalContext
-from soda_dist.training.engines.torch_engine import PlainEngine
+from soda_dist.training.engines.torch_engine import TorchEngine
 from soda_dist.training.loop import fit
 from soda_dist.training.to_device import to_device
 from tests.tiny import tiny_config
@@ -35,12 +35,12 @@ def config_of(online: bool = True, probe: dict | None = None, lr: float = 1e-3, 
     return tiny_config(train=train, evaluation=evaluation, optim=optim, **sections)
 
 
-def engine_of(config: RunConfig, labels: ProbeLabels = CLASS) -> PlainEngine:
+def engine_of(config: RunConfig, labels: ProbeLabels = CLASS) -> TorchEngine:
     objective = build_objective(config, labels if config.train.online_probe else None)
-    return plain_engine(config, objective)
+    return torch_engine(config, objective)
 
 
-def train(run, config, labels=CLASS, stop=None) -> PlainEngine:
+def train(run, config, labels=CLASS, stop=None) -> TorchEngine:
     engine, columns = engine_of(config, labels), max(labels.heads, 1)
 
     def batches(first):

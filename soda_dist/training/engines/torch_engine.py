@@ -6,12 +6,13 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from soda_dist.training.engines.engine import Fragment, MicroBatch, StepResult, adam_state, probed
 from soda_dist.training.objective import Objective
 
 
-class PlainEngine:
+class TorchEngine:
     """PyTorch alone; several ranks by DistributedDataParallel. State is whole on every rank."""
 
     def __init__(
@@ -27,7 +28,8 @@ class PlainEngine:
     ) -> None:
         self.objective = objective
         self._optimizer = optimizer
-        self._clip_norm, self._ema_decay, self._accumulation = clip_norm, ema_decay, accumulation
+        self._clip_norm, self._accumulation = clip_norm, accumulation
+        self._update_ema = get_ema_multi_avg_fn(ema_decay)
         self._rank, self._world = rank, world
         self._names = [name for name, _ in objective.named_parameters()]
         self._params = [parameter for _, parameter in objective.named_parameters()]
@@ -49,7 +51,7 @@ class PlainEngine:
         norm = torch.nn.utils.clip_grad_norm_(self._params, self._clip_norm, foreach=True)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        torch._foreach_lerp_(self._ema, [p.detach() for p in self._params], 1 - self._ema_decay)
+        self._update_ema(self._ema, [p.detach() for p in self._params], None)
         return StepResult(total, norm, probed(self.objective))
 
     def fragments(self) -> Iterator[Fragment]:
