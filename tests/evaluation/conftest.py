@@ -1,5 +1,6 @@
 """A prepared data set and a trained run that all tests of evaluation read, and the shared Ray cluster."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,15 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("small")
     small_data(path / "data")
     train(str(path / "run"), tiny_config(evaluation=EVALUATION))
+    return path
+
+
+@pytest.fixture(scope="module")
+def place(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `small`, with a copy of its run that the module's tests evaluate."""
+    path = tmp_path_factory.mktemp("place")
+    (path / "data").symlink_to(small / "data")
+    shutil.copytree(small / "run", path / "run")
     return path
 
 

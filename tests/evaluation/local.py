@@ -1,44 +1,39 @@
-"""Evaluation in the test's process: a pool over given models, a gang of threads, contexts, views."""
+"""Evaluation in the test's process: a pool that remembers its pieces, a gang of threads, views and their latents."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from soda_dist.config.schema import RunConfig
-from soda_dist.data.storage.folder import open_folder
-from soda_dist.evaluation.context import Context
 from soda_dist.evaluation.features import probe_group
-from soda_dist.evaluation.worker import Models
 from soda_dist.models.condition import Sources
 from soda_dist.models.pixels import source_input
 from soda_dist.parallel.local_pool import LocalPool
-from soda_dist.parallel.pool import Held, Job, Meet, Piece, Pool, Result, Seat
-from soda_dist.parallel.progress import Progress, Say, silent
+from soda_dist.parallel.pool import Job, Meet, Piece, Result, Seat, Setup
+from soda_dist.parallel.progress import Progress
+from tests.evaluation.scattered_pool import ScatteredPool
 from tests.metrics.test_probe_workers import Member, Threads
 
 
-class Scrambled(LocalPool):
-    """Does the pieces in a seeded random order, and remembers all that it did."""
+class Recording(ScatteredPool):
+    """Remembers all pieces that it did."""
 
-    def __init__(self, state: object = None, seed: int = 0) -> None:
-        super().__init__(setup=Held(state))
-        self._seed = seed
+    def __init__(self, seed: int = 0, setup: Setup | None = None) -> None:
+        super().__init__(seed, setup)
         self.done: list[Any] = []
+
+    def with_state(self, setup: Setup, *, cpus: int | None = None) -> "Recording":
+        return Recording(self._seed, setup)
 
     def completed(
         self, job: Job[Piece, Result], pieces: Iterable[Piece], progress: Progress | None = None
     ) -> Iterator[tuple[int, Result]]:
         given = list(pieces)
         self.done += given
-        order = np.random.default_rng(self._seed).permutation(len(given)).tolist()
-        for at, result in super().completed(job, [given[number] for number in order], progress):
-            yield order[at], result
+        return super().completed(job, given, progress)
 
 
 class _Together(Member):
@@ -75,25 +70,6 @@ def on_threads(patch: pytest.MonkeyPatch) -> None:
         return _Together(seat.meeting, seat.rank, seat.size)
 
     patch.setattr(probe_group, "_joined_group", joined)
-
-
-def context_of(
-    models: Models, run: Path, config: RunConfig | None = None, *, workers: Pool | None = None, say: Say = silent
-) -> Context:
-    """A context over models that are there already; `workers` hold them, by default a `Scrambled` pool."""
-    reader = models.reader[models.config.evaluation.train_split]
-    return Context(
-        run=open_folder(str(run)),
-        data=reader.folder,
-        manifest=reader.manifest,
-        config=config or models.config,
-        step=0,
-        ema=True,
-        weights="w",
-        say=say,
-        pool=LocalPool(),
-        workers=workers or Scrambled(models),
-    )
 
 
 def alone(views: Tensor) -> Sources:

@@ -8,7 +8,6 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save
-from soda_dist.evaluation.evaluate import evaluate, evaluate_encoder
 
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.data.views.pair_views import center_views
@@ -16,26 +15,17 @@ from soda_dist.errors import UserError
 from soda_dist.evaluation.features.extraction import collect
 from soda_dist.evaluation.model_sources import Checkpoint, EncoderFile, TimmEncoder, encoder_source
 from soda_dist.evaluation.pieces import plan_pieces
+from soda_dist.evaluation.task_runner import evaluate, evaluate_encoder
 from soda_dist.evaluation.worker import load_models
+from soda_dist.parallel.local_pool import LocalPool
+from soda_dist.parallel.pool import Held
+from soda_dist.parallel.progress import silent
 from soda_dist.training.checkpoint import load_model
-from tests.evaluation.features.test_extraction import LocalCrew
-from tests.evaluation.small_run import small_data, train
+from tests.evaluation.small_run import train
 from tests.tiny import tiny_config
 
 MODEL = "test_resnet"
 """A small one of timm's, made for 160 px."""
-
-
-def _silent(line: str) -> None:
-    return None
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("origins")
-    small_data(path / "data")
-    train(str(path / "run"), tiny_config(train={"steps": 3}, evaluation={"knn": {"k": 5}}))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +40,12 @@ def weights(place: Path) -> tuple[str, str]:
 def _latents(model_source, place: Path, tmp_path: Path) -> dict[str, np.ndarray]:
     models = load_models(model_source, str(place / "data"), model_source.configuration(), "cpu")
     pieces = plan_pieces("test", models.reader["test"].groups, 10, 128)
-    return collect(LocalCrew(models), open_folder(str(tmp_path / "latents")), pieces, _silent).arrays
+    return collect(LocalPool(setup=Held(models)), open_folder(str(tmp_path / "latents")), pieces, silent).arrays
 
 
 def test_an_encoders_file_gives_the_latents_of_its_run(place: Path, tmp_path: Path) -> None:
-    file = EncoderFile(str(place / "run/checkpoints/000000003/encoder.safetensors"))
-    run = Checkpoint(open_folder(str(place / "run")), 3, ema=True)
+    file = EncoderFile(str(place / "run/checkpoints/000000006/encoder.safetensors"))
+    run = Checkpoint(open_folder(str(place / "run")), 6, ema=True)
     alone, whole = (_latents(model_source, place, tmp_path / str(n)) for n, model_source in enumerate((file, run)))
     for name in ("trained", "untrained", "pixels"):
         np.testing.assert_allclose(alone[name], whole[name], rtol=1e-5, atol=1e-6)
@@ -101,12 +91,11 @@ def test_weights_out_of_reach_are_told_in_one_line(monkeypatch) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.ray
-def test_an_encoder_alone_is_probed_as_its_run_is(cluster: None, place: Path, tmp_path: Path) -> None:
-    file = EncoderFile(str(place / "run/checkpoints/000000003/encoder.safetensors"))
+def test_an_encoder_alone_is_probed_as_its_run_is(place: Path, tmp_path: Path) -> None:
+    file = EncoderFile(str(place / "run/checkpoints/000000006/encoder.safetensors"))
     out = str(tmp_path / "out")
-    found = evaluate_encoder(file, str(place / "data"), "probe,knn", out, ["evaluation.actors=1"], _silent)
-    ran = evaluate(str(place / "run"), str(place / "data"), "probe,knn", "3", ["evaluation.actors=1"], _silent)
+    found = evaluate_encoder(file, str(place / "data"), "probe,knn", out, overrides=["evaluation.probe.epochs=2"])
+    ran = evaluate(str(place / "run"), str(place / "data"), "probe,knn", overrides=["evaluation.probe.epochs=2"])
     for task in ("probe", "knn"):
         assert found[task]["encoders"]["trained"]["estimates"] == ran[task]["encoders"]["trained"]["estimates"]
         assert open_folder(out).read_json(f"eval/0/{task}.json") == found[task]
@@ -121,9 +110,9 @@ def test_an_encoder_alone_is_probed_as_its_run_is(cluster: None, place: Path, tm
     ],
 )
 def test_what_an_encoder_alone_cannot_do_is_refused(place: Path, tmp_path, tasks, overrides, message) -> None:
-    file = EncoderFile(str(place / "run/checkpoints/000000003/encoder.safetensors"))
+    file = EncoderFile(str(place / "run/checkpoints/000000006/encoder.safetensors"))
     with pytest.raises(UserError, match=message):
-        evaluate_encoder(file, str(place / "data"), tasks, str(tmp_path), overrides, _silent)
+        evaluate_encoder(file, str(place / "data"), tasks, str(tmp_path), overrides=overrides)
 
 
 def test_wrong_encoders_are_told_in_one_line(place: Path, tmp_path: Path, weights: tuple[str, str]) -> None:
@@ -131,7 +120,7 @@ def test_wrong_encoders_are_told_in_one_line(place: Path, tmp_path: Path, weight
         EncoderFile(str(tmp_path / "no.safetensors")).configuration()
     with pytest.raises(UserError, match=r"without config\.json beside it"):
         EncoderFile(weights[0]).configuration()
-    (tmp_path / "config.json").write_bytes((place / "run/checkpoints/000000003/config.json").read_bytes())
+    (tmp_path / "config.json").write_bytes((place / "run/checkpoints/000000006/config.json").read_bytes())
     (tmp_path / "encoder.safetensors").write_bytes(Path(weights[0]).read_bytes())
     with pytest.raises(UserError, match=r"encoder\.safetensors .*missing"):
         EncoderFile(str(tmp_path / "encoder.safetensors")).load()

@@ -1,64 +1,37 @@
-"""The whole evaluation on real actors: what is written, that the actors' number decides nothing, and wrong input."""
+"""The whole evaluation over pools in this process: what is written, that no order decides anything, wrong input."""
 
+import shutil
 from io import BytesIO
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pytest
 from PIL import Image
-from soda_dist.evaluation.evaluate import evaluate, guidance_scores
 
-from soda_dist.data.shards import Label
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
-from soda_dist.evaluation.features.targets import Target, choose_target
-from soda_dist.evaluation.pieces import Features
+from soda_dist.evaluation import LocalPool, evaluate
+from soda_dist.evaluation.task_runner import guidance_scores
 from soda_dist.metrics import METRICS
 from soda_dist.plots.guidance_sweep import sweep_png
 from soda_dist.report.page import write_report
 from soda_dist.runs.results import Data, read_run
-from tests.evaluation.small_run import small_data, train
+from tests.evaluation.scattered_pool import ScatteredPool
+from tests.evaluation.small_run import small_data
 from tests.tiny import tiny_config
 
-EVALUATION = {
-    "batch": 8,
-    "images": 3,
-    "reconstruction": {"images": 5, "steps": (2,)},
-    "knn": {"k": 5},
-    "probe": {"epochs": 60, "batch": 16, "learning_rates": (1e-2, 3e-2)},
-}
 
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    """data/ with the label in the images' colour, and run/ with checkpoints at 3 and 6."""
-    path = tmp_path_factory.mktemp("evaluate")
-    small_data(path / "data")
-    train(str(path / "run"), tiny_config(evaluation=EVALUATION))
-    return path
-
-
-def _silent(line: str) -> None:
-    return None
-
-
-def _fails(
-    place: Path, message: str, tasks: str = "probe", step: str = "latest", overrides: tuple[str, ...] = ()
-) -> None:
+def _fails(place: Path, message: str, tasks: str = "probe", **changed: object) -> None:
     with pytest.raises(UserError, match=message):
-        evaluate(str(place / "run"), str(place / "data"), tasks, step, overrides, _silent)
+        evaluate(str(place / "run"), str(place / "data"), tasks, **changed)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
-def results(place: Path, cluster) -> tuple[dict, list[str]]:
+def results(place: Path) -> tuple[dict, list[str]]:
     said: list[str] = []
-    return evaluate(
-        str(place / "run"), str(place / "data"), "reconstruction,knn,probe", "latest", [], said.append
-    ), said
+    found = evaluate(str(place / "run"), str(place / "data"), "reconstruction,knn,probe", LocalPool(), say=said.append)
+    return found, said
 
 
-@pytest.mark.ray
 def test_results_are_written_and_say_what_they_are(place: Path, results) -> None:
     run, found = open_folder(str(place / "run")), results[0]
     assert list(found) == ["probe", "knn", "reconstruction"]
@@ -79,7 +52,6 @@ def test_results_are_written_and_say_what_they_are(place: Path, results) -> None
     assert set(probe["encoders"]["trained"]["details"]["held_out"]) == {"0.01", "0.03"}
 
 
-@pytest.mark.ray
 def test_the_sweep_has_each_way_of_sampling_once_and_is_drawn(place: Path, results) -> None:
     result = results[0]["reconstruction"]
     ways = [(row["guidance"], row["steps"]) for row in result["sweep"]]
@@ -88,7 +60,6 @@ def test_the_sweep_has_each_way_of_sampling_once_and_is_drawn(place: Path, resul
     assert open_folder(str(place / "run")).read("eval/6/sweep.png") == sweep_png(result["sweep"])
 
 
-@pytest.mark.ray
 def test_tables_and_progress_are_shown(results) -> None:
     text = "\n".join(results[1])
     probe = results[0]["probe"]["encoders"]
@@ -99,35 +70,44 @@ def test_tables_and_progress_are_shown(results) -> None:
         estimate = probe[name]["estimates"]["top1"]
         line = next(line for line in results[1] if line.startswith(f"  {shown} "))
         assert f"{100 * estimate['value']:.1f}% ± {100 * estimate['standard_error']:4.1f}" in line
-    assert "2 images could not be read and were left out" in text
+    assert "2 unreadable images were left out" in text
 
 
-@pytest.mark.ray
-def test_the_number_of_actors_decides_nothing(place: Path, results) -> None:
-    run = open_folder(str(place / "run"))
-    pictures = [run.read(f"eval/6/{name}") for name in ("reconstruction.png", "denoising.png")]
-    overrides = ["evaluation.actors=2"]
-    again = evaluate(str(place / "run"), str(place / "data"), "probe,knn,reconstruction", "6", overrides, _silent)
+def test_the_order_in_which_pieces_are_done_decides_nothing(small: Path, place: Path, results, tmp_path: Path) -> None:
+    """Another pool, and nothing cached."""
+    run, other = open_folder(str(place / "run")), open_folder(str(tmp_path / "run"))
+    shutil.copytree(small / "run", other.uri)
+    again = evaluate(other.uri, str(place / "data"), "probe,knn,reconstruction", ScatteredPool(1), step="6")
     for task in ("probe", "knn"):
         for name, scores in again[task]["encoders"].items():
             before = results[0][task]["encoders"][name]
             assert (scores["estimates"], scores["details"]) == (before["estimates"], before["details"])
     assert again["reconstruction"]["guidance"] == results[0]["reconstruction"]["guidance"]
-    assert [run.read(f"eval/6/{name}") for name in ("reconstruction.png", "denoising.png")] == pictures
-    assert Image.open(BytesIO(pictures[0])).format == "PNG"
+    for name in ("reconstruction.png", "denoising.png"):
+        picture = run.read(f"eval/6/{name}")
+        assert other.read(f"eval/6/{name}") == picture and Image.open(BytesIO(picture)).format == "PNG"
 
 
-@pytest.mark.ray
-def test_an_earlier_step_other_settings_and_all_attributes(place: Path, cluster) -> None:
+def test_an_earlier_step_other_settings_and_all_attributes(place: Path) -> None:
     overrides = ["evaluation.label=attributes", "evaluation.max_train_images=20", "evaluation.max_test_images=10"]
-    found = evaluate(str(place / "run"), str(place / "data"), "probe", "3", overrides, _silent)["probe"]
+    found = evaluate(str(place / "run"), str(place / "data"), "probe", step="3", overrides=overrides)["probe"]
     assert open_folder(str(place / "run")).read_json("eval/3/probe.json") == found
     assert (found["label"], found["kind"], found["metric"]) == ("attributes", "attribute", "macro_f1")
     assert found["counts"]["train"] == 19 and found["counts"]["test"] == 9
     assert list(found["encoders"]["trained"]["estimates"]) == ["macro_f1", "accuracy"]
 
 
-@pytest.mark.ray
+def test_all_steps_are_evaluated_with_and_without_the_running_mean(small: Path, tmp_path: Path) -> None:
+    run = open_folder(str(shutil.copytree(small / "run", tmp_path / "run")))
+    data, settings = str(small / "data"), ["evaluation.batch=45"]
+    mean = evaluate(run.uri, data, "knn", step="all", overrides=settings)["knn"]
+    live = evaluate(run.uri, data, "knn", step="all", overrides=settings, ema=False)["knn"]
+    written = [run.read_json(f"eval/{name}/knn.json") for name in ("3", "6", "3/without-ema", "6/without-ema")]
+    assert [(each["step"], each["ema"]) for each in written] == [(3, True), (6, True), (3, False), (6, False)]
+    assert (mean, live) == (written[1], written[3]), "those of the last step"
+    assert len({each["weights"] for each in written}) == 4
+
+
 def test_guidance_scores_are_the_reconstructions(place: Path, results) -> None:
     scores = guidance_scores(str(place / "run"), str(place / "data"), (1.0, 3.0))
     measured = results[0]["reconstruction"]["guidance"]
@@ -137,7 +117,6 @@ def test_guidance_scores_are_the_reconstructions(place: Path, results) -> None:
     ]
 
 
-@pytest.mark.ray
 def test_the_report_shows_these_results(place: Path, results) -> None:
     uri = write_report(str(place / "run"))
     text = Path(uri).read_text()
@@ -147,8 +126,7 @@ def test_the_report_shows_these_results(place: Path, results) -> None:
     assert text.count("data:image/png;base64") == 3
 
 
-@pytest.mark.ray
-def test_a_damaged_shard_is_told_in_one_line(place: Path, tmp_path, cluster) -> None:
+def test_a_damaged_shard_is_told_in_one_line(place: Path, tmp_path: Path) -> None:
     small_data(tmp_path / "data")
     shard = tmp_path / "data" / "test" / "00001.parquet"
     content = bytearray(shard.read_bytes())
@@ -156,12 +134,11 @@ def test_a_damaged_shard_is_told_in_one_line(place: Path, tmp_path, cluster) -> 
     shard.write_bytes(content)
     with pytest.raises(UserError, match="altered shard") as caught:
         # Another batch: the latents of these shards are there from before.
-        evaluate(str(place / "run"), str(tmp_path / "data"), "probe", "latest", ["evaluation.batch=7"], _silent)
+        evaluate(str(place / "run"), str(tmp_path / "data"), "probe", overrides=["evaluation.batch=7"])
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.ray
-def test_more_neighbours_than_images_are_refused_before_any_work(place: Path, cluster) -> None:
+def test_more_neighbours_than_images_are_refused_before_any_work(place: Path) -> None:
     _fails(place, r"evaluation.knn.k: got 46; allowed: 1..45", "knn", overrides=("evaluation.knn.k=46",))
     _fails(place, r"got 5; allowed: 1..4", "knn", overrides=("evaluation.max_train_images=4",))
 
@@ -183,49 +160,29 @@ def test_more_neighbours_than_images_are_refused_before_any_work(place: Path, cl
         (r"evaluation.test_split: got val; allowed: train, test", {"overrides": ("evaluation.test_split=val",)}),
     ],
 )
-def test_wrong_input_is_refused_without_a_cluster(place: Path, message: str, changed: dict) -> None:
+def test_wrong_input_is_refused(place: Path, message: str, changed: dict) -> None:
     _fails(place, message, **changed)
 
 
-def test_a_folder_that_is_no_run_or_has_no_checkpoint_is_refused(place: Path, tmp_path) -> None:
+def test_a_folder_that_is_no_run_or_has_no_checkpoint_is_refused(place: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no config\.yaml"):
-        evaluate(str(tmp_path), str(place / "data"), "probe", "latest", [], _silent)
+        evaluate(str(tmp_path), str(place / "data"), "probe")
     open_folder(str(tmp_path)).write("config.yaml", b"seed: 1\n")
     with pytest.raises(UserError, match="has no complete checkpoint"):
-        evaluate(str(tmp_path), str(place / "data"), "probe", "latest", [], _silent)
+        evaluate(str(tmp_path), str(place / "data"), "probe")
 
 
-def test_a_missing_shard_is_refused_without_a_cluster(place: Path, tmp_path) -> None:
+def test_a_missing_shard_is_refused(place: Path, tmp_path: Path) -> None:
     small_data(tmp_path)
     (tmp_path / "train" / "00001.parquet").unlink()
     with pytest.raises(UserError, match="a missing shard"):
-        evaluate(str(place / "run"), str(tmp_path), "probe", "latest", [], _silent)
-
-
-def test_a_label_beyond_the_named_classes_is_refused() -> None:
-    features = Features("test", pa.table({"colour": [0, 3]}), {"trained": np.zeros((2, 4), np.float32)}, [])
-    with pytest.raises(UserError, match=r"colour with values 0..3 in test; allowed: 0..2"):
-        Target("colour", "class", ("colour",), 3).check(features)
-
-
-def test_a_binary_class_is_a_class_and_an_attribute_an_attribute() -> None:
-    features = Features("test", pa.table({"sex": [0, 1, 1], "smiling": [0, 1, 1]}), {}, [])
-    assert Target("sex", "class", ("sex",), 2).of(features).shape == (3,)
-    assert Target("smiling", "attribute", ("smiling",), 2).of(features).shape == (3, 1)
+        evaluate(str(place / "run"), str(tmp_path), "probe")
 
 
 def test_the_settings_of_every_metric_are_its_section_of_the_configuration() -> None:
     config = tiny_config()
     for name in METRICS:
         assert getattr(config.evaluation, name).model_dump()
-
-
-def test_a_data_set_without_labels_says_so(place: Path) -> None:
-    manifest = small_data(place / "unlabelled").model_copy(update={"labels": {}, "main_label": None})
-    with pytest.raises(UserError, match="none: the data has no labels"):
-        choose_target(manifest, None)
-    one = manifest.model_copy(update={"labels": {"a": Label(kind="factor", names=("x", "y"))}, "main_label": "a"})
-    assert choose_target(one, None) == Target("a", "factor", ("a",), 2)
 
 
 def test_the_jobs_help_names_every_task() -> None:

@@ -20,10 +20,12 @@ from soda_dist.evaluation.model_sources import Checkpoint
 from soda_dist.evaluation.pieces import Piece, Point, plan_pieces
 from soda_dist.evaluation.worker import Models, load_models
 from soda_dist.models.pixels import raw_pixels
+from soda_dist.parallel.pool import Held
 from soda_dist.parallel.progress import silent
 from soda_dist.training.build import build_model
 from soda_dist.training.checkpoint import load_model
-from tests.evaluation.local import Scrambled, alone, with_nan
+from tests.evaluation.local import Recording, alone, with_nan
+from tests.evaluation.scattered_pool import ScatteredPool
 from tests.tiny import tiny_config
 
 
@@ -39,7 +41,7 @@ def place(tmp_path: Path) -> Folder:
 
 def test_latents_are_those_of_the_trained_and_the_initial_encoder(models: Models, place: Folder, small: Path) -> None:
     pieces = plan_pieces("train", models.reader["train"].groups, None, 16)
-    features = collect(Scrambled(models), place, pieces, silent)
+    features = collect(ScatteredPool(0, Held(models)), place, pieces, silent)
     assert len(features) == 44 and features.unreadable == ["train/13.png"]
     keys = np.delete(np.arange(45), 13)
     assert (features.labels(("colour", "bright")) == np.stack([keys % 3, keys % 2], axis=1)).all()
@@ -62,35 +64,35 @@ def test_latents_are_those_of_the_trained_and_the_initial_encoder(models: Models
 
 def test_the_order_in_which_pieces_are_done_decides_nothing(models: Models, place: Folder) -> None:
     pieces = plan_pieces("test", models.reader["test"].groups, None, 8)
-    one, other = (collect(Scrambled(models, seed), place.child(str(seed)), pieces, silent) for seed in (1, 2))
+    one, other = (collect(ScatteredPool(seed, Held(models)), place.child(str(seed)), pieces, silent) for seed in (1, 2))
     assert all((one.arrays[name] == other.arrays[name]).all() for name in one.arrays)
     assert one.table == other.table
 
 
 def test_a_limit_takes_the_first_rows(models: Models, place: Folder) -> None:
     groups = models.reader["train"].groups
-    some = collect(Scrambled(models), place, plan_pieces("train", groups, 12, 16), silent)
+    some = collect(ScatteredPool(0, Held(models)), place, plan_pieces("train", groups, 12, 16), silent)
     said: list[str] = []
-    whole = collect(Scrambled(models), place, plan_pieces("train", groups, None, 16), said.append)
+    whole = collect(ScatteredPool(0, Held(models)), place, plan_pieces("train", groups, None, 16), said.append)
     assert not any("from before" in line for line in said), "a part of a piece is not the piece"
     np.testing.assert_allclose(some.arrays["trained"], whole.arrays["trained"][:12], rtol=1e-4, atol=1e-5)
 
 
 def test_pieces_that_are_there_are_not_done_again(models: Models, place: Folder) -> None:
     pieces = plan_pieces("test", models.reader["test"].groups, None, 8)
-    collect(Scrambled(models), place, pieces[:-1], silent)
+    collect(ScatteredPool(0, Held(models)), place, pieces[:-1], silent)
 
-    pool, said = Scrambled(models), list[str]()
+    pool, said = Recording(setup=Held(models)), list[str]()
     whole = collect(pool, place, pieces, said.append)
     assert pool.done == pieces[-1:] and len(whole) == 29
-    assert "latents of test: 20 of 30 images are there from before" in said
-    alone = collect(Scrambled(models), place.child("alone"), pieces, silent)
+    assert "latents of test: reusing 20 of 30 cached images" in said
+    alone = collect(ScatteredPool(0, Held(models)), place.child("alone"), pieces, silent)
     assert all((whole.arrays[name] == alone.arrays[name]).all() for name in whole.arrays)
 
 
 def test_a_lost_and_a_doubled_piece_are_noticed(models: Models, place: Folder) -> None:
     pieces = plan_pieces("test", models.reader["test"].groups, None, 8)
-    collect(Scrambled(models), place, pieces, silent)
+    collect(ScatteredPool(0, Held(models)), place, pieces, silent)
     folder = place.child("test")
     with pytest.raises(RuntimeError, match="lacks rows, or has some twice"):
         read_features(folder, [pieces[0], pieces[2]])
@@ -115,7 +117,7 @@ def test_the_place_of_latents_says_what_they_depend_on(place: Folder) -> None:
 
 def test_latents_lie_as_parquet_with_keys_and_labels(models: Models, place: Folder) -> None:
     pieces = plan_pieces("test", models.reader["test"].groups, 8, 8)
-    collect(Scrambled(models), place, pieces, silent)
+    collect(ScatteredPool(0, Held(models)), place, pieces, silent)
     (entry,) = place.list()
     table = pq.read_table(f"{place.uri}/{entry.name}")
     assert table.column("key").to_pylist() == list(range(8))
@@ -134,12 +136,14 @@ def test_a_diverged_encoder_is_the_users_to_know(models: Models, place: Folder) 
     model.encoder.register_forward_hook(with_nan)
     pieces = plan_pieces("test", models.reader["test"].groups, None, 8)
     with pytest.raises(UserError, match="2 latents of test that are not finite"):
-        collect(Scrambled(replace(models, model=model)), place, pieces, silent)
+        collect(ScatteredPool(0, Held(replace(models, model=model))), place, pieces, silent)
 
 
 def test_progress_ends_with_the_whole(models: Models, place: Folder) -> None:
     lines: list[str] = []
-    collect(Scrambled(models), place, plan_pieces("test", models.reader["test"].groups, None, 8), lines.append)
+    collect(
+        ScatteredPool(0, Held(models)), place, plan_pieces("test", models.reader["test"].groups, None, 8), lines.append
+    )
     assert "latents of test: 30 of 30 images" in lines[-1]
 
 

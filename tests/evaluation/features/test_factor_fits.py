@@ -1,20 +1,14 @@
-"""DCI's tasks give the loop's numbers on any number of CPUs, and when a worker is lost."""
-
-import os
-import signal
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""DCI's fits over a pool give the loop's numbers on any number of CPUs."""
 
 import numpy as np
-import psutil
 import pytest
-import ray
 
-from soda_dist.distributed.runtime.farm import farm_out
 from soda_dist.evaluation.features.factor_fits import fit_factors, slowest_first, threads_each
-from soda_dist.metrics.dci import dci
+from soda_dist.metrics.dci import Dci, dci
+from soda_dist.parallel.local_pool import LocalPool
+from soda_dist.parallel.pool import Setup
+from soda_dist.parallel.progress import silent
+from tests.evaluation.scattered_pool import ScatteredPool
 
 
 def _split(rows: int = 160) -> tuple[np.ndarray, ...]:
@@ -25,75 +19,63 @@ def _split(rows: int = 160) -> tuple[np.ndarray, ...]:
     return codes[:rows], values[:rows], codes[rows:], values[rows:]
 
 
-@contextmanager
-def _cluster(cpus: int) -> Iterator[None]:
-    ray.shutdown()  # of the modules' common cluster; it is started anew for the next of them
-    ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="error")
-    try:
-        yield
-    finally:
-        ray.shutdown()
+def _two_factors() -> tuple[np.ndarray, ...]:
+    train, values, test, truth = _split()
+    return train, values[:, 1:], test, truth[:, 1:]
 
 
-def _assigned() -> float:
-    return ray.get_runtime_context().get_assigned_resources()["CPU"]
+CASES = {
+    ("lightgbm", 3): _split(),
+    ("lightgbm", 2): _two_factors(),  # on 4 CPUs each has two threads
+    ("sklearn", 3): _split(),
+    ("lasso", 2): _two_factors(),
+}
 
 
-@pytest.mark.ray
-@pytest.mark.parametrize("cpus", [1, 2, 4])
-def test_any_number_of_cpus_gives_the_numbers_of_the_loop(cpus: int) -> None:
-    split, said = _split(), list[str]()
-    two = split[0], split[1][:, 1:], split[2], split[3][:, 1:]  # two factors: on 4 CPUs each has two threads
-    with _cluster(cpus):
-        fitted = {
-            (regressor, len(given[1].T)): fit_factors(*given, regressor=regressor, seed=3, rounds=6, say=said.append)
-            for regressor, given in (("lightgbm", split), ("lightgbm", two), ("sklearn", split), ("lasso", two))
-        }
-        assert {cpu for _, cpu in farm_out(_assigned, [()] * 3, lambda: None)} == {1}
-        assert {cpu for _, cpu in farm_out(_assigned, [()] * 3, lambda: None, cpus=cpus)} == {cpus}
-    for (regressor, factors), (importance, train, test) in fitted.items():
-        given = split if factors == 3 else two
-        whole = dci(*given, regressor=regressor, seed=3, threads=1, rounds=6)
+class Cpus(LocalPool):
+    """Says that so many CPUs are free, and notes how many its workers would get."""
+
+    def __init__(self, cpus: int) -> None:
+        super().__init__()
+        self.cpus, self.given = cpus, list[int | None]()
+
+    def free_cpus(self) -> list[int]:
+        return [self.cpus]
+
+    def with_state(self, setup: Setup, *, cpus: int | None = None) -> LocalPool:
+        self.given.append(cpus)
+        return ScatteredPool(self.cpus, setup)
+
+
+@pytest.fixture(scope="module")
+def wholes() -> dict[tuple[str, int], Dci]:
+    """What the loop finds, by regressor and number of factors."""
+    return {case: dci(*given, regressor=case[0], seed=3, threads=1, rounds=6) for case, given in CASES.items()}
+
+
+@pytest.mark.parametrize(("cpus", "threads"), [(1, [1, 1, 1, 1]), (2, [1, 1, 1, 1]), (4, [1, 2, 1, 1])])
+def test_any_number_of_cpus_gives_the_numbers_of_the_loop(cpus: int, threads: list[int], wholes: dict) -> None:
+    """In any order of the fits; the linear ones have no threads."""
+    said, pool = list[str](), Cpus(cpus)
+    for (regressor, factors), given in CASES.items():
+        importance, train, test = fit_factors(
+            pool, given[:2], given[2:], regressor=regressor, seed=3, rounds=6, say=said.append
+        )
+        whole = wholes[regressor, factors]
         np.testing.assert_array_equal(importance, whole.importance)
         assert importance.shape == (6, factors)
         assert (train.mean(), test.mean()) == (whole.informativeness_train, whole.informativeness_test)
         assert len(set(train)) > 1, "equal accuracies would not tell factors apart"
+    assert pool.given == threads
     assert "DCI by lightgbm: 3 of 3 factors" in said and "DCI by lasso: 2 of 2 factors" in said
 
 
-@pytest.mark.ray
-def test_a_worker_that_is_killed_while_it_fits_is_replaced() -> None:
-    split, killed, over = _split(1500), list[int](), threading.Event()
-
-    def kill_one() -> None:
-        while not over.is_set() and not killed:
-            for process in psutil.Process().children(recursive=True):
-                if process.name().startswith("ray::_fit_col"):
-                    os.kill(process.pid, signal.SIGKILL)
-                    killed.append(process.pid)
-                    break
-            time.sleep(0.01)
-
-    with _cluster(2):
-        killer = threading.Thread(target=kill_one)
-        killer.start()
-        try:
-            importance, train, _ = fit_factors(*split, regressor="lightgbm", seed=0, rounds=40, say=lambda _: None)
-        finally:
-            over.set()
-            killer.join()
-    assert len(killed) == 1
-    whole = dci(*split, regressor="lightgbm", seed=0, threads=1, rounds=40)
-    np.testing.assert_array_equal(importance, whole.importance)
-    assert train.mean() == whole.informativeness_train
-
-
-def test_what_cannot_be_scored_is_refused_before_ray_is_asked() -> None:
+def test_what_cannot_be_scored_is_refused_before_any_work() -> None:
     train, values, test, truth = _split(20)
-    values = values * np.array([1, 0, 1])
+    values, pool = values * np.array([1, 0, 1]), Cpus(1)
     with pytest.raises(ValueError, match="train_values: got the single value 0 for factor 1"):
-        fit_factors(train, values, test, truth, regressor="lightgbm", seed=0, say=lambda _: None)
-    assert not ray.is_initialized()
+        fit_factors(pool, (train, values), (test, truth), regressor="lightgbm", seed=0, say=silent)
+    assert pool.given == []
 
 
 def test_factors_of_many_values_go_first() -> None:

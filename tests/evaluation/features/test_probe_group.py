@@ -1,106 +1,150 @@
-"""The probe over real actors: the local one's scores, parts of any number, refused and lost actors."""
+"""The probe by a gang over latents on storage: the scores of one process with all rows, however they are divided."""
 
-import os
-import signal
-import threading
-from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
+from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
-from soda_dist.distributed.probe_group import Gang, Rows, evaluate_in_parallel
+from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
+from soda_dist.evaluation.context import Context
+from soda_dist.evaluation.features.probe_group import Draw
+from soda_dist.evaluation.features.probe_passes import Training, fit_probes
+from soda_dist.evaluation.features.scoring import plain_values
+from soda_dist.evaluation.features.targets import Target
+from soda_dist.evaluation.pieces import Features, Piece
 from soda_dist.metrics.classification import Labelled, Scores
 from soda_dist.metrics.probe import evaluate
+from tests.evaluation.contexts import context_of, without_model
+from tests.evaluation.local import ThreadGang, on_threads
 from tests.metrics.test_probe import SETTINGS
+from tests.tiny import tiny_config
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
-FIT = {**SETTINGS, "classes": 10, "seed": 2, "learning_rates": (1e-2, 3e-2), "epochs": 6}
-
-
-def gang(workers: int, cpus: float = 1.0, timeout: float = 60.0) -> Gang:
-    return Gang(workers=workers, cpus=cpus, gpus=0.0, start_timeout_s=timeout)
+FIT = {**SETTINGS, "learning_rates": (1e-2, 3e-2), "epochs": 6}
+SEED, ROWS = 2, 1200
+DIGIT = Target("digit", "class", ("digit",), 10)
 
 
-def digits(draws: int = 0) -> tuple[Labelled, Labelled]:
-    latents, labels = (torch.tensor(array) for array in load_digits(return_X_y=True))
-    latents = latents.float()
-    train = latents[:1200]
-    if draws:
-        train = train + torch.randn(draws, 1200, 64, generator=torch.Generator().manual_seed(0))
-    return Labelled(train, labels[:1200]), Labelled(latents[1200:], labels[1200:])
+@pytest.fixture(scope="module")
+def digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    latents, labels = load_digits(return_X_y=True)
+    return latents.astype(np.float32), labels.astype(np.int64)
 
 
-def stored(whole: Labelled, sizes: list[int]) -> list[Rows]:
-    parts = zip(whole.latents.split(sizes, dim=-2), whole.labels.split(sizes), strict=True)
-    return [Rows(*(ray.put(tensor.numpy().copy()) for tensor in part)) for part in parts]
+@pytest.fixture
+def context(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
+    """Of a pool that fits on threads."""
+    on_threads(monkeypatch)
+    config = tiny_config(seed=SEED, evaluation={"probe": FIT})
+    return replace(context_of(without_model(config, small / "data"), tmp_path), pool=ThreadGang())
 
 
-def run(workers: int, sizes: list[int], draws: int = 0, say=lambda _: None, **changed) -> Scores:
-    train, test = digits(draws)
-    (held,) = stored(test, [len(test.labels)])
-    return evaluate_in_parallel(stored(train, sizes), held, gang(workers), say, **{**FIT, **changed})
+def _stored(place: Path, latents: NDArray[np.float32], sizes: list[int], number: int | None = None) -> Draw:
+    folder, pieces, at = open_folder(str(place / f"draw-{number}")), [], 0
+    for count in sizes:
+        piece = Piece("train", (), at, count, number=number)
+        flat = pa.array(latents[at : at + count].ravel())
+        table = pa.table({"vector/trained": pa.FixedSizeListArray.from_arrays(flat, latents.shape[1])})
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        folder.write(piece.file, sink.getvalue())
+        pieces.append(piece)
+        at += count
+    return Draw(folder, tuple(pieces))
+
+
+def _facts(split: str, columns: dict[str, NDArray[np.int64]], **arrays: NDArray[Any]) -> Features:
+    return Features(split, pa.table(columns), arrays, [])
+
+
+def _fit(
+    context: Context, draws: list[NDArray[np.float32]], sizes: list[int], ok: NDArray[np.bool_], test: Features,
+    columns: dict[str, NDArray[np.int64]], target: Target, members: int,
+) -> dict[str, Any]:  # fmt: skip
+    """The trained encoder's scores; the first of `draws` is the central one."""
+    place = Path(context.run.uri)
+    plain, *passes = [_stored(place, draw, sizes, number - 1 if number else None) for number, draw in enumerate(draws)]
+    kept = {name: column[:ROWS][ok] for name, column in columns.items()}
+    training = Training(plain, tuple(passes), ok, _facts("train", kept))
+    return fit_probes(context, training, test, target, members)["encoders"]["trained"]
+
+
+def _in_one_process(train: Labelled, test: Labelled, classes: int, **more: Any) -> Scores:
+    return evaluate(train, test, classes=classes, seed=SEED, **FIT, **more)
+
+
+def _same(found: dict[str, Any], alone: Scores, dimension: int = 64) -> None:
+    assert {**found, "seconds": 0.0} == plain_values(alone, dimension, 0.0)
 
 
 @pytest.mark.parametrize(
-    ("workers", "sizes", "draws"),
+    ("members", "sizes", "passes"),
     [(1, [700, 500], 0), (2, [100, 300, 800], 0), (3, [500, 400, 300], 2), (3, [800, 400], 0)],
     ids=str,
 )
-def test_the_scores_are_those_of_one_process(workers: int, sizes: list[int], draws: int) -> None:
-    """More parts than workers, and fewer."""
-    alone = evaluate(*digits(draws), **FIT)
+def test_the_scores_are_those_of_one_process(context: Context, digits, members, sizes, passes) -> None:
+    """More pieces than members, and fewer; rows that cannot be read are nobody's."""
+    latents, labels = digits
+    ok = np.ones(ROWS, bool)
+    ok[[3, 500, 501, 1199]] = False
+    noise = np.random.default_rng(0).normal(size=(passes, ROWS, 64)).astype(np.float32)
+    draws = [latents[:ROWS], *(latents[:ROWS] + noise)]
+    test = _facts("test", {"digit": labels[ROWS:]}, trained=latents[ROWS:])
+    found = _fit(context, draws, sizes, ok, test, {"digit": labels}, DIGIT, members)
+
+    shown = np.stack([draw[ok] for draw in draws[1:]]) if passes else latents[:ROWS][ok]
+    train = Labelled(torch.from_numpy(shown), torch.from_numpy(labels[:ROWS][ok]))
+    held = Labelled(torch.from_numpy(latents[ROWS:]), torch.from_numpy(labels[ROWS:]))
+    alone = _in_one_process(train, held, 10, **({"plain": torch.from_numpy(latents[:ROWS][ok])} if passes else {}))
     assert alone.estimates["top1"].value > 0.85
-    assert run(workers, sizes, draws) == alone
+    _same(found, alone)
+    (parts,) = context.pool.gangs
+    assert len(parts) == members and sum(len(part.labels) for part in parts) == ok.sum()
+    assert [piece for part in parts for piece in part.plain.pieces] == sorted(
+        (piece for part in parts for piece in part.plain.pieces), key=lambda piece: piece.first_row
+    )
 
 
-def test_attributes_come_with_their_own_f1() -> None:
-    train, test = digits()
-    train, test = (Labelled(x.latents, torch.stack([x.labels % 2, x.labels // 5], 1)) for x in (train, test))
-    settings = {**FIT, "classes": 2}
-    (held,) = stored(test, [len(test.labels)])
-    scores = evaluate_in_parallel(stored(train, [600, 600]), held, gang(2), lambda _: None, **settings)
-    assert scores == evaluate(train, test, **settings)
-    assert len(scores.details["f1_by_attribute"]) == 2
+def test_attributes_come_with_their_own_f1(context: Context, digits) -> None:
+    latents, labels = digits
+    columns = {"odd": labels % 2, "high": labels // 5}
+    target = Target("attributes", "attribute", tuple(columns), 2)
+    test = _facts("test", {name: column[ROWS:] for name, column in columns.items()}, trained=latents[ROWS:])
+    found = _fit(context, [latents[:ROWS]], [600, 600], np.ones(ROWS, bool), test, columns, target, 2)
+    both = torch.from_numpy(np.stack(list(columns.values()), 1))
+    alone = _in_one_process(
+        Labelled(torch.from_numpy(latents[:ROWS]), both[:ROWS]),
+        Labelled(torch.from_numpy(latents[ROWS:]), both[ROWS:]),
+        2,
+    )
+    _same(found, alone)
+    assert len(found["details"]["f1_by_attribute"]) == 2
 
 
-def test_a_gang_that_the_cluster_has_no_room_for_is_refused() -> None:
-    train, test = digits()
-    parts, held = stored(train, [1200]), stored(test, [len(test.labels)])[0]
-    with pytest.raises(UserError, match="no room for 2 workers with 1000 CPU each within 1 s"):
-        evaluate_in_parallel(parts, held, gang(2, cpus=1000, timeout=1), lambda _: None, **FIT)
-
-
-def test_a_wrong_label_is_told_as_it_is_in_one_process() -> None:
+def test_a_wrong_label_is_told_as_it_is_in_one_process(context: Context, digits) -> None:
+    latents, labels = digits
+    test = _facts("test", {"digit": labels[ROWS:]}, trained=latents[ROWS:])
     with pytest.raises(ValueError, match=r"labels 0\.\.9 for 5 classes"):
-        run(2, [600, 600], classes=5)
+        five = replace(DIGIT, classes=5)
+        _fit(context, [latents[:ROWS]], [600, 600], np.ones(ROWS, bool), test, {"digit": labels}, five, 2)
 
 
-def test_a_killed_actor_ends_its_gang_and_the_next_one_gives_the_same_scores() -> None:
-    killed: list[int] = []
-    found = threading.Event()
-    before = {process.pid for process in psutil.Process().children(recursive=True)}  # an earlier test's may still end
-
-    def kill() -> None:
-        while not found.wait(0.05):
-            for process in psutil.Process().children(recursive=True):
-                with suppress(psutil.Error):
-                    if process.pid not in before and "_Member.fit" in " ".join(process.cmdline()):
-                        os.kill(process.pid, signal.SIGKILL)
-                        killed.append(process.pid)
-                        return
-
-    said: list[str] = []
-    killer = threading.Thread(target=kill)
-    killer.start()
-    scores = run(2, [600, 600], say=said.append, epochs=40)
-    found.set()
-    killer.join()
-    assert killed and said == ["an actor of the probe was lost; a new gang begins again"]
-    alone = evaluate(*digits(), **{**FIT, "epochs": 40})
-    assert scores == alone
-    assert np.isfinite(scores.estimates["top1"].value)
+@pytest.mark.parametrize("passes", [0, 2])
+def test_latents_of_any_member_that_are_not_finite_are_the_users_to_know(context: Context, digits, passes) -> None:
+    """Each member reads its own rows; all of them end."""
+    latents, labels = digits
+    bad, ok = latents[:ROWS].copy(), np.ones(ROWS, bool)
+    bad[[5, 1000], 3] = np.nan, np.inf
+    bad[7] = np.nan
+    ok[7] = False
+    test = _facts("test", {"digit": labels[ROWS:]}, trained=latents[ROWS:])
+    draws = [latents[:ROWS], *[bad] * passes] if passes else [bad]
+    with pytest.raises(UserError, match=f"an encoder with {2 * max(passes, 1)} latents of train that are not finite"):
+        _fit(context, draws, [600, 600], ok, test, {"digit": labels}, DIGIT, 2)

@@ -1,6 +1,7 @@
-"""Augmented passes without Ray: their views, every training row once in each, and nothing else."""
+"""Augmented passes: their views, every training row once in each, and nothing else."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,12 +12,12 @@ import torch
 
 from soda_dist.config.load import with_fields
 from soda_dist.config.schema import RunConfig
-from soda_dist.data.storage.folder import open_folder
 from soda_dist.data.views.crops import plan_crops
 from soda_dist.errors import UserError
-from soda_dist.evaluation.context import Subject
+from soda_dist.evaluation.context import Context
 from soda_dist.evaluation.features.extraction import extract
-from soda_dist.evaluation.features.probe_passes import Training, extract_training, read_vectors
+from soda_dist.evaluation.features.probe_group import read_vectors
+from soda_dist.evaluation.features.probe_passes import Training, extract_training
 from soda_dist.evaluation.pieces import Piece, Point
 from soda_dist.evaluation.tasks.probe_knn import check_probe
 from soda_dist.evaluation.views import addressed_noise, augmented_views, central_views
@@ -24,29 +25,20 @@ from soda_dist.evaluation.worker import Models, readers
 from soda_dist.models.condition import Condition
 from soda_dist.models.pixels import raw_pixels
 from soda_dist.training.build import build_model
-from tests.evaluation.features.test_extraction import LocalCrew, _with_nan, alone
-from tests.evaluation.small_run import image_of, small_data
+from tests.evaluation.contexts import context_of
+from tests.evaluation.local import Recording, alone, with_nan
+from tests.evaluation.small_run import image_of
 from tests.models.methods import NO_MASKS, config_of
 from tests.tiny import tiny_config
 
 READABLE = np.delete(np.arange(45), 13)
+LIKE, LIKE_PIXELS = np.empty((0, 12), np.float32), np.empty((0, 768), np.uint8)
+"""Of the width and the type of latents and of pixels."""
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("passes")
-    small_data(path)
-    return path
-
-
-class Counting(LocalCrew):
-    """A crew that remembers what it was asked for."""
-
-    done: list[Piece]
-
-    def share_out(self, job, pieces, tick):
-        self.done = list(pieces)
-        return super().share_out(job, pieces, tick)
+def data(small: Path) -> Path:
+    return small / "data"
 
 
 def config_with(**changed) -> RunConfig:
@@ -59,19 +51,16 @@ def models_of(data: Path, config: RunConfig, model: torch.nn.Module | None = Non
     return Models(model, config, readers(str(data), config), torch.device("cpu"))
 
 
-def subject_of(data: Path, run: Path, config: RunConfig, crew: LocalCrew | None = None) -> Subject:
-    models = models_of(data, config)
-    found = Subject(
-        run=open_folder(str(run)), data=open_folder(str(data)), manifest=models.reader["train"].manifest, config=config,
-        step=0, ema=True, weights="w", say=lambda line: None, hire=lambda: pytest.fail("a crew is there"),
-    )  # fmt: skip
-    found._crew = crew or Counting(models)
-    return found
+def extracted(data: Path, run: Path, config: RunConfig, seed: int = 0) -> tuple[Training, Context, list[Piece]]:
+    """With the context, and the pieces that were worked on."""
+    context = context_of(models_of(data, config), run, pool=Recording(seed))
+    return extract_training(context, None), context, context.workers.done
 
 
 def vectors(training: Training, encoder: str = "pixels") -> np.ndarray:
     """[passes, n, D]."""
-    return read_vectors(training.passes, encoder, training.ok)[0]
+    like = LIKE_PIXELS if encoder == "pixels" else LIKE
+    return read_vectors(training.passes, encoder, training.ok, like)[0]
 
 
 def expected_view(config: RunConfig, number: int, key: int) -> np.ndarray:
@@ -87,7 +76,7 @@ def expected_view(config: RunConfig, number: int, key: int) -> np.ndarray:
 
 def test_a_pass_shows_the_crops_and_flips_of_its_number_without_randaugment(data: Path, tmp_path: Path) -> None:
     config = config_with(data={"augmentation": {"randaugment_rate": 1.0}, "augment": "none"})
-    found = vectors(extract_training(subject_of(data, tmp_path, config), None)).reshape(2, 44, 16, 16, 3)
+    found = vectors(extracted(data, tmp_path, config)[0]).reshape(2, 44, 16, 16, 3)
     for number in (0, 1):
         shown = np.stack([expected_view(config, number, key) for key in READABLE])
         # Where a crop shrinks, ours is low-passed before: noise aside, the same picture.
@@ -123,40 +112,33 @@ def test_the_share_of_crops_is_the_probes_own_rate(data: Path) -> None:
     squares = augmented_views(table, never, 0).source
     assert np.abs(squares.astype(float) - central_views(table, never).source).mean() < 9  # noise, on another grid
     assert (augmented_views(table, never, 1).source == squares).all()
-    differ = [(augmented_views(table, often, number).source != squares).any(axis=(1, 2, 3)).mean() for number in range(20)]
+    differ = [
+        (augmented_views(table, often, number).source != squares).any(axis=(1, 2, 3)).mean() for number in range(20)
+    ]
     assert abs(float(np.mean(differ)) - 0.65) < 0.05  # 760 views: three standard errors
 
 
 def test_passes_differ_and_are_the_same_in_any_order_of_pieces(data: Path, tmp_path: Path) -> None:
     config = config_with()
-    models = models_of(data, config)
-    runs = [
-        vectors(extract_training(subject_of(data, tmp_path / str(seed), config, LocalCrew(models, seed)), None))
-        for seed in (1, 2)
-    ]
+    runs = [vectors(extracted(data, tmp_path / str(seed), config, seed)[0]) for seed in (1, 2)]
     assert (runs[0] == runs[1]).all()
     assert (runs[0][0] != runs[0][1]).any(axis=1).mean() > 0.9, "a row looks otherwise in the next pass"
     other = with_fields(config, {"seed": 1})
-    again = vectors(extract_training(subject_of(data, tmp_path / "seed", other), None))
+    again = vectors(extracted(data, tmp_path / "seed", other)[0])
     assert (runs[0] != again).any(axis=2).mean() > 0.9
 
 
 def test_each_training_row_is_once_in_each_pass_and_no_test_row_in_any(data: Path, tmp_path: Path) -> None:
-    config = config_with(probe={"passes": 3})
-    subject = subject_of(data, tmp_path, config)
-    training = extract_training(subject, None)
-    asked = [
-        (piece.number, key)
-        for piece in subject.crew.done
-        for key in range(piece.first_row, piece.first_row + piece.rows)
-    ]
-    assert sorted(asked) == [(number, key) for number in range(3) for key in range(45)]
-    assert {piece.split for piece in subject.crew.done} == {"train"}
+    training, context, done = extracted(data, tmp_path, config_with(probe={"passes": 3}))
+    asked = [(piece.number, key) for piece in done for key in range(piece.first_row, piece.first_row + piece.rows)]
+    assert sorted(asked, key=str) == sorted(((n, key) for n in (None, 0, 1, 2) for key in range(45)), key=str)
+    assert {piece.split for piece in done} == {"train"}
     assert len(training.facts) == 44 and training.facts.unreadable == ["train/13.png"]
     assert (training.facts.labels(["colour"])[:, 0] == READABLE % 3).all()
-    before = subject.features("test", None).arrays["pixels"]
-    assert all(piece.number is None for piece in subject.crew.done), "test rows are central views"
-    plain = subject_of(data, tmp_path / "plain", config_with(probe={"passes": 0}))
+    done.clear()
+    before = context.features("test", None).arrays["pixels"]
+    assert done and all(piece.number is None for piece in done), "test rows are central views"
+    plain = extracted(data, tmp_path / "plain", config_with(probe={"passes": 0}))[1]
     assert (before == plain.features("test", None).arrays["pixels"]).all()
     written = {path.name for path in tmp_path.glob("latents/*/test/*")}
     assert written and not any(name.startswith("pass") for name in written)
@@ -164,43 +146,40 @@ def test_each_training_row_is_once_in_each_pass_and_no_test_row_in_any(data: Pat
 
 def test_the_plain_latents_stay_plain(data: Path, tmp_path: Path) -> None:
     """The rows that a learning rate is chosen on, and what nearest neighbours read."""
-    subject = subject_of(data, tmp_path, config_with())
-    training = extract_training(subject, None)
-    subject.crew.done = []
-    features = subject.features("train", None)
-    assert subject.crew.done == [], "they lie where those of an evaluation without passes do"
-    assert (read_vectors([training.plain], "trained", training.ok)[0][0] == features.arrays["trained"]).all()
+    training, context, done = extracted(data, tmp_path, config_with())
+    done.clear()
+    features = context.features("train", None)
+    assert done == [], "they lie where those of an evaluation without passes do"
+    assert (read_vectors([training.plain], "trained", training.ok, LIKE)[0][0] == features.arrays["trained"]).all()
 
 
 def test_what_was_stopped_goes_on_and_more_passes_keep_those_there(data: Path, tmp_path: Path) -> None:
-    whole = vectors(extract_training(subject_of(data, tmp_path / "whole", config_with()), None), "trained")
-    extract_training(subject_of(data, tmp_path / "run", config_with()), None)
+    whole = vectors(extracted(data, tmp_path / "whole", config_with())[0], "trained")
+    extracted(data, tmp_path / "run", config_with())
     lost = sorted((tmp_path / "run").glob("latents/*/train/pass-0001-*"))[1]
     lost.unlink()
-    subject = subject_of(data, tmp_path / "run", config_with())
-    again = extract_training(subject, None)
-    assert [piece.file for piece in subject.crew.done] == [lost.name]
+    again, _, done = extracted(data, tmp_path / "run", config_with())
+    assert [piece.file for piece in done] == [lost.name]
     assert (vectors(again, "trained") == whole).all()
-    subject = subject_of(data, tmp_path / "run", config_with(probe={"passes": 3}))
-    more = extract_training(subject, None)
-    assert {piece.number for piece in subject.crew.done} == {2}
+    more, _, done = extracted(data, tmp_path / "run", config_with(probe={"passes": 3}))
+    assert {piece.number for piece in done} == {2}
     assert (vectors(more, "trained")[:2] == whole).all()
-    subject = subject_of(data, tmp_path / "run", config_with(probe={"crop_flip_rate": 0.5}))
-    extract_training(subject, None)
-    assert {piece.number for piece in subject.crew.done} == {0, 1}, "of another rate, they are made anew"
+    done = extracted(data, tmp_path / "run", config_with(probe={"crop_flip_rate": 0.5}))[2]
+    assert {piece.number for piece in done} == {0, 1}, "of another rate, they are made anew"
+
+
+def _spoilt(models: Models, piece: Piece) -> pa.Table:
+    table = extract(models, piece)
+    if piece.number == 1 and piece.first_row == 0:
+        ok = table.column("ok").to_numpy().copy()
+        ok[2] = False
+        table = table.set_column(table.column_names.index("ok"), "ok", pa.array(ok))
+    return table
 
 
 def test_a_row_that_one_pass_cannot_read_is_left_out_of_all(data: Path, tmp_path: Path, monkeypatch) -> None:
-    def spoilt(models: Models, piece: Piece) -> pa.Table:
-        table = extract(models, piece)
-        if piece.number == 1 and piece.first_row == 0:
-            ok = table.column("ok").to_numpy().copy()
-            ok[2] = False
-            table = table.set_column(table.column_names.index("ok"), "ok", pa.array(ok))
-        return table
-
-    monkeypatch.setattr("soda_dist.evaluation.features.extraction.extract", spoilt)
-    training = extract_training(subject_of(data, tmp_path, config_with()), None)
+    monkeypatch.setattr("soda_dist.evaluation.features.extraction.extract", _spoilt)
+    training = extracted(data, tmp_path, config_with())[0]
     assert training.facts.unreadable == ["train/2.png", "train/13.png"]
     assert np.flatnonzero(~training.ok).tolist() == [2, 13] and vectors(training).shape[1] == 43
 
@@ -208,20 +187,19 @@ def test_a_row_that_one_pass_cannot_read_is_left_out_of_all(data: Path, tmp_path
 def test_latents_that_are_not_finite_are_counted(data: Path, tmp_path: Path) -> None:
     config = config_with()
     model = copy.deepcopy(build_model(config))
-    model.encoder.register_forward_hook(_with_nan)
-    crew = LocalCrew(models_of(data, config, model))
-    training = extract_training(subject_of(data, tmp_path, config, crew), None)
-    bad = read_vectors(training.passes, "trained", training.ok)[1]
+    model.encoder.register_forward_hook(with_nan)
+    training = extract_training(context_of(models_of(data, config, model), tmp_path), None)
+    bad = read_vectors(training.passes, "trained", training.ok, LIKE)[1]
     assert bad == 2 * 8, "a row of each batch, in each pass"
-    assert read_vectors(training.passes, "pixels", training.ok)[1] == 0
+    assert read_vectors(training.passes, "pixels", training.ok, LIKE_PIXELS)[1] == 0
 
 
 def test_a_lost_pass_is_noticed(data: Path, tmp_path: Path) -> None:
-    training = extract_training(subject_of(data, tmp_path, config_with()), None)
+    training = extracted(data, tmp_path, config_with())[0]
     folder, pieces = training.passes[0].folder, training.passes[0].pieces
     folder.write(pieces[1].file, folder.read(pieces[2].file))
     with pytest.raises(RuntimeError, match=r"in place of|lacks rows"):
-        extract_training(subject_of(data, tmp_path, config_with()), None)
+        extracted(data, tmp_path, config_with())
 
 
 def test_a_denoiser_sees_the_crop_and_its_noise_is_the_passes(data: Path, tmp_path: Path) -> None:
@@ -260,11 +238,12 @@ def test_a_denoiser_sees_the_crop_and_its_noise_is_the_passes(data: Path, tmp_pa
     ],
 )
 def test_passes_that_cannot_be_are_refused(data: Path, tmp_path: Path, name: str, changed: dict, message: str) -> None:
+    models = models_of(data, config_with())
     config = config_of(name, evaluation={"probe": {"passes": 2, **changed}})
     with pytest.raises(UserError, match=message) as caught:
-        check_probe(subject_of(data, tmp_path, config, LocalCrew(None)))
+        check_probe(context_of(replace(models, config=config), tmp_path))
     assert "\n" not in str(caught.value)
-    check_probe(subject_of(data, tmp_path, config_of(name), LocalCrew(None)))
+    check_probe(context_of(replace(models, config=config_of(name)), tmp_path))
 
 
 def test_pixel_poses_are_of_the_crops(data: Path) -> None:

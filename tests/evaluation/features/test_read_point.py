@@ -1,4 +1,4 @@
-"""Evaluation of what is not plain SODA: denoisers read as encoders, baselines' samples, objects from cameras."""
+"""Denoisers read as encoders: where, and what is read; baselines are probed and drawn."""
 
 from io import BytesIO
 from pathlib import Path
@@ -7,22 +7,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from soda_dist.evaluation.evaluate import evaluate
 
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from soda_dist.evaluation.features.extraction import activations
 from soda_dist.evaluation.features.read_point import candidates
-from soda_dist.evaluation.images.scores import likeness
 from soda_dist.evaluation.pieces import Point
-from soda_dist.evaluation.tasks.novel_views import pick_objects, show_novel_views
+from soda_dist.evaluation.task_runner import evaluate
 from soda_dist.evaluation.views import addressed_noise, central_views
 from soda_dist.evaluation.worker import Models, readers
 from soda_dist.models.condition import Condition
 from soda_dist.training.build import build_model
-from tests.evaluation.features.test_extraction import LocalCrew
-from tests.evaluation.small_run import small_data, train
-from tests.learn.scenes import write_scenes
+from tests.evaluation.small_run import train
 from tests.models.methods import METHODS, NO_MASKS, config_of
 from tests.tiny import tiny_config
 
@@ -32,27 +28,12 @@ QUICK = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("methods")
-    small_data(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("scenes")
-    write_scenes(path, objects=6, test_objects=4, views=5, size=20)
-    return path
-
-
-@pytest.mark.ray
 @pytest.mark.parametrize("name", ["unconditional", "palette", "encdec"])
-def test_a_baseline_is_probed_and_drawn(cluster: None, name, data, tmp_path) -> None:
-    train(str(tmp_path), config_of(name, evaluation=QUICK, train={"steps": 3}))
+def test_a_baseline_is_probed_and_drawn(name: str, small: Path, tmp_path: Path) -> None:
+    train(str(tmp_path), config_of(name, evaluation=QUICK, train={"steps": 1}))
     said: list[str] = []
     drawn = "samples" if name == "unconditional" else "reconstruction"
-    found = evaluate(str(tmp_path), str(data), f"probe,{drawn}", "latest", [], said.append)
+    found = evaluate(str(tmp_path), str(small / "data"), f"probe,{drawn}", say=said.append)
     probe = found["probe"]
     assert probe["counts"]["train"] == 44 and 0.3 < probe["encoders"]["pixels"]["estimates"]["top1"]["value"] <= 1
     if name == "encdec":
@@ -64,7 +45,7 @@ def test_a_baseline_is_probed_and_drawn(cluster: None, name, data, tmp_path) -> 
         assert search[probe["read_at"]] == max(search.values()), "the best of the search is what is read"
         assert probe["encoders"]["trained"]["dimension"] == (8 if "down.0" in probe["read_at"] else 16)
         assert any(line.startswith("latents are ") for line in said)
-    assert Image.open(BytesIO(open_folder(str(tmp_path)).read(f"eval/3/{drawn}.png"))).size[0] > 100
+    assert Image.open(BytesIO(open_folder(str(tmp_path)).read(f"eval/1/{drawn}.png"))).size[0] > 100
     assert "novel_views" not in found
 
 
@@ -77,10 +58,10 @@ def test_candidates_are_layers_times_levels_and_unknown_layers_are_refused() -> 
         candidates(tiny_config(evaluation={"activations": {"layers": ("up.9",)}}))
 
 
-def test_activations_are_the_networks_over_noise_that_belongs_to_the_key(data) -> None:
+def test_activations_are_the_networks_over_noise_that_belongs_to_the_key(small: Path) -> None:
     config = tiny_config(method="unconditional", denoiser=NO_MASKS)
     model = build_model(config).eval().requires_grad_(False)
-    models = Models(model, config, readers(str(data), config), torch.device("cpu"))
+    models = Models(model, config, readers(str(small / "data"), config), torch.device("cpu"))
     table = models.reader["test"].group(1, ["image"]).slice(0, 4)
     seen = central_views(table, config)
     points = (Point("up.0", 3), Point("middle.0", 20))
@@ -97,45 +78,6 @@ def test_activations_are_the_networks_over_noise_that_belongs_to_the_key(data) -
             tap=lambda name, h, taken=taken: taken.__setitem__(name, h),
         )
         torch.testing.assert_close(found[point], taken[point.layer].mean((2, 3)), rtol=1e-4, atol=1e-5)
-
-
-def _models(scenes: Path, **more) -> Models:
-    config = config_of("rays", evaluation={"images": 3}, **more)
-    return Models(build_model(config).eval(), config, readers(str(scenes), config), torch.device("cpu"))
-
-
-@pytest.mark.parametrize("given", [1, 2])
-def test_objects_are_shown_from_the_cameras_of_their_other_views(given, scenes) -> None:
-    models = _models(scenes, data={"sources": (1, 3)}, sampling={"sources": given})
-    inputs, counts = pick_objects(models, 3)
-    assert counts == [5 - given] * 3 and len(inputs.keys) == sum(counts)
-    reader = models.reader["test"]
-    table = reader.group(0, ["image", "object", "camera_to_world", "intrinsics"])
-    owner = table.column("object").to_pylist()
-    places = np.array(table.column("camera_to_world").to_pylist()).reshape(-1, 4, 4)[:, :3, 3]
-    for row, key in enumerate(inputs.keys.tolist()):
-        first = owner.index(owner[key])
-        assert key - first >= given, "what is asked for was not given"
-        np.testing.assert_allclose(inputs.pose[row, 3:12:4], places[key], rtol=1e-5)
-        np.testing.assert_allclose(inputs.source_pose[row][:, 3:12:4], places[first : first + given], rtol=1e-5)
-    assert len({owner[key] for key in inputs.keys.tolist()}) == 3
-
-
-def test_novel_views_are_measured_against_the_nearest_source_and_the_mean_image(scenes) -> None:
-    models = _models(scenes, sampling={"steps": 2, "sources": 1})
-    facts, pictures = show_novel_views(LocalCrew(models), models.config, lambda line: None)
-    inputs, _ = pick_objects(models, 3)
-    mean = np.round(inputs.target.astype(float).mean(0)).astype(np.uint8)
-    assert facts["mean_image"] == likeness(np.stack([mean] * len(inputs.keys)), inputs.target)
-    assert facts["nearest_source"]["psnr"]["value"] > facts["model"]["psnr"]["value"], "an untrained model is worse"
-    assert facts["objects"] == 3 and facts["views"] == 12
-    width, height = Image.open(BytesIO(pictures["novel_views.png"])).size
-    assert width > 5 * 100 and height > 6 * 100
-
-
-def test_a_split_without_enough_views_is_the_users_to_know(scenes) -> None:
-    with pytest.raises(UserError, match="more than 5 views"):
-        pick_objects(_models(scenes, data={"sources": (1, 5)}, sampling={"sources": 5}), 3)
 
 
 def test_every_method_is_named_here_or_is_soda() -> None:

@@ -1,43 +1,33 @@
-"""The task dci on real Ray tasks: what is written, against the metric's own functions; and what it refuses."""
+"""The task dci: what is written, against the metric's own functions; and what it refuses."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-from soda_dist.evaluation.evaluate import evaluate
 
 from soda_dist.config.load import with_fields
+from soda_dist.data.shards import read_manifest
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
+from soda_dist.evaluation.task_runner import evaluate
 from soda_dist.evaluation.tasks.dci import factor_columns
 from soda_dist.metrics import dci
 from soda_dist.report.paper import Column
 from soda_dist.report.paper_columns import Figure, figure
 from soda_dist.runs.results import read_run
-from tests.evaluation.small_run import small_data, train
 from tests.tiny import tiny_config
 
-EVALUATION = {"batch": 8, "dci": {"factors": ("colour", "bright"), "rounds": 5}}
 
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("disentangle")
-    small_data(path / "data")
-    train(str(path / "run"), tiny_config(train={"steps": 3}, evaluation=EVALUATION))
-    return path
-
-
-@pytest.mark.ray
-def test_dci_of_latents_is_the_metrics_own(cluster: None, place: Path) -> None:
+def test_dci_of_latents_is_the_metrics_own(place: Path) -> None:
     said: list[str] = []
-    found = evaluate(str(place / "run"), str(place / "data"), "dci", "latest", [], said.append)["dci"]
-    run = open_folder(str(place / "run"))
+    run = place / "run"
+    found = evaluate(str(run), str(place / "data"), "dci", say=said.append)["dci"]
+    folder = open_folder(str(run))
     for name in ("disentanglement", "completeness", "informativeness"):
-        assert figure(read_run(run.uri), Column(metric="", ours=f"dci.{name}")) == Figure(100 * found[name], None)
-    assert run.read_json("eval/3/dci.json") == found
+        assert figure(read_run(folder.uri), Column(metric="", ours=f"dci.{name}")) == Figure(100 * found[name], None)
+    assert folder.read_json("eval/6/dci.json") == found
     assert (found["factors"], found["counts"]) == (["colour", "bright"], {"train": 44, "test": 29})
-    importance = np.load(place / "run/eval/3/importance.npy", allow_pickle=False)
+    importance = np.load(run / "eval/6/importance.npy", allow_pickle=False)
     assert importance.shape == (12, 2)
     accuracy = np.array([factor["accuracy"] for factor in found["by_factor"].values()])
     expected = dci.scores(importance, accuracy, accuracy)
@@ -48,12 +38,12 @@ def test_dci_of_latents_is_the_metrics_own(cluster: None, place: Path) -> None:
     share = np.array(found["sections"]["share"])
     assert share.shape == (3, 2)
     np.testing.assert_allclose(share.sum(0), 1)
-    assert all(run.read(f"eval/3/{name}.png").startswith(b"\x89PNG") for name in ("importance", "sections"))
+    assert all(folder.read(f"eval/6/{name}.png").startswith(b"\x89PNG") for name in ("importance", "sections"))
     assert any(line.startswith("DCI over 2 factors, 44 training images: disentanglement") for line in said)
 
 
-def test_factors_are_those_that_are_named_or_the_data_sets_own(place: Path, tmp_path: Path) -> None:
-    manifest, config = small_data(tmp_path / "data"), tiny_config()
+def test_factors_are_those_that_are_named_or_the_data_sets_own(place: Path) -> None:
+    manifest, config = read_manifest(open_folder(str(place / "data"))), tiny_config()
     assert factor_columns(manifest, config) == ("bright", "late"), "attributes, where there are no factors"
     with pytest.raises(UserError, match=r"evaluation\.dci\.factors: got shape; allowed: colour, bright, late"):
         factor_columns(manifest, with_fields(config, {"evaluation.dci.factors": ["shape"]}))
@@ -64,6 +54,4 @@ def test_factors_are_those_that_are_named_or_the_data_sets_own(place: Path, tmp_
 
 def test_dci_without_an_encoder_is_refused(place: Path) -> None:
     with pytest.raises(UserError, match=r"dci of a denoiser's activations"):
-        evaluate(
-            str(place / "run"), str(place / "data"), "dci", "latest", ["evaluation.latents=denoiser"], lambda line: None
-        )
+        evaluate(str(place / "run"), str(place / "data"), "dci", overrides=["evaluation.latents=denoiser"])

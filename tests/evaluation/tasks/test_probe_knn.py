@@ -1,40 +1,35 @@
-"""The task `probe` by several workers and on augmented passes, on real actors: what one worker finds."""
+"""The task `probe` by several workers and on augmented passes: what one worker finds."""
 
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
-from soda_dist.evaluation.evaluate import evaluate
 
-from soda_dist.data.storage.folder import open_folder
-from soda_dist.distributed.runtime.resources import check_resources
+from soda_dist.data.shards import read_manifest
+from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
 from soda_dist.evaluation.features.extraction import read_features
+from soda_dist.evaluation.pieces import Features, plan_pieces
+from soda_dist.evaluation.task_runner import evaluate
 from soda_dist.metrics.classification import Labelled
 from soda_dist.metrics.probe import evaluate as evaluate_probe
-from tests.evaluation.small_run import small_data, train
-from tests.evaluation.test_task_runner import EVALUATION
-from tests.tiny import tiny_config
+from tests.evaluation.local import ThreadGang, on_threads
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 FIT = {"epochs": 60, "batch": 16, "learning_rates": (1e-2, 3e-2), "dropout": 0.1, "label_smoothing": 0.0}
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("gang")
-    small_data(path / "data")
-    train(str(path / "run"), tiny_config(evaluation=EVALUATION, train={"steps": 3}))
-    return path
+@pytest.fixture(autouse=True)
+def _on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_threads(monkeypatch)
 
 
 def probe(place: Path, *overrides: str, said: list[str] | None = None) -> dict:
     say = (lambda line: None) if said is None else said.append
     fields = [f"evaluation.{override}" for override in overrides]
-    found = evaluate(str(place / "run"), str(place / "data"), "probe", "latest", fields, say)["probe"]
-    assert open_folder(str(place / "run")).read_json("eval/3/probe.json") == found
+    found = evaluate(str(place / "run"), str(place / "data"), "probe", ThreadGang(), overrides=fields, say=say)["probe"]
+    assert open_folder(str(place / "run")).read_json("eval/6/probe.json") == found
     return found
 
 
@@ -43,9 +38,8 @@ def scores(result: dict) -> dict:
 
 
 def test_workers_find_what_one_finds_and_the_result_tells_their_number(place: Path) -> None:
-    one, said = probe(place), []
-    # As many actors as the cluster has CPUs: the workers have room only once these are gone.
-    many = probe(place, "probe.workers=3", f"actors={int(ray.cluster_resources()['CPU'])}", said=said)
+    one, said = probe(place), list[str]()
+    many = probe(place, "probe.workers=3", said=said)
     assert set(scores(one)) == {"trained", "untrained", "pixels"} and scores(many) == scores(one)
     assert one["encoders"]["pixels"]["estimates"]["top1"]["value"] > 0.9
     assert (one["settings"]["workers"], many["settings"]["workers"]) == (1, 3)
@@ -81,36 +75,20 @@ def test_passes_are_fitted_in_turn_and_the_learning_rate_is_chosen_on_plain_rows
     assert scores(found[1])["trained"] != scores(probe(place))["trained"], "augmented rows are other rows"
 
 
-def _vectors(folder, number: int, encoder: str) -> np.ndarray:
-    import pyarrow.parquet as pq
-
+def _vectors(folder: Folder, number: int, encoder: str) -> np.ndarray:
     names = sorted(entry.name for entry in folder.list() if entry.name.startswith(f"pass-{number:04d}"))
     table = [pq.read_table(folder.open(name)) for name in names]
     rows = [np.stack(each.column(f"vector/{encoder}").to_pylist())[each.column("ok").to_numpy()] for each in table]
     return np.concatenate(rows).astype(np.uint8 if encoder == "pixels" else np.float32)
 
 
-def _plain(place: Path, split: str):
-    from soda_dist.data.shards import read_manifest
-    from soda_dist.evaluation.pieces import plan_pieces
-
+def _plain(place: Path, split: str) -> Features:
     pieces = plan_pieces(split, read_manifest(open_folder(str(place / "data"))).split(split).groups, None, 8)
     (folder,) = {
         path.parent for path in (place / "run").glob(f"latents/*/{split}/{pieces[-1].file}")
         if all((path.parent / piece.file).exists() for piece in pieces)
     }  # fmt: skip
     return read_features(open_folder(str(folder)), pieces)
-
-
-def test_more_workers_than_the_cluster_has_room_for_are_refused_before_any_work(place: Path, tmp_path: Path) -> None:
-    before = set((place / "run").rglob("*"))
-    message = r"evaluation\.probe\.workers: got a run that needs 900 CPU; allowed: at most .*; lower evaluation\.probe"
-    with pytest.raises(UserError, match=message) as caught:
-        probe(place, "probe.workers=900", "batch=9")
-    assert "\n" not in str(caught.value)
-    assert set((place / "run").rglob("*")) == before
-    with pytest.raises(UserError, match=r"scale: got .*lower scale\.workers"):
-        check_resources({"CPU": 900.0}, lambda line: None)
 
 
 @pytest.mark.parametrize("wrong", ["probe.workers=0", "probe.passes=-1", "probe.crop_flip_rate=1.5", "probe.passes=61"])
