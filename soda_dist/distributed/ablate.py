@@ -1,7 +1,7 @@
 """Groups of ablations: every variant is trained with every seed, and measured.
 
-Variants that differ in sampling and evaluation alone share their training. A run lies in its own folder, is a run like
-any other, and what is measured on it is kept beside it; so the same command goes on where it stopped.
+Variants that differ in sampling and evaluation alone share their training. Each run has its own folder, and its figures
+are stored beside it, so the same command resumes.
 """
 
 import time
@@ -36,7 +36,7 @@ MINUTE = 60.0
 
 @dataclass(frozen=True)
 class Reading:
-    """One variant's evaluation of a run: what differs from the run's own configuration."""
+    """One variant's evaluation of a run: the overrides of the run's own configuration."""
 
     variant: Variant
     overrides: tuple[str, ...]
@@ -44,7 +44,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Trial:
-    """A training run, and the variants that are read from it."""
+    """A training run, and the variants that are evaluated on it."""
 
     slug: str
     seed: int
@@ -53,13 +53,13 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Its folder's."""
+        """The name of its folder."""
         return f"{self.slug}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
 class Place:
-    """What all trials have in common."""
+    """The common inputs of all trials."""
 
     group: Ablation
     data: str
@@ -75,9 +75,9 @@ def ablate(group: Ablation, base: RunConfig, data_uri: str | None, out_uri: str,
     Args:
         group: the variants, measures and claims.
         base: what the variants have in common.
-        data_uri: prepared shards; none: the group's own are rendered into `data` of `out_uri`.
-        out_uri: made if absent; a folder of the same group goes on.
-        say: where progress and the table are shown.
+        data_uri: prepared shards; None = the group's own, rendered into `data` of `out_uri`.
+        out_uri: created if absent; a folder of the same group is resumed.
+        say: shows progress and the table.
 
     Raises:
         UserError: a variant's field does not fit, the folder is another group's, the data lacks what a measure needs,
@@ -96,7 +96,7 @@ def ablate(group: Ablation, base: RunConfig, data_uri: str | None, out_uri: str,
 
 
 def plan_trials(group: Ablation, base: RunConfig) -> list[Trial]:
-    """The training runs of a group, seed by seed; variants that are trained alike share one.
+    """Plan the training runs of a group, seed by seed; variants that are trained alike share one.
 
     Raises:
         UserError: a variant's field does not exist or does not fit.
@@ -121,7 +121,7 @@ def _config_of(group: Ablation, variant: Variant, seed: int, base: RunConfig) ->
 
 
 def _difference(before: RunConfig, now: RunConfig) -> tuple[str, ...]:
-    """What `jobs/evaluate.py` is told so that a run that was started with `before` is evaluated with `now`."""
+    """Overrides of `jobs/evaluate.py` with which a run of configuration `before` is evaluated as `now`."""
     old, new = (leaves({name: config.model_dump()[name] for name in AFTER_TRAINING}) for config in (before, now))
     return tuple(f"{path}={flow(value)}" for path, value in new.items() if old[path] != value)
 
@@ -146,7 +146,7 @@ def _rendered(group: Ablation, out: Folder, say: Say) -> str:
 
 
 def _train_all(group: Ablation, trials: Sequence[Trial], data: str, out: Folder, say: Say) -> None:
-    """All trials that are not done, `group.concurrent` at a time."""
+    """Run the unfinished trials, `group.concurrent` at a time."""
     left = [trial for trial in trials if not _done(out, trial)]
     if not left:
         say(f"already trained: {len(trials)} runs")
@@ -164,11 +164,11 @@ def _train_all(group: Ablation, trials: Sequence[Trial], data: str, out: Folder,
         with pool:
             for number, seconds in pool.completed(_do, left):
                 done += 1
-                say(f"{left[number].name} is done after {seconds:.0f} s: {done} of {len(trials)} runs")
+                say(f"finished {left[number].name} in {seconds:.0f} s: {done} of {len(trials)} runs")
 
 
 def _do(place: Place, trial: Trial) -> float:
-    """Trains one run to its end and measures it; returns the seconds this took."""
+    """Train one run to its end and evaluate it; return the seconds that this took."""
     began = time.monotonic()
     out = open_folder(place.out)
     run = out.child(f"runs/{trial.name}")
@@ -195,7 +195,7 @@ def _do(place: Place, trial: Trial) -> float:
 
 
 def _figures(group: Ablation, run_uri: str) -> list[Figure | None]:
-    """What the group measures, from the results that have just been written."""
+    """Read the group's figures from the results of the run."""
     run = read_run(run_uri)
     columns = [Column(metric="", ours=measure.ours, sources=measure.sources) for measure in group.measures]
     return [figure(run, column) for column in columns]
@@ -221,7 +221,7 @@ def _read(out: Folder, variant: Variant, seed: int) -> dict[str, Any]:
 
 
 def _conclude(group: Ablation, base: RunConfig, trials: Sequence[Trial], data: str, out: Folder, say: Say) -> str:
-    """The table, the picture and all that they stand on."""
+    """Write the table, the picture and all facts behind them."""
     results = {variant.name: [_read(out, variant, seed) for seed in group.seeds] for variant in group.variants}
     figures = {name: [_figures_of(result) for result in of_seeds] for name, of_seeds in results.items()}
     seconds = sum(result["seconds"] for of_seeds in results.values() for result in of_seeds)

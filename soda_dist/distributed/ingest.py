@@ -1,9 +1,8 @@
 """Ray Data streams a worker's micro-batches in the order that `data.order` fixes.
 
-One dataset for each rank, built in the training worker from the step to go on with. Its read tasks each decode and
-augment several blocks of several micro-batches; blocks arrive in order; a lost task is run again and gives the same
-bytes, since it is a pure function of its plan. So neither workers, nor failures, nor a resume change which pair is seen
-when.
+Each training worker builds the dataset of its rank, from the step to resume at. A read task decodes and augments
+several blocks of several micro-batches, and blocks arrive in order. A task is a pure function of its plan, so a retried
+one gives the same bytes: neither workers, failures nor a resume change which pair is seen when.
 """
 
 import gc
@@ -30,11 +29,11 @@ from soda_dist.distributed.runtime.ray_internals import resting_loop
 
 TENSORS = "source", "present", "target", "source_pose", "target_pose", "source_layers", "target_layers", "label"
 NUMBERS, TEXTS = ("key", "ok", "index", "retries"), ("name", "reason")
-"""Fields of `Pairs`: of several elements a row (or none, as poses and labels may be), and of one."""
+"""Fields of `Pairs` with several elements a row (poses and labels may have none), and with one."""
 
 
 def opened(data_uri: str, config: RunConfig) -> tuple[ShardReader, Order]:
-    """Reader and order, kept for the life of the process."""
+    """Open reader and order once for the life of the process."""
     data = config.data
     return _open(data_uri, data.train_split, config.train.global_batch, data.shuffle_groups, config.seed)
 
@@ -48,7 +47,7 @@ def _open(data_uri: str, split: str, batch: int, mix: int, seed: int) -> tuple[S
 
 
 def _read(data_uri: str, config: RunConfig, plan: list[Block]) -> Iterator[pa.Table]:
-    """A read task: a table for each block of its plan, an Arrow chunk for each slice."""
+    """Run a read task: a table for each block of its plan, an Arrow chunk for each slice."""
     _settle()
     reader, order = opened(data_uri, config)
     probe = probe_labels(reader.manifest, config.train)
@@ -60,8 +59,10 @@ def _read(data_uri: str, config: RunConfig, plan: list[Block]) -> Iterator[pa.Ta
 
 @lru_cache(maxsize=1)
 def _settle() -> None:
-    """Once in a data worker: OpenCV on the task's one CPU, and no more visits of the garbage collector to what the
-    libraries made at import: at 32 px every ninth second went there (measured)."""
+    """Set up a data worker once: OpenCV on one CPU, and imported objects out of the garbage collector's reach.
+
+    At 32 px the collector took a ninth of the time (measured).
+    """
     import cv2
 
     cv2.setNumThreads(1)
@@ -80,14 +81,14 @@ def _table(pairs: Pairs) -> pa.Table:
 
 
 def _pairs(batch: dict[str, Any]) -> Pairs:
-    """The inverse of `_table`, after Ray Data's batching."""
+    """Invert `_table`, after Ray Data's batching."""
     arrays: dict[str, Any] = {name: np.asarray(batch[name]) for name in (*TENSORS, *NUMBERS)}
     texts: dict[str, Any] = {name: list(batch[name]) for name in TEXTS}
     return Pairs(**arrays, **texts)
 
 
 class PlannedPairs(Datasource):
-    """A datasource whose tasks are given: each a list of blocks."""
+    """A datasource with given tasks, each a list of blocks."""
 
     def __init__(self, data_uri: str, config: RunConfig, plans: list[list[Block]]) -> None:
         super().__init__()
@@ -114,7 +115,7 @@ class PlannedPairs(Datasource):
 
 
 def stream(data_uri: str, config: RunConfig, rank: int, first_step: int) -> Generator[Pairs, None, None]:
-    """A rank's micro-batches from `first_step` to the end of the run."""
+    """Yield a rank's micro-batches from `first_step` to the end of the run."""
     reader, order = opened(data_uri, config)
     for plans in datasets(order, config, rank, first_step, stays=reader.stays_cached):
         yield from _dataset_batches(data_uri, config, plans)
@@ -125,7 +126,7 @@ def _dataset_batches(data_uri: str, config: RunConfig, plans: list[list[Block]])
     largest = max(sum(stop - start for start, stop in block) for block in blocks)
     context = DataContext.get_current()
     context.enable_progress_bars = False
-    # What a task yields is a block at once if it is larger than this, and stays whole if at most half as large again.
+    # A table that a task yields becomes a block if it is larger than this; up to 1.5 times this it is not split.
     context.target_max_block_size = int(0.8 * row_bytes(config.data) * largest)
     context.execution_options.preserve_order = True
     context.custom_execution_callback_classes = [resting_loop()]
@@ -143,7 +144,7 @@ def _dataset_batches(data_uri: str, config: RunConfig, plans: list[list[Block]])
         expected, due = np.split(due, [config.micro_batch])
         if not np.array_equal(batch["index"], expected):
             got = f"{len(batch['index'])} rows from position {batch['index'][0]}"
-            raise RuntimeError(f"the pipeline delivered {got} where {len(expected)} from {expected[:1]} were due")
+            raise RuntimeError(f"the pipeline delivered {got}; {len(expected)} from {expected[:1]} were due")
         yield _pairs(batch)
     if len(due):
         raise RuntimeError("the pipeline ended before its plan")

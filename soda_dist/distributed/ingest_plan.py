@@ -1,4 +1,4 @@
-"""Which positions of the order a read task reads: plans of blocks, and the memory that they take."""
+"""Plans of read tasks: which positions of the order each reads, and the memory of its blocks."""
 
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -11,21 +11,21 @@ from soda_dist.data.views.poses import POSE_SIZES
 
 BYTES_PER_BLOCK = 32 << 20
 ROWS_PER_BLOCK = 2048
-"""A block is large enough that its cost (10 to 25 ms) vanishes, and small enough that several fit."""
+"""Blocks this large hide their cost (10 to 25 ms each), and several still fit into memory."""
 BLOCKS_PER_TASK = 8
-"""A task gives its blocks one by one; between two tasks its processor waits for the scheduling loop."""
+"""A task yields its blocks one by one; between two tasks its CPU waits for the scheduling loop."""
 LEAST_BLOCKS, BLOCKS_BEYOND = 6, 4
-"""Ray Data holds up to four blocks more than it plans with: those being made and taken (measured), and for
-up to a second what was taken before, since Ray frees objects once a second."""
+"""Ray Data holds up to four blocks more than it plans with: those being made and consumed (measured), and for up to a
+second consumed ones, since Ray frees objects once a second."""
 TASKS_PER_DATASET = 256
-"""Starting a dataset costs about a millisecond a task, so a run is a chain of datasets."""
+"""A dataset takes about a millisecond a task to start, so a run is a chain of datasets."""
 Slice = tuple[int, int]
 """[start, stop) in positions of the run."""
 Block = list[Slice]
 
 
 def slices(config: RunConfig, rank: int, step: int) -> list[Slice]:
-    """The positions that make up a rank's micro-batches of one step.
+    """Return the positions of a rank's micro-batches of one step.
 
     Micro-step j of all workers together is one contiguous piece of the global batch, so that statistics over a
     micro-step (batch norm) see the same samples for any number of workers at the same `micro_batch * workers`.
@@ -38,11 +38,10 @@ def slices(config: RunConfig, rank: int, step: int) -> list[Slice]:
 def datasets(
     order: Order, config: RunConfig, rank: int, first_step: int, *, stays: bool
 ) -> Iterator[list[list[Block]]]:
-    """Plans of read tasks, a dataset's worth at a time.
+    """Yield the plans of read tasks, one dataset's at a time.
 
-    A task ends where the window of row groups changes, so that no group is fetched by two tasks in vain, unless the
-    split `stays` in a process's cache whole; a small data set has many windows, and so few steps to a dataset. A
-    micro-batch larger than a block is cut.
+    A task ends where the window of row groups changes, so that no group is fetched twice, unless the whole split
+    `stays` in a process's cache. A micro-batch larger than a block is cut.
     """
     most = rows_per_block(config.data)
     pieces_per_block = max(1, most // config.micro_batch)
@@ -65,30 +64,30 @@ def datasets(
 
 
 def rows_per_block(data: Data) -> int:
-    """The most rows of a block."""
+    """Limit the rows of a block."""
     return max(1, min(ROWS_PER_BLOCK, BYTES_PER_BLOCK // row_bytes(data)))
 
 
 def row_bytes(data: Data) -> int:
-    """Of one pair in a block: its pixels, poses and marks; labels are too few to count."""
-    most, how = data.sources[1], data.augmentation
-    layers = how.randaugment_layers if how.randaugment_on == "device" and how.randaugment_rate else 0
+    """Size of one pair in a block: pixels, poses and marks; labels are too small to count."""
+    most, aug = data.sources[1], data.augmentation
+    layers = aug.randaugment_layers if aug.randaugment_on == "device" and aug.randaugment_rate else 0
     marks = 4 * (POSE_SIZES[data.pose] + 2 * layers) * (most + 1) + most
     return 3 * (most * data.source_size**2 + data.target_size**2) + marks
 
 
 def least_memory_mb(data: Data) -> int:
-    """The least `scale.data_memory_mb` that can be kept to."""
+    """Smallest `scale.data_memory_mb` that a pipeline can keep to."""
     return -(-LEAST_BLOCKS * rows_per_block(data) * row_bytes(data) // 2**20)
 
 
 def planned_bytes(config: RunConfig) -> int:
-    """What Ray Data may plan with, so that a pipeline holds no more than `scale.data_memory_mb`."""
+    """Memory that Ray Data may plan with, so that a pipeline holds no more than `scale.data_memory_mb`."""
     return (config.scale.data_memory_mb << 20) - BLOCKS_BEYOND * rows_per_block(config.data) * row_bytes(config.data)
 
 
 def _cut(piece: Slice, most: int) -> list[Slice]:
-    """A slice as slices of at most `most` positions, as even as can be."""
+    """Cut a slice into even slices of at most `most` positions."""
     start, stop = piece
     parts = -(-(stop - start) // most)
     return [*pairwise(start + number * (stop - start) // parts for number in range(parts + 1))]

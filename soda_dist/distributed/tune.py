@@ -1,7 +1,7 @@
 """Sweeps on Ray Tune: every trial is a pretraining run in its own folder, judged by its linear probe.
 
 The trials' configurations are drawn from the search's seed before anything starts, and a trial's results are read from
-its folder. So the same command goes on where it stopped without reading Tune's own (pickled) state back.
+its folder, so the same command resumes without Tune's own (pickled) state.
 """
 
 from functools import partial
@@ -27,11 +27,11 @@ from soda_dist.runs.results import read_result
 
 OBJECTIVE = "accuracy"
 TRIAL_CPUS = 0.001
-"""Of a trial's own process, beside its run's: on a cluster without this much to spare its last data task would wait."""
+"""A trial's own process, beside those of its run: small, since a cluster sized for the runs has no more to spare."""
 
 
 def sweep(config: RunConfig, search: Search, data_uri: str, run_uri: str, say: Say) -> str:
-    """Search over `config`; writes trials.json, best.yaml and trials.png into `run_uri` and returns that URI.
+    """Search over `config`; write trials.json, best.yaml and trials.png into `run_uri`, which it returns.
 
     Raises:
         UserError: a field of the search does not exist, or the cluster cannot hold one trial.
@@ -53,23 +53,23 @@ def sweep(config: RunConfig, search: Search, data_uri: str, run_uri: str, say: S
 
 
 def draw_candidates(config: RunConfig, search: Search) -> list[tuple[dict[str, Any], RunConfig]]:
-    """Each trial's drawn fields and its configuration: a function of `config` and `search` alone."""
+    """Draw each trial's fields and configuration: a function of `config` and `search` alone."""
     random = np.random.default_rng(search.seed)
     candidates = []
     for _ in range(search.trials):
-        fields = {path: _draw(random, how) for path, how in search.space.items()}
+        fields = {path: _draw(random, range_) for path, range_ in search.space.items()}
         candidates.append((fields, with_fields(config, {**fields, "train.steps": search.steps})))
     return candidates
 
 
-def _draw(random: np.random.Generator, how: Range) -> Any:
-    if how.choice is not None:
-        return how.choice[random.integers(len(how.choice))]
-    if how.log_uniform is not None:
-        low, high = np.log(how.log_uniform)
+def _draw(random: np.random.Generator, range_: Range) -> Any:
+    if range_.choice is not None:
+        return range_.choice[random.integers(len(range_.choice))]
+    if range_.log_uniform is not None:
+        low, high = np.log(range_.log_uniform)
         return float(np.exp(random.uniform(low, high)))
-    assert how.uniform is not None
-    return float(random.uniform(*how.uniform))
+    assert range_.uniform is not None
+    return float(random.uniform(*range_.uniform))
 
 
 def _claim(run: Folder, config: RunConfig, search: Search) -> None:
@@ -88,7 +88,7 @@ def _trial_folder(run: Folder, number: int) -> Folder:
 def _trial(
     params: dict[str, int], *, configs: list[RunConfig], search: Search, data: str, run: str, board: Any
 ) -> None:
-    """One trial: train to each rung, probe there, report; ASHA may end it at a report."""
+    """Run one trial: train to each rung, probe there, report; ASHA may end it at a report."""
     number = params["trial"]
     folder = _trial_folder(open_folder(run), number)
 
@@ -134,7 +134,7 @@ def _run_tuner(trial: Any, search: Search, run: Folder) -> None:
 
 
 def _outcome(run: Folder, number: int, fields: dict[str, Any], search: Search) -> dict[str, Any]:
-    """What a trial's folder says: accuracy at each rung it reached."""
+    """Read a trial's folder: the accuracy at each rung it reached."""
     folder = _trial_folder(run, number)
     reached = {rung: accuracy for rung in search.rungs if (accuracy := _accuracy(folder, rung)) is not None}
     last = max(reached, default=0)
@@ -145,7 +145,7 @@ def _outcome(run: Folder, number: int, fields: dict[str, Any], search: Search) -
 def _conclude(
     run: Folder, data_uri: str, search: Search, candidates: list[Any], trials: list[dict[str, Any]], say: Say
 ) -> None:
-    """Choose the trial that went furthest and scored best there, then its guidance scale; write the results."""
+    """Choose the trial that got furthest and scored best there, then its guidance scale; write the results."""
     finished = [trial for trial in trials if trial[OBJECTIVE]]
     best = max(finished, key=lambda trial: (trial["step"], trial[OBJECTIVE][trial["step"]]))
     chosen = candidates[best["trial"]][1]

@@ -147,6 +147,8 @@ class ActorPool(Pool):
         return free_cpus()
 
     def release(self) -> None:
+        for future in self._calls:
+            ray.cancel(future)  # Ray would report that it repeats what the kill ends
         for member in self._members:
             ray.kill(member.actor)
         self._members, self._calls = [], {}
