@@ -93,7 +93,7 @@ def test_a_group_is_trained_measured_and_goes_on_where_it_stopped(cluster, tmp_p
     said.clear()
     ablate(group, base, str(tmp_path / "data"), str(out), said.append)
     assert (out / "runs/soda-seed0/metrics.jsonl").stat().st_mtime_ns == before
-    assert any(line.startswith("sum-seed0 is done after ") and line.endswith("2 of 2 runs") for line in said)
+    assert any(line.startswith("finished sum-seed0 in ") and line.endswith("2 of 2 runs") for line in said)
     assert [figure["value"] for figure in _result(out, "sum-seed0")["figures"]] == values
 
     said.clear()
