@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from sklearn.ensemble import GradientBoostingClassifier
 
 from soda_dist.metrics.dci import Dci, dci, fit_factor, scores, section_scores
+from tests.sizes import sized
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -133,10 +134,13 @@ def test_sections_must_partition_the_codes(bounds: list[tuple[int, int]]) -> Non
         section_scores(np.ones((8, 2)), bounds)
 
 
-def test_lightgbm_scores_within_two_hundredths_of_scikit_learn() -> None:
-    train, test = _noisy(1500, seed=0), _noisy(1000, seed=1)
-    result = dci(*train, *test, regressor="lightgbm", seed=0, threads=1)
-    models = [GradientBoostingClassifier(random_state=0).fit(train[0], factor) for factor in train[1].T]
+@sized("size", (500, 50), long=(1500, 100))
+def test_lightgbm_scores_within_two_hundredths_of_scikit_learn(size: tuple[int, int]) -> None:
+    rows, rounds = size
+    train, test = _noisy(rows, seed=0), _noisy(1000, seed=1)
+    result = dci(*train, *test, regressor="lightgbm", seed=0, threads=1, rounds=rounds)
+    boosting = [GradientBoostingClassifier(n_estimators=rounds, random_state=0) for _ in range(3)]
+    models = [model.fit(train[0], factor) for model, factor in zip(boosting, train[1].T, strict=True)]
     expected = _slow(np.array([np.abs(model.feature_importances_) for model in models]).T)
     assert (result.disentanglement, result.completeness) == pytest.approx(expected, abs=0.02)
     for codes, values, informativeness in (
@@ -160,10 +164,13 @@ def _entangled(rows: int, seed: int) -> tuple[Floats, Integers]:
     return codes, values
 
 
-@pytest.mark.slow
-def test_lightgbm_scores_within_two_hundredths_of_scikit_learn_on_mixed_and_redundant_codes() -> None:
-    split = *_entangled(2000, seed=0), *_entangled(2000, seed=1)
-    ours, theirs = (dci(*split, regressor=name, seed=0, threads=1) for name in ("lightgbm", "sklearn"))
+@sized("size", (600, 20), long=(2000, 100))
+def test_lightgbm_scores_within_two_hundredths_of_scikit_learn_on_mixed_and_redundant_codes(
+    size: tuple[int, int],
+) -> None:
+    rows, rounds = size
+    split = *_entangled(rows, seed=0), *_entangled(rows, seed=1)
+    ours, theirs = (dci(*split, regressor=name, seed=0, threads=1, rounds=rounds) for name in ("lightgbm", "sklearn"))
     for field in ("disentanglement", "completeness", "informativeness_train", "informativeness_test"):
         assert getattr(ours, field) == pytest.approx(getattr(theirs, field), abs=0.02)
 
