@@ -11,6 +11,13 @@ from soda_dist.data.source import Row
 RESERVED = ("label", *(name for name, _ in COMMON_COLUMNS))
 """Column names that attributes must not have."""
 VALUES, PROBLEM = "attributes", "attribute_problem"
+MOST_DIGITS = 9
+"""Longest number accepted in a text file; Python refuses to parse thousands of digits."""
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a short decimal number."""
+    return text.isdecimal() and len(text) <= MOST_DIGITS
 
 
 def can_be_columns(names: Sequence[str]) -> bool:

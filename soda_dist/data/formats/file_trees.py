@@ -1,6 +1,6 @@
-"""Trees of image files wherever they lie: a folder of any storage, or a .zip, .tar or .tar.gz that is read in place.
+"""Trees of image files: a folder in any storage, or a .zip, .tar or .tar.gz read in place.
 
-What people unpacked and what was published are then one layout. Hidden files and macOS's `__MACOSX` are no part of it.
+Published archives and their unpacked folders thus share one layout. Hidden files and macOS's `__MACOSX` are ignored.
 """
 
 from abc import ABC, abstractmethod
@@ -29,59 +29,59 @@ from soda_dist.errors import UserError
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 MOST_BYTES = 256 * 2**20
-"""More than any image has; a larger file is not read."""
+"""Larger files are rejected unread."""
 HELD_BYTES = 256 * 2**20
-"""Bytes of images that are held at a time while a .tar.gz is passed through."""
+"""Bytes of images in memory per pass over a .tar.gz."""
 LONGEST_NAME, LONGEST_PART = 1024, 255
-"""Bytes of a file's name that stores and disks take, and of what is between two `/` of it."""
+"""Limits of storage systems, in bytes: of a file name, and of each part between two `/`."""
 NOWHERE = -1
-"""The offset of a file that an archive does not have."""
+"""Offset of a file that the archive lacks."""
 
 Read = Callable[[Member], bytes]
-"""The bytes of a file where it was found, in any thread; it raises FileNotFoundError and UnreadableError."""
+"""Thread-safe reader of a located file; raises FileNotFoundError or UnreadableError."""
 
 
 class Tree(Protocol):
-    """Files by name, `/` between parts. Picklable."""
+    """Files by name, with `/` between parts. Picklable."""
 
     @property
     def folder(self) -> Folder:
-        """The folder itself, or the one where the archive lies."""
+        """The folder itself, or the archive's folder."""
 
     @property
     def uri(self) -> str:
-        """How messages name it."""
+        """The tree's name in messages."""
 
     def files(self, prefix: str = "") -> Sequence[Member]:
-        """The files whose names start with `prefix`, sorted by name."""
+        """List the files whose names start with `prefix`, sorted by name."""
 
     def direct_files(self, prefix: str = "") -> Sequence[Member]:
-        """Of those, the files in no further folder below `prefix`, which ends with `/` or is empty."""
+        """List the files directly in the folder `prefix`, which ends with `/` or is empty."""
 
     def folders(self, prefix: str = "") -> Sequence[str]:
-        """Names of the folders directly below `prefix`, which ends with `/` or is empty, sorted."""
+        """List the folders directly in the folder `prefix`, sorted by name."""
 
     def find(self, names: Sequence[str]) -> Sequence[Member]:
-        """Where files of these names lie, if they are there, which `rows` finds out.
+        """Locate files by name; missing ones come out in `rows`.
 
         Raises:
-            UserError: a name that leads elsewhere.
+            UserError: a name that leads out of the tree.
         """
 
     def read(self, names: Sequence[str]) -> dict[str, bytes]:
-        """Small files; those that are missing are left out."""
+        """Read small files; missing ones are omitted."""
 
     def rows(self, index: pa.Table, columns: Sequence[str]) -> Iterator[Row]:
-        """The images of an index made by `table`, with these columns of it."""
+        """Read the images of an index made by `file_index`, with `columns` from it."""
 
 
 def open_tree(uri: str) -> Tree:
-    """The folder or archive at `uri`; nothing is read but an archive's first bytes."""
+    """Open the folder or archive at `uri`, reading at most an archive's first bytes."""
     return _open_archive(*locate(uri)) if uri.endswith(ARCHIVES) else FolderTree(open_folder(uri))
 
 
 def open_trees(uri: str, archives: Sequence[str]) -> Iterator[Tree]:
-    """The folder or archive at `uri`; after a folder, those of the named archives that lie in it."""
+    """Open the folder or archive at `uri`, then those of the named archives that a folder contains."""
     tree = open_tree(uri)
     yield tree
     if isinstance(tree, FolderTree):
@@ -99,7 +99,7 @@ def _open_archive(folder: Folder, name: str) -> Tree:
 
 
 def file_index(found: Sequence[Member], **columns: pa.Array) -> pa.Table:
-    """What `Tree.rows` needs to find these files, and columns beside."""
+    """Make the index that `Tree.rows` reads files by, with further columns."""
     names, offsets, sizes = zip(*found, strict=True) if found else ((), (), ())
     places = {"offset": pa.array(offsets, pa.int64()), "size": pa.array(sizes, pa.int64())}
     return pa.table({"name": pa.array(names, pa.string()), **places, **columns})
@@ -129,9 +129,8 @@ class FolderTree:
         for name in names:
             check_name(name, self.uri)
             if len(name.encode()) > LONGEST_NAME or max(len(part.encode()) for part in name.split("/")) > LONGEST_PART:
-                raise UserError(
-                    self.uri, f"the name {name[:80]}...", f"names of {LONGEST_PART} bytes", "correct the list"
-                )
+                allowed = f"names of {LONGEST_PART} bytes"
+                raise UserError(self.uri, f"the name {name[:80]}...", allowed, "correct the list")
         return [Member(name, 0, 0) for name in names]
 
     def read(self, names: Sequence[str]) -> dict[str, bytes]:
@@ -139,7 +138,7 @@ class FolderTree:
 
     @contextmanager
     def reader(self) -> Iterator[Read]:
-        """Reads files that were found, until it is closed."""
+        """Open it for reading located files."""
 
         def read(member: Member) -> bytes:
             _check_size(member)
@@ -154,7 +153,7 @@ class FolderTree:
 
 @dataclass(frozen=True)
 class Archive(ABC):
-    """What is common to archives: the listing, which a process makes once."""
+    """An archive, which each process lists once."""
 
     folder: Folder
     name: str
@@ -189,11 +188,11 @@ class Archive(ABC):
 
     @abstractmethod
     def list_members(self) -> Iterator[Member]:
-        """The members, in the archive's order."""
+        """List the members in archive order."""
 
 
 class TarTree(Archive):
-    """A tar without compression."""
+    """An uncompressed tar."""
 
     def list_members(self) -> Iterator[Member]:
         return tar_members(self.folder, self.name, small=True)
@@ -205,12 +204,12 @@ class TarTree(Archive):
 
     @contextmanager
     def reader(self) -> Iterator[Read]:
-        """Reads files that were found, until it is closed."""
+        """Open it for reading located files."""
         with self.folder.open(self.name) as file:
 
             def read(member: Member) -> bytes:
                 with self.folder.explained(self.name):
-                    return file.read_at(member.size, _place(member))
+                    return file.read_at(member.size, _offset(member))
 
             yield read
 
@@ -220,7 +219,7 @@ class TarTree(Archive):
 
 
 class ZipTree(Archive):
-    """A zip whose members are stored or deflated."""
+    """A zip with stored or deflated members."""
 
     def list_members(self) -> Iterator[Member]:
         return zip_members(self.folder, self.name)
@@ -238,15 +237,15 @@ class ZipTree(Archive):
 
     @contextmanager
     def reader(self) -> Iterator[Read]:
-        """Reads files that were found, until it is closed."""
+        """Open it for reading located files."""
         with self.folder.open(self.name) as file:
 
             def read(member: Member) -> bytes:
-                member = member._replace(offset=_place(member))
+                member = member._replace(offset=_offset(member))
                 with self.folder.explained(self.name):
                     content = read_zip_member(file, member, MOST_BYTES)
                 if content is None:
-                    raise UnreadableError(f"a damaged member, or one of over {MOST_BYTES:,} bytes")
+                    raise UnreadableError(f"a damaged member, or one larger than {MOST_BYTES:,} bytes")
                 return content
 
             yield read
@@ -257,7 +256,7 @@ class ZipTree(Archive):
 
 
 class GzipTree(Archive):
-    """A tar.gz: it is read from its beginning for each 256 MiB of rows."""
+    """A tar.gz, read from its start for every `HELD_BYTES` of rows."""
 
     def list_members(self) -> Iterator[Member]:
         return gzip_members(self.folder, self.name)
@@ -268,8 +267,7 @@ class GzipTree(Archive):
         return {member.name: content for member, content in zip(found, data, strict=True)}
 
     def rows(self, index: pa.Table, columns: Sequence[str]) -> Iterator[Row]:
-        held: list[dict[str, Any]] = []
-        count = 0
+        held, count = list[dict[str, Any]](), 0
         for batch in index.to_batches(max_chunksize=1024):
             for entry in batch.to_pylist():
                 if held and count + entry["size"] > HELD_BYTES:
@@ -280,41 +278,41 @@ class GzipTree(Archive):
         yield from self._pass(held, columns)
 
     def _pass(self, entries: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Iterator[Row]:
-        known, rows = list[Mapping[str, Any]](), list[Row]()
+        found, rows = list[Member](), list[Row]()
         for entry in entries:
             labels = {name: entry[name] for name in columns}
             try:
-                _place(_member(entry))
-                known.append(entry)
+                _offset(_member(entry))
+                found.append(_member(entry))
                 rows.append(Row(entry["name"], b"", labels))
             except FileNotFoundError:
                 rows.append(Row(entry["name"], b"", labels, "a missing file"))
             except UnreadableError as error:
                 rows.append(Row(entry["name"], b"", labels, str(error)))
-        data = iter(read_gzip_members(self.folder, self.name, [_member(entry) for entry in known]))
+        data = iter(read_gzip_members(self.folder, self.name, found))
         for row in rows:
             yield row if row.problem else row._replace(image=next(data))
 
 
 PlacedTree = FolderTree | TarTree | ZipTree
-"""Where any file is read without what lies before it."""
+"""Trees with random access to files."""
 
 
 class _Listing(NamedTuple):
-    """Sorted by name."""
+    """Members sorted by name."""
 
     names: list[str]
     members: list[Member]
 
     def span(self, prefix: str) -> tuple[int, int]:
-        """Where the names with this prefix begin and end."""
+        """Range of the names with this prefix."""
         return bisect_left(self.names, prefix), bisect_left(self.names, prefix + "\U0010ffff")
 
 
 @lru_cache(maxsize=2)
 def _listing(archive: Archive) -> _Listing:
     cleaned = (member._replace(name=member.name.removeprefix("./")) for member in archive.list_members())
-    # Of several members of one name the last one counts.
+    # Of several members with one name the last is valid.
     found = sorted({member.name: member for member in cleaned if not _is_hidden(member.name)}.values())
     return _Listing([member.name for member in found], found)
 
@@ -331,8 +329,7 @@ def _member(entry: Mapping[str, Any]) -> Member:
     return Member(entry["name"], entry["offset"], entry["size"])
 
 
-def _place(member: Member) -> int:
-    """Where a file begins in the archive."""
+def _offset(member: Member) -> int:
     if member.offset == NOWHERE:
         raise FileNotFoundError(member.name)
     _check_size(member)

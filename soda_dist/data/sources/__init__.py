@@ -1,4 +1,4 @@
-"""The published data sets that can be imported: a row in `SOURCES` and a file each."""
+"""Importable data sets: one file, and one row of `SOURCES`, each."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -73,6 +73,6 @@ def parse_options(kind: str, options: Sequence[str]) -> Options:
     for option in options:
         name, equals, text = option.partition("=")
         if not equals or not name:
-            raise UserError("option", option, "option=value", "write for example seed=1")
+            raise UserError("option", option, "option=value", "write, for example, seed=1")
         tree[name] = parse_yaml(text, name)
     return validate(SOURCES[kind].options, tree)

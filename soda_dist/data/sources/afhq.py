@@ -1,8 +1,7 @@
-"""Animal Faces-HQ: cats, dogs and wildlife, 512 pixels square, in the published splits.
+"""Animal Faces-HQ: cats, dogs and wildlife at 512x512 pixels, in the published splits.
 
-Version 1, {train,val}/{cat,dog,wild}/*.jpg, and version 2, {train,test}/{cat,dog,wild}/*.png, below `afhq/`, `afhq_v2/`
-or neither; the folder, or the archives afhq.zip and afhq_v2.zip, which are read in place. Described at
-https://github.com/clovaai/stargan-v2.
+Version 1, {train,val}/{cat,dog,wild}/*.jpg, and version 2, {train,test}/{cat,dog,wild}/*.png, optionally in `afhq/` or
+`afhq_v2/`; a folder, or afhq.zip or afhq_v2.zip read in place. Described at https://github.com/clovaai/stargan-v2.
 """
 
 from soda_dist.data.formats.class_folders import open_classes
@@ -17,25 +16,21 @@ LAYOUT = f"{{train,val|test}}/{{{','.join(CLASSES)}}}/, or one of {', '.join(ARC
 
 
 def open_source(uri: str, options: Options) -> Source:
-    """AFHQ at `uri`.
+    """Open AFHQ at `uri`.
 
     Raises:
-        UserError: no such folders, or both versions, of which one has to be named.
+        UserError: no such folders, or both versions.
     """
-    found = [
-        (tree, root, have)
-        for tree in open_trees(uri, ARCHIVES)
-        for root in ROOTS
-        if "train" in (have := tree.folders(root))
-    ]
+    places = [(tree, root, tree.folders(root)) for tree in open_trees(uri, ARCHIVES) for root in ROOTS]
+    found = [place for place in places if "train" in place[2]]
     if not found:
         raise UserError(uri, "none of AFHQ's layouts", LAYOUT, "correct the path")
     if len(found) > 1:
-        places = " and ".join(f"{tree.uri}/{root}".rstrip("/") for tree, root, _ in found)
-        raise UserError(uri, f"AFHQ more than once: {places}", "one of them", "name it")
-    tree, root, have = found[0]
-    held_out = [name for name in HELD_OUT if name in have]
+        uris = " and ".join(f"{tree.uri}/{root}".rstrip("/") for tree, root, _ in found)
+        raise UserError(uri, f"AFHQ more than once: {uris}", "one of them", "choose one")
+    tree, root, folders = found[0]
+    held_out = [name for name in HELD_OUT if name in folders]
     if not held_out:
-        raise UserError(tree.uri, f"{root}train and neither of {', '.join(HELD_OUT)}", LAYOUT, "complete it")
+        raise UserError(tree.uri, f"{root}train without {' or '.join(HELD_OUT)}", LAYOUT, "add the missing split")
     splits = tuple((split, f"{root}{split}/") for split in ("train", *held_out))
     return open_classes(tree, splits, CLASSES, rows_per_group=32)

@@ -1,12 +1,12 @@
 """CelebA-HQ: 30,000 faces with 40 attributes, or with gender alone.
 
-CelebAMask-HQ, as a folder or as CelebAMask-HQ.zip, read in place: CelebA-HQ-img/N.jpg, CelebAMask-HQ-attribute-anno.txt
-(a count; the names; `N.jpg` and a 1 or -1 for each name) and CelebA-HQ-to-CelebA-mapping.txt (a heading; number, number
-and file in CelebA). Described at https://github.com/switchablenorms/CelebAMask-HQ. Splits are CelebA's: the mapping's
-file names, looked up in CelebA's list_eval_partition.txt (0, 1, 2), which has to lie beside. That is 24,183 training,
-2,993 validation and 2,824 test images. Rows are the mapping's; the masks are not read.
+CelebAMask-HQ (https://github.com/switchablenorms/CelebAMask-HQ), a folder or CelebAMask-HQ.zip read in place, has
+CelebA-HQ-img/N.jpg, CelebAMask-HQ-attribute-anno.txt (a count; the names; `N.jpg` and a 1 or -1 per name) and
+CelebA-HQ-to-CelebA-mapping.txt (a heading; number, number in CelebA, file in CelebA). CelebA's list_eval_partition.txt
+(0, 1, 2) next to it assigns those files to splits of 24,183 training, 2,993 validation and 2,824 test images. Masks are
+ignored.
 
-StarGAN v2's celeba_hq/{train,val}/{female,male}/, as a folder or as celeba_hq.zip, has the one attribute `Male`.
+StarGAN v2's celeba_hq/{train,val}/{female,male}/, a folder or celeba_hq.zip, has the single attribute `Male`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from soda_dist.data import source as contract
-from soda_dist.data.formats.attribute_columns import attribute_rows, attribute_values, can_be_columns
+from soda_dist.data.formats.attribute_columns import attribute_rows, attribute_values, can_be_columns, is_number
 from soda_dist.data.formats.class_folders import open_classes
 from soda_dist.data.formats.file_trees import Tree, file_index, open_trees
 from soda_dist.data.formats.hashed_splits import SHARES, split_numbers
@@ -33,23 +33,21 @@ MAPPING, PARTITION = "CelebA-HQ-to-CelebA-mapping.txt", "list_eval_partition.txt
 SPLITS = {"0": "train", "1": "val", "2": "test"}
 ATTRIBUTE = Label(kind="attribute", names=("no", "yes"))
 GENDERS = ("female", "male")
-MOST_DIGITS = 9
-"""Of an image's number: Python refuses to read thousands of them."""
 LAYOUTS = f"{IMAGES}, {ANNOTATIONS} and {MAPPING}, or {{train,val}}/{{female,male}}/"
 
 
 class Options(contract.Options):
-    """How the images are split."""
+    """Choice of splits."""
 
     splits: Literal["celeba", "drawn"] = "celeba"
-    """CelebA's, or 80/10/10. The two folders of StarGAN v2's layout are its splits in any case."""
+    """CelebA's, or drawn 80/10/10. StarGAN v2's layout always keeps its two folders as splits."""
 
 
 def open_source(uri: str, options: Options) -> Source:
-    """CelebA-HQ at `uri`, whichever of its layouts lies there.
+    """Open CelebA-HQ at `uri`, in either layout.
 
     Raises:
-        UserError: none of them, or a file that is missing.
+        UserError: neither layout, or a missing or invalid file.
     """
     for tree in open_trees(uri, ARCHIVES):
         for root in ROOTS:
@@ -70,7 +68,7 @@ def _open_attributes(tree: Tree, root: str, options: Options) -> Source:
 
 
 class Annotations(NamedTuple):
-    """Names of attributes, and of each image the texts that follow its name."""
+    """Attribute names, and the published values of each image."""
 
     names: tuple[str, ...]
     values: dict[str, list[str]]
@@ -78,12 +76,11 @@ class Annotations(NamedTuple):
 
 def _annotations(tree: Tree, root: str) -> Annotations:
     lines = [line.split() for line in _read(tree, root + ANNOTATIONS).splitlines() if line.strip()]
+    uri = f"{tree.uri}/{root}{ANNOTATIONS}"
     if len(lines) < 2 or len(lines[0]) != 1 or not lines[1]:
-        raise UserError(f"{tree.uri}/{root}{ANNOTATIONS}", "no count and names", "the published file", "restore it")
+        raise UserError(uri, "no count and names", "the published file", "restore it")
     if not can_be_columns(lines[1]):
-        raise UserError(
-            f"{tree.uri}/{root}{ANNOTATIONS}", "a name twice, or one of ours", "the published file", "restore it"
-        )
+        raise UserError(uri, "a repeated or reserved name", "the published file", "restore it")
     return Annotations(tuple(lines[1]), {name: values for name, *values in lines[2:]})
 
 
@@ -94,13 +91,9 @@ def _read(tree: Tree, name: str) -> str:
     return found[name].decode("utf-8", "replace")
 
 
-def _is_number(text: str) -> bool:
-    return text.isdecimal() and len(text) <= MOST_DIGITS
-
-
 @dataclass(frozen=True)
 class CelebAMaskHQ:
-    """Rows in the order of their numbers."""
+    """Rows sorted by image number."""
 
     tree: Tree
     root: str
@@ -129,14 +122,14 @@ class CelebAMaskHQ:
         return attribute_rows(self.tree, index, self.names)
 
     def numbers(self) -> dict[str, list[int]]:
-        """The images of each split.
+        """List the image numbers per split.
 
         Raises:
-            UserError: a file that is missing or does not know an image.
+            UserError: a missing file, or one that lacks an image.
         """
         name = self.root + MAPPING
         lines = [line.split() for line in _read(self.tree, name).splitlines()[1:] if line.strip()]
-        wrong = next((line for line in lines if len(line) != 3 or not _is_number(line[0])), None)
+        wrong = next((line for line in lines if len(line) != 3 or not is_number(line[0])), None)
         if wrong or not lines:
             got = f"the line {' '.join(wrong)[:80]}" if wrong else "no lines"
             raise UserError(f"{self.tree.uri}/{name}", got, "number, number in CelebA, file in CelebA", "restore it")
@@ -153,14 +146,14 @@ class CelebAMaskHQ:
         return found
 
     def _partition(self) -> dict[str, str]:
-        """The split of each file of CelebA."""
+        """Read the split of each CelebA file."""
         inside = self.tree.read([self.root + PARTITION])
         if inside:
             text = inside[self.root + PARTITION]
         elif self.tree.folder.exists(PARTITION):
             text = self.tree.folder.read(PARTITION)
         else:
-            remedy = "put it there from CelebA, or set splits=drawn"
+            remedy = "copy it from CelebA, or set splits=drawn"
             raise UserError(self.tree.folder.file_uri(PARTITION), "a missing file", "CelebA's partition", remedy)
         lines = (line.split() for line in text.decode("utf-8", "replace").splitlines())
         return {line[0]: SPLITS[line[1]] for line in lines if len(line) == 2 and line[1] in SPLITS}

@@ -1,6 +1,6 @@
-"""CIFAR-10: the published binary batches (as a folder or a .tar.gz), or Parquet with an image and a label column.
+"""CIFAR-10: the published binary batches (a folder or a .tar.gz), or Parquet with an image and a label column.
 
-Binary batches hold raw pixels; they are encoded as PNG, which loses nothing. Parquet images keep their bytes.
+Raw pixels of binary batches become PNG, which is lossless; Parquet images keep their bytes.
 """
 
 from soda_dist.data.formats.cifar_binary import Layout, open_archive, open_batches
@@ -22,7 +22,7 @@ LAYOUTS = f"{LAYOUT.inner}/*.bin, {LAYOUT.archive}, or {{train,test}}/*.parquet"
 
 
 def open_source(uri: str, options: Options) -> Source:
-    """CIFAR-10 at `uri`, whichever of its layouts lies there; a `UserError` if none does."""
+    """Open CIFAR-10 at `uri` in any of its layouts; a `UserError` if none matches."""
     if uri.endswith((".tar.gz", ".tgz")):
         return open_archive(uri, LAYOUT, LAYOUTS)
     folder = open_folder(uri)

@@ -1,7 +1,7 @@
-"""CIFAR-100: the published binary version, cifar-100-binary.tar.gz or the folder in it, with both of its labels.
+"""CIFAR-100: the published binary version, cifar-100-binary.tar.gz or the folder in it, with both labels.
 
-A record holds the label among 20 superclasses, then the one among 100 classes; names are those of the published
-fine_label_names.txt and coarse_label_names.txt. As Parquet, it is imported as `parquet`.
+A record has the label among 20 superclasses, then the one among 100 classes; class names are from the published
+coarse_label_names.txt and fine_label_names.txt. For Parquet versions use the kind `parquet`.
 """
 
 from soda_dist.data.formats.cifar_binary import Layout, open_archive, open_batches
@@ -35,7 +35,7 @@ LAYOUTS = f"{LAYOUT.inner}/{{train,test}}.bin, or {LAYOUT.archive}"
 
 
 def open_source(uri: str, options: Options) -> Source:
-    """CIFAR-100 at `uri`, whichever of its layouts lies there; a `UserError` if none does."""
+    """Open CIFAR-100 at `uri` in either layout; a `UserError` if neither matches."""
     if uri.endswith((".tar.gz", ".tgz")):
         return open_archive(uri, LAYOUT, LAYOUTS)
     batches = open_batches(open_folder(uri), LAYOUT)

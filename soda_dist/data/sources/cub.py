@@ -1,14 +1,13 @@
 """CUB-200-2011: birds of 200 species with 312 attributes, in the published splits.
 
-CUB_200_2011/, or CUB_200_2011.tgz, which is read in place (1.2 GB, inflated once for each listing and once for each
-256 MiB of a shard's images; an unpacked folder is quicker). Files by number of image: images.txt,
-image_class_labels.txt, train_test_split.txt (1: train), bounding_boxes.txt (x, y, width, height) and
-attributes/image_attribute_labels.txt (image, attribute, present, certainty, time; some lines have more columns); names
-in classes.txt and attributes.txt, which lies in attributes/ or beside CUB_200_2011/. Rows are those of images.txt.
-Published at https://www.vision.caltech.edu/datasets/cub_200_2011/.
+CUB_200_2011/, or CUB_200_2011.tgz read in place (1.2 GB, inflated once per listing and once per 256 MiB of a shard's
+images; an unpacked folder is faster). Files by image number: images.txt, image_class_labels.txt, train_test_split.txt
+(1 = train), bounding_boxes.txt (x, y, width, height) and attributes/image_attribute_labels.txt (image, attribute,
+present, certainty, time; some lines have more columns). Names in classes.txt, and in attributes.txt inside attributes/
+or next to CUB_200_2011/. Published at https://www.vision.caltech.edu/datasets/cub_200_2011/.
 
-Images are cropped to the bird (appendix D.2). Our reading: the smallest square about the centre of its box that holds
-the box, black where it leaves the image, encoded as PNG. An attribute is what was said to be present, at any certainty.
+Images are cropped to the bird (appendix D.2). Our reading: the smallest square around the centre of its box that holds
+the box, black outside the image, encoded as PNG. Attributes count as present at any certainty.
 """
 
 import io
@@ -21,7 +20,13 @@ import numpy as np
 import pyarrow as pa
 
 from soda_dist.data import source as contract
-from soda_dist.data.formats.attribute_columns import attribute_rows, attribute_values, can_be_columns
+from soda_dist.data.formats.attribute_columns import (
+    MOST_DIGITS,
+    attribute_rows,
+    attribute_values,
+    can_be_columns,
+    is_number,
+)
 from soda_dist.data.formats.file_trees import FolderTree, Tree, file_index, open_trees
 from soda_dist.data.formats.fixed_records import encode_png
 from soda_dist.data.shards import Label
@@ -34,25 +39,23 @@ INNER, ARCHIVES = "CUB_200_2011/", ("CUB_200_2011.tgz", "CUB_200_2011.tar.gz", "
 IMAGES, CLASSES, LABELS = "images.txt", "classes.txt", "image_class_labels.txt"
 SPLITS, BOXES, PRESENT = "train_test_split.txt", "bounding_boxes.txt", "attributes/image_attribute_labels.txt"
 NAMES = "attributes.txt"
-LAYOUT = f"{INNER}{IMAGES} and the files beside it, or {ARCHIVES[0]}"
-MOST_DIGITS = 9
-"""Of a number of an image, a class or an attribute: Python refuses to read thousands of them."""
+LAYOUT = f"{INNER}{IMAGES} with its other files, or {ARCHIVES[0]}"
 LARGEST_SIDE = 4096
-"""Of a square: images have up to 500 pixels, so a larger box is damaged."""
+"""Pixels; larger boxes are damaged, since images have up to 500."""
 ATTRIBUTE = Label(kind="attribute", names=("no", "yes"))
 REMEDY = "download it again"
 
 
 class Options(contract.Options):
-    """What of the images and of what is known of them."""
+    """Crop and attributes."""
 
     crop: Literal["box", "none"] = "box"
-    """None: whole images, in their published bytes."""
+    """`none` keeps whole images with their published bytes."""
     attributes: bool = True
 
 
 class Box(NamedTuple):
-    """Of the bird, in pixels of the published image."""
+    """Bounding box in pixels of the published image."""
 
     x: float
     y: float
@@ -62,7 +65,7 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Cub:
-    """Rows in the order of numbers, which the import shuffles. `attributes` is empty where they are left out."""
+    """Rows sorted by image number; the import shuffles them. `attributes` is empty if disabled."""
 
     tree: Tree
     root: str
@@ -109,16 +112,16 @@ class Cub:
 
     def _label(self, labels: dict[int, str], number: int) -> int:
         text = labels.get(number, "")
-        if not _is_number(text) or not 1 <= int(text) <= len(self.classes):
+        if not is_number(text) or not 1 <= int(text) <= len(self.classes):
             raise _wrong(self.tree, LABELS, f"no class 1..{len(self.classes)} for image {number}")
         return int(text) - 1
 
 
 def open_source(uri: str, options: Options) -> Source:
-    """CUB-200-2011 at `uri`.
+    """Open CUB-200-2011 at `uri`.
 
     Raises:
-        UserError: no images, or a file that is missing or wrong.
+        UserError: no images, or a missing or invalid file.
     """
     for tree in open_trees(uri, ARCHIVES):
         for root in ("", INNER):
@@ -142,29 +145,29 @@ def _attribute_names(tree: Tree, root: str) -> tuple[str, ...]:
     found = tree.read(list(dict.fromkeys(places)))
     text = next((found[place] for place in places if place in found), None)
     if text is None and isinstance(tree, FolderTree):
-        # The folder that was named is CUB_200_2011 itself, and the file lies beside it.
+        # Given CUB_200_2011 itself, the file is in its parent.
         text = FolderTree(locate(tree.uri)[0]).read([NAMES]).get(NAMES)
     if text is None:
-        raise _wrong(tree, NAMES, "a missing file", "put it there, or set attributes=false")
+        raise _wrong(tree, NAMES, "a missing file", "restore it, or set attributes=false")
     names = _in_order(tree, NAMES, _by_number(tree, NAMES, text))
     if not can_be_columns(names):
-        raise _wrong(tree, NAMES, "an attribute that is called like another column")
+        raise _wrong(tree, NAMES, "an attribute named like another column")
     return names
 
 
 def _in_order(tree: Tree, name: str, texts: dict[int, str]) -> tuple[str, ...]:
     if sorted(texts) != list(range(1, len(texts) + 1)) or len(set(texts.values())) < len(texts) or not texts:
-        raise _wrong(tree, name, "numbers or names that do not count 1, 2, ...")
+        raise _wrong(tree, name, "numbers other than 1, 2, ... or repeated names")
     return tuple(texts[number] for number in sorted(texts))
 
 
 def _by_number(tree: Tree, name: str, text: bytes) -> dict[int, str]:
-    """The lines of a file, without the number that each begins with, by that number."""
+    """Map the number at the start of each line to the rest of the line."""
     found = {}
     for line in text.decode("utf-8", "replace").splitlines():
         if line.strip():
             number, *rest = line.split(None, 1)
-            if not _is_number(number) or not rest:
+            if not is_number(number) or not rest:
                 raise _wrong(tree, name, f"the line {line[:60]}")
             if int(number) in found:
                 raise _wrong(tree, name, f"the number {int(number)} twice")
@@ -172,18 +175,14 @@ def _by_number(tree: Tree, name: str, text: bytes) -> dict[int, str]:
     return found
 
 
-def _is_number(text: str) -> bool:
-    return text.isdecimal() and len(text) <= MOST_DIGITS
-
-
 def _wrong(tree: Tree, name: str, got: str, remedy: str = REMEDY) -> UserError:
     return UserError(f"{tree.uri}/{name}", got, LAYOUT, remedy)
 
 
 def _present(text: bytes, count: int) -> dict[int, str]:
-    """Zeros and ones of each image, in the order of attributes; fewer where some are not told."""
+    """Collect each image's zeros and ones in attribute order; shorter if some are missing."""
     found: dict[int, bytearray] = {}
-    for line in io.BytesIO(text):  # millions, which are not held
+    for line in io.BytesIO(text):  # a generator: millions of lines
         columns = line.split(None, 3)
         if len(columns) < 3 or not (columns[0].isdigit() and columns[1].isdigit() and columns[2] in (b"0", b"1")):
             continue
@@ -211,19 +210,16 @@ def _cropped(row: Row, box: list[float] | None) -> Row:
     if image is None or box is None:
         return row._replace(image=b"", problem=reason or "an image that cannot be decoded")
     square = crop_square(image, Box(*box))
-    return (
-        row._replace(image=encode_png(square))
-        if square is not None
-        else row._replace(problem="a box outside the image")
-    )
+    changed = {"problem": "a box outside the image"} if square is None else {"image": encode_png(square)}
+    return row._replace(**changed)
 
 
 def crop_square(image: np.ndarray[Any, Any], box: Box) -> np.ndarray[Any, Any] | None:
-    """The smallest square about the centre of a box that holds it; None if none of it is in the image.
+    """Crop the smallest square around the centre of a box that holds it, black outside; None if outside the image.
 
     Args:
         image: uint8 [h, w, 3].
-        box: of whole pixels, as the published ones; others may lose half a pixel at an edge.
+        box: in whole pixels, as published; fractional ones may lose half a pixel at an edge.
     """
     side = math.ceil(max(box.width, box.height))
     top, left = round(box.y + box.height / 2 - side / 2), round(box.x + box.width / 2 - side / 2)

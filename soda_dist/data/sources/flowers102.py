@@ -1,13 +1,11 @@
 """Oxford Flowers 102: jpg/image_00001.jpg and so on, in the published splits.
 
-The folder, or 102flowers.tgz, read in place; beside them, or in torchvision's `flowers-102/`, imagelabels.mat
-(`labels`, 1..102, by number of image) and setid.mat (`trnid`, `valid`, `tstid`, numbers from 1 on): 1,020 training,
-1,020 validation and 6,149 test images. Rows are setid.mat's. Published at
-https://www.robots.ox.ac.uk/~vgg/data/flowers/102/.
+A folder, or 102flowers.tgz read in place; next to the images, or in torchvision's `flowers-102/`, imagelabels.mat
+(`labels`, 1..102, by image number) and setid.mat (`trnid`, `valid`, `tstid`, image numbers from 1): 1,020 training,
+1,020 validation and 6,149 test images. Published at https://www.robots.ox.ac.uk/~vgg/data/flowers/102/.
 
-Nothing but the beginning of a compressed archive can be found: it is inflated once for the listing of each split and
-once for each 256 MiB of a shard's images, which are held meanwhile. That is 345 MB, seconds, a time. Some archives of
-this name are tars without compression; those are read at random.
+A compressed archive (345 MB) is inflated once to list each split, and once per 256 MiB of a shard's images, which are
+held in memory. Some archives of this name are uncompressed tars; those allow random access.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,6 +25,7 @@ from soda_dist.errors import UserError
 ARCHIVES, ROOTS, IMAGES = ("102flowers.tgz",), ("", "flowers-102/"), "jpg"
 LABELS, SETS = "imagelabels.mat", "setid.mat"
 SPLITS = {"train": "trnid", "val": "valid", "test": "tstid"}
+REMEDY = "download it again"
 LAYOUTS = f"{IMAGES}/image_00001.jpg ... or {ARCHIVES[0]}, with {LABELS} and {SETS}"
 CLASSES = tuple(
     """pink primrose, hard-leaved pocket orchid, canterbury bells, sweet pea, english marigold, tiger lily, moon orchid,
@@ -43,12 +42,12 @@ CLASSES = tuple(
     watercress, canna lily, hippeastrum, bee balm, ball moss, foxglove, bougainvillea, camellia, mallow,
     mexican petunia, bromelia, blanket flower, trumpet creeper, blackberry lily""".replace("\n   ", "").split(", ")
 )
-"""By label, as the publishers list them."""
+"""Class names by label, in the publishers' order."""
 
 
 @dataclass(frozen=True)
 class Flowers102:
-    """Rows in the order of numbers, which the import shuffles."""
+    """Rows sorted by image number; the import shuffles them."""
 
     tree: Tree
     root: str
@@ -69,7 +68,8 @@ class Flowers102:
         numbers, labels = self.numbers()[part.split], self._matrix(LABELS, "labels")
         wrong = next((int(n) for n in numbers if not 1 <= n <= len(labels) or not 1 <= labels[n - 1] <= 102), None)
         if wrong is not None:
-            raise UserError(LABELS, f"no label 1..{len(CLASSES)} of image {wrong}", f"one of each in {SETS}", REMEDY)
+            got = f"no label 1..{len(CLASSES)} of image {wrong}"
+            raise UserError(LABELS, got, f"one for each image in {SETS}", REMEDY)
         found = self.tree.find([f"{self.root}{IMAGES}/image_{number:05d}.jpg" for number in numbers])
         return label_index(found, "label", (labels[numbers - 1] - 1).tolist())
 
@@ -77,37 +77,34 @@ class Flowers102:
         return self.tree.rows(index, ["label"])
 
     def numbers(self) -> dict[str, NDArray[np.int64]]:
-        """The images of each split, ascending.
+        """List the image numbers per split, ascending.
 
         Raises:
-            UserError: a file that is missing or is not the published one.
+            UserError: a missing or invalid file.
         """
         found = {split: np.sort(self._matrix(SETS, name)) for split, name in SPLITS.items()}
-        every = np.concatenate(list(found.values()))
-        if len(np.unique(every)) < len(every):
+        numbers = np.concatenate(list(found.values()))
+        if len(np.unique(numbers)) < len(numbers):
             raise UserError(SETS, "an image twice", "each image in one split", REMEDY)
         return found
 
     def _matrix(self, name: str, variable: str) -> NDArray[np.int64]:
-        """A variable of a .mat file, int64 [n]."""
+        """Read a variable of a .mat file, int64 [n]."""
         inside = self.tree.read([self.root + name])
         uri = self.tree.folder.file_uri(self.root + name)
         try:
             return read_numbers(inside.get(self.root + name) or self.tree.folder.read(name), variable)
         except FileNotFoundError:
-            raise UserError(uri, "a missing file", LAYOUTS, "put it there") from None
+            raise UserError(uri, "a missing file", LAYOUTS, "add it") from None
         except ValueError as error:
             raise UserError(uri, f"no {variable} ({error})", "the published file", REMEDY) from None
 
 
-REMEDY = "download it again"
-
-
 def open_source(uri: str, options: Options) -> Source:
-    """Flowers 102 at `uri`.
+    """Open Flowers 102 at `uri`.
 
     Raises:
-        UserError: no images, or a .mat file that is missing or wrong.
+        UserError: no images, or a missing or invalid .mat file.
     """
     for tree in open_trees(uri, ARCHIVES):
         for root in ROOTS:

@@ -2,12 +2,11 @@
 
     {train,val,test}/CLASS/IMAGE    also `valid`, `validation`, `dev`, `training`, `testing`
     {train,val,test}/IMAGE
-    CLASS/IMAGE, or IMAGE           80 % training, 10 % validation, 10 % test, each file by its name and the seed
+    CLASS/IMAGE, or IMAGE           split 80/10/10 by file name and seed
 
-Classes are the sorted names of the first folders; images lie at any depth below. Where folders are no classes (years,
-chunks of a thousand files), say `classes=false`. Of an archive, a single folder that holds all the rest is left out.
-What lies beside the folders of splits is not read. Every other file is a row, and what is no image is listed as
-rejected.
+Classes are the sorted first-level folders, with images at any depth below; set `classes=false` if folders are not
+classes. A single top folder in an archive is skipped. Files next to split folders are ignored; all others are rows,
+rejected if they are not images.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,33 +25,33 @@ from soda_dist.data.shards import Label
 from soda_dist.data.source import Contents, Part, Row, Source
 from soda_dist.errors import UserError
 
-SPLITS = {split: tuple(name for name, told in SPLIT_NAMES.items() if told == split) for split in SHARES}
+SPLITS = {split: tuple(name for name in SPLIT_NAMES if SPLIT_NAMES[name] == split) for split in SHARES}
 LAYOUTS = "{train,val,test}/CLASS/IMAGE, {train,val,test}/IMAGE, CLASS/IMAGE, or IMAGE"
 
 
 class Options(contract.Options):
-    """What the folders mean."""
+    """Meaning of the folders."""
 
     classes: bool | None = None
-    """Whether the first folders, below those of splits, are classes; none: if there are two or more."""
+    """Whether the folders below the splits are classes; None = if two or more exist."""
     splits: Literal["folders", "drawn"] | None = None
-    """Whether splits are folders or drawn; none: folders if there is one of training images."""
+    """Whether splits are folders or drawn; None = folders if a training folder exists."""
 
 
 def open_source(uri: str, options: Options) -> Source:
-    """The tree at `uri`.
+    """Open the tree at `uri`.
 
     Raises:
-        UserError: no files, or folders that do not mean what the options say.
+        UserError: no files, or folders that contradict the options.
     """
     tree = open_tree(uri)
     top = "" if isinstance(tree, FolderTree) else _top(tree)
     splits = () if options.splits == "drawn" else _splits(tree, top)
     if splits and splits[0][0] != "train":
         got = f"{splits[0][1]} and no folder train"
-        raise UserError(tree.uri, got, LAYOUTS, "name the folder of training images train, or set splits=drawn")
+        raise UserError(tree.uri, got, LAYOUTS, "rename the training folder to train, or set splits=drawn")
     if not splits and options.splits == "folders":
-        raise UserError("splits", f"folders, but {tree.uri} has none of them", LAYOUTS, "set splits=drawn")
+        raise UserError("splits", f"folders, but {tree.uri} has no split folders", LAYOUTS, "set splits=drawn")
     classes = _classes(tree, [prefix for _, prefix in splits] or [top], options.classes)
     if splits and classes:
         return open_classes(tree, splits, classes)
@@ -61,12 +60,12 @@ def open_source(uri: str, options: Options) -> Source:
         return ClassFolders(tree, splits, (), "label", label)
     source = DrawnFolders(tree, top, classes, options.seed)
     if not source.parts():
-        raise UserError(tree.uri, "a place without files", LAYOUTS, "correct the path")
+        raise UserError(tree.uri, "no files", LAYOUTS, "correct the path")
     return source
 
 
 def _top(tree: Tree) -> str:
-    """The prefix below which an archive's files part for the first time."""
+    """Common prefix of an archive's files, up to a training folder."""
     top = ""
     while len(folders := tree.folders(top)) == 1 and not tree.direct_files(top) and folders[0] not in SPLITS["train"]:
         top += f"{folders[0]}/"
@@ -76,10 +75,10 @@ def _top(tree: Tree) -> str:
 def _splits(tree: Tree, top: str) -> tuple[tuple[str, str], ...]:
     folders, found = tree.folders(top), []
     for split, names in SPLITS.items():
-        have = [name for name in names if name in folders]
-        if len(have) > 1:
-            raise UserError(tree.uri, f"both {have[0]} and {have[1]}", f"one folder of {split}", "rename one of them")
-        found += [(split, f"{top}{have[0]}/")] if have else []
+        own = [name for name in names if name in folders]
+        if len(own) > 1:
+            raise UserError(tree.uri, f"both {own[0]} and {own[1]}", f"one folder of {split}", "rename one of them")
+        found += [(split, f"{top}{own[0]}/")] if own else []
     return tuple(found)
 
 
@@ -88,14 +87,14 @@ def _classes(tree: Tree, prefixes: Sequence[str], wanted: bool | None) -> tuple[
         return ()
     found = tuple(sorted({name for prefix in prefixes for name in tree.folders(prefix)}))
     if wanted and not found:
-        raise UserError("classes", f"true, but {tree.uri} has no folders of them", LAYOUTS, "set classes=false")
+        raise UserError("classes", f"true, but {tree.uri} has no class folders", LAYOUTS, "set classes=false")
     return found if wanted or len(found) > 1 else ()
 
 
 @dataclass(frozen=True)
 class DrawnFolders:
-    """A tree without splits. A file's split follows from its name below `top`, so that other files change nothing, and
-    an archive is split as its folder is. Each part lists the whole tree."""
+    """A tree split by file name below `top`, so that other files do not matter and an archive splits like its folder.
+    Each part lists the whole tree."""
 
     tree: Tree
     top: str
@@ -114,7 +113,7 @@ class DrawnFolders:
         if not self.classes:
             return file_index(found)
         values = {name: value for value, name in enumerate(self.classes)}
-        # A file beside the folders has no "/" after the top, so its own name, which is no class.
+        # For a file outside class folders this looks up its own name, which is not a class.
         return label_index(found, "label", [values.get(member.name[len(self.top) :].split("/")[0]) for member in found])
 
     def rows(self, index: pa.Table) -> Iterator[Row]:

@@ -1,7 +1,7 @@
 """ImageNet: `{train,val}/<wnid>/*.JPEG`, `<wnid>/*.JPEG` (one split, train), or the published tars.
 
-The class index is the rank of the wnid among the sorted wnids; it is not the devkit's ILSVRC2012_ID. Rows are sorted
-by class as published, so the import puts them in a random order.
+The class index is the rank of the wnid among the sorted wnids, not the devkit's ILSVRC2012_ID. Rows are published
+sorted by class, so the import shuffles them.
 """
 
 import io
@@ -30,10 +30,10 @@ LAYOUTS = f"{{train,val}}/<wnid>/*.JPEG, <wnid>/*.JPEG, {TRAIN_TAR}, or a folder
 
 
 def open_source(uri: str, options: Options) -> Source:
-    """ImageNet at `uri`, whichever of its layouts lies there.
+    """Open ImageNet at `uri`, in any of its layouts.
 
     Raises:
-        UserError: none of them, or a validation tar without its devkit.
+        UserError: no known layout, or a validation tar without its devkit.
     """
     if uri.endswith(".tar"):
         folder, name = locate(uri)
@@ -61,10 +61,8 @@ def _open_splits(folder: Folder, splits: tuple[tuple[str, str, tuple[str, ...]],
     for split, prefix, names in splits[1:]:
         unknown = sorted(set(names) - set(classes))
         if unknown:
-            got = f"class {unknown[0]} in {split}"
-            raise UserError(
-                folder.file_uri(prefix), got, f"classes of {splits[0][0]}", "remove it, or complete the other"
-            )
+            got, allowed = f"class {unknown[0]} in {split}", f"classes of {splits[0][0]}"
+            raise UserError(folder.file_uri(prefix), got, allowed, "remove it, or complete the other split")
     return ImageFolders(folder, classes, splits)
 
 
@@ -80,7 +78,7 @@ def _contents(classes: tuple[str, ...]) -> Contents:
 
 @dataclass(frozen=True)
 class ImageFolders:
-    """One folder a class. `splits` holds (name, prefix, its classes)."""
+    """One folder per class; `splits` has (name, prefix, classes)."""
 
     folder: Folder
     classes: tuple[str, ...]
@@ -104,9 +102,11 @@ class ImageFolders:
 
 @dataclass(frozen=True)
 class ImageTars:
-    """The published archives: a tar of one tar a class, and a flat one whose classes the devkit tells.
+    """The published tars: `train` has one tar per class, `val` is flat with labels in the devkit.
 
-    `inner` are the tars inside `train`; `truth` are the labels of the members of `val`, sorted by name.
+    Attributes:
+        inner: the tars inside `train`.
+        truth: labels of the members of `val`, sorted by name.
     """
 
     folder: Folder
@@ -171,9 +171,8 @@ def _open_tars(folder: Folder, train: str, val: str, uri: str) -> Source:
     if train:
         inner = tuple(sorted(m for m in tar_members(folder, train, small=False) if WNID.fullmatch(_wnid(m))))
         if not inner:
-            raise UserError(
-                folder.file_uri(train), "a tar without <wnid>.tar", "the published tar of tars", "correct the path"
-            )
+            allowed = "the published tar of tars"
+            raise UserError(folder.file_uri(train), "a tar without <wnid>.tar", allowed, "correct the path")
     classes = tuple(_wnid(member) for member in inner)
     if not val:
         return ImageTars(folder, train, val, classes, inner, ())
@@ -182,21 +181,19 @@ def _open_tars(folder: Folder, train: str, val: str, uri: str) -> Source:
     wnid_by_text = {str(number).encode(): wnid for number, wnid in wnid_of.items()}
     truth = [wnid_by_text.get(line) for line in _devkit_file(folder, TRUTH).split()]
     if None in truth:
-        raise UserError(
-            folder.file_uri(DEVKIT), f"an id in {TRUTH} that {META} lacks", "one devkit", "download it again"
-        )
+        got = f"an id in {TRUTH} that {META} lacks"
+        raise UserError(folder.file_uri(DEVKIT), got, "one devkit", "download it again")
     return ImageTars(folder, train, val, classes, inner, tuple(classes.index(str(wnid)) for wnid in truth))
 
 
 def _wnids(folder: Folder) -> dict[int, str]:
-    """wnid of each ILSVRC2012_ID that is a class of its own (a synset without children)."""
+    """Read the wnid of each ILSVRC2012_ID that is a class (a synset without children)."""
     try:
         found = read_structs(_devkit_file(folder, META), "synsets", ("ILSVRC2012_ID", "WNID", "num_children"))
         wnid_of = {int(number): str(wnid) for number, wnid, children in found if int(children) == 0}
     except ValueError as error:
-        raise UserError(
-            folder.file_uri(DEVKIT), f"no synsets in {META} ({error})", "the devkit", "download it again"
-        ) from None
+        got = f"no synsets in {META} ({error})"
+        raise UserError(folder.file_uri(DEVKIT), got, "the devkit", "download it again") from None
     wrong = next((wnid for wnid in wnid_of.values() if not WNID.fullmatch(wnid)), None)
     if wrong is not None:
         raise UserError(folder.file_uri(DEVKIT), f"the wnid {wrong[:20]!r}", "the devkit", "download it again")
@@ -204,18 +201,17 @@ def _wnids(folder: Folder) -> dict[int, str]:
 
 
 def _devkit_file(folder: Folder, name: str) -> bytes:
-    path = f"{DEVKIT}/data/{name}"
+    path, archive = f"{DEVKIT}/data/{name}", f"{DEVKIT}.tar.gz"
     if folder.exists(path):
         return folder.read(path)
     try:
-        with tarfile.open(fileobj=io.BytesIO(folder.read(f"{DEVKIT}.tar.gz")), mode="r:gz") as tar:
+        with tarfile.open(fileobj=io.BytesIO(folder.read(archive)), mode="r:gz") as tar:
             found = tar.extractfile(path)
             if found is not None:
                 return found.read()
     except FileNotFoundError:
         pass
     except (tarfile.TarError, KeyError, EOFError, OSError, zlib.error) as error:
-        raise UserError(
-            folder.file_uri(f"{DEVKIT}.tar.gz"), f"no {path} ({error})", "the devkit", "download it again"
-        ) from None
-    raise UserError(folder.uri, f"{VAL_TAR} without {path}", f"{DEVKIT}.tar.gz beside it", "download the devkit")
+        got = f"no {path} ({error})"
+        raise UserError(folder.file_uri(archive), got, "the devkit", "download it again") from None
+    raise UserError(folder.uri, f"{VAL_TAR} without {path}", f"{archive} next to it", "download the devkit")

@@ -1,19 +1,19 @@
-"""Objects rendered by Kubric, a folder each: the paper's own ShapeNet and Google Scanned Objects (D.1).
+"""Objects rendered by Kubric, one folder each: the paper's ShapeNet and Google Scanned Objects (D.1).
 
-As Kubric's workers write them (https://github.com/google-research/kubric), with background_transparency:
+Layout of Kubric's workers (https://github.com/google-research/kubric) with background_transparency:
 
     OBJECT/rgba_00000.png, ...       or CATEGORY/OBJECT/...
     OBJECT/metadata.json             metadata.resolution; camera: focal_length, sensor_width, positions, quaternions;
                                      instances: the first one's category
     splits.json                      optional, {"train": [OBJECT, ...], "val": ..., "test": ...}
 
-Nobody published the renderings or a split, so 80/10/10 by object, all views of one in one split (appendix B); the paper
-has 120 views of each. Cameras are made of positions and quaternions (W X Y Z, camera to world): K and R there are of
-one frame. Kubric's camera looks down its -z, y up, and is turned into ours. An image that was made smaller keeps its
-camera, a cropped one is refused.
+The renderings and splits are not published: without splits.json, objects are split 80/10/10 (appendix B). The paper has
+120 views per object. Cameras come from positions and quaternions (W X Y Z, camera to world); K and R in the metadata
+describe a single frame. Kubric's camera looks along -z with y up, and is converted to our axes. Downscaled images keep
+their camera; cropped ones are refused.
 
-Training drops alpha, and under transparent pixels may lie anything. So images are put on a background here, white (our
-reading) unless `background=black`, and stored as PNG; images without alpha keep their bytes.
+Training drops alpha, and transparent pixels have arbitrary colours. Images are therefore composed onto a background,
+white (our reading) unless `background=black`, and stored as PNG; images without alpha keep their bytes.
 """
 
 import io
@@ -39,7 +39,7 @@ from soda_dist.data.formats.camera_folders import (
 )
 from soda_dist.data.formats.fixed_records import encode_png
 from soda_dist.data.shards import Label
-from soda_dist.data.source import Contents, Part, Row, Source, check_image, printable_text
+from soda_dist.data.source import Contents, Part, Row, Source, UnreadableError, check_image, printable_text
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
 
@@ -51,42 +51,42 @@ SHAPENET = (
     "printer", "remote control", "rifle", "rocket", "skateboard", "sofa", "stove", "table", "telephone", "tower",
     "train", "vessel", "washer",
 )  # fmt: skip
-"""The 55 categories of ShapeNetCore.v2, as Kubric's manifest of it names them."""
+"""The 55 categories of ShapeNetCore.v2, as in Kubric's manifest."""
 GSO = (
     "Action Figures", "Bag", "Board Games", "Bottles and Cans and Cups", "Camera", "Car Seat", "Consumer Goods", "Hat",
     "Headphones", "Keyboard", "Legos", "Media Cases", "Mouse", "None", "Shoe", "Stuffed Toys", "Toys",
 )  # fmt: skip
-"""The 17 categories of Google Scanned Objects; None is one of them."""
+"""The 17 categories of Google Scanned Objects, one of them called None."""
 METADATA = "metadata.json"
 SHADES = {"white": 255, "black": 0}
-TRIED = 16
-"""Folders that are looked into for the layout: a rendering may have failed."""
+PROBED = 16
+"""Folders checked for metadata, since single renderings may have failed."""
 TO_OURS = np.diag([1.0, -1, -1, 1])
-"""From our camera's axes to Kubric's."""
+"""Our camera axes to Kubric's."""
 LAYOUT = f"[CATEGORY/]OBJECT/{METADATA} and rgba_00000.png"
 
 
 class Options(contract.Options):
-    """What is seen where nothing was rendered."""
+    """Background of transparent pixels."""
 
     background: Literal["white", "black"] = "white"
 
 
 class Scene(NamedTuple):
-    """What metadata.json says of an object's views."""
+    """Contents of an object's metadata.json."""
 
     resolution: tuple[float, float]
-    """Width and height of the rendering."""
+    """Width and height in pixels."""
     focal: float
-    """In widths of the image."""
+    """Focal length in image widths."""
     to_world: tuple[Matrix | str, ...]
-    """Each view's camera, or what is wrong with it."""
+    """Each view's camera, or its problem."""
     category: str | None
 
 
 @dataclass(frozen=True)
 class Kubric:
-    """The objects and the names of their categories."""
+    """Objects, category names, and grey level of the background."""
 
     folder: Folder
     objects: tuple[Part, ...]
@@ -119,7 +119,7 @@ class Kubric:
         except FileNotFoundError:
             return f"no {METADATA}"
         except (ValueError, RecursionError):
-            return f"{METADATA} that is not JSON"
+            return f"invalid JSON in {METADATA}"
 
     def _row(self, entry: Mapping[str, Any], scene: Scene | str) -> Row:
         path = entry["name"]
@@ -129,7 +129,7 @@ class Kubric:
             return Row(path, b"", {}, str(error))
 
     def _view(self, path: str, scene: Scene | str) -> tuple[bytes, dict[str, Any]]:
-        """An image and its columns."""
+        """Read an image and its columns."""
         name, _, file = path.rpartition("/")
         if isinstance(scene, str):
             raise UnreadableError(scene)
@@ -137,18 +137,18 @@ class Kubric:
         if isinstance(to_world, str):
             raise UnreadableError(to_world)
         if scene.category not in (None, *self.categories):
-            raise UnreadableError(f"category {printable_text(str(scene.category))[:40]}, which there is not")
+            raise UnreadableError(f"an unknown category {printable_text(str(scene.category))[:40]}")
         label = None if scene.category is None else self.categories.index(scene.category)
         data, (width, height) = self._image(path)
         if width * scene.resolution[1] != height * scene.resolution[0]:
             rendered = "x".join(f"{side:g}" for side in scene.resolution)
-            raise UnreadableError(f"a part of the image: {width}x{height} of {rendered} pixels")
+            raise UnreadableError(f"a cropped image: {width}x{height} of {rendered} pixels")
         focal = scene.focal * width
         intrinsics = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
         return data, {"label": label, **posed_columns(name, to_world, intrinsics)}
 
     def _image(self, path: str) -> tuple[bytes, tuple[int, int]]:
-        """An image on its background, and its width and height."""
+        """Read an image on its background, and its width and height."""
         try:
             data = self.folder.read(path)
         except FileNotFoundError:
@@ -160,10 +160,6 @@ class Kubric:
             return _on_background(data, self.shade)
         except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error) as error:
             raise UnreadableError(f"a broken image ({error})") from None
-
-
-class UnreadableError(Exception):
-    """Why a row has no image."""
 
 
 def _parse(tree: Any) -> Scene | str:
@@ -178,15 +174,15 @@ def _parse(tree: Any) -> Scene | str:
     if not positions.size or positions.shape[1:] != (3,) or quaternions.shape != (len(positions), 4):
         return f"{METADATA} with positions {[*positions.shape]} and quaternions {[*quaternions.shape]}"
     if not (np.isfinite(numbers).all() and numbers.min() > 0):
-        return f"{METADATA} with a resolution or focal length that is not above 0"
+        return f"{METADATA} with a resolution or focal length that is not positive"
     poses = tuple(_pose(*pose) for pose in zip(positions, quaternions, strict=True))
     return Scene((numbers[0], numbers[1]), numbers[2] / numbers[3], poses, category)
 
 
 def _pose(position: Matrix, quaternion: Matrix) -> Matrix | str:
-    """Camera to world, in our axes."""
+    """Convert to camera to world, in our axes."""
     if not (np.isfinite(position).all() and np.isfinite(quaternion).all()):
-        return f"a camera in {METADATA} with numbers that are not finite"
+        return f"a camera in {METADATA} with non-finite numbers"
     length = np.linalg.norm(quaternion)
     if abs(length - 1) > TOLERANCE:
         return f"a quaternion in {METADATA} of length {length:.4g}"
@@ -202,7 +198,7 @@ def _pose(position: Matrix, quaternion: Matrix) -> Matrix | str:
 
 
 def _on_background(data: bytes, shade: int) -> tuple[bytes, tuple[int, int]]:
-    """The image without alpha, as it is if it has none, and its width and height."""
+    """Return an image without alpha (unchanged if it has none), and its width and height."""
     with Image.open(io.BytesIO(data)) as image:
         if "A" not in image.getbands() and "transparency" not in image.info:
             return data, image.size
@@ -213,15 +209,15 @@ def _on_background(data: bytes, shade: int) -> tuple[bytes, tuple[int, int]]:
 
 
 def open_shapenet(uri: str, options: Options) -> Source:
-    """Renderings of ShapeNet at `uri`; raises as `open_gso` does."""
+    """Open renderings of ShapeNet at `uri`; raises like `open_gso`."""
     return _open(uri, SHAPENET, options)
 
 
 def open_gso(uri: str, options: Options) -> Source:
-    """Renderings of Google Scanned Objects at `uri`.
+    """Open renderings of Google Scanned Objects at `uri`.
 
     Raises:
-        UserError: no rendered objects, or a splits.json that does not fit them.
+        UserError: no rendered objects, or a splits.json that does not match them.
     """
     return _open(uri, GSO, options)
 
@@ -239,4 +235,4 @@ def _open(uri: str, categories: tuple[str, ...], options: Options) -> Source:
 
 
 def _rendered(folder: Folder, names: Sequence[str]) -> bool:
-    return any(folder.exists(f"{name}/{METADATA}") for name in names[:TRIED])
+    return any(folder.exists(f"{name}/{METADATA}") for name in names[:PROBED])

@@ -1,20 +1,17 @@
-"""LSUN: photographs of one of the seven categories of table 10, or of several.
+"""LSUN: photographs of one or several of the seven categories in table 10.
 
-LMDB databases in the published .zip files or unpacked from them. Bedroom and church_outdoor are
-{category}_train_lmdb/data.mdb and {category}_val_lmdb/data.mdb, each in a .zip of its folder's name, whose splits are
-kept; bird, car, cat, dog and horse are {category}/data.mdb in {category}.zip, which nobody split, so 80/10/10 by a hash
-of each key. A database's own folder or .zip may be named as well. A key is a hash and a value an encoded image, JPEG or
-WebP. Described at https://github.com/fyu/lsun.
+LMDB databases in the published .zip files, or unpacked. Bedroom and church_outdoor have published splits,
+{category}_{train,val}_lmdb/data.mdb, each in a .zip named like its folder. Bird, car, cat, dog and horse are
+{category}/data.mdb in {category}.zip, split 80/10/10 by a hash of each key. The path may also be a database's own
+folder or .zip. Values are JPEG or WebP images. Described at https://github.com/fyu/lsun.
 
-Databases are read by ranges of bytes, from any storage. Listing walks the leaf pages, a hundredth of the file, and the
-images stay where they are; a database that is split by the hash is listed once for each of the three splits. A .zip
-that stores its database is read in the same way.
+Databases are read by byte range from any storage. Listing reads the leaf pages, 1 % of the file, once for each split
+that is drawn. A .zip that stores its database works the same way.
 
-A .zip that deflates it is listed by two passes over it, by one task, at the speed at which one core inflates; splits
-that are drawn share them where the same process lists them. The shards of a split read the database once more together,
-since their rows are in the order of the images, and blocks of a thousandth of it where a shard begins or ends: so a
-published split costs three passes and drawn ones five or more. Unpacking costs one, and room on a disk. Several
-categories are shuffled, which a deflated one does not allow.
+A deflated database is listed by one task in two passes, at the speed of inflating on one core; drawn splits share them
+within a process. Its rows are in the order of the images, so that the shards of a split together read it about once
+more: three passes for a published split, five or more for drawn ones. Unpacking takes one pass, and disk space. Several
+categories are shuffled, which deflated databases do not allow.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -47,25 +44,25 @@ FILE = "data.mdb"
 SUFFIXES = {"train": "_train_lmdb", "val": "_val_lmdb"}
 LAYOUTS = f"CATEGORY_{{train,val}}_lmdb.zip or CATEGORY.zip as published, or {FILE} in folders of these names"
 SUBTREES = 16
-"""Parts that each database is listed in, at least: a task each."""
+"""Fewest listing tasks per database."""
 PIECE = 65_536
-"""Records that are Python's own at a time."""
+"""Records held as Python objects at a time."""
 RECORDS = pa.schema([("key", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
 POINTS = b"points"
-"""Metadata of the index of a deflated database: where it can be read from."""
+"""Key in the index's metadata of the seek points of a deflated database."""
 
 
 class Options(contract.Options):
-    """Which category."""
+    """Category."""
 
     category: Category | None = None
-    """None: all that are there. If these are several, there is a label."""
+    """None = all that exist; several categories get a label."""
     groups_per_shard: Annotated[int, Field(ge=1, le=4096)] = 128
-    """Large shards, of 100 to 300 MB: each of a deflated database also inflates the rest of two blocks of 40 to 170."""
+    """Large shards (100 to 300 MB), since each may inflate two partial blocks of 40 to 170 MB in addition."""
 
 
 class Database(NamedTuple):
-    """A database: its file, its category, its split, or nothing where splits are drawn, and its place in a .zip."""
+    """A database: file, category, split (empty if drawn), and location in a .zip."""
 
     name: str
     category: str
@@ -74,23 +71,22 @@ class Database(NamedTuple):
 
     @property
     def is_deflated(self) -> bool:
-        """Whether it can only be read on from some points."""
+        """Whether it has random access only through seek points."""
         return self.packed is not None and not self.packed.stored
 
 
 @dataclass(frozen=True)
 class Lsun:
-    """Rows in the order of keys, which is none, or of a deflated database in that of its images; those of several
-    categories are shuffled by the import."""
+    """Rows in the order of keys (hashes), or of images if deflated; the import shuffles several categories."""
 
     folder: Folder
-    found: tuple[Database, ...]
+    databases: tuple[Database, ...]
     seed: int
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """Those that are there, in the order of table 10."""
-        return tuple(dict.fromkeys(found.category for found in self.found))
+        """The categories found, in the order of table 10."""
+        return tuple(dict.fromkeys(found.category for found in self.databases))
 
     @property
     def contents(self) -> Contents:
@@ -100,18 +96,18 @@ class Lsun:
         return Contents((pa.field("label", pa.int32()),), {"label": label}, "label", shuffled=True)
 
     def parts(self) -> Sequence[Part]:
-        pages = {found.name: self._subtrees(found) for found in self.found}
+        pages = {found.name: self._subtrees(found) for found in self.databases}
         return [
             Part(split, f"{found.name}#{page}")
             for split in SHARES
-            for found in self.found
+            for found in self.databases
             if found.split in (split, "")
             for page in pages[found.name]
         ]
 
     def index(self, part: Part) -> pa.Table:
         name, _, page = part.name.rpartition("#")
-        found = next(found for found in self.found if found.name == name)
+        found = next(found for found in self.databases if found.name == name)
         if found.is_deflated:
             table, points = _listed(self._inflated(found))
             table = table.replace_schema_metadata({POINTS: points})
@@ -119,8 +115,8 @@ class Lsun:
             table = _table(open_database(self._byte_range(found)).records(int(page)))
         if not found.split:
             pieces = (table["key"].slice(start, PIECE).to_pylist() for start in range(0, len(table), PIECE))
-            kept = [split_of(key, self.seed) == part.split for keys in pieces for key in keys]
-            table = table.filter(pa.array(kept, pa.bool_()))
+            chosen = [split_of(key, self.seed) == part.split for keys in pieces for key in keys]
+            table = table.filter(pa.array(chosen, pa.bool_()))
         names = pc.binary_join_element_wise(pa.scalar(name), table["key"], "#")
         label = pa.array(np.full(len(table), self.categories.index(found.category), np.int32))
         file = pa.array([name]).take(pa.array(np.zeros(len(table), np.int32)))
@@ -128,7 +124,7 @@ class Lsun:
         return table.append_column("file", file).append_column("label", label)
 
     def rows(self, index: pa.Table) -> Iterator[Row]:
-        databases = {name: self._of(name) for name in index["file"].unique().to_pylist()}
+        databases = {name: self._database(name) for name in index["file"].unique().to_pylist()}
         with ExitStack() as stack:
             files: dict[str, RandomAccess] = {}
             for name, found in databases.items():
@@ -149,20 +145,17 @@ class Lsun:
             readers = 1 if any(found.is_deflated for found in databases.values()) else READERS
             yield from read_rows(index, read, ["label"] if len(self.categories) > 1 else [], readers)
 
-    def _of(self, name: str) -> Database:
-        """The database that was listed, which another run may have found and this one not."""
-        for found in self.found:
+    def _database(self, name: str) -> Database:
+        """Find the database by name; an index from an earlier run may refer to one that has gone."""
+        for found in self.databases:
             if found.name == name:
                 return found
-        have = ", ".join(found.name for found in self.found)
-        raise UserError(
-            self.folder.uri, f"{have}, but a list of {name}", f"{name} alone", "move it back, or choose another --data"
-        )
+        got = f"{', '.join(found.name for found in self.databases)} instead of {name}, which is already listed"
+        raise UserError(self.folder.uri, got, f"{name} alone", "move it back, or choose another --data")
 
     def _subtrees(self, found: Database) -> list[int]:
-        """Pages to list a database from; of a deflated one that is not known yet, so it is one."""
         if found.is_deflated:
-            return [0]
+            return [0]  # its pages are unknown before listing
         pages = open_database(self._byte_range(found)).subtrees(SUBTREES)
         if not pages:
             raise _empty(self.folder.file_uri(found.name))
@@ -179,7 +172,7 @@ class Lsun:
 
 @lru_cache(maxsize=1)
 def _listed(inflated: DeflatedMember) -> tuple[pa.Table, bytes]:
-    """All records of a deflated database in the order of their places, and where it can be read from."""
+    """List the records of a deflated database by offset, and find its seek points."""
     points = inflated.points()
     with inflated.opened(points) as file:
         database = open_database(collect_tree(inflated.uri, file.size(), file.all()))
@@ -190,9 +183,9 @@ def _listed(inflated: DeflatedMember) -> tuple[pa.Table, bytes]:
 
 
 def _table(records: Iterable[Record]) -> pa.Table:
-    """Keys as text, offsets and sizes; some 60 bytes a record."""
-    rest, pieces = iter(records), []
-    while piece := list(islice(rest, PIECE)):
+    """Collect keys as text, offsets and sizes; about 60 bytes per record."""
+    remaining, pieces = iter(records), []
+    while piece := list(islice(remaining, PIECE)):
         keys = [record.key.decode("ascii", "backslashreplace") for record in piece]
         columns = [[record.offset for record in piece], [record.size for record in piece]]
         pieces.append(pa.table([keys, *columns], schema=RECORDS))
@@ -204,39 +197,36 @@ def _empty(uri: str) -> UserError:
 
 
 def open_source(uri: str, options: Options) -> Source:
-    """LSUN at `uri`.
+    """Open LSUN at `uri`.
 
     Raises:
-        UserError: no database of the category, or of any; several categories of which one is deflated.
+        UserError: no database (of the category), or several categories with a deflated database.
     """
-    one = _named(uri)
+    one = _find_one(uri)
     if one:
         return _open_one(*one, options)
     folder = open_folder(uri)
     files = {entry.name for entry in folder.files()}
-    there = tuple(
-        place
-        for category in ([options.category] if options.category else CATEGORIES)
-        for place in _of_category(folder, files, category)
-    )
-    if not there:
+    categories = [options.category] if options.category else CATEGORIES
+    databases = tuple(found for category in categories for found in _of_category(folder, files, category))
+    if not databases:
         got = f"no database of {options.category}" if options.category else "no database of a category"
-        raise UserError(uri, got, LAYOUTS, "copy it there, or correct the path")
-    deflated = next((place.name for place in there if place.is_deflated), None)
-    if deflated and len({place.category for place in there}) > 1:
+        raise UserError(uri, got, LAYOUTS, "add it, or correct the path")
+    deflated = next((found.name for found in databases if found.is_deflated), None)
+    if deflated and len({found.category for found in databases}) > 1:
         got = f"several categories, of which {deflated} is deflated"
-        raise UserError(uri, got, "one category, or databases that lie unpacked", "set category=NAME, or unpack it")
-    return Lsun(folder, there, options.seed)
+        raise UserError(uri, got, "one category, or unpacked databases", "set category=NAME, or unpack it")
+    return Lsun(folder, databases, options.seed)
 
 
 def _of_category(folder: Folder, files: set[str], category: str) -> list[Database]:
-    """Its databases by published splits, or the one that nobody split."""
-    places = [_at(folder, files, category + suffix, category, split) for split, suffix in SUFFIXES.items()]
-    return [p for p in places if p] or [p for p in [_at(folder, files, category, category, "")] if p]
+    """Find a category's databases by published split, or its unsplit one."""
+    by_split = [_find(folder, files, category + suffix, category, split) for split, suffix in SUFFIXES.items()]
+    return [d for d in by_split if d] or [d for d in [_find(folder, files, category, category, "")] if d]
 
 
-def _at(folder: Folder, files: set[str], base: str, category: str, split: str) -> Database | None:
-    """A database in a folder or a .zip of this name; one that is unpacked is better."""
+def _find(folder: Folder, files: set[str], base: str, category: str, split: str) -> Database | None:
+    """Find a database in the folder or .zip `base`; prefers the folder."""
     if folder.exists(f"{base}/{FILE}"):
         return Database(f"{base}/{FILE}", category, split)
     name = f"{base}.zip"
@@ -244,16 +234,15 @@ def _at(folder: Folder, files: set[str], base: str, category: str, split: str) -
 
 
 def _packed(folder: Folder, name: str) -> PackedMember:
-    """The database in a .zip."""
     found = find_packed_members(folder, name, FILE)
     if len(found) != 1:
         got = ", ".join(member.name for member in islice(zip_members(folder, name), 5)) or "nothing"
-        raise UserError(folder.file_uri(name), f"a zip of {got}", f"one of one {FILE}", "download it again")
+        raise UserError(folder.file_uri(name), f"a zip of {got}", f"exactly one {FILE}", "download it again")
     return found[0]
 
 
-def _named(uri: str) -> tuple[Folder, Database] | None:
-    """The database whose own file, folder or .zip was named, if that is one; its category is the name's."""
+def _find_one(uri: str) -> tuple[Folder, Database] | None:
+    """Find the database if `uri` is its file, folder or .zip; its name tells the category."""
     if uri.endswith(".zip"):
         folder, name = locate(uri)
         if not folder.exists(name):

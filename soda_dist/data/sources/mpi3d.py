@@ -1,12 +1,11 @@
-"""MPI3D: a robotic arm holds a coloured shape; every combination of seven factors, four times over.
+"""MPI3D: a robotic arm holding a coloured shape; all combinations of seven factors, in four variants.
 
 The published archives mpi3d_toy.npz, mpi3d_realistic.npz, mpi3d_real.npz and real3d_complicated_shapes_ordered.npz
-(`complex`), with one array, `images`, [N, 64, 64, 3] in row-major order of the factors, and no labels; described at
-https://github.com/rr-learning/disentanglement_dataset. Nobody split them, so 80/10/10.
+(`complex`) have one array, `images`, [N, 64, 64, 3] in row-major order of the factors, and no labels; described at
+https://github.com/rr-learning/disentanglement_dataset. Splits are drawn 80/10/10.
 
-The array is stored without compression, 12.7 GB in three of them, and is read where it lies by ranges. In an archive
-that somebody deflated, images can only be reached from its beginning: it is inflated once for each shard, in bounded
-memory, which at 200 to 600 MB/s takes 20 to 60 seconds for each of 34 shards. `numpy.savez` makes the published form.
+The published arrays are uncompressed (up to 12.7 GB) and read in place by byte range. A deflated archive is inflated
+from its start for each shard, in bounded memory; `numpy.savez` restores the published form.
 """
 
 import math
@@ -62,16 +61,16 @@ MEMBER = "images.npy"
 
 
 class Options(contract.Options):
-    """Which of the four."""
+    """Variant."""
 
     variant: Literal["toy", "realistic", "real", "complex"] | None = None
-    """None: what the file's name tells, or the only one in the folder."""
+    """None = by file name, or the only one in the folder."""
     groups_per_shard: Annotated[int, Field(ge=1, le=4096)] = 128
-    """Large shards: a deflated archive is inflated once for each."""
+    """Large shards, since a deflated archive is inflated once for each."""
 
 
 class Images(NamedTuple):
-    """Where the array lies: its shape, and the byte of the archive, or of the inflated member, where it begins."""
+    """The array's shape, and its offset in the archive, or in the inflated member."""
 
     shape: tuple[int, ...]
     start: int
@@ -79,13 +78,13 @@ class Images(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes of an image."""
+        """Bytes per image."""
         return math.prod(self.shape[1:])
 
 
 @dataclass(frozen=True)
 class Mpi3d:
-    """One archive."""
+    """The archive of one variant."""
 
     folder: Folder
     name: str
@@ -123,9 +122,9 @@ class Mpi3d:
         size = self.images.size
 
         def keep(data: bytes) -> bytes:
-            return (
-                encode_png(np.frombuffer(data, np.uint8).reshape(self.images.shape[1:])) if len(data) == size else b""
-            )
+            if len(data) < size:
+                return b""
+            return encode_png(np.frombuffer(data, np.uint8).reshape(self.images.shape[1:]))
 
         if not deflated:
             yield from plain_records(self.folder, self.name, start=start, size=size, numbers=numbers, keep=keep)
@@ -136,10 +135,10 @@ class Mpi3d:
 
 
 def open_source(uri: str, options: Options) -> Source:
-    """The archive at `uri`, or the one of a folder.
+    """Open the archive at `uri`, or in the folder `uri`.
 
     Raises:
-        UserError: no archive, one whose variant cannot be told, or other images than the variant has.
+        UserError: no archive, an unknown variant, or other images than the variant's.
     """
     folder, name, variant = _find(uri, options.variant)
     factors = FACTORS[variant]
@@ -148,26 +147,25 @@ def open_source(uri: str, options: Options) -> Source:
     if images.shape[0] != math.prod(sizes):
         got = f"{images.shape[0]:,} images"
         allowed = f"{'*'.join(str(size) for size in sizes)} = {math.prod(sizes):,} of {variant}"
-        raise UserError(folder.file_uri(name), got, allowed, "name the right variant=" + "|".join(FACTORS))
+        raise UserError(folder.file_uri(name), got, allowed, "set variant=" + "|".join(FACTORS))
     return Mpi3d(folder, name, factors, images, options.seed)
 
 
 def _find(uri: str, variant: str | None) -> tuple[Folder, str, str]:
     if uri.endswith(".npz"):
         folder, name = locate(uri)
-        told = variant or next((kind for kind, file in FILES.items() if file == name), None)
+        found_variant = variant or next((kind for kind, file in FILES.items() if file == name), None)
         if not folder.exists(name):
             raise UserError(uri, "a missing file", ", ".join(FILES.values()), "correct the path")
-        if not told:
-            raise UserError("variant", "nothing", ", ".join(FACTORS), f"say which of them {name} is")
-        return folder, name, told
+        if not found_variant:
+            raise UserError("variant", "nothing", ", ".join(FACTORS), f"set the variant of {name}")
+        return folder, name, found_variant
     folder = open_folder(uri)
-    have = {entry.name for entry in folder.list()}
-    found = [kind for kind, file in FILES.items() if file in have and kind == (variant or kind)]
+    listed = {entry.name for entry in folder.list()}
+    found = [kind for kind, file in FILES.items() if file in listed and kind == (variant or kind)]
     if len(found) > 1:
-        raise UserError(
-            "variant", f"nothing, and {', '.join(found)} in {uri}", "one of them", f"set variant={found[0]}"
-        )
+        got = f"nothing, and {', '.join(found)} in {uri}"
+        raise UserError("variant", got, "one of them", f"set variant={found[0]}")
     if not found:
         wanted = FILES[variant] if variant else ", ".join(FILES.values())
         raise UserError(uri, "none of MPI3D's archives", wanted, "correct the path")
@@ -194,9 +192,9 @@ def _images(folder: Folder, name: str) -> Images:
             raise _wrong(folder, name, f"an archive of {', '.join(archive.namelist()[:5]) or 'nothing'}", MEMBER)
         info = archive.getinfo(MEMBER)
         if info.flag_bits & 1:
-            raise _wrong(folder, name, f"an encrypted {MEMBER}", "an open one")
+            raise _wrong(folder, name, f"an encrypted {MEMBER}", "an unencrypted archive")
         if info.header_offset < 0:
-            raise _wrong(folder, name, f"no place of {MEMBER}", "a published archive")
+            raise _wrong(folder, name, f"no valid offset of {MEMBER}", "a published archive")
         with archive.open(info) as stream:
             shape, header = _header(folder, name, stream)
         if info.file_size != header + math.prod(shape):
@@ -206,12 +204,12 @@ def _images(folder: Folder, name: str) -> Images:
 
 
 def _header(folder: Folder, name: str, stream: IO[bytes]) -> tuple[tuple[int, ...], int]:
-    """Shape of the array, and bytes of its header."""
+    """Read the array's shape, and the size of its header in bytes."""
     try:
         version = np.lib.format.read_magic(stream)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         shape, fortran, kind = read(stream)
-    except (ValueError, KeyError, SyntaxError, TokenError) as error:  # the header is a text of Python's
+    except (ValueError, KeyError, SyntaxError, TokenError) as error:  # numpy parses the header as Python
         raise _wrong(folder, name, f"no array in {MEMBER} ({error})", "an array") from None
     if kind != np.uint8 or fortran or len(shape) != 4 or shape[3] != 3 or shape[0] < 1 or not is_size(shape[1:3]):
         raise _wrong(folder, name, f"{kind} {[*shape]}", "uint8 [images, height, width, 3]")

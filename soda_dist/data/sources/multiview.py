@@ -1,17 +1,17 @@
-"""One's own photographs or renderings of objects, with their cameras.
+"""Custom photographs or renderings of objects, with cameras.
 
     OBJECT/cameras.json      {"a.png": {"camera_to_world": [4x4], "intrinsics": [3x3]}, ...}
-    OBJECT/a.png, ...        JPEG or PNG; each has its camera, and each camera its file
-    splits.json              {"train": [OBJECT, ...], "val": ..., "test": ...}; without it 80/10/10 by object
-    labels.json              {OBJECT: class, ...}, if objects have classes
+    OBJECT/a.png, ...        JPEG or PNG; one camera per file
+    splits.json              optional, {"train": [OBJECT, ...], "val": ..., "test": ...}; default 80/10/10 by object
+    labels.json              optional, {OBJECT: class, ...}
 
-camera_to_world takes points from the camera's axes (x right, y down, z forward, as OpenCV and COLMAP have them) to the
-world's: a rotation and the camera's place, below them 0 0 0 1. Of an OpenGL or Blender matrix, negate the second and
-the third column; of a world-to-camera matrix, take the inverse. intrinsics are [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]
-in pixels of the file as it is stored, EXIF's rotation unheeded, where the top left pixel's centre is (0.5, 0.5).
+camera_to_world maps the camera's axes (x right, y down, z forward, as in OpenCV and COLMAP) to the world's: a rotation
+and the camera's position, with the last row 0 0 0 1. For an OpenGL or Blender matrix, negate the second and third
+columns; invert a world-to-camera matrix. intrinsics are [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels of the stored
+file, ignoring EXIF rotation; the top left pixel's centre is (0.5, 0.5).
 
-Cameras are checked while the rows are listed. An object may have a single view, which is then its own source. Alpha is
-dropped in training, so put images on a background first.
+Cameras are checked during listing. An object with a single view is its own source. Training drops alpha, so compose
+images onto a background first.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +36,7 @@ LAYOUT = f"OBJECT/{CAMERAS} and OBJECT/*.png or *.jpg"
 
 @dataclass(frozen=True)
 class MultiView:
-    """`labels` are the objects' classes, `classes` their names; none: the objects have no classes."""
+    """Class numbers of objects in `labels`, class names in `classes`; both empty without classes."""
 
     folder: Folder
     objects: tuple[Part, ...]
@@ -77,8 +77,8 @@ class MultiView:
             raise self._error(path, "no cameras", "a camera for each file", "add them, or remove the folder")
         for file in sorted(cameras):
             if file not in files:
-                got = f"a camera for {printable_text(file)}, which is not there"
-                raise self._error(path, got, "files beside it", "add the file")
+                got = f"a camera for {printable_text(file)}, which does not exist"
+                raise self._error(path, got, "files in its folder", "add the file")
         for file in files:
             if file.lower().endswith(IMAGES) and file not in cameras:
                 raise self._error(path, f"no camera for {file}", "one for each image", "add it, or remove the file")
@@ -89,7 +89,7 @@ class MultiView:
         to_world, intrinsics = (self._matrix(path, file, camera, key) for key in SHAPES)
         problem = pose_problem(to_world)
         if problem:
-            allowed = "a rotation, a place, and 0 0 0 1 below"
+            allowed = "a rotation, a position, and a last row 0 0 0 1"
             raise self._error(path, f"{problem} in camera_to_world of {file}", allowed, "correct the matrix")
         problem = _intrinsics_problem(intrinsics)
         if problem:
@@ -106,11 +106,11 @@ class MultiView:
         try:
             matrix = np.asarray(camera[key], np.float64)
         except (TypeError, ValueError, OverflowError):
-            raise self._error(path, f"{key} of {file} that is no matrix", allowed, "correct it") from None
+            raise self._error(path, f"{key} of {file} that is not a matrix", allowed, "correct it") from None
         if matrix.shape != shape:
             raise self._error(path, f"{key} of {file} of shape {[*matrix.shape]}", allowed, "correct it")
         if not np.isfinite(matrix).all():
-            raise self._error(path, f"{key} of {file} with numbers that are not finite", allowed, "correct it")
+            raise self._error(path, f"non-finite numbers in {key} of {file}", allowed, "correct it")
         return matrix
 
     def _error(self, path: str, got: str, allowed: str, remedy: str) -> UserError:
@@ -119,7 +119,7 @@ class MultiView:
 
 def _intrinsics_problem(matrix: Matrix) -> str | None:
     if (matrix[2] != [0, 0, 1]).any() or matrix[1, 0] != 0:
-        return "another form"
+        return "an invalid form"
     if matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
         return f"focal lengths of {matrix[0, 0]:.4g} and {matrix[1, 1]:.4g}"
     if (matrix[:2, 2] <= 1).all():
@@ -128,10 +128,10 @@ def _intrinsics_problem(matrix: Matrix) -> str | None:
 
 
 def open_source(uri: str, options: Options) -> Source:
-    """The folders of objects at `uri`.
+    """Open the folders of objects at `uri`.
 
     Raises:
-        UserError: no folder with cameras, or wrong splits or labels.
+        UserError: no folders, or invalid splits or labels.
     """
     folder = open_folder(uri)
     names = folder.folders()
@@ -155,7 +155,7 @@ def _labels(folder: Folder, names: Sequence[str]) -> dict[str, str]:
         return {}
     uri = folder.file_uri(LABELS)
     if not isinstance(labels, dict) or not all(isinstance(label, str) for label in labels.values()):
-        raise UserError(uri, "no names by object", "{OBJECT: class, ...}", "write it so")
+        raise UserError(uri, "no class names by object", "{OBJECT: class, ...}", "use this form")
     missing = next((name for name in names if name not in labels), None)
     if missing is not None:
         raise UserError(uri, f"no class for {missing}", "a class for each object", "add it, or remove the file")

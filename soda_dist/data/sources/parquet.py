@@ -1,10 +1,9 @@
 """Any Parquet table with a column of encoded images, in the layouts of the Hugging Face hub.
 
-A file's split is told by its name, `train-00000-of-00005.parquet` or `train.parquet`, or by a folder above it,
-`train/0000.parquet`; if no file tells, or on request, rows are split 80/10/10 by the hash of their names. The schema
-of files written by `datasets` says which columns are images and classes and how the classes are called
-(https://huggingface.co/docs/datasets: `info.features` in the key `huggingface`); of other files, columns go by their
-names and types, and classes by their numbers.
+Splits come from file names, `train-00000-of-00005.parquet` or `train.parquet`, or from folders, `train/0000.parquet`;
+without them, or on request, rows are split 80/10/10 by a hash of their names. The schema of files written by `datasets`
+declares image columns, class columns and class names (https://huggingface.co/docs/datasets: `info.features` in the key
+`huggingface`); otherwise columns are found by name and type, and classes are named by number.
 """
 
 import json
@@ -31,26 +30,26 @@ MOST_CLASSES = 100_000
 
 
 class Options(contract.Options):
-    """Which columns are imported, and how the rows are split and ordered."""
+    """Columns to import, splits and order."""
 
     image: str | None = None
-    """The column of images; none: the one that the schema or its name tells."""
+    """Column of images; None = detect by schema or name."""
     label: str | None = None
-    """The column of class numbers that is the main label; none: the one that the schema or its name tells, if any."""
+    """Column of class numbers for the main label; None = detect by schema or name, if any."""
     labels: Annotated[tuple[str, ...], Field(max_length=100)] = ()
-    """Further columns of class numbers."""
+    """Additional columns of class numbers."""
     resplit: bool = False
-    """Whether rows are split anew, 80/10/10, where the files have splits of their own."""
+    """Replace the files' splits by drawn ones, 80/10/10."""
     shuffle: bool = False
-    """Whether rows are put in a random order, needed where they are sorted by class. Each shard then reads nearly every
-    row group, so ask for large shards as well (`groups_per_shard`)."""
+    """Shuffle rows, needed if they are sorted by class. Each shard then reads nearly every row group, so raise
+    `groups_per_shard` too."""
 
 
 def open_source(uri: str, options: Options) -> Source:
-    """The table at `uri`, a folder of Parquet files or one file.
+    """Open the table at `uri`, a folder of Parquet files or one file.
 
     Raises:
-        UserError: no Parquet, several tables, or columns that cannot be told or are not as asked for.
+        UserError: no Parquet, several tables, or ambiguous or unsuitable columns.
     """
     folder, names = _files(uri)
     files = _split_files(folder, names, resplit=options.resplit)
@@ -85,24 +84,24 @@ def _files(uri: str) -> tuple[Folder, list[str]]:
 
 
 def _split_files(folder: Folder, names: Sequence[str], *, resplit: bool) -> tuple[Part, ...]:
-    """Files by their splits; none if no file tells its split, or if rows are to be split anew."""
-    told = {name: _told_split(name) for name in names}
-    splits = {split for split, _ in told.values() if split}
+    """Assign files to splits by name; empty with `resplit` or without split names."""
+    named = {name: _named_split(name) for name in names}
+    splits = {split for split, _ in named.values() if split}
     if resplit or not splits:
         return ()
-    untold = next((name for name, (split, _) in told.items() if not split), None)
-    if untold:
-        raise UserError(folder.file_uri(untold), "a name without a split", LAYOUTS, "rename it, or set resplit=true")
-    tables = sorted({table for _, table in told.values()})
+    unnamed = next((name for name, (split, _) in named.items() if not split), None)
+    if unnamed:
+        raise UserError(folder.file_uri(unnamed), "a name without a split", LAYOUTS, "rename it, or set resplit=true")
+    tables = sorted({table for _, table in named.values()})
     if len(tables) > 1:
-        remedy = f"name the folder of one, such as {folder.file_uri(tables[-1])}"
+        remedy = f"give the folder of one, such as {folder.file_uri(tables[-1])}"
         raise UserError(folder.uri, f"several tables: {', '.join(table or '.' for table in tables)}", "one", remedy)
     order = [*(split for split in SHARES if split in splits), *sorted(splits - set(SHARES))]
-    return tuple(Part(split, name) for split in order for name in names if told[name][0] == split)
+    return tuple(Part(split, name) for split in order for name in names if named[name][0] == split)
 
 
-def _told_split(name: str) -> tuple[str, str]:
-    """The split that a file's name tells, or nothing, and the folder of its table."""
+def _named_split(name: str) -> tuple[str, str]:
+    """Split in a file's path, or empty, and folder of its table."""
     *parents, base = name.removesuffix(".parquet").split("/")
     numbered = NUMBERED.fullmatch(base)
     stem = numbered[1] if numbered else base
@@ -115,7 +114,7 @@ def _told_split(name: str) -> tuple[str, str]:
 
 
 def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
-    """What `datasets` wrote about the columns, if it wrote them."""
+    """Read the column features that `datasets` wrote; empty for other files."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
@@ -125,15 +124,15 @@ def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
 
 def _image_column(schema: pa.Schema, features: dict[str, dict[str, Any]], wanted: str | None) -> str:
     fit = [field.name for field in schema if _holds_bytes(field.type)]
-    told = [name for name in fit if features.get(name, {}).get("_type") == "Image"]
-    candidates = [wanted] if wanted else told or fit
+    declared = [name for name in fit if features.get(name, {}).get("_type") == "Image"]
+    candidates = [wanted] if wanted else declared or fit
     preferred = [name for name in IMAGE_COLUMNS if name in candidates]
     found = preferred[:1] or candidates
     if len(found) == 1 and found[0] in fit:
         return found[0]
     got = wanted or f"columns {', '.join(schema.names)}"
     allowed = ", ".join(fit) or "a column of bytes, or of a struct with bytes"
-    raise UserError("image", got, allowed, "name the column of images, image=NAME" if fit else "name another table")
+    raise UserError("image", got, allowed, "set image=NAME" if fit else "choose another table")
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
@@ -145,9 +144,9 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 def _main_label(schema: pa.Schema, features: dict[str, dict[str, Any]], wanted: str | None) -> str | None:
     if wanted:
         return wanted
-    told = [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
-    named = [name for name in LABEL_COLUMNS if name in told or (name in schema.names and _is_number(schema, name))]
-    found = named[:1] or told
+    declared = [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
+    named = [name for name in LABEL_COLUMNS if name in declared or (name in schema.names and _is_number(schema, name))]
+    found = named[:1] or declared
     if len(found) > 1:
         raise UserError("label", f"nothing, and classes {', '.join(found)}", "one of them", f"set label={found[0]}")
     return found[0] if found else None
@@ -160,27 +159,27 @@ def _is_number(schema: pa.Schema, name: str) -> bool:
 def _classes(
     folder: Folder, names: Sequence[str], schema: pa.Schema, features: dict[str, dict[str, Any]], column: str
 ) -> tuple[str, ...]:
-    """Names of a column's classes: those of the schema, or their numbers up to the largest in any file."""
+    """Class names of a column: the schema's, or numbers up to the largest in any file."""
     reserved = [name for name, _ in COMMON_COLUMNS]
     numbers = [name for name in schema.names if _is_number(schema, name) and name not in reserved]
     if column not in numbers:
-        raise UserError("label", column, ", ".join(numbers) or "a column of integers", "name one of them")
-    told = features.get(column, {}).get("names")
-    if isinstance(told, list) and told:
-        return tuple(printable_text(str(name)) for name in told)
+        raise UserError("label", column, ", ".join(numbers) or "a column of integers", "choose one of them")
+    declared = features.get(column, {}).get("names")
+    if isinstance(declared, list) and declared:
+        return tuple(printable_text(str(name)) for name in declared)
     with ThreadPoolExecutor(READERS) as pool:
         largest = max(pool.map(lambda name: _largest(folder, name, column), names))
     if not 0 <= largest < MOST_CLASSES:
-        allowed = f"numbers of classes, 0..{MOST_CLASSES - 1}"
-        raise UserError("label", f"{column}, whose largest number is {largest}", allowed, "name another column")
+        allowed = f"class numbers, 0..{MOST_CLASSES - 1}"
+        raise UserError("label", f"{column}, whose largest number is {largest}", allowed, "choose another column")
     return tuple(str(number) for number in range(largest + 1))
 
 
 def _largest(folder: Folder, name: str, column: str) -> int:
-    """The largest number of a file's column, or -1."""
+    """Find the largest number in a file's column, or -1."""
     with open_table(folder, name) as file:
         if column not in file.schema_arrow.names:
             got = f"columns {', '.join(file.schema_arrow.names)}"
-            raise UserError(folder.file_uri(name), got, f"the column {column} in every file", "name another column")
+            raise UserError(folder.file_uri(name), got, f"the column {column} in every file", "choose another column")
         batches = file.iter_batches(columns=[column], use_threads=False)
         return max((value for batch in batches if (value := pc.max(batch[column]).as_py()) is not None), default=-1)

@@ -1,11 +1,11 @@
-"""3D Shapes: a solid in a coloured room; every combination of six factors, 480,000 images of 64x64 pixels.
+"""3D Shapes: a solid in a coloured room; all combinations of six factors, 480,000 images of 64x64 pixels.
 
-The published 3dshapes.h5 with `images`, uint8 [480000, 64, 64, 3], and `labels`, float64 [480000, 6], which are the
-factors' values; described at https://github.com/deepmind/3d-shapes. A factor's index is the rank of its value, and the
-values are its names. Nobody split the set, so 80/10/10.
+The published 3dshapes.h5 (https://github.com/deepmind/3d-shapes) has `images`, uint8 [480000, 64, 64, 3], and `labels`,
+float64 [480000, 6], the factors' values. A factor's index is the rank of its value; the values are its class names.
+Splits are drawn 80/10/10.
 
-HDF5 compresses images by chunks of many rows (15,000 as published), which are read whole: so each shard reads the whole
-file, a block of rows at a time (184 MB), and shards are large: 16 of them, about 45 seconds of reading each.
+HDF5 compresses chunks of 15,000 images, so that each shard of shuffled rows reads the whole file, one chunk (184 MB) at
+a time: shards are large.
 """
 
 import math
@@ -33,30 +33,30 @@ if TYPE_CHECKING:
 
 FILE = "3dshapes.h5"
 SIZES = {"floor_hue": 10, "wall_hue": 10, "object_hue": 10, "scale": 8, "shape": 4, "orientation": 15}
-"""Values of each factor, in the order of the columns of `labels`."""
+"""Number of values of each factor, in the column order of `labels`."""
 DECIMALS = 6
-"""Values that agree so far are one: linspace and arithmetic differ in the last bits."""
+"""Values are equal up to these decimals, since their last bits depend on how they were computed."""
 ROWS_READ, BYTES_READ = 1024, 256 * 2**20
-"""Rows read at a time where HDF5 has no chunks, and the most bytes where it has."""
+"""Rows read at a time without HDF5 chunks, and most bytes with them."""
 MOST_CHUNK = 2**30
-"""Bytes, which are held while one of them is read: as published, 184 MB."""
+"""Largest HDF5 chunk in bytes, since a chunk is held in memory."""
 MOST_NUMBERS = 2**24
-"""In `labels`: six times as many as published."""
+"""Limit of `labels`, six times the published size."""
 MOST_VALUE = 1e6
 HDF5_ERRORS = (OSError, EOFError, KeyError, RuntimeError, ValueError, TypeError)
-"""What h5py makes of HDF5's own errors, by the part of the library that met them."""
+"""Types that h5py raises for damaged HDF5."""
 
 
 class Options(contract.Options):
-    """Options of every kind."""
+    """Shard size."""
 
     groups_per_shard: Annotated[int, Field(ge=1, le=4096)] = 128
-    """Large shards: the file is read once for each."""
+    """Large shards, since the file is read once for each."""
 
 
 @dataclass(frozen=True)
 class Shapes3d:
-    """The file, and the values of each factor, ascending."""
+    """The file, and each factor's ascending values."""
 
     folder: Folder
     name: str
@@ -103,10 +103,10 @@ class Shapes3d:
 
 
 def open_source(uri: str, options: Options) -> Source:
-    """3D Shapes at `uri`, the file or a folder that holds it.
+    """Open 3D Shapes at `uri`, the file or its folder.
 
     Raises:
-        UserError: no such file, or one that holds something else.
+        UserError: no such file, or one with other contents.
     """
     folder, name = locate(uri) if uri.endswith((".h5", ".hdf5")) else (open_folder(uri), FILE)
     if not folder.exists(name):
@@ -139,13 +139,13 @@ def _opened(folder: Folder, name: str) -> Iterator["h5py.File"]:
 
 
 def _dataset(folder: Folder, name: str, file: "h5py.File", key: str) -> "h5py.Dataset":
-    """A data set whose values lie in this file: no link out of it is followed."""
+    """Open a data set stored in this file; links out of it are refused."""
     import h5py
 
     link = file.get(key, getlink=True)
     found = file[key] if isinstance(link, h5py.HardLink) else None
     if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
-        raise _wrong(folder, name, f"no {key} of its own", "images and labels")
+        raise _wrong(folder, name, f"no {key} stored in it", "images and labels")
     chunk = math.prod(found.chunks or ()) * found.dtype.itemsize
     if chunk > MOST_CHUNK:
         raise _wrong(folder, name, f"{key} in chunks of {chunk:,} bytes", f"at most {MOST_CHUNK:,}")
@@ -166,7 +166,7 @@ def _labels(folder: Folder, name: str, file: "h5py.File") -> NDArray[np.float64]
 
 
 def _rows_read(images: "h5py.Dataset") -> int:
-    """Rows of whole chunks, within bounds."""
+    """Rows per read: a whole chunk, within limits."""
     most = max(1, BYTES_READ // math.prod(images.shape[1:]))
     return min(images.chunks[0] if images.chunks else ROWS_READ, most)
 

@@ -1,14 +1,12 @@
 """SmallNORB: photographs of toys in 9 elevations, 18 azimuths and 6 lightings, by two cameras side by side.
 
-The published files smallnorb-...-{training,testing}-{dat,cat,info}.mat, as .gz or unpacked, described at
-https://cs.nyu.edu/~ylclab/data/norb-v1.0-small/. All numbers are little endian: int32 magic (the type), int32 count of
-dimensions, max(3, that count) int32 dimensions, the values.
+The published files smallnorb-...-{training,testing}-{dat,cat,info}.mat, plain or .gz (inflated from the start for each
+shard), described at https://cs.nyu.edu/~ylclab/data/norb-v1.0-small/. Little endian: int32 magic (the type), int32
+number of dimensions, max(3, that number) int32 dimensions, values.
 
-Splits are the published ones, which share no toy. Rows are sorted by toy, then lighting, elevation and azimuth, so the
-views of one are neighbours; `object` is 10 category + instance. Azimuths of two toys do not begin at the same place,
-and no calibration is published, so there are no camera matrices. The 24.3K images of table 10 are one camera's.
-
-A .gz is read from its beginning for each shard: half a gigabyte, seconds.
+The published splits share no toy. Rows are sorted by toy, lighting, elevation and azimuth, so that views of a toy are
+neighbours; `object` is 10 category + instance. Camera matrices are missing, since azimuths of different toys start at
+different angles and no calibration is published. The 24.3K images of table 10 are those of one camera.
 """
 
 import gzip
@@ -51,17 +49,17 @@ LAYOUT = " and ".join(f"{name}-{{{','.join(KINDS)}}}.mat[{ZIPPED}]" for name in 
 
 
 class Options(contract.Options):
-    """Which images are imported, and what an object is."""
+    """Choice of images, and definition of an object."""
 
     cameras: Literal["left", "both"] = "left"
-    """Both: two images of each record, and a factor more."""
+    """`both` imports two images per record, and adds the factor `camera`."""
     same_lighting: bool = False
-    """Whether a toy under another light is another object: then its views differ by the camera alone, and lighting is
-    for z to tell. Otherwise a pair of views may differ in lighting too, which nothing but the target shows."""
+    """Whether lighting is part of an object's identity: views then differ by camera alone, and z can encode lighting.
+    Otherwise the views of a pair may differ in lighting, which the source cannot predict."""
 
 
 class Matrix(NamedTuple):
-    """A file's header: numpy's type, dimensions, and the byte where the values begin."""
+    """A file's header: numpy dtype, dimensions, and offset of the values."""
 
     kind: str
     shape: tuple[int, ...]
@@ -69,7 +67,7 @@ class Matrix(NamedTuple):
 
 
 class Files(NamedTuple):
-    """The three files of a split: images, categories, and what else is known of each record."""
+    """The three files of a split: images, categories, and the other factors."""
 
     dat: str
     cat: str
@@ -78,7 +76,7 @@ class Files(NamedTuple):
 
 @dataclass(frozen=True)
 class SmallNorb:
-    """The records of all splits."""
+    """The published files by split."""
 
     folder: Folder
     files: dict[str, Files]
@@ -135,7 +133,7 @@ class SmallNorb:
         for factor, label in {**self.contents.labels, "instance": None}.items():
             count = len(label.names) if label else INSTANCES
             if halved[factor] not in range(count):
-                return Row(entry["name"], b"", {}, f"{factor} {entry[factor]}, which there is not")
+                return Row(entry["name"], b"", {}, f"an unknown {factor} {entry[factor]}")
             columns[factor] = int(halved[factor])
         if image is None:
             return Row(entry["name"], b"", {}, "a truncated record")
@@ -151,7 +149,7 @@ class SmallNorb:
                 raise self._error(name, _shown(matrix), "bytes [records, 2 cameras, height, width]")
             size = whole if name.endswith(ZIPPED) else stream.seek(0, io.SEEK_END)
             if size < whole:
-                raise self._error(name, f"{size} bytes", f"{whole}, as its header says")
+                raise self._error(name, f"{size} bytes", f"{whole}, as in its header")
         return matrix
 
     def _numbers(self, name: str, shape: tuple[int, ...]) -> NDArray[np.int64]:
@@ -160,11 +158,11 @@ class SmallNorb:
                 raise self._error(name, _shown(matrix), f"int32 {[*shape]}")
             data = stream.read(4 * math.prod(shape))
         if len(data) < 4 * math.prod(shape):
-            raise self._error(name, f"{len(data)} bytes of numbers", f"{4 * math.prod(shape)}, as its header says")
+            raise self._error(name, f"{len(data)} bytes of numbers", f"{4 * math.prod(shape)}, as in its header")
         return np.frombuffer(data, "<i4").reshape(shape).astype(np.int64)
 
     def _read(self, name: str, numbers: NDArray[np.int64]) -> Iterator[bytes | None]:
-        """Images as PNG; None where the file ends."""
+        """Read images as PNG; None past the end of the file."""
         with self._opened(name) as (stream, matrix):
             side = matrix.shape[2:]
             size = math.prod(side)
@@ -179,7 +177,7 @@ class SmallNorb:
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[tuple[IO[bytes], Matrix]]:
-        """A file's bytes, unzipped, that stand at the first value, and its header."""
+        """Open a file's inflated stream, positioned at the first value, with its header."""
         try:
             with self.folder.explained(name), SeekableFile(self.folder, name) as file:
                 stream: Any = gzip.GzipFile(fileobj=file) if name.endswith(ZIPPED) else file
@@ -191,13 +189,13 @@ class SmallNorb:
         start = stream.read(8)
         magic, dimensions = struct.unpack("<Ii", start) if len(start) == 8 else (0, 0)
         if magic not in TYPES or not 1 <= dimensions <= 8:
-            raise self._error(name, "no header of a matrix", "the published file")
+            raise self._error(name, "no matrix header", "the published file")
         data = stream.read(4 * max(3, dimensions))
         if len(data) < 4 * max(3, dimensions):
             raise self._error(name, "a truncated header", "the published file")
         shape = struct.unpack(f"<{dimensions}i", data[: 4 * dimensions])
         if min(shape) < 1:
-            raise self._error(name, f"dimensions {[*shape]}", "positive ones")
+            raise self._error(name, f"dimensions {[*shape]}", "positive dimensions")
         return Matrix(TYPES[magic], shape, 8 + len(data))
 
     def _error(self, name: str, got: str, allowed: str) -> UserError:
@@ -209,17 +207,17 @@ def _shown(matrix: Matrix) -> str:
 
 
 def open_source(uri: str, options: Options) -> Source:
-    """SmallNORB in the folder `uri`; a `UserError` if one of its files is missing."""
+    """Open SmallNORB in the folder `uri`; a `UserError` if a file is missing."""
     folder = open_folder(uri)
-    have = {entry.name for entry in folder.list()}
+    listed = {entry.name for entry in folder.list()}
     files = {
-        split: Files(*(_found(folder, have, f"{name}-{kind}.mat") for kind in KINDS)) for split, name in NAMES.items()
+        split: Files(*(_find(folder, listed, f"{name}-{kind}.mat") for kind in KINDS)) for split, name in NAMES.items()
     }
     return SmallNorb(folder, files, options)
 
 
-def _found(folder: Folder, have: set[str], name: str) -> str:
+def _find(folder: Folder, listed: set[str], name: str) -> str:
     for form in (name, name + ZIPPED):
-        if form in have:
+        if form in listed:
             return form
-    raise UserError(folder.uri, f"no {name}[{ZIPPED}]", LAYOUT, "correct the path, or download what is missing")
+    raise UserError(folder.uri, f"no {name}[{ZIPPED}]", LAYOUT, "correct the path, or download the missing file")

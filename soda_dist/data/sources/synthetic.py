@@ -1,8 +1,7 @@
-"""Rendered solids with known factors, object identities and exact cameras. No download.
+"""Rendered solids with known factors, object identities and exact cameras; no download.
 
-An object is one combination of factors (shape, hues, size, orientation), and no two objects share one, so splits by
-object share none either. Each object is seen by several cameras. The combination and the cameras are functions of
-(seed, object, view) alone.
+An object is a unique combination of factors (shape, hues, size, orientation), so that splits share no combination. Each
+object is seen by several cameras. Factors and cameras depend on (seed, object, view) alone.
 """
 
 import colorsys
@@ -28,7 +27,7 @@ from soda_dist.errors import UserError
 
 SIZES = np.linspace(0.64, 1.06, 8)
 ORIENTATIONS = np.linspace(-42, 42, 15)
-"""Degrees; within a right angle, so that a cube's orientation is unique."""
+"""Degrees, within a right angle so that a cube's orientation is unique."""
 HUES = ("red", "orange", "lime", "green", "mint", "cyan", "azure", "blue", "purple", "pink")
 FACTORS = {
     "shape": ("cube", "cylinder", "sphere", "cone"),
@@ -38,13 +37,12 @@ FACTORS = {
     "size": tuple(f"{size:.2f}" for size in SIZES),
     "orientation": tuple(f"{angle:+.0f} degrees" for angle in ORIENTATIONS),
 }
-COMBINATIONS = math.prod(len(names) for names in FACTORS.values())
-"""480,000."""
+COMBINATIONS = math.prod(len(names) for names in FACTORS.values())  # 480,000
 SATURATION_VALUE = {"wall_hue": (0.45, 0.95), "floor_hue": (0.55, 0.9), "object_hue": (0.85, 1.0)}
 FOCAL = 1.15
-"""Focal length over the image's width."""
+"""Focal length in image widths."""
 AZIMUTH, ELEVATION, DISTANCE = (-30.0, 30.0), (22.0, 42.0), (5.2, 6.2)
-"""Ranges of the camera's place, around the point that it looks at: degrees from the front (-y), degrees, units."""
+"""Ranges of the camera position around the point it looks at: degrees from the front (-y), degrees, world units."""
 TARGET, TARGET_RANGE = np.array([0.0, 0.0, 0.8]), np.array([0.25, 0.25, 0.15])
 SUPERSAMPLE = 2
 BATCH = 256
@@ -52,21 +50,21 @@ BATCH = 256
 
 
 class Options(contract.Options):
-    """Counts of objects and views, and the images' side in pixels."""
+    """Numbers of objects and views, and the image size in pixels."""
 
     objects: Annotated[int, Field(ge=1, le=COMBINATIONS)] = 4096
-    """Of the training split."""
+    """Objects of the training split."""
     test_objects: Annotated[int, Field(ge=0, le=COMBINATIONS)] | None = None
-    """Of the test split; none: a quarter of `objects`."""
+    """Objects of the test split; None = a quarter of `objects`."""
     views: Annotated[int, Field(ge=1, le=1000)] = 2
-    """Images of each object."""
+    """Images per object."""
     size: Annotated[int, Field(ge=8, le=512)] = 64
     groups_per_shard: Annotated[int, Field(ge=1, le=4096)] = 4
-    """Small shards: rendering is slow, and each is one task."""
+    """Small shards, since each is one task and rendering is slow."""
 
     @property
     def counts(self) -> dict[str, int]:
-        """Objects of each split."""
+        """Objects per split."""
         tests = self.objects // 4 if self.test_objects is None else self.test_objects
         return {"train": self.objects, "test": tests}
 
@@ -75,13 +73,13 @@ class Options(contract.Options):
         total = sum(self.counts.values())
         if total > COMBINATIONS:
             got, allowed = f"{total} in all splits", f"up to {COMBINATIONS}"
-            raise ProblemError(Problem("objects", got, allowed, "ask for fewer, or for more views"))
+            raise ProblemError(Problem("objects", got, allowed, "lower it, or raise views"))
         return self
 
 
 @dataclass(frozen=True)
 class Synthetic:
-    """The training split has the first objects, the test split those after them."""
+    """The first objects are for training, the following for testing."""
 
     options: Options
 
@@ -125,14 +123,14 @@ class Synthetic:
 
 
 def open_source(uri: str, options: Options) -> Source:
-    """The synthetic data set; a `UserError` if a source is named, since it has none."""
+    """Open the synthetic data set; a `UserError` if a source is given."""
     if uri:
         raise UserError("--source", uri, "nothing for synthetic", "leave it out")
     return Synthetic(options)
 
 
 def factors(seed: int, objects: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-    """Index of each factor of these objects, int64 [n]: a random draw of combinations without repetition."""
+    """Draw the factor indices of objects, int64 [n] each, without repeating a combination."""
     values = np.unravel_index(_combinations(seed)[objects], [len(names) for names in FACTORS.values()])
     return dict(zip(FACTORS, values, strict=True))
 
@@ -143,7 +141,7 @@ def _combinations(seed: int) -> NDArray[np.int64]:
 
 
 def scenes(options: Options, objects: NDArray[np.int64], views: NDArray[np.int64]) -> Scenes:
-    """What the camera of each view sees of each object, int64 [n] each."""
+    """Build the scene of each object and view, int64 [n] each."""
     values = factors(options.seed, objects)
     palette = np.stack([_colours(name, values[name]) for name in ("wall_hue", "floor_hue", "object_hue")], axis=1)
     focal = FOCAL * options.size
@@ -164,7 +162,7 @@ def _colours(factor: str, hues: NDArray[np.int64]) -> NDArray[np.float32]:
 
 
 def _cameras(seed: int, keys: NDArray[np.int64]) -> NDArray[np.float32]:
-    """float32 [n, 4, 4], camera to world: x right, y down, z towards a point near the solid."""
+    """Camera to world, float32 [n, 4, 4]: x right, y down, z towards a point near the solid."""
     u = addressed.uniforms(seed, "synthetic cameras", 0, keys, range(6))
     azimuth, elevation, distance = (
         low + (high - low) * u[:, i] for i, (low, high) in enumerate((AZIMUTH, ELEVATION, DISTANCE))

@@ -1,10 +1,9 @@
 """Analytic ray casting of one coloured solid on the floor of a room, in numpy.
 
-World: right-handed, z up, the floor is z = 0. Camera: OpenCV's convention, x right, y down, z forward;
-`camera_to_world` maps homogeneous camera coordinates to world coordinates, `intrinsics` map camera coordinates to
-pixels, in which pixel (row i, column j) covers [j, j+1) x [i, i+1): its centre is (j + .5, i + .5).
-
-A ray is origin + t direction with the direction not normalised: t is depth along the camera's axis.
+World: right-handed, z up, the floor at z = 0. Camera: OpenCV's convention, x right, y down, z forward.
+`camera_to_world` maps homogeneous camera to world coordinates, `intrinsics` camera coordinates to pixels, where the
+centre of pixel (row i, column j) is (j + .5, i + .5). Rays are origin + t direction; directions are not normalised, so
+that t is depth along the camera's axis.
 """
 
 from collections.abc import Iterator
@@ -13,36 +12,35 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.floating]
-"""float32 throughout."""
+Floats = NDArray[np.floating]  # float32 throughout
 
 CUBE, CYLINDER, SPHERE, CONE = range(4)
 WALL, FLOOR, SOLID, STRIPE = range(4)
-"""What a ray meets; the first three are the rows of a palette."""
+"""Surfaces; the first three index a palette."""
 
 ROOM = 5.0
-"""Distance of the back, left and right walls from the middle of the room."""
+"""Distance of the back, left and right walls from the centre."""
 LIGHT = np.array([-0.45, -0.6, 0.9]) / np.linalg.norm([-0.45, -0.6, 0.9])
-"""Towards the light; high enough that no shadow reaches a wall."""
+"""Direction to the light; high enough that no shadow reaches a wall."""
 AMBIENT = 0.5
 SHADOW = 0.6
 STRIPE_WHITE = 0.8
-"""Share of white in the stripe's colour; the rest is the solid's own."""
+"""Fraction of white in the stripe's colour; the rest is the solid's."""
 STRIPE_SLOPE = 0.22
-"""Tangent of half the angle that the stripe spans around the solid's axis, at its front (-y)."""
+"""Tangent of half the stripe's angle around the solid's axis, at its front (-y)."""
 BOUND = (3.0, 2.0, 1.0, 2.0)
 """Squared radius of each solid's bounding sphere, in units of its half height."""
 CHUNK_RAYS = 16384
-"""Rays at a time: what one numpy operation touches stays in the processor's cache."""
+"""Rays per chunk; keeps numpy's operands in the CPU cache."""
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """n scenes, each seen by one camera.
+    """n scenes with one camera each.
 
     Args:
         shape: int [n], CUBE, CYLINDER, SPHERE or CONE.
-        scale: float32 [n], half the solid's height and width; it stands on the floor, its centre at (0, 0, scale).
+        scale: float32 [n], half the solid's height and width; its centre is (0, 0, scale).
         yaw: float32 [n], radians about z, counter-clockwise seen from above.
         palette: float32 [n, 3, 3] in [0, 1], RGB of wall, floor, solid.
         camera_to_world: float32 [n, 4, 4].
@@ -60,12 +58,12 @@ class Scenes:
         return len(self.shape)
 
     def take(self, rows: NDArray[np.integer]) -> "Scenes":
-        """The scenes of these rows."""
+        """Select scenes."""
         return Scenes(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
 
 def render(scenes: Scenes, size: int, *, supersample: int) -> NDArray[np.uint8]:
-    """uint8 [n, size, size, 3] RGB; every pixel is the mean of supersample x supersample rays."""
+    """Render uint8 [n, size, size, 3] RGB; a pixel is the mean of supersample x supersample rays."""
     images = np.empty((len(scenes), size, size, 3), np.uint8)
     ticks = [(k + 0.5) / supersample for k in range(supersample)]
     for rows in _chunks(scenes, size):
@@ -81,7 +79,7 @@ def render(scenes: Scenes, size: int, *, supersample: int) -> NDArray[np.uint8]:
 
 
 def surfaces(scenes: Scenes, size: int) -> NDArray[np.uint8]:
-    """uint8 [n, size, size]: WALL, FLOOR, SOLID or STRIPE at each pixel's centre."""
+    """Find WALL, FLOOR, SOLID or STRIPE at each pixel's centre, uint8 [n, size, size]."""
     found = np.empty((len(scenes), size, size), np.uint8)
     for rows in _chunks(scenes, size):
         part = scenes.take(rows)
@@ -90,7 +88,7 @@ def surfaces(scenes: Scenes, size: int) -> NDArray[np.uint8]:
 
 
 def _chunks(scenes: Scenes, size: int) -> Iterator[NDArray[np.integer]]:
-    """Rows of scenes of one shape, a cache's worth at a time."""
+    """Yield rows of scenes of one shape, `CHUNK_RAYS` at a time."""
     count = max(1, CHUNK_RAYS // size**2)
     for shape in np.unique(scenes.shape):
         rows = np.flatnonzero(scenes.shape == shape)
@@ -101,9 +99,8 @@ def _rays(scenes: Scenes, size: int, x: float, y: float) -> tuple[Floats, Floats
     """Origin float32 [3, n, 1] and direction [3, n, size^2] through the point (x, y) of each pixel."""
     row, column = np.mgrid[:size, :size].reshape(2, -1).astype(np.float32)
     pixels = np.stack([column + np.float32(x), row + np.float32(y), np.ones_like(row)])
-    to_world = scenes.camera_to_world[:, :3, :3].astype(np.float64) @ np.linalg.inv(
-        scenes.intrinsics.astype(np.float64)
-    )
+    from_pixels = np.linalg.inv(scenes.intrinsics.astype(np.float64))
+    to_world = scenes.camera_to_world[:, :3, :3].astype(np.float64) @ from_pixels
     direction = to_world.transpose(1, 0, 2).reshape(-1, 3).astype(np.float32) @ pixels
     return scenes.camera_to_world[:, :3, 3].T[..., None], direction.reshape(3, len(scenes), -1)
 
@@ -117,7 +114,7 @@ def _shaded(scenes: Scenes, size: int, x: float, y: float) -> Floats:
 
 
 def _trace(scenes: Scenes, origin: Floats, direction: Floats) -> tuple[NDArray[np.uint8], Floats]:
-    """Surface uint8 [n, p] and shade float32 [n, p] of what each ray meets first; the scenes are of one shape."""
+    """Surface uint8 [n, p] and shade float32 [n, p] at each ray's first hit; all scenes have the same shape."""
     surface, shade, point = _room(origin, direction)
     sun = np.broadcast_to(LIGHT.astype(np.float32)[:, None, None], (3, len(scenes), 1))
     shape = int(scenes.shape[0])
@@ -143,7 +140,7 @@ def _lambert(cosine: Floats) -> Floats:
 
 
 def _room(origin: Floats, direction: Floats) -> tuple[NDArray[np.uint8], Floats, Floats]:
-    """Surface, shade and point [3, n, p] where each ray meets the floor or a wall."""
+    """Surface, shade and point [3, n, p] where each ray hits the floor or a wall."""
     (ox, oy, oz), (dx, dy, dz) = origin, direction
     with np.errstate(divide="ignore"):
         floor = np.where(dz < 0, -oz / dz, np.inf)
@@ -155,13 +152,13 @@ def _room(origin: Floats, direction: Floats) -> tuple[NDArray[np.uint8], Floats,
     normals = np.array([[0, 0, 1], [0, -1, 0], [1, 0, 0], [-1, 0, 0]])
     flat, behind, left, right = _lambert(normals @ LIGHT).tolist()
     walls = np.where(side < back, np.where(dx > 0, right, left), behind)
-    # Corners darken: a cheap stand-in for the light that walls and floor take from each other.
+    # Darker corners: a cheap approximation of ambient occlusion.
     fade = 1.1 - 0.01 * (point[0] ** 2 + point[1] ** 2)
     return on_floor.astype(np.uint8), (np.where(on_floor, flat, walls) * fade).astype(np.float32), point
 
 
 def _candidates(scenes: Scenes, origin: Floats, direction: Floats) -> NDArray[np.bool_]:
-    """bool [n, p]: rays that meet the solid's bounding sphere."""
+    """bool [n, p]: rays that hit the solid's bounding sphere."""
     x, y, z = origin[0], origin[1], origin[2] - scenes.scale[:, None]
     dx, dy, dz = direction
     along = x * dx + y * dy + z * dz
@@ -172,7 +169,7 @@ def _candidates(scenes: Scenes, origin: Floats, direction: Floats) -> NDArray[np
 def _local(
     scenes: Scenes, rays: NDArray[np.integer], origin: Floats, direction: Floats
 ) -> tuple[NDArray[np.integer], Floats, Floats]:
-    """Scene, origin and direction [3, m] of the chosen rays, in the frame where the solid is a unit one."""
+    """Scene, origin and direction [3, m] of the chosen rays, in the frame of the unit solid."""
     shape = np.broadcast_shapes(origin.shape, direction.shape)
     scene = rays // shape[2]
     centre = np.stack([0 * scenes.scale, 0 * scenes.scale, scenes.scale])[..., None]
@@ -185,13 +182,13 @@ def _local(
 
 
 def _turn(vector: Floats, yaw: Floats) -> Floats:
-    """World to solid: a turn by -yaw about z; vector [3, m], yaw [m]."""
+    """Rotate vectors [3, m] from world to solid, by -yaw [m] about z."""
     cosine, sine = np.cos(yaw), np.sin(yaw)
     return np.stack([cosine * vector[0] + sine * vector[1], cosine * vector[1] - sine * vector[0], vector[2]])
 
 
 def _depth(shape: int, origin: Floats, direction: Floats) -> Floats:
-    """float32 [m], the nearest positive depth at which a ray enters the unit solid; infinite where it misses."""
+    """Nearest positive depth at which each ray enters the unit solid, float32 [m]; infinite for a miss."""
     with np.errstate(divide="ignore", invalid="ignore"):
         depth = {CUBE: _cube, CYLINDER: _cylinder, SPHERE: _sphere, CONE: _cone}[shape](origin, direction)
     return np.where(depth > 0, depth, np.inf)
@@ -229,7 +226,7 @@ def _cone(origin: Floats, direction: Floats) -> Floats:
 
 
 def _normal(shape: int, point: Floats) -> Floats:
-    """float32 [3, m], the outward unit normal at a point of the unit solid's surface."""
+    """Outward unit normals at points of the unit solid's surface, float32 [3, m]."""
     x, y, z = point
     if shape == CUBE:
         face = np.abs(point).argmax(axis=0)

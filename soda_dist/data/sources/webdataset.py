@@ -1,12 +1,12 @@
-"""WebDataset: tar files whose neighbouring members are samples (https://github.com/webdataset/webdataset).
+"""WebDataset: tars in which consecutive members form samples (https://github.com/webdataset/webdataset).
 
     SPLIT/*.tar, NAME-SPLIT-000000.tar, ...     train, val or test, also `valid`, `validation`, `training`, `testing`
-    *.tar                                       80/10/10 by the hash of the samples' keys
+    *.tar                                       80/10/10 by a hash of the samples' keys
 
-Members of one sample share their name up to the first dot of its last part: the key. A sample has an image (`jpg`,
-`jpeg`, `png` or `webp`), and may have a class number (`cls`) or a `json` with one in some field. How many classes there
-are, nobody knows before all is read: say `classes=1000`, or put their names into `classes.txt` beside the tars, one a
-line. Rows keep the order of the tars, which writers of this format shuffle; `shuffle=true` shuffles them again.
+A sample's members share the key, their path up to the first dot of the file name. A sample has an image (`jpg`, `jpeg`,
+`png` or `webp`), and optionally a class number (`cls`) or a `json` with one in a field. The number of classes is not in
+the tars: set `classes=1000`, or write class names, one per line, to `classes.txt` next to the tars. Rows keep the order
+of the tars, usually shuffled already; `shuffle=true` shuffles them again.
 """
 
 import json
@@ -33,35 +33,35 @@ IMAGES = ("jpg", "jpeg", "png", "webp")
 NAMES = "classes.txt"
 LAYOUTS = "SPLIT/*.tar, NAME-SPLIT-000000.tar, or *.tar"
 MOST_BYTES = 256 * 2**20
-"""More than any image has; a larger member is not read."""
+"""Larger members are not read."""
 DIGITS = re.compile(r"\s*[0-9]+\s*")
 OPEN_TARS = 16
-"""Kept open by a task: a shard of a shuffled list asks for samples of many."""
+"""Open tars cached per task; a shuffled shard has samples of many."""
 
 
 class Options(contract.Options):
-    """Where a sample's label is, and what it may be."""
+    """Label, classes and order."""
 
     label: Annotated[str, Field(pattern=r"^(cls|none|json:.+)$")] | None = None
-    """`cls`, `json:FIELD`, or `none`; none given: `cls` if the first sample has one, else no label."""
+    """`cls`, `json:FIELD`, or `none`; None = `cls` if the first sample has one, else no label."""
     classes: Annotated[int, Field(ge=2, le=100_000)] | None = None
-    """How many there are; none: as many as `classes.txt` names."""
+    """Number of classes; None = by `classes.txt`."""
     shuffle: bool = False
-    """Whether rows are put in a random order: needed where the tars are sorted by class."""
+    """Shuffle rows, needed if the tars are sorted by class."""
 
 
 def open_source(uri: str, options: Options) -> Source:
-    """The tars below the folder `uri`.
+    """Open the tars in the folder `uri`, at any depth.
 
     Raises:
-        UserError: no tars, tars of which some name a split and others none, a label without classes.
+        UserError: no tars, split names in some tars only, or a label without classes.
     """
     folder = open_folder(uri)
     tars = [entry.name for entry in folder.list() if entry.name.endswith(".tar")]
     if not tars:
         raise UserError(uri, "no .tar files", LAYOUTS, "correct the path, or unpack .tar.gz files to .tar")
     splits = [(_split(folder, name), name) for name in tars]
-    if None in (told := {split for split, _ in splits}) and len(told) > 1:
+    if None in (named := {split for split, _ in splits}) and len(named) > 1:
         name = next(name for split, name in splits if split is None)
         raise UserError(folder.file_uri(name), "a tar without a split in its name", LAYOUTS, "rename or move it")
     label = options.label or ("cls" if _has_class(folder, tars[0]) else "none")
@@ -76,14 +76,14 @@ def open_source(uri: str, options: Options) -> Source:
 
 
 def _split(folder: Folder, name: str) -> str | None:
-    told = {SPLIT_NAMES[word] for word in re.split(r"[-_/.]", name.lower()) if word in SPLIT_NAMES}
-    if len(told) > 1:
-        raise UserError(folder.file_uri(name), f"a name of {' and '.join(sorted(told))}", "one split", "rename it")
-    return next(iter(told), None)
+    named = {SPLIT_NAMES[word] for word in re.split(r"[-_/.]", name.lower()) if word in SPLIT_NAMES}
+    if len(named) > 1:
+        raise UserError(folder.file_uri(name), f"a name with {' and '.join(sorted(named))}", "one split", "rename it")
+    return next(iter(named), None)
 
 
 def _has_class(folder: Folder, name: str) -> bool:
-    """Whether the first sample has a class; nothing behind it is read."""
+    """Whether the first sample has a class; reads no further."""
     for _, found in groupby(tar_members(folder, name, small=True), key=lambda member: _parts(member)[0]):
         return "cls" in {_parts(member)[1] for member in found}
     return False
@@ -97,7 +97,7 @@ def _classes(folder: Folder, count: int | None) -> tuple[str, ...]:
         return tuple(str(number) for number in range(count or 0))
     if (count not in (None, len(names))) or len(set(names)) != len(names):
         got = f"{len(names)} names, {len(set(names))} different"
-        raise UserError(folder.file_uri(NAMES), got, f"{count or 'different'} names", "correct it or classes=N")
+        raise UserError(folder.file_uri(NAMES), got, f"{count or 'different'} names", "correct it, or set classes=N")
     return tuple(names)
 
 
@@ -105,11 +105,11 @@ def _class_names(folder: Folder) -> list[str]:
     try:
         return folder.read(NAMES).decode().splitlines()
     except UnicodeDecodeError:
-        raise UserError(folder.file_uri(NAMES), "text that is not UTF-8", "a name a line", "write it anew") from None
+        raise UserError(folder.file_uri(NAMES), "text that is not UTF-8", "a name per line", "save as UTF-8") from None
 
 
 def _parts(member: Member) -> tuple[str, str]:
-    """Key and extension."""
+    """Split a name into key and extension."""
     place, slash, base = member.name.rpartition("/")
     stem, _, extension = base.partition(".")
     return f"{place}{slash}{stem}", extension.lower()
@@ -120,9 +120,9 @@ class Samples:
     """Samples of tars.
 
     Attributes:
-        tars: (split, name); an empty split: drawn.
+        tars: (split, name); an empty split is drawn.
         label: as in `Options`.
-        classes: names in the order of their numbers; none: rows have no label.
+        classes: class names; empty = no label.
     """
 
     folder: Folder
@@ -140,7 +140,7 @@ class Samples:
         return Contents((pa.field("label", pa.int32()),), label, "label", shuffled=self.shuffled)
 
     def parts(self) -> Sequence[Part]:
-        return [Part(split, name) for told, name in self.tars for split in ([told] if told else SHARES)]
+        return [Part(split, name) for own, name in self.tars for split in ([own] if own else SHARES)]
 
     def index(self, part: Part) -> pa.Table:
         drawn = ("", part.name) in self.tars
@@ -174,11 +174,11 @@ class Samples:
             return Row(entry["name"], b"", labels, f"no {self.label.partition(':')[0]}")
         value = self._value(file.read_at(min(entry["label_size"], MOST_BYTES), entry["label_offset"]))
         if value is None:
-            return Row(entry["name"], b"", labels, f"label that is none of {len(self.classes)} classes")
+            return Row(entry["name"], b"", labels, f"a label outside the {len(self.classes)} classes")
         return Row(entry["name"], image, {"label": value})
 
     def _value(self, data: bytes) -> int | None:
-        """The class number that a member tells, by itself or by a name."""
+        """Parse a member as a class number or a class name; None = neither."""
         try:
             value: Any = data.decode().strip()
             if self.label != "cls":
@@ -189,7 +189,7 @@ class Samples:
                 value = int(value)
         except (ValueError, TypeError, KeyError, RecursionError):
             return None
-        # 3.0 is a class, but neither 1.7 nor true.
+        # Accepts 3.0, but neither 1.7 nor true.
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return int(value) if number and 0 <= value < len(self.classes) and value % 1 == 0 else None
 
@@ -198,7 +198,7 @@ PLACES = ("image_offset", "image_size", "label_offset", "label_size")
 
 
 def _samples(source: Samples, tar: str) -> Iterator[dict[str, Any]]:
-    """The samples of a tar, in its order: name, split by its hash, and the places of image and label (None: absent)."""
+    """List a tar's samples: name, split by hash, and the locations of image and label (None = missing)."""
     wanted = "cls" if source.label == "cls" else "json"
     for key, found in groupby(tar_members(source.folder, tar, small=True), key=lambda member: _parts(member)[0]):
         sample = dict.fromkeys(PLACES) | {"name": f"{tar}/{key}", "split": split_of(f"{tar}/{key}", source.seed)}

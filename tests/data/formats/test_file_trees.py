@@ -88,7 +88,7 @@ def test_a_zip_bomb_is_inflated_no_further_than_that(tmp_path: Path, monkeypatch
     monkeypatch.setattr(file_trees, "MOST_BYTES", 10_000)
     tree = write(str(tmp_path), "x.zip", {"bomb.jpg": bytes(10**6), "small.jpg": b"1"})
     assert [row.problem for row in tree.rows(file_index(tree.files()), [])] == [
-        "a damaged member, or one of over 10,000 bytes",
+        "a damaged member, or one larger than 10,000 bytes",
         None,
     ]
 
@@ -119,7 +119,7 @@ def test_damage_inside_a_compressed_tar(tmp_path: Path) -> None:
 
 
 def test_damage_inside_a_zip(tmp_path: Path) -> None:
-    damaged = "a damaged member, or one of over 268,435,456 bytes"
+    damaged = "a damaged member, or one larger than 268,435,456 bytes"
     for name in ("x.zip", "stored.zip"):
         tree = write(str(tmp_path), name)
         first, second, third = tree.files()[:3]

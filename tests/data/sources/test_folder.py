@@ -121,11 +121,11 @@ def test_drawn_although_there_are_folders_of_splits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "options", "says"),
     [
-        ([], [], "got a place without files"),
+        ([], [], "got no files"),
         (["val/a/1.jpg", "a/2.jpg"], [], "got val/ and no folder train; .*splits=drawn"),
         (["train/1.jpg", "val/1.jpg", "valid/1.jpg"], [], "got both val and valid; allowed: one folder of val"),
-        (["a/1.jpg"], ["splits=folders"], "splits: got folders, but .* has none"),
-        (["1.jpg"], ["classes=true"], "classes: got true, but .* has no folders"),
+        (["a/1.jpg"], ["splits=folders"], "splits: got folders, but .* has no split folders"),
+        (["1.jpg"], ["classes=true"], "classes: got true, but .* has no class folders"),
         (["train/a/1.jpg", "train/b/1.jpg", "test/1.jpg"], [], "got no class folder in test"),
         (["1.jpg"], ["splits=other"], "splits: got 'other'"),
     ],

@@ -108,7 +108,7 @@ def test_categories_of_scanned_objects_in_folders(tmp_path: Path) -> None:
     assert {name: row.columns.get("label", -1) for name, row in found.items()} == {
         "a/1": names.index("Shoe"), "a/2": names.index("None"), "b/1": None, "b/2": None, "b/3": -1,
     }  # fmt: skip
-    assert found["b/3"].problem == "category chair, which there is not"
+    assert found["b/3"].problem == "an unknown category chair"
 
 
 def test_objects_are_split_here_if_nobody_did(tmp_path: Path) -> None:
@@ -148,8 +148,8 @@ def test_what_is_wrong_with_a_view_is_said_of_its_row(tmp_path: Path) -> None:
     assert problems[2] is not None and problems[2].startswith("a broken image")
     assert problems[3:] == [
         "a quaternion in metadata.json of length 2",
-        "a camera in metadata.json with numbers that are not finite",
-        "a part of the image: 40x20 of 40x30 pixels",
+        "a camera in metadata.json with non-finite numbers",
+        "a cropped image: 40x20 of 40x30 pixels",
     ]
 
 
@@ -163,8 +163,8 @@ def changed(**camera: Any) -> dict[str, Any]:
     ("tree", "says"),
     [
         (None, "no metadata.json"),
-        (b"{", "metadata.json that is not JSON"),
-        (b"[" * 100_000, "metadata.json that is not JSON"),
+        (b"{", "invalid JSON in metadata.json"),
+        (b"[" * 100_000, "invalid JSON in metadata.json"),
         ([], "metadata.json without camera or resolution (TypeError"),
         ({"camera": {}}, "metadata.json without camera or resolution (KeyError: 'metadata')"),
         (changed(positions=[]), "metadata.json with positions [0] and quaternions [3, 4]"),
@@ -173,7 +173,7 @@ def changed(**camera: Any) -> dict[str, Any]:
         (changed(positions=3), "metadata.json with positions [] and quaternions [3, 4]"),
         (changed(focal_length="long"), "metadata.json without camera or resolution (ValueError"),
         (changed(focal_length=10**400), "metadata.json without camera or resolution (OverflowError"),
-        (changed(focal_length=0), "metadata.json with a resolution or focal length that is not above 0"),
+        (changed(focal_length=0), "metadata.json with a resolution or focal length that is not positive"),
     ],
 )
 def test_an_object_without_cameras_is_one_row_with_a_problem(tree: Any, says: str, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_half_a_character_in_a_category(tmp_path: Path) -> None:
         for part in opened("shapenet", str(tmp_path)).parts()
         for row in rows_of(opened("shapenet", str(tmp_path)), part.split)
     ]
-    assert [row.problem for row in rows] == ["category " + "\\ud800" * 6 + "\\ud8, which there is not"] * 3
+    assert [row.problem for row in rows] == ["an unknown category " + "\\ud800" * 6 + "\\ud8"] * 3
 
 
 def test_no_renderings(tmp_path: Path) -> None:

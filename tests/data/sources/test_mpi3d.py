@@ -96,7 +96,7 @@ def test_which_variant(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none of MPI3D's archives; allowed: mpi3d_toy\.npz, mpi3d_realistic"):
         opened("mpi3d", str(tmp_path))
     folder.write("arm.npz", data)
-    with pytest.raises(UserError, match=r"variant: got nothing; allowed: toy, .*; say which of them arm\.npz is"):
+    with pytest.raises(UserError, match=r"variant: got nothing; allowed: toy, .*; set the variant of arm\.npz"):
         opened("mpi3d", f"{tmp_path}/arm.npz")
     assert len(rows_of(opened("mpi3d", f"{tmp_path}/arm.npz", "variant=real"), "train")) == 24
     with pytest.raises(UserError, match="got a missing file"):
@@ -145,7 +145,7 @@ def too_early() -> bytes:
         (zipped("../images.npy", b""), r"an archive of \.\./images\.npy; allowed: images\.npy"),
         (header(b"{'descr'", b"{\0descr'"), r"no array in images\.npy"),
         (header(b"(30, 8, 6, 3)", b"((30,8,6, 3)"), r"no array in images\.npy"),
-        (too_early(), r"no place of images\.npy"),
+        (too_early(), r"no valid offset of images\.npy"),
         (zipped("images.npy", b"no array"), "no array in images.npy"),
         (zipped("images.npy", GOOD[:0]), "no array in images.npy"),
         (

@@ -183,14 +183,14 @@ def test_tables_that_are_not_images(tmp_path: Path) -> None:
         opened("parquet", str(tmp_path))
     put(folder, "a/train.parquet", table(range(2)))
     for option, says in (
-        ("image=label", "image: got label; allowed: image; name the column"),
-        ("label=caption", "label: got caption; allowed: label, size; name one of them"),
+        ("image=label", "image: got label; allowed: image; set image=NAME"),
+        ("label=caption", "label: got caption; allowed: label, size; choose one of them"),
         ("labels=[breed]", "label: got breed; allowed: label, size"),
     ):
         with pytest.raises(UserError, match=says):
             opened("parquet", str(tmp_path), option)
     put(folder, "b/train.parquet", table(range(2)))
-    with pytest.raises(UserError, match=r"several tables: a, b; allowed: one; name the folder of one, such as \S+/b"):
+    with pytest.raises(UserError, match=r"several tables: a, b; allowed: one; give the folder of one, such as \S+/b"):
         opened("parquet", str(tmp_path))
     put(folder, "a/more.parquet", table(range(2)))
     with pytest.raises(UserError, match=r"a/more\.parquet: got a name without a split"):
@@ -202,9 +202,7 @@ def test_numbers_that_are_no_classes(tmp_path: Path) -> None:
     made = table(range(2), features=None)
     for values in ([2**40, 1], [-5, -1], [None, None]):
         put(folder, "train.parquet", made.set_column(1, "label", pa.array(values, pa.int64())))
-        with pytest.raises(
-            UserError, match=r"label: got label, whose largest number is .*; allowed: numbers of classes"
-        ):
+        with pytest.raises(UserError, match=r"label: got label, whose largest number is .*; allowed: class numbers"):
             opened("parquet", str(tmp_path))
 
 

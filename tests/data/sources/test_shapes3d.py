@@ -122,10 +122,10 @@ GOOD = shapes3d.file(chunks=(20, 4, 4, 1), compression="gzip")
         (GOOD[:300], "not whole HDF5"),
         (b"", "not whole HDF5"),
         (b"not HDF5" * 100, "not whole HDF5"),
-        (h5(images=shapes3d.images()), "no labels of its own"),
-        (h5(labels=shapes3d.LABELS), "no images of its own"),
-        (h5(images=h5py.ExternalLink("/etc/passwd", "/a"), labels=shapes3d.LABELS), "no images of its own"),
-        (h5(images=h5py.SoftLink("/labels"), labels=shapes3d.LABELS), "no images of its own"),
+        (h5(images=shapes3d.images()), "no labels stored in it"),
+        (h5(labels=shapes3d.LABELS), "no images stored in it"),
+        (h5(images=h5py.ExternalLink("/etc/passwd", "/a"), labels=shapes3d.LABELS), "no images stored in it"),
+        (h5(images=h5py.SoftLink("/labels"), labels=shapes3d.LABELS), "no images stored in it"),
         (h5(images=shapes3d.images(), labels=shapes3d.LABELS[:, :5]), r"labels float64 \[48, 5\]; allowed: numbers"),
         (
             h5(images=shapes3d.images()[1:], labels=shapes3d.LABELS),
@@ -156,7 +156,7 @@ def test_values_kept_in_another_file_are_not_read(tmp_path: Path) -> None:
         external = [(str(tmp_path / "secret"), 0, h5py.h5f.UNLIMITED)]
         file.create_dataset("images", (48, 8, 8, 3), np.uint8, external=external)
         file["labels"] = shapes3d.LABELS
-    with pytest.raises(UserError, match="no images of its own"):
+    with pytest.raises(UserError, match="no images stored in it"):
         opened("shapes3d", str(tmp_path))
 
 

@@ -77,7 +77,7 @@ def test_numbers_that_there_are_not_are_rows_with_a_problem(tmp_path: Path, monk
     smallnorb.write(open_folder(str(tmp_path)))
     found = {row.name.partition("#")[2]: row.problem for row in rows_of(opened("smallnorb", str(tmp_path)), "test")}
     whats = ["category 5", "instance 10", "elevation 9", "azimuth 3", "azimuth 36", "lighting -1"]
-    assert [found[f"{row}/left"] for row in range(7)] == [*(f"{what}, which there is not" for what in whats), None]
+    assert [found[f"{row}/left"] for row in range(7)] == [*(f"an unknown {what}" for what in whats), None]
 
 
 def test_a_zipped_file_whose_values_end_early(tmp_path: Path) -> None:
@@ -99,8 +99,8 @@ GOOD = smallnorb.matrices("train")
 @pytest.mark.parametrize(
     ("name", "data", "says"),
     [
-        (TRAIN, GOOD[TRAIN][:-1], r"-dat\.mat: got \d+ bytes; allowed: 110616, as its header says"),
-        (TRAIN, b"\x00" * 100, r"-dat\.mat: got no header of a matrix"),
+        (TRAIN, GOOD[TRAIN][:-1], r"-dat\.mat: got \d+ bytes; allowed: 110616, as in its header"),
+        (TRAIN, b"\x00" * 100, r"-dat\.mat: got no matrix header"),
         (TRAIN, GOOD[TRAIN][:12], r"-dat\.mat: got a truncated header"),
         (TRAIN, b"", r"-dat\.mat: got no header"),
         (TRAIN, smallnorb.matrix("B", [6, -2, 96, 96], b""), r"got dimensions \[6, -2, 96, 96\]"),

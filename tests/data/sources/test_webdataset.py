@@ -67,7 +67,7 @@ def test_bad_samples_are_rows_with_a_problem(tmp_path: Path) -> None:
     files |= {"e.cls": b"1", "f.jpg": image, "f.cls": b" 2\n", "g.jpg": image, "g.cls": b""}
     open_folder(str(tmp_path)).write("train.tar", tar_of(files))
     rows = rows_of(opened("webdataset", str(tmp_path), "classes=5"), "train")
-    none = "label that is none of 5 classes"
+    none = "a label outside the 5 classes"
     assert [row.problem for row in rows] == [None, "no cls", none, none, "no image", None, none]
     assert [row.columns["label"] for row in rows] == [4, None, None, None, None, 2, None]
 

@@ -18,7 +18,7 @@ REJECTED = {
     "train/cat/notes.txt": "not an image",
     "train/Dog/cut.jpg": "a truncated image",
     "train/Dog/empty.jpg": "an empty file",
-    "train/labels.csv": "in no folder of a class",
+    "train/labels.csv": "not in a class folder",
 }
 UNSEEN = ("README.md", "masks/cat/1.jpg", "train/.DS_Store", "train/cat/.hidden/1.jpg", "__MACOSX/train/cat/._1.jpg")
 
