@@ -10,65 +10,44 @@ import pytest
 import torch
 
 from soda_dist.config.load import with_fields
-from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
-from soda_dist.evaluation.context import Subject
-from soda_dist.evaluation.images.generated_sets import ImageSet, SetPiece, folder_of, image_set, load_set
+from soda_dist.evaluation.context import Context
+from soda_dist.evaluation.images import generated_sets
+from soda_dist.evaluation.images.generated_sets import ImageSet, SetPiece, folder_of, load_set, plan_images
 from soda_dist.evaluation.images.scores import images_of
-from soda_dist.evaluation.images.view_sets import asked_views
+from soda_dist.evaluation.images.view_sets import target_views
 from soda_dist.evaluation.tasks import fid as task
-from soda_dist.evaluation.worker import Models, readers
 from soda_dist.metrics.distributions import kid, precision_recall
-from soda_dist.training.build import build_model
-from tests.evaluation.features.test_extraction import LocalCrew
+from tests.evaluation.contexts import context_of, voiced, without_model
 from tests.evaluation.images.colours import FACTS, colours, slow_fid, stand_in
-from tests.evaluation.images.test_generated_sets import subject_of
-from tests.evaluation.small_run import prepare, small_data
-from tests.learn.scenes import write_scenes
+from tests.evaluation.small_run import prepare
 from tests.models.methods import config_of
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("fid")
-    small_data(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("fid_scenes")
-    write_scenes(path, objects=4, test_objects=4, views=6, size=20)
-    return path
-
-
-def _subject(name: str, data: Path, run: Path, *, drawn: bool = True, **fields: Any) -> tuple[Subject, list[str]]:
-    """A run with fresh weights that hear z; `drawn`: there is a model to draw with."""
+def _context(name: str, data: Path, run: Path, *, drawn: bool = True, **fields: Any) -> tuple[Context, list[str]]:
+    """A run whose weights hear z; `drawn`: whether it has a model to draw with."""
     config = with_fields(config_of(name, evaluation={"batch": 5}, sampling={"steps": 2}), fields)
-    model: torch.nn.Module = build_model(config).eval().requires_grad_(False) if drawn else torch.nn.Module()
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    models = Models(model, config, readers(str(data), config), torch.device("cpu"))
     said: list[str] = []
-    return subject_of(models, open_folder(str(run)), config, LocalCrew(models, 1), said), said
+    return context_of((voiced if drawn else without_model)(config, data), run, said), said
 
 
-def _images(subject: Subject, pieces: Sequence[SetPiece]) -> tuple[np.ndarray, np.ndarray]:
+def _images(context: Context, pieces: Sequence[SetPiece]) -> tuple[np.ndarray, np.ndarray]:
     """What was drawn, and what it is held against."""
-    table = load_set(folder_of(subject, pieces[0].of), pieces, ["image", "target"])
+    table = load_set(folder_of(context, pieces[0].image_set), pieces, ["image", "target"])
     return images_of(table.column("image")), images_of(table.column("target"))
 
 
-def test_each_set_is_held_against_as_many_images_of_the_test_split(data: Path, tmp_path: Path, monkeypatch) -> None:
+def test_each_set_is_held_against_as_many_images_of_the_test_split(
+    small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stand_in(monkeypatch)
-    monkeypatch.setattr("soda_dist.evaluation.images.generated_sets.PIECE", 4)
-    subject, said = _subject("soda", data, tmp_path, **{"evaluation.fid.images": 30})
-    result = task.measure(subject)
-    assert list(result["sets"]) == ["reconstruction", "samples"] and subject.place.read_json("fid.json") == result
+    monkeypatch.setattr(generated_sets, "PIECE", 4)
+    context, said = _context("soda", small_set, tmp_path, **{"evaluation.fid.images": 30})
+    result = task.measure(context)
+    assert list(result["sets"]) == ["reconstruction", "samples"] and context.place.read_json("fid.json") == result
     found = {}
     for kind, scores in result["sets"].items():
-        drawn, real = _images(subject, image_set(subject, ImageSet(kind, "test", subject.config.sampling), 30))
+        drawn, real = _images(context, plan_images(context, ImageSet(kind, "test", context.config.sampling), 30))
         assert scores["counts"] == {"images": 29, "unreadable": 1} and len(drawn) == 29
         assert scores["fid"] == {"value": pytest.approx(slow_fid(drawn, real), rel=1e-6), "standard_error": None}
         features = [torch.from_numpy(colours(each)) for each in (drawn, real)]
@@ -84,16 +63,20 @@ def test_each_set_is_held_against_as_many_images_of_the_test_split(data: Path, t
     assert found["reconstruction"] != found["samples"]
     assert result["value"] == found["reconstruction"] and result["counts"] == {"images": 29, "unreadable": 1}
     assert result["inception"] == FACTS
-    assert "these figures stand on test weights: they cannot be compared with published ones" in said
+    assert "FID used non-standard Inception weights; not comparable with published values" in said
 
 
-def test_kid_is_over_subsets_of_the_first_features(data: Path, tmp_path: Path, monkeypatch) -> None:
+def test_kid_is_over_subsets_of_the_first_features(
+    small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stand_in(monkeypatch)
     monkeypatch.setattr(task, "KID_SUBSET_SIZE", 5)
     fields = {"evaluation.fid.images": 29, "evaluation.fid.feature_images": 8}
-    subject, _ = _subject("soda", data, tmp_path, **fields, **{"evaluation.fid.sets": ["reconstruction"]})
-    scores = task.measure(subject)["sets"]["reconstruction"]
-    drawn, real = _images(subject, image_set(subject, ImageSet("reconstruction", "test", subject.config.sampling), 29))
+    context, _ = _context("soda", small_set, tmp_path, **fields, **{"evaluation.fid.sets": ["reconstruction"]})
+    scores = task.measure(context)["sets"]["reconstruction"]
+    drawn, real = _images(
+        context, plan_images(context, ImageSet("reconstruction", "test", context.config.sampling), 29)
+    )
     distance = kid(*(torch.from_numpy(colours(each[:8])) for each in (drawn, real)), subset_size=5)
     assert scores["kid_subset"] == 5 and scores["kid"]["value"] == pytest.approx(distance.mean, abs=1e-9)
     assert scores["kid"]["standard_error"] == pytest.approx(distance.std / 10, abs=1e-9), "a hundred subsets"
@@ -102,32 +85,34 @@ def test_kid_is_over_subsets_of_the_first_features(data: Path, tmp_path: Path, m
 
 @pytest.mark.parametrize(("count", "has"), [(3, False), (4, True)])
 def test_precision_needs_more_images_than_neighbours(
-    count: int, has: bool, data: Path, tmp_path: Path, monkeypatch
+    count: int, has: bool, small_set: Path, tmp_path: Path, monkeypatch
 ) -> None:
     stand_in(monkeypatch)
     fields = {"evaluation.fid.images": count, "evaluation.fid.sets": ["samples"], "seed": 3}
-    subject, _ = _subject("soda", data, tmp_path, **fields)
-    assert ("precision" in task.measure(subject)["sets"]["samples"]) is has
+    context, _ = _context("soda", small_set, tmp_path, **fields)
+    assert ("precision" in task.measure(context)["sets"]["samples"]) is has
 
 
-def test_novel_views_are_those_of_the_runs_own_sources_up_to_a_limit(scenes: Path, tmp_path: Path, monkeypatch) -> None:
+def test_novel_views_are_those_of_the_runs_own_sources_up_to_a_limit(
+    solids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stand_in(monkeypatch)
     fields = {"evaluation.fid.images": 3, "evaluation.fid.sets": ["novel_views"], "data.sources": [1, 3]}
-    subject, _ = _subject("rays", scenes, tmp_path, **fields, **{"sampling.sources": 2, "sampling.steps": 2})
-    scores = task.measure(subject)["sets"]["novel_views"]
-    pieces = asked_views(subject, 2, "own", 3)
+    context, _ = _context("rays", solids, tmp_path, **fields, **{"sampling.sources": 2, "sampling.steps": 2})
+    scores = task.measure(context)["sets"]["novel_views"]
+    pieces = target_views(context, 2, "own", 3)
     assert scores["counts"] == {"images": 3, "unreadable": 0}
-    assert scores["folder"] == folder_of(subject, pieces[0].of).uri
-    drawn, real = _images(subject, asked_views(subject, 2, "own", 3, limit=3))
+    assert scores["folder"] == folder_of(context, pieces[0].image_set).uri
+    drawn, real = _images(context, target_views(context, 2, "own", 3, limit=3))
     assert scores["fid"]["value"] == pytest.approx(slow_fid(drawn, real), rel=1e-6)
 
 
-def test_a_split_with_one_readable_image_is_the_users_to_know(tmp_path: Path, monkeypatch) -> None:
+def test_a_split_with_one_readable_image_is_the_users_to_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch)
     prepare(str(tmp_path / "data"), {"train": [[4]], "test": [[3]]}, {"test": {0, 2}})
-    subject, _ = _subject("soda", tmp_path / "data", tmp_path / "run")
+    context, _ = _context("soda", tmp_path / "data", tmp_path / "run")
     with pytest.raises(UserError, match=r"evaluation\.fid\.images: got 1 readable images; allowed: two or more"):
-        task.measure(subject)
+        task.measure(context)
 
 
 SETS = {
@@ -142,28 +127,30 @@ KINDS = ("reconstruction", "samples", "novel_views")
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_a_run_has_the_sets_that_it_can_draw_and_no_other(name: str, data: Path, scenes: Path, tmp_path: Path) -> None:
+def test_a_run_has_the_sets_that_it_can_draw_and_no_other(
+    name: str, small_set: Path, solids: Path, tmp_path: Path
+) -> None:
     (tmp_path / "weights.pth").write_bytes(b"")
-    place = scenes if "rays" in name else data
+    place = solids if "rays" in name else small_set
     weights = {"evaluation.inception.weights": str(tmp_path / "weights.pth")}
     for kind in KINDS:
-        subject, _ = _subject(name, place, tmp_path, drawn=False, **weights, **{"evaluation.fid.sets": [kind]})
+        context, _ = _context(name, place, tmp_path, drawn=False, **weights, **{"evaluation.fid.sets": [kind]})
         message = rf"evaluation\.fid\.sets: got {kind}; allowed: {', '.join(SETS[name])} with this run"
         with nullcontext() if kind in SETS[name] else pytest.raises(UserError, match=message):
-            task.check(subject)
-    subject, _ = _subject(name, place, tmp_path, drawn=False, **weights)
-    task.check(subject)
+            task.check(context)
+    context, _ = _context(name, place, tmp_path, drawn=False, **weights)
+    task.check(context)
 
 
-def test_what_is_missing_is_told_before_any_work(data: Path, scenes: Path, tmp_path: Path) -> None:
-    subject, _ = _subject("soda", data, tmp_path, drawn=False)
+def test_what_is_missing_is_told_before_any_work(small_set: Path, solids: Path, tmp_path: Path) -> None:
+    context, _ = _context("soda", small_set, tmp_path, drawn=False)
     with pytest.raises(UserError, match=r"evaluation\.inception\.weights: got nothing"):
-        task.check(subject)
+        task.check(context)
     (tmp_path / "weights.pth").write_bytes(b"")
     many = {"data.sources": [1, 7], "sampling.sources": 7}
     fields = {"evaluation.inception.weights": str(tmp_path / "weights.pth"), **many}
-    subject, _ = _subject("rays", scenes, tmp_path, drawn=False, **fields)
+    context, _ = _context("rays", solids, tmp_path, drawn=False, **fields)
     with pytest.raises(UserError, match="7 sources of objects that have 6 views"):
-        task.check(subject)
-    subject.config = with_fields(subject.config, {"evaluation.fid.sets": ["samples"]})
-    task.check(subject)
+        task.check(context)
+    context.config = with_fields(context.config, {"evaluation.fid.sets": ["samples"]})
+    task.check(context)
