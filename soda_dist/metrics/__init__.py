@@ -1,4 +1,4 @@
-"""Metrics: tensors in, named estimates out. A new one is a file beside these and a row in `METRICS`."""
+"""Metrics: tensors in, named estimates out. To add one, add a file here and a row in `METRICS`."""
 
 from collections.abc import Callable
 from typing import Final

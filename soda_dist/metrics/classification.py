@@ -20,7 +20,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Latents and what they should predict.
+    """Latents and the labels to predict from them.
 
     Attributes:
         latents: [N, D], any real dtype; metrics compute in float32.
@@ -33,21 +33,21 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Scores:
-    """Named estimates, the headline first, and facts about how they came about."""
+    """Named estimates, the headline first, and details of their computation."""
 
     estimates: Mapping[str, Estimate]
     details: Mapping[str, object]
 
 
 def score(logits: Tensor, labels: Tensor, *, seed: int) -> dict[str, Estimate]:
-    """Section E.1: accuracy of classes (top-5 too where there are more than five), F1 of binary attributes.
+    """Section E.1: accuracy of classes (also top-5 for more than five), F1 of binary attributes.
 
-    Classes have macro F1 as well, the mean over the classes that occur among labels or predictions.
+    Classes also get macro F1, the mean over the classes that occur among labels or predictions.
 
     Args:
         logits: [N, C] for labels [N]; [N, A, 2] for labels [N, A].
         labels: int64.
-        seed: of the bootstrap that gives F1 its standard error.
+        seed: seed of the bootstrap for the standard error of F1.
     """
     predicted = logits.argmax(dim=-1)
     if labels.ndim == 1:
@@ -61,21 +61,21 @@ def score(logits: Tensor, labels: Tensor, *, seed: int) -> dict[str, Estimate]:
 
 
 def details_of(logits: Tensor, labels: Tensor) -> dict[str, list[float]]:
-    """Facts beside `score`: for labels [N, A] each attribute's F1, by its position; nothing for classes."""
+    """Details that accompany `score`: for labels [N, A] the F1 of each attribute in order; empty for classes."""
     if labels.ndim == 1:
         return {}
     return {"f1_by_attribute": f1_by_attribute(logits.argmax(dim=-1), labels)}
 
 
 def headline(logits: Tensor, labels: Tensor) -> float:
-    """The value that a choice between classifiers goes by: top-1 accuracy, or macro F1 for attributes."""
+    """The value that ranks classifiers: top-1 accuracy, or macro F1 for attributes."""
     return headline_of(tally(logits, labels))
 
 
 def tally(logits: Tensor, labels: Tensor) -> Tensor:
-    """Counts behind `headline`, float64: of several sets of rows they add up.
+    """Counts behind `headline`, float64; those of several sets of rows can be summed.
 
-    Hits and rows, [2], for classes; hits, claims and positives of each attribute, [3, A].
+    For classes hits and rows, [2]; for attributes hits, predicted positives and positives of each, [3, A].
     """
     if labels.ndim == 1:
         return torch.stack([_among_top(logits, labels, 1).sum(), labels.new_tensor(len(labels))]).double()
@@ -90,7 +90,7 @@ def headline_of(counts: Tensor) -> float:
 
 
 def top_k(logits: Tensor, labels: Tensor, k: int) -> float:
-    """Share of rows whose label is among the `k` highest logits; of equal logits the lower class comes first.
+    """Share of rows whose label is among the `k` highest logits; ties go to the lower class.
 
     Args:
         logits: [N, C].
@@ -112,7 +112,7 @@ def _among_top(logits: Tensor, labels: Tensor, k: int) -> Tensor:
 
 
 def macro_f1(predicted: Tensor, labels: Tensor) -> float:
-    """Section E.1: F1 of each attribute's positive class, averaged; 0 where neither side has a positive.
+    """Section E.1: F1 of each attribute's positive class, averaged; 0 if neither side has a positive.
 
     Args:
         predicted, labels: int64 [N, A], 0 or 1.
@@ -121,7 +121,7 @@ def macro_f1(predicted: Tensor, labels: Tensor) -> float:
 
 
 def f1_by_attribute(predicted: Tensor, labels: Tensor) -> list[float]:
-    """A values, as `macro_f1` takes the mean of."""
+    """F1 of each attribute, A values; `macro_f1` is their mean."""
     return _f1(*_f1_counts(predicted, labels)).tolist()
 
 
@@ -131,17 +131,17 @@ def binomial(share: float, count: int) -> Estimate:
 
 
 def _f1_counts(predicted: Tensor, labels: Tensor) -> Tensor:
-    """Hits, claims and positives: float64 [3, A]."""
+    """Hits, predicted positives and positives: float64 [3, A]."""
     return torch.stack([(column > 0).double().sum(0) for column in (predicted * labels, predicted, labels)])
 
 
-def _f1(hits: Tensor, claims: Tensor, positives: Tensor) -> Tensor:
-    """2 hits / (claims + positives); 0 where there are neither. For counts, of which there are whole ones only."""
-    return 2 * hits / (claims + positives).clamp(min=1.0)
+def _f1(hits: Tensor, predicted: Tensor, positives: Tensor) -> Tensor:
+    """2 hits / (predicted + positives), 0 if both are 0; all are whole counts."""
+    return 2 * hits / (predicted + positives).clamp(min=1.0)
 
 
 def _draws(count: int, seed: int) -> Iterator[Tensor]:
-    """How often each of `count` rows is drawn, float64 [count], in each draw of the bootstrap."""
+    """Multiplicity of each of `count` rows, float64 [count], for each draw of the bootstrap."""
     generator = np.random.default_rng([seed, 0xF1])
     for _ in range(BOOTSTRAP_DRAWS):
         yield torch.from_numpy(np.bincount(generator.integers(count, size=count), minlength=count)).double()

@@ -1,7 +1,7 @@
-"""Disentanglement, completeness and informativeness (section E.3): do single codes hold single factors, and how well?
+"""Disentanglement, completeness and informativeness (section E.3): whether single codes encode single factors.
 
-Eastwood and Williams (2018), by way of Locatello et al. (2019): a classifier of each factor says how much each code
-matters to it. Codes are the D numbers of a latent, factors the K labels of an image.
+Eastwood and Williams (2018), as in Locatello et al. (2019): a classifier of each factor gives the importance of each
+code for it. Codes are the D numbers of a latent, factors the K labels of an image.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,8 +23,8 @@ ROUNDS = 100
 LEARNING_RATE = 0.1
 DEPTH = 3
 BINS = 1023
-"""Of a code. Rows of two classes in one bin are left for noise codes to tell apart, less so than with the usual 255;
-4,095 would come closer to `sklearn` still, and take three times as long."""
+"""Bins per code. Rows of two classes in one bin can only be separated by noise codes; this happens less than with the
+usual 255. 4,095 would be closer to `sklearn` still, and take three times as long."""
 LASSO_ALPHA = 0.02
 
 
@@ -33,8 +33,8 @@ class FactorFit:
     """One factor's classifier.
 
     Attributes:
-        importance: float64 [D], not negative; of boosted trees it sums to 1, or is 0 where no code helps.
-        train_accuracy, test_accuracy: share of rows whose value is predicted.
+        importance: float64 [D], not negative; for boosted trees it sums to 1, or is 0 if no code helps.
+        train_accuracy, test_accuracy: share of rows whose value is predicted correctly.
     """
 
     importance: Floats
@@ -44,13 +44,13 @@ class FactorFit:
 
 @dataclass(frozen=True)
 class Dci:
-    """Scores in [0, 1], 1 being best.
+    """Scores in [0, 1]; higher is better.
 
     Attributes:
         informativeness_train, informativeness_test: mean accuracy over factors.
         by_code: float64 [D], each code's disentanglement; 0 for a code that no factor uses.
         by_factor: float64 [K], each factor's completeness; 0 for a factor that uses no code.
-        importance: float64 [D, K], as given.
+        importance: float64 [D, K], the input of `scores`.
     """
 
     disentanglement: float
@@ -64,11 +64,11 @@ class Dci:
 
 @dataclass(frozen=True)
 class SectionScores:
-    """Which section of z holds which factor.
+    """Importance of each section of z for each factor.
 
     Attributes:
-        share: float64 [S, K], a factor's importance by section; columns sum to 1, or to 0 if a factor uses no code.
-        disentanglement, completeness: as of `Dci`, each section taken as one code.
+        share: float64 [S, K], importance by section; columns sum to 1, or to 0 for a factor that uses no code.
+        disentanglement, completeness: as in `Dci`, with each section as one code.
     """
 
     share: Floats
@@ -87,7 +87,7 @@ def dci(
     threads: int,
     rounds: int = ROUNDS,
 ) -> Dci:
-    """Fits one factor after the other and scores them; `fit_factor` and `scores` allow to do so in parallel.
+    """Fit all factors in turn and score them; use `fit_factor` and `scores` to fit in parallel.
 
     Args:
         train_codes: [N, D], test_codes: [M, D], finite.
@@ -106,7 +106,7 @@ def dci(
 
 
 def stacked(fits: Sequence[FactorFit]) -> tuple[Floats, Floats, Floats]:
-    """The fits of all factors as `scores` takes them: importance [D, K], training and test accuracy [K]."""
+    """Stack the fits of all factors for `scores`: importance [D, K], training and test accuracy [K]."""
     return (
         np.stack([fit.importance for fit in fits], axis=1),
         np.array([fit.train_accuracy for fit in fits]),
@@ -120,7 +120,7 @@ def check_split(
     test_codes: NDArray[np.floating],
     test_values: NDArray[np.integer],
 ) -> None:
-    """Refuses what `dci` refuses, before anything is fitted.
+    """Validate the arguments of `dci` without fitting.
 
     Raises:
         ValueError: a factor with a single training value, codes that are not finite, shapes that do not match.
@@ -145,13 +145,13 @@ def fit_factor(
     threads: int,
     rounds: int = ROUNDS,
 ) -> FactorFit:
-    """Section E.3: how much each code matters to one factor, and how well the codes predict it.
+    """Section E.3: the importance of each code for one factor, and the accuracy of predicting it from all codes.
 
-    `sklearn` is the classifier of Locatello et al., `GradientBoostingClassifier` as it comes: 100 rounds of depth 3 at
-    rate 0.1, importance by the fall in squared error. `lightgbm` is the same algorithm on binned codes, which is
-    much faster; of two equal codes its first gets all the importance, where `sklearn` draws between them. Measured on
-    four sets of 2,000 x 64 codes and five factors (single, redundant, mixed, both): D, C and both accuracies differ by
-    at most 0.012, and by 0.016 with bins of 255.
+    `sklearn` is the classifier of Locatello et al., `GradientBoostingClassifier` with its defaults: 100 rounds of
+    depth 3 at rate 0.1, importance by the decrease in squared error. `lightgbm` is the same algorithm on binned codes,
+    which is much faster; of two equal codes the first gets all the importance, while `sklearn` picks one at random.
+    Measured on four sets of 2,000 x 64 codes and five factors (single, redundant, mixed, both): D, C and both
+    accuracies differ by at most 0.012, and by 0.016 with bins of 255.
 
     Our reading of `lasso`, which is stated for numbers: codes and the factor's index among its sorted training values
     are standardised, alpha is 0.02, importance is |coefficient|, and the class is the index nearest to the prediction.
@@ -159,9 +159,9 @@ def fit_factor(
     Args:
         train_codes: [N, D], test_codes: [M, D], finite.
         train_values: integers [N], test_values: [M]; a test value that training lacks counts as wrong.
-        seed: of the draw between equal splits in `sklearn`; the others draw nothing.
-        threads: of `lightgbm`; the result does not depend on it.
-        rounds: of boosting; one tree a class a round, a single one for two classes.
+        seed: seed of the choice between equal splits in `sklearn`; the others are deterministic.
+        threads: threads of `lightgbm`; the result does not depend on them.
+        rounds: boosting rounds, of one tree per class, or a single tree for two classes.
 
     Raises:
         ValueError: a single training value, codes that are not finite, shapes that do not match, another regressor.
@@ -218,11 +218,11 @@ def scores(importance: Floats, train_accuracy: Floats, test_accuracy: Floats) ->
 
 
 def section_scores(importance: Floats, bounds: Sequence[tuple[int, int]]) -> SectionScores:
-    """Sums importance over sections of z (section 3.2.1) and scores sections as `scores` does codes.
+    """Sum importance over sections of z (section 3.2.1) and score sections as `scores` does codes.
 
     Args:
         importance: float64 [D, K], finite, not negative.
-        bounds: first code and the one after the last, of sections that follow one another from 0 to D.
+        bounds: (start, stop) of contiguous sections that cover 0..D.
 
     Raises:
         ValueError: other bounds, negative or infinite importance.
@@ -231,7 +231,7 @@ def section_scores(importance: Floats, bounds: Sequence[tuple[int, int]]) -> Sec
     starts, stops = [start for start, _ in bounds], [stop for _, stop in bounds]
     ordered = all(start < stop for start, stop in bounds)
     if not bounds or not ordered or starts != [0, *stops[:-1]] or stops[-1] != len(importance):
-        raise ValueError(f"bounds: got {list(bounds)}; allowed: sections one after another from 0 to {len(importance)}")
+        raise ValueError(f"bounds: got {list(bounds)}; allowed: contiguous sections from 0 to {len(importance)}")
     summed = np.add.reduceat(importance, starts, axis=0)
     total = summed.sum(axis=0)
     return SectionScores(
@@ -249,7 +249,7 @@ def _check_importance(importance: Floats) -> None:
 
 
 def _concentration(table: Floats) -> Floats:
-    """1 less each row's entropy to the base of the row's length, [A, B] to [A]; 0 for a row of zeros."""
+    """1 minus the entropy of each row to the base of its length, [A, B] to [A]; 0 for a row of zeros."""
     total = table.sum(axis=1)
     share = np.divide(table, total[:, None], out=np.zeros_like(table), where=total[:, None] > 0)
     nats = -np.sum(share * np.log(share, out=np.zeros_like(share), where=share > 0), axis=1)
@@ -297,7 +297,7 @@ def _fit_lightgbm(
     codes = np.ascontiguousarray(codes, dtype=np.float32)
     targets = np.eye(index.max() + 1)[index]
     share = targets.mean(axis=0)
-    if (codes == codes[0]).all():  # LightGBM refuses data that it cannot split
+    if (codes == codes[0]).all():  # LightGBM rejects data that it cannot split
         return np.zeros(codes.shape[1]), lambda rows: np.full(len(rows), share.argmax())
     if len(share) == 2:
         targets, prior, shrink = targets[:, 1:], np.log(share[1:] / share[:1]), LEARNING_RATE
@@ -323,7 +323,7 @@ def _fit_lightgbm(
 
 
 def _settings(trees: int, threads: int) -> dict[str, object]:
-    """LightGBM with nothing of its own: full trees, single rows in leaves, no regularisation, no sampling."""
+    """LightGBM without its extras: full trees, single rows in leaves, no regularisation, no sampling."""
     return {
         "objective": "none",
         "num_class": trees,
@@ -342,7 +342,7 @@ def _settings(trees: int, threads: int) -> dict[str, object]:
 
 
 def _unit_hessian(gradient: Floats) -> Callable[[object, object], tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """The gradient [N, trees] in the form that LightGBM asks for: [N] where there is one tree."""
+    """The gradient [N, trees] in the shape that LightGBM expects: [N] for one tree."""
     flat = gradient[:, 0] if gradient.shape[1] == 1 else gradient
     return lambda _scores, _rows: (flat.astype(np.float32), np.ones(flat.shape, dtype=np.float32))
 
@@ -350,7 +350,7 @@ def _unit_hessian(gradient: Floats) -> Callable[[object, object], tuple[NDArray[
 def _set_leaves(
     booster: lgb.Booster, number: int, leaves: Integers, targets: Floats, chance: Floats, shrink: float
 ) -> Floats:
-    """Sets the leaves of round `number` to shrink * sum of residuals / sum of p (1 - p); what each row gains [N, T]."""
+    """Set the leaves of round `number` to shrink * sum of residuals / sum of p (1 - p); return the gains [N, T]."""
     gained = np.empty_like(chance)
     for tree, (leaf, target, p) in enumerate(zip(leaves.T, targets.T, chance.T, strict=True)):
         residual, curvature = np.bincount(leaf, target - p), np.bincount(leaf, p * (1.0 - p))

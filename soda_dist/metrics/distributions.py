@@ -1,6 +1,6 @@
-"""How near two sets of images are as distributions of features: FID, KID, precision and recall (section E.2).
+"""Distances between two sets of images by their features: FID, KID, precision and recall (section E.2).
 
-FID needs the features' moments alone, which merge exactly whoever computed them; KID, precision and recall need the
+FID needs only the moments of the features, which merge exactly across workers; KID, precision and recall need the
 features themselves. All compute in float64, since FID and KID are small differences of large sums.
 """
 
@@ -15,21 +15,21 @@ from torch import Tensor
 KID_SUBSETS: Final = 100
 KID_SUBSET_SIZE: Final = 1000
 KID_SEED: Final = 2020
-"""torch-fidelity's own three."""
+"""The defaults of torch-fidelity for these three."""
 NEIGHBOURS: Final = 3
 """Kynkaanniemi et al. 2019, and torch-fidelity."""
 BLOCK = 2048
 ROUNDING = 1e-13
-"""Of squared distances, relative to squared norms: features count as equal within 3e-7 of their length."""
+"""Rounding of squared distances relative to squared norms: features are equal within 3e-7 of their length."""
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """What FID needs of a set of features; arrays of numpy, to be sent between processes as they are.
+    """Moments of a set of features, for FID; numpy arrays, ready to send between processes.
 
     Attributes:
-        count: how many features, N.
-        mean: float64 [D]; 0 where there are none.
+        count: number of features, N.
+        mean: float64 [D]; 0 for an empty set.
         scatter: float64 [D, D], the sum over features f of (f - mean)(f - mean)^T: N - 1 times the covariance.
     """
 
@@ -40,7 +40,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """KID over random subsets: its mean, which may lie slightly below 0, and its standard deviation."""
+    """KID over random subsets: mean, which may be slightly below 0, and standard deviation."""
 
     mean: float
     std: float
@@ -48,14 +48,14 @@ class KernelDistance:
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """Both in [0, 1]: the share of generated features near a real one, and of real ones near a generated one."""
+    """Shares in [0, 1] of generated features near a real one, and of real features near a generated one."""
 
     precision: float
     recall: float
 
 
 def moments(features: Tensor) -> Moments:
-    """Count, mean and scatter of features [N, D], any real dtype and device, N = 0 too.
+    """Count, mean and scatter of features [N, D], any real dtype and device; N may be 0.
 
     Raises:
         ValueError: not two axes, or values that are not finite.
@@ -68,7 +68,7 @@ def moments(features: Tensor) -> Moments:
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """Moments of both sets together (Chan et al. 1979, pairwise), exact up to rounding, whatever the order.
+    """Moments of the union of both sets (Chan et al. 1979, pairwise), exact up to rounding in any order.
 
     Raises:
         ValueError: features of two widths.
@@ -87,10 +87,10 @@ def fid(a: Moments, b: Moments) -> float:
     Eigenvalues below rounding are dropped from R, so singular covariances (N <= D) cost no digits; the eigenvalues of
     the product S_a S_b, which torch-fidelity sums, have an error of 1e-16 whose root, 1e-8, enters up to D times.
 
-    The value falls as N grows: compare FIDs of equal counts alone.
+    The value falls as N grows: compare only FIDs of equal counts.
 
     Args:
-        a, b: symmetric in their roles, two features or more in each.
+        a, b: moments of at least two features each; the order does not matter.
 
     Raises:
         ValueError: fewer features, or of two widths.
@@ -118,7 +118,7 @@ def kid(
 
     Args:
         generated: [N, D], any real dtype; real: [M, D].
-        subsets: how many are drawn from each side, each without replacement.
+        subsets: number of subsets of each side, each drawn without replacement.
         subset_size: 2 to min(N, M).
 
     Raises:
@@ -141,12 +141,12 @@ def precision_recall(
 ) -> PrecisionRecall:
     """Kynkaanniemi et al. 2019: the share of each side inside the balls of the other.
 
-    A feature's ball reaches to its `neighbours`-th nearest neighbour on its own side, the surface included. Equal
-    features, as a generator that repeats itself gives, are at distance 0, where torch-fidelity's leave it to rounding.
+    The closed ball of a feature reaches its `neighbours`-th nearest neighbour on its own side. Equal features, such as
+    those of a generator that repeats itself, are at distance exactly 0; in torch-fidelity it is rounding error.
 
     Args:
         generated: [N, D], any real dtype; real: [M, D].
-        block: rows whose distances to as many others are held at once; it does not change the result.
+        block: side of the blocks of the distance matrix; it does not change the result.
 
     Raises:
         ValueError: not more than `neighbours` features on a side, of two widths, or not finite.
@@ -160,7 +160,7 @@ def precision_recall(
 
 
 def _root(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """R [D, rank] with R R^T the covariance; numpy's bound says what of its rank is rounding."""
+    """R [D, rank] with R R^T = covariance; eigenvalues below numpy's bound for rounding are dropped."""
     values, vectors = np.linalg.eigh(covariance)
     kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
     return vectors[:, kept] * np.sqrt(values[kept])
@@ -171,7 +171,7 @@ def _drawn(rng: np.random.RandomState, count: int, size: int) -> Tensor:
 
 
 def _squared_mmd(x: Tensor, y: Tensor) -> float:
-    """Unbiased for x, y [m, D]: a feature is not compared with itself."""
+    """Unbiased squared MMD of x, y [m, D]: a feature is not compared with itself."""
     m = len(x)
     within = sum(kernel.sum() - kernel.trace() for kernel in (_kernel(x, x), _kernel(y, y)))
     return float(within / (m * (m - 1)) - 2.0 * _kernel(x, y).mean())
@@ -182,7 +182,7 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _inside(queries: Tensor, centres: Tensor, neighbours: int, block: int) -> float:
-    """Share of queries that lie in the ball of any centre."""
+    """Share of queries inside the ball of any centre."""
     radii = torch.cat([_squared_radii(rows, centres, neighbours, block) for rows in centres.split(block)])
     hits = 0
     for rows in queries.split(block):
@@ -194,7 +194,7 @@ def _inside(queries: Tensor, centres: Tensor, neighbours: int, block: int) -> fl
 
 
 def _squared_radii(rows: Tensor, centres: Tensor, neighbours: int, block: int) -> Tensor:
-    """To the `neighbours`-th nearest centre of each row; it is a centre itself, which comes first."""
+    """Distance of each row to its `neighbours`-th nearest centre, not counting the row itself."""
     nearest = torch.empty(len(rows), 0, dtype=torch.float64, device=rows.device)
     for some in centres.split(block):
         nearest = torch.cat([nearest, _squared_distances(rows, some)], dim=1)
@@ -203,7 +203,7 @@ def _squared_radii(rows: Tensor, centres: Tensor, neighbours: int, block: int) -
 
 
 def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """By products, which are fast, but leave equal features apart by rounding: what is below it counts as 0."""
+    """Squared distances by matrix products; those within their rounding error count as 0."""
     x, y = x.double(), y.double()
     squares = x.square().sum(dim=1)[:, None] + y.square().sum(dim=1)
     apart = squares - 2.0 * (x @ y.T)
@@ -214,7 +214,7 @@ def _check(features: Tensor) -> None:
     if features.ndim != 2:
         raise ValueError(f"features: got {list(features.shape)}; allowed: [N, D]")
     if not features.isfinite().all():
-        raise ValueError("features: got values that are not finite; allowed: finite ones")
+        raise ValueError("features: got values that are not finite; allowed: finite values")
 
 
 def _check_pair(generated: Tensor, real: Tensor) -> None:

@@ -1,6 +1,6 @@
-"""How codes line up with known factors: MIG, SAP, modularity and the FactorVAE score, as Locatello et al. (2019) do.
+"""Alignment of codes with known factors: MIG, SAP, modularity, FactorVAE score, as in Locatello et al. (2019).
 
-Codes are the D numbers of a latent, factors the K labels of an image, both one row an image.
+Codes are the D numbers of a latent, factors the K labels of an image; both have one row per image.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 BINS = 20
-"""Of equal width between a code's least and largest value (Locatello et al. 2019)."""
+"""Bins of equal width between the smallest and largest value of a code (Locatello et al. 2019)."""
 SVM_C = 0.01
 SVM_ITERATIONS = 50
 CODES_AT_ONCE = 256
@@ -21,7 +21,7 @@ Integers = NDArray[np.int64]
 
 
 def mig(codes: NDArray[np.floating], values: NDArray[np.integer], *, bins: int = BINS) -> float:
-    """Mutual information gap (Chen et al. 2018): how far a factor's best code leads its second best.
+    """Mutual information gap (Chen et al. 2018): the lead of a factor's best code over its second best.
 
     The lead in mutual information is divided by the factor's entropy and averaged over factors.
 
@@ -30,7 +30,7 @@ def mig(codes: NDArray[np.floating], values: NDArray[np.integer], *, bins: int =
         values: integers [N, K].
 
     Returns:
-        0 where two codes tell as much about every factor, 1 where each factor lies whole in one code.
+        0 if two codes are equally informative about every factor, 1 if each factor is in one code alone.
 
     Raises:
         ValueError: fewer than two codes, a factor with a single value, codes that are not finite.
@@ -42,10 +42,10 @@ def mig(codes: NDArray[np.floating], values: NDArray[np.integer], *, bins: int =
 
 
 def modularity(codes: NDArray[np.floating], values: NDArray[np.integer], *, bins: int = BINS) -> float:
-    """Modularity (Ridgeway and Mozer 2018): whether a code tells about one factor only, averaged over codes.
+    """Modularity (Ridgeway and Mozer 2018): whether a code is informative about one factor only, averaged over codes.
 
-    A code scores 1 less the squared mutual information with its other factors, relative to K - 1 times that with its
-    best. A code that tells nothing scores 0 and counts.
+    A code scores 1 minus the squared mutual information with its other factors, relative to K - 1 times that with its
+    best. A code without information scores 0 and counts.
 
     Args:
         codes: [N, D], finite.
@@ -57,8 +57,8 @@ def modularity(codes: NDArray[np.floating], values: NDArray[np.integer], *, bins
         raise ValueError(f"values: got {factors} factor; allowed: 2 or more")
     squared = np.square(mutual_information(codes, values, bins=bins))
     best = squared.max(axis=1)
-    told = best > 0.0
-    others = (squared.sum(axis=1) - best)[told] / (best[told] * (factors - 1))
+    informative = best > 0.0
+    others = (squared.sum(axis=1) - best)[informative] / (best[informative] * (factors - 1))
     return float(np.sum(1.0 - others) / len(best))
 
 
@@ -87,7 +87,7 @@ def sap(
     test_codes: NDArray[np.floating],
     test_values: NDArray[np.integer],
 ) -> float:
-    """Separated attribute predictability (Kumar et al. 2018): a factor's best single code less its second best.
+    """Separated attribute predictability (Kumar et al. 2018): the best single code of a factor minus its second best.
 
     What a code predicts is the test accuracy of a linear support vector machine on that code alone (C = 0.01, balanced
     class weights, one class against the rest); the lead is averaged over factors.
@@ -143,7 +143,7 @@ def factor_vae(
     batch: int = 64,
     threshold: float = 0.05,
 ) -> float:
-    """FactorVAE score (Kim and Mnih 2018): whether the code that varies least tells which factor was held fixed.
+    """FactorVAE score (Kim and Mnih 2018): accuracy of naming the fixed factor from the code that varies least.
 
     A vote holds one factor at the value of a random row, draws `batch` rows of that value with replacement and names
     the code whose variance fell most, relative to its variance over all rows. Codes are then matched to factors by
@@ -172,7 +172,7 @@ def factor_vae(
 
 
 def checked_codes(name: str, codes: NDArray[np.floating], *, at_least: int = 1) -> NDArray[np.floating]:
-    """The codes themselves, refused unless they are finite floats [N, D] with N >= 2 and D >= `at_least`."""
+    """Return the codes if they are finite floats [N, D] with N >= 2 and D >= `at_least`; raise ValueError otherwise."""
     if codes.ndim != 2 or codes.dtype.kind != "f":
         raise ValueError(f"{name}: got {codes.dtype} {list(codes.shape)}; allowed: float [N, D]")
     if len(codes) < 2 or codes.shape[1] < at_least:
@@ -184,7 +184,7 @@ def checked_codes(name: str, codes: NDArray[np.floating], *, at_least: int = 1) 
 
 
 def checked_values(name: str, values: NDArray[np.integer], rows: int, *, varied: bool = False) -> NDArray[np.integer]:
-    """The values themselves, refused unless integers [rows, K] (`varied`: each factor with two values or more)."""
+    """Return the values if they are integers [rows, K] (`varied`: with two or more per factor), or raise ValueError."""
     if values.ndim != 2 or values.dtype.kind not in "iub" or len(values) != rows or not values.shape[1]:
         raise ValueError(f"{name}: got {values.dtype} {list(values.shape)}; allowed: integers [{rows}, K]")
     single = np.flatnonzero((values == values[:1]).all(axis=0))
@@ -195,7 +195,7 @@ def checked_values(name: str, values: NDArray[np.integer], rows: int, *, varied:
 
 
 def _binned(codes: NDArray[np.floating], bins: int) -> Integers:
-    """Each code's bin, 0..bins-1, of equal width between its least and largest value; a constant code has one bin."""
+    """Bin of each code, 0..bins-1, of equal width between its smallest and largest value; a constant code has one."""
     columns = np.ascontiguousarray(codes.T, dtype=np.float64)
     binned = np.empty(columns.shape, dtype=np.int64)
     for column, out in zip(columns, binned, strict=True):
@@ -205,7 +205,7 @@ def _binned(codes: NDArray[np.floating], bins: int) -> Integers:
 
 
 def _information(counts: Floats) -> Floats:
-    """Mutual information in nats of tables of counts, [.., A, B] to [..]; exactly 0 where a side has one value."""
+    """Mutual information in nats of tables of counts, [.., A, B] to [..]; exactly 0 if a side has one value."""
     total = counts.sum(axis=(-2, -1), keepdims=True)
     expected = counts.sum(axis=-1, keepdims=True) * counts.sum(axis=-2, keepdims=True)
     ratio = np.divide(counts * total, expected, out=np.ones_like(counts), where=counts > 0)
@@ -220,7 +220,7 @@ def _entropy(column: NDArray[np.integer]) -> float:
 
 @dataclass(frozen=True)
 class _Machines:
-    """One machine a class, all factors in a row; a factor of two values has one, for its larger value.
+    """One machine per class, over all factors in order; a factor of two values has one, for its larger value.
 
     Attributes:
         labels: [K, N] class numbers, small integers so that sorting by class is quick.
@@ -343,7 +343,7 @@ def _newton(at: Floats, moments: _Moments, machines: _Machines) -> Floats:
 def _draw(
     values: NDArray[np.integer], votes: int, batch: int, generator: np.random.Generator
 ) -> tuple[Integers, Integers]:
-    """The factor each vote holds fixed [V], and its rows [V, batch], all of one value of that factor."""
+    """The factor that each vote holds fixed [V], and its rows [V, batch], all with one value of that factor."""
     factors = generator.integers(values.shape[1], size=votes)
     anchors, places = generator.random(votes), generator.random((votes, batch))
     rows = np.empty((votes, batch), dtype=np.int64)

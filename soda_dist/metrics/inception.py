@@ -1,4 +1,4 @@
-"""The Inception network of FID, KID, precision and recall (section E.2), from weights that the caller brings."""
+"""The Inception network of FID, KID, precision and recall (section E.2), with weights from the caller."""
 
 import io
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from soda_dist.weights import fill, read_weights
 
 PUBLISHED_FILE: Final = "weights-inception-2015-12-05-6726825d.pth"
-"""What torch-fidelity would download: TensorFlow's weights of 2015, which published FIDs stand on."""
+"""File that torch-fidelity would download: the TensorFlow weights of 2015, used by published FIDs."""
 PUBLISHED_URL: Final = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{PUBLISHED_FILE}"
 PUBLISHED_SHA256_PREFIX: Final = "6726825d"
 """The file's name ends in the digest's first eight digits."""
@@ -22,10 +22,10 @@ _COUNTS = ".num_batches_tracked"
 
 
 class Inception(FeatureExtractorInceptionV3):
-    """torch-fidelity's network, which reads no weights by itself.
+    """torch-fidelity's network, without reading weights in its constructor.
 
-    The parent's constructor unpickles a file without protection, or downloads one. It is given an empty state dict of
-    our own making instead, and that leaves the network as it is.
+    The parent's constructor unpickles a file without protection, or downloads one. Here it gets an empty state dict,
+    which leaves the network as it is.
     """
 
     def __init__(self) -> None:
@@ -41,15 +41,14 @@ class Inception(FeatureExtractorInceptionV3):
 def load_inception(content: bytes, sha256: str) -> nn.Module:
     """torch-fidelity's InceptionV3 (TensorFlow's resize to 299 included) in eval mode on the CPU, for `features`.
 
-    Nothing is downloaded, no random number is drawn. A file may lack batch norm's counts of batches: nothing reads
-    them.
+    Downloads nothing and draws no random numbers. The weights may lack `num_batches_tracked`, which is unused.
 
     Args:
-        content: the weights' bytes, with the names of the published file: safetensors or PyTorch's format.
-        sha256: digest that they must have, in hexadecimal.
+        content: bytes of the weights, named as in the published file: safetensors or PyTorch format.
+        sha256: their required digest, in hexadecimal.
 
     Raises:
-        UserError: another digest, a file of anything but tensors, or another network's weights.
+        UserError: another digest, a file with other content than tensors, or weights of another network.
     """
     found = read_weights(content, sha256, field=_FIELD)
     with torch.device("meta"):
@@ -64,7 +63,7 @@ def load_inception(content: bytes, sha256: str) -> nn.Module:
 def features(net: nn.Module, images: Tensor) -> Tensor:
     """Section E.2: pool features, float32 [B, 2048] on the network's device, without a gradient.
 
-    The network resamples every size to 299 x 299 itself, so images must not be resized for it beforehand.
+    The network resamples any size to 299 x 299 itself: do not resize images beforehand.
 
     Args:
         net: of `load_inception`.

@@ -1,4 +1,4 @@
-"""Weighted nearest neighbours: how well the latents' own geometry predicts a label, with nothing fitted."""
+"""Weighted nearest neighbours: prediction of a label from the geometry of the latents, without fitting."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ BLOCK = 4096
 def evaluate(
     train: Labelled, test: Labelled, *, classes: int, seed: int, k: int, temperature: float, block: int = BLOCK
 ) -> Scores:
-    """Scores `test` by the votes of each row's `k` nearest rows of `train`."""
+    """Score `test` by the votes of the `k` nearest rows of `train`."""
     votes = knn_votes(
         train.latents, train.labels, test.latents, classes=classes, k=k, temperature=temperature, block=block
     )
@@ -22,12 +22,12 @@ def evaluate(
 def knn_votes(
     train: Tensor, labels: Tensor, test: Tensor, *, classes: int, k: int, temperature: float, block: int = BLOCK
 ) -> Tensor:
-    """Each class's weight among the neighbours, which vote with exp(cosine similarity / temperature).
+    """Votes for each class: neighbours vote with weight exp(cosine similarity / temperature).
 
     Args:
         train: [N, D], any real dtype; test: [M, D].
         labels: int64 [N], or [N, A] of 0 and 1.
-        temperature: towards 0 only the nearest votes, towards infinity all vote alike.
+        temperature: near 0 only the nearest row votes, near infinity all votes are equal.
 
     Returns:
         float32 [M, classes] or [M, A, classes]; the votes of one row (and attribute) sum to 1.
@@ -45,24 +45,24 @@ def nearest(train: Tensor, test: Tensor, *, k: int, block: int) -> tuple[Tensor,
     """The `k` rows of `train` most similar to each row of `test`, by cosine: exact, in blocks of `block` rows.
 
     Returns:
-        similarity: float32 [M, k], descending; index: int64 [M, k] into `train`. A zero row is similar to none (0).
+        similarity: float32 [M, k], descending; index: int64 [M, k] into `train`. A zero row has similarity 0.
 
     Raises:
         ValueError: `k` is not in 1..N.
     """
     if not 1 <= k <= len(train):
-        raise ValueError(f"nearest: got k={k} for {len(train)} rows")
+        raise ValueError(f"nearest: got k={k} for {len(train)} rows; allowed: 1..{len(train)}")
     parts = [_nearest(train, F.normalize(rows.float(), dim=1), k, block) for rows in test.split(block)]
     return torch.cat([similarity for similarity, _ in parts]), torch.cat([index for _, index in parts])
 
 
 def _nearest(train: Tensor, queries: Tensor, k: int, block: int) -> tuple[Tensor, Tensor]:
     best = torch.empty(len(queries), 0, device=queries.device)
-    where = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    found = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     for start in range(0, len(train), block):
         rows = F.normalize(train[start : start + block].float(), dim=1)
         similarity, index = (queries @ rows.T).topk(min(k, len(rows)), dim=1)
-        merged, places = torch.cat([best, similarity], dim=1), torch.cat([where, index + start], dim=1)
+        merged, places = torch.cat([best, similarity], dim=1), torch.cat([found, index + start], dim=1)
         best, order = merged.topk(min(k, merged.shape[1]), dim=1)
-        where = places.gather(1, order)
-    return best, where
+        found = places.gather(1, order)
+    return best, found

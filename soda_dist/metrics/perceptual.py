@@ -1,4 +1,4 @@
-"""LPIPS (section E.2): how far apart two images are to a network that was fitted to human judgement."""
+"""LPIPS (section E.2): distance of two images to a network that was fitted to human judgement."""
 
 import warnings
 from pathlib import Path
@@ -16,12 +16,12 @@ PUBLISHED_URLS: Final[dict[Trunk, str]] = {
     "alex": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
     "vgg": "https://download.pytorch.org/models/vgg16-397923af.pth",
 }
-"""torchvision's ImageNet weights, which package lpips would download."""
+"""torchvision's ImageNet weights, which the lpips package would download."""
 PUBLISHED_SHA256_PREFIXES: Final[dict[Trunk, str]] = {"alex": "7be5be79", "vgg": "397923af"}
-"""The files' names end in their digests' first eight digits."""
+"""First eight digits of the digests, as in the file names."""
 
 SMALLEST_SIDE: Final[dict[Trunk, int]] = {"alex": 31, "vgg": 16}
-"""Smaller images leave nothing after a trunk's last pooling."""
+"""Smallest side of an image that survives the last pooling of a trunk."""
 
 _NETWORKS: Final[dict[Trunk, str]] = {"alex": "AlexNet", "vgg": "VGG-16"}
 _VERSION = "0.1"
@@ -30,7 +30,7 @@ _CLASSIFIER = "classifier."
 
 
 class ImagesTooSmallError(ValueError):
-    """Images that leave nothing after the trunk's last pooling.
+    """Images too small for the last pooling of the trunk.
 
     Args:
         size: their height and width.
@@ -48,18 +48,18 @@ class ImagesTooSmallError(ValueError):
 def load_lpips(trunk_content: bytes, sha256: str, *, net: Trunk) -> nn.Module:
     """Package lpips' LPIPS, version 0.1, in eval mode on the CPU, for `lpips_distance`.
 
-    The linear weights are those in the package, the trunk's come from the caller; nothing is downloaded, no random
-    number is drawn.
+    The package provides the linear weights, the caller those of the trunk. Downloads nothing and draws no random
+    numbers.
 
     Args:
-        trunk_content: bytes of torchvision's state dict of AlexNet or VGG-16, with its classifier or without:
-            safetensors or PyTorch's format.
-        sha256: digest that they must have, in hexadecimal.
+        trunk_content: bytes of torchvision's state dict of AlexNet or VGG-16, with or without its classifier:
+            safetensors or PyTorch format.
+        sha256: their required digest, in hexadecimal.
         net: the trunk. The package recommends `alex` as a metric, `vgg` as a training loss.
 
     Raises:
-        ValueError: a trunk that is not named above.
-        UserError: another digest, a file of anything but tensors, or another network's weights.
+        ValueError: an unknown trunk.
+        UserError: another digest, a file with other content than tensors, or weights of another network.
     """
     if net not in get_args(Trunk):
         raise ValueError(f"net: got {net}; allowed: {', '.join(get_args(Trunk))}")
@@ -80,12 +80,11 @@ def load_lpips(trunk_content: bytes, sha256: str, *, net: Trunk) -> nn.Module:
 def lpips_distance(net: nn.Module, images: Tensor, reference: Tensor) -> Tensor:
     """Section E.2: the perceptual distance of each image to its reference, float32 [B], 0 for equal images.
 
-    The library asks for RGB in [-1, 1], and scales it to its trunk's mean and variance itself. It takes every size
-    from `SMALLEST_SIDE` on and resizes nothing, while distances depend on the size: 64 x 64 is what its linear weights
-    were fitted on.
+    The library takes RGB in [-1, 1] and normalises it for its trunk. It accepts any size from `SMALLEST_SIDE` on
+    without resizing, but distances depend on the size: its linear weights were fitted on 64 x 64.
 
     Args:
-        net: of `load_lpips`.
+        net: from `load_lpips`.
         images, reference: float [B, 3, h, w] in [-1, 1] on the network's device.
 
     Raises:
@@ -111,9 +110,9 @@ def is_published(sha256: str, *, net: Trunk) -> bool:
 
 
 def _unfilled(net: Trunk) -> Any:
-    """Without values, which would take seconds to draw for VGG's classifier alone, only to be thrown away."""
+    """The network without initial values: drawing those of the VGG classifier takes seconds."""
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning, module=r"torchvision\.models")  # of lpips' own call
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"torchvision\.models")  # from the call in lpips
         model = lpips.LPIPS(net=net, version=_VERSION, pretrained=False, pnet_rand=True, verbose=False)
     model.net.to_empty(device="cpu")
     model.lins.to_empty(device="cpu")
@@ -121,7 +120,7 @@ def _unfilled(net: Trunk) -> Any:
 
 
 def _torchvisions(name: str) -> str:
-    """The package cuts `features.3.weight` out of torchvision's network as `slice2.3.weight`."""
+    """torchvision's name of a tensor: the package renames `features.3.weight` to `slice2.3.weight`."""
     return f"features.{name.partition('.')[2]}"
 
 

@@ -1,4 +1,4 @@
-"""Likeness of two images, pixel by pixel and window by window (section E.2)."""
+"""Similarity of two images by pixels (PSNR) and by windows (SSIM) (section E.2)."""
 
 import torch
 from torch import Tensor

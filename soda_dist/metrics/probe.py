@@ -1,6 +1,6 @@
-"""The linear probe (section E.1, table 12): how well a linear classifier reads a label from frozen latents.
+"""The linear probe (section E.1, table 12): a linear classifier of labels on frozen latents.
 
-Several workers, each with a part of the rows, fit the same probe as one with all of them.
+Several workers, each with a part of the rows, fit the same probe as one worker with all rows.
 """
 
 import math
@@ -19,11 +19,11 @@ HELD_OUT = 0.1
 NORM_EPS = 1e-10
 """Far below batch norm's usual 1e-5: latents may be small, and their scale must not matter."""
 _BLOCK = 65536
-"""Rows that are widened to float64 at a time: the latents may fill most of the memory."""
+"""Rows converted to float64 at a time: the latents may fill most of the memory."""
 
 
 class Workers(Protocol):
-    """The processes that fit a probe together, as one of them sees them."""
+    """The group of processes that fit a probe together, seen from one of them."""
 
     rank: int
     world: int
@@ -47,10 +47,10 @@ class LinearProbe:
     """A fitted probe.
 
     Attributes:
-        mean, variance: [D], of the training latents.
+        mean, variance: [D], statistics of the training latents.
         weight: [heads * classes, D]; bias: [heads * classes].
         heads: 0 for class labels, else the number of attributes.
-        learning_rate: the one chosen.
+        learning_rate: the chosen one.
         held_out: headline value of each learning rate on the held-out training rows; empty if there was no choice.
     """
 
@@ -85,12 +85,12 @@ def evaluate(
     plain: Tensor | None = None,
     workers: Workers = ALONE,
 ) -> Scores:
-    """Fits a probe on `train` and scores it on `test`, which has no part in the choice of the learning rate.
+    """Fit a probe on `train` and score it on `test`, which is not used to choose the learning rate.
 
     Args:
-        train: of this worker; its latents may be [passes, N, D].
-        test: whole; several workers may give different rows, and each scores its own.
-        workers, and the others: as `fit_probe`'s.
+        train: rows of this worker; latents may be [passes, N, D].
+        test: all rows; workers may pass different rows, and each scores its own.
+        workers, and the others: as in `fit_probe`.
     """
     probe = fit_probe(
         train.latents,
@@ -111,7 +111,7 @@ def evaluate(
 
 
 def probe_scores(probe: LinearProbe, test: Labelled, *, seed: int) -> Scores:
-    """A fitted probe on `test` (latents [M, D]), with how it was chosen; `seed` is of F1's bootstrap."""
+    """Score a fitted probe on `test` (latents [M, D]), with details of its choice; `seed` seeds the bootstrap of F1."""
     logits = probe.predict(test.latents)
     held_out = {f"{rate:g}": value for rate, value in probe.held_out.items()}
     details = {"learning_rate": probe.learning_rate, "held_out": held_out, **details_of(logits, test.labels)}
@@ -142,19 +142,19 @@ def fit_probe(
     Our reading: Adam, with a cosine decay to zero. Batches are normalised by their own statistics, as batch norm
     does; the fitted probe uses those of all training rows, which the running averages of batch norm approach.
 
-    With several workers a row's number is its place in their parts, put together in the order of ranks. Batches, held
-    out rows and dropout masks are functions of the seed, the epoch and that number; the sums over a batch are taken
-    over the workers. So all get the probe that one with all rows gets, but for the order of summation.
+    With several workers a row's number is its index in their parts, concatenated in rank order. Batches, held-out rows
+    and dropout masks are functions of the seed, the epoch and that number; sums over a batch run over all workers. So
+    all get the probe of one worker with all rows, up to the order of summation.
 
     Args:
         latents: [N, D], any real dtype, this worker's rows; or [P, N, D], P draws of crops and flips of the same
             images: epoch e reads draw e mod P, and statistics are over all of them.
         labels: int64 [N] in 0..classes-1, or [N, A] of 0 and 1 (`classes` is then 2).
-        batch: rows of a step, over all workers.
+        batch: rows per step, over all workers.
         seed: decides initial weights, held-out rows, order and dropout; equal seeds give equal probes.
-        plain: [N, D], the same images without crops and flips, as the test images are: on these the held-out rows
-            are scored; none: on `latents`.
-        workers: who fits along; every one must call this with the same other arguments.
+        plain: [N, D], the same images without crops and flips, like the test images, to score the held-out rows on;
+            None = `latents`.
+        workers: the group that fits together; each must call this with the same other arguments.
 
     Raises:
         ValueError: fewer than two rows in all, or labels outside 0..classes-1; on every worker.
@@ -189,7 +189,7 @@ class _Recipe:
 
 @dataclass(frozen=True)
 class _Rows:
-    """A worker's rows, and where they lie among those of all workers."""
+    """A worker's rows and their position among those of all workers."""
 
     latents: Tensor
     """[P, N, D]."""
@@ -198,12 +198,12 @@ class _Rows:
     total: int
 
     def own(self, numbers: Tensor) -> Tensor:
-        """Those of the given rows of all workers that are here, counted from this worker's first."""
+        """Local indices of those of the given global rows that this worker has."""
         return numbers[(numbers >= self.first) & (numbers < self.first + len(self.labels))] - self.first
 
 
 def _place(latents: Tensor, labels: Tensor, classes: int, workers: Workers) -> tuple[int, int]:
-    """This worker's first row among those of all workers, and their total; every worker checks what all of them have.
+    """Global index of this worker's first row, and the total; every worker validates the rows of all.
 
     Raises:
         ValueError: as `fit_probe`.
@@ -263,7 +263,7 @@ def _train(
 
 
 def moments(latents: Tensor, workers: Workers) -> tuple[Tensor, Tensor]:
-    """Mean and variance over the rows of all workers, which batch norm takes: of float64 [B, D], both float64 [D].
+    """Batch-norm statistics over the rows of all workers: mean and variance, float64 [D], of float64 [B, D].
 
     The latents should lie near zero: the variance is a difference of sums.
     """
@@ -274,7 +274,7 @@ def moments(latents: Tensor, workers: Workers) -> tuple[Tensor, Tensor]:
 
 
 def _sum_gradients(parameters: Sequence[nn.Parameter], workers: Workers) -> None:
-    """Gradients are sums over the workers afterwards, by one exchange."""
+    """Sum the gradients over the workers in one exchange."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     total = workers.sum(torch.cat([gradient.flatten() for gradient in gradients]))
     for gradient, part in zip(gradients, total.split([g.numel() for g in gradients]), strict=True):
@@ -282,7 +282,7 @@ def _sum_gradients(parameters: Sequence[nn.Parameter], workers: Workers) -> None
 
 
 def _batches(numbers: Tensor, batch: int, epochs: int, generator: torch.Generator) -> Iterator[tuple[int, int, Tensor]]:
-    """(epoch, what its dropout seeds start from, rows) of full batches; which are left over differs by the epoch."""
+    """(epoch, base of its dropout seeds, rows) of full batches; the left-over rows differ between epochs."""
     full = len(numbers) - len(numbers) % batch
     for epoch in range(epochs):
         salt = int(torch.randint(2**62, (), generator=generator))
