@@ -7,8 +7,8 @@ DEMO ?= runs/demo
 SEED ?= 0
 # Two processes share the tests; torch's threads would spin for cores that the other process has.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
-# One process takes all tests on Ray, the other the rest, file by file; tests/conftest.py makes the groups.
-PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
+# One process gets all tests on Ray (tests/conftest.py), the other the rest, file by file.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install demo test test-fast test-long test-learn lint clean-demo
 

@@ -7,6 +7,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 from uuid import uuid4
 
@@ -28,31 +29,32 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(CpuTime(config), "cpu_time")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with tests on Ray come first and form one group, then files with slow tests.
-
-    So one worker of xdist starts all Ray clusters, and at the end none waits for the other's long test.
-    """
+    """Files with tests on Ray come first, then files with slow tests: no worker is left with a long one at the end."""
     ray, slow = ({item.path for item in items if item.get_closest_marker(mark)} for mark in ("ray", "slow"))
     items.sort(key=lambda item: (item.path not in ray, item.path not in slow))
-    for item in items:
-        if item.path in ray:
-            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `--dist loadgroup`, tests outside groups go to the workers by file."""
-    if config.getoption("dist") != "loadgroup":
+    """With `--dist loadfile`, one worker gets all files with tests on Ray, which share its clusters.
+
+    The controlling process does not collect, so it looks for the marker in the files. (`--dist loadgroup` of xdist 3.8
+    does nothing under pytest 9.2, whose node ids cannot be changed.)
+    """
+    if config.getoption("dist") != "loadfile":
         return None
-    from xdist.scheduler import LoadGroupScheduling
+    from xdist.scheduler import LoadFileScheduling
 
-    class ByGroupOrFile(LoadGroupScheduling):
+    @cache
+    def scope(file: str) -> str:
+        return "ray" if "mark.ray" in (config.rootpath / file).read_text() else file
+
+    class RayTogether(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return super()._split_scope(nodeid).partition("::")[0]
+            return scope(super()._split_scope(nodeid))
 
-    return ByGroupOrFile(config, log)
+    return RayTogether(config, log)
 
 
 @pytest.fixture(scope="session")
