@@ -1,6 +1,7 @@
 """Augmented passes: their views, every training row once in each, and nothing else."""
 
 import copy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +56,13 @@ def extracted(data: Path, run: Path, config: RunConfig, seed: int = 0) -> tuple[
     """With the context, and the pieces that were worked on."""
     context = context_of(models_of(data, config), run, pool=Recording(seed))
     return extract_training(context, None), context, context.workers.done
+
+
+@pytest.fixture(scope="module")
+def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Training]:
+    """A run with two passes of `config_with()`, to be copied."""
+    run = tmp_path_factory.mktemp("done")
+    return run, extracted(data, run, config_with())[0]
 
 
 def vectors(training: Training, encoder: str = "pixels") -> np.ndarray:
@@ -118,14 +126,15 @@ def test_the_share_of_crops_is_the_probes_own_rate(data: Path) -> None:
     assert abs(float(np.mean(differ)) - 0.65) < 0.05  # 760 views: three standard errors
 
 
-def test_passes_differ_and_are_the_same_in_any_order_of_pieces(data: Path, tmp_path: Path) -> None:
-    config = config_with()
-    runs = [vectors(extracted(data, tmp_path / str(seed), config, seed)[0]) for seed in (1, 2)]
-    assert (runs[0] == runs[1]).all()
-    assert (runs[0][0] != runs[0][1]).any(axis=1).mean() > 0.9, "a row looks otherwise in the next pass"
-    other = with_fields(config, {"seed": 1})
+def test_passes_differ_and_are_the_same_in_any_order_of_pieces(
+    data: Path, done: tuple[Path, Training], tmp_path: Path
+) -> None:
+    first, second = vectors(done[1]), vectors(extracted(data, tmp_path / "order", config_with(), seed=1)[0])
+    assert (first == second).all()
+    assert (first[0] != first[1]).any(axis=1).mean() > 0.9, "a row looks otherwise in the next pass"
+    other = with_fields(config_with(), {"seed": 1})
     again = vectors(extracted(data, tmp_path / "seed", other)[0])
-    assert (runs[0] != again).any(axis=2).mean() > 0.9
+    assert (first != again).any(axis=2).mean() > 0.9
 
 
 def test_each_training_row_is_once_in_each_pass_and_no_test_row_in_any(data: Path, tmp_path: Path) -> None:
@@ -144,28 +153,29 @@ def test_each_training_row_is_once_in_each_pass_and_no_test_row_in_any(data: Pat
     assert written and not any(name.startswith("pass") for name in written)
 
 
-def test_the_plain_latents_stay_plain(data: Path, tmp_path: Path) -> None:
+def test_the_plain_latents_stay_plain(data: Path, done: tuple[Path, Training]) -> None:
     """The rows that a learning rate is chosen on, and what nearest neighbours read."""
-    training, context, done = extracted(data, tmp_path, config_with())
-    done.clear()
+    run, training = done
+    context = context_of(models_of(data, config_with()), run, pool=Recording())
     features = context.features("train", None)
-    assert done == [], "they lie where those of an evaluation without passes do"
+    assert context.workers.done == [], "they lie where those of an evaluation without passes do"
     assert (read_vectors([training.plain], "trained", training.ok, LIKE)[0][0] == features.arrays["trained"]).all()
 
 
-def test_what_was_stopped_goes_on_and_more_passes_keep_those_there(data: Path, tmp_path: Path) -> None:
-    whole = vectors(extracted(data, tmp_path / "whole", config_with())[0], "trained")
-    extracted(data, tmp_path / "run", config_with())
-    lost = sorted((tmp_path / "run").glob("latents/*/train/pass-0001-*"))[1]
+def test_what_was_stopped_goes_on_and_more_passes_keep_those_there(
+    data: Path, done: tuple[Path, Training], tmp_path: Path
+) -> None:
+    whole, run = vectors(done[1], "trained"), Path(shutil.copytree(done[0], tmp_path / "run"))
+    lost = sorted(run.glob("latents/*/train/pass-0001-*"))[1]
     lost.unlink()
-    again, _, done = extracted(data, tmp_path / "run", config_with())
-    assert [piece.file for piece in done] == [lost.name]
+    again, _, pieces = extracted(data, run, config_with())
+    assert [piece.file for piece in pieces] == [lost.name]
     assert (vectors(again, "trained") == whole).all()
-    more, _, done = extracted(data, tmp_path / "run", config_with(probe={"passes": 3}))
-    assert {piece.number for piece in done} == {2}
+    more, _, pieces = extracted(data, run, config_with(probe={"passes": 3}))
+    assert {piece.number for piece in pieces} == {2}
     assert (vectors(more, "trained")[:2] == whole).all()
-    done = extracted(data, tmp_path / "run", config_with(probe={"crop_flip_rate": 0.5}))[2]
-    assert {piece.number for piece in done} == {0, 1}, "of another rate, they are made anew"
+    pieces = extracted(data, run, config_with(probe={"crop_flip_rate": 0.5}))[2]
+    assert {piece.number for piece in pieces} == {0, 1}, "of another rate, they are made anew"
 
 
 def _spoilt(models: Models, piece: Piece) -> pa.Table:
@@ -194,12 +204,13 @@ def test_latents_that_are_not_finite_are_counted(data: Path, tmp_path: Path) -> 
     assert read_vectors(training.passes, "pixels", training.ok, LIKE_PIXELS)[1] == 0
 
 
-def test_a_lost_pass_is_noticed(data: Path, tmp_path: Path) -> None:
-    training = extracted(data, tmp_path, config_with())[0]
-    folder, pieces = training.passes[0].folder, training.passes[0].pieces
-    folder.write(pieces[1].file, folder.read(pieces[2].file))
+def test_a_lost_pass_is_noticed(data: Path, done: tuple[Path, Training], tmp_path: Path) -> None:
+    shutil.copytree(done[0], tmp_path / "run")
+    pieces = done[1].passes[0].pieces
+    (folder,) = (path.parent for path in tmp_path.glob(f"run/latents/*/train/{pieces[1].file}"))
+    shutil.copy(folder / pieces[2].file, folder / pieces[1].file)
     with pytest.raises(RuntimeError, match=r"in place of|lacks rows"):
-        extracted(data, tmp_path, config_with())
+        extracted(data, tmp_path / "run", config_with())
 
 
 def test_a_denoiser_sees_the_crop_and_its_noise_is_the_passes(data: Path, tmp_path: Path) -> None:

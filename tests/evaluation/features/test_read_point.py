@@ -23,7 +23,7 @@ from tests.models.methods import METHODS, NO_MASKS, config_of
 from tests.tiny import tiny_config
 
 QUICK = {
-    "batch": 8, "images": 3, "probe": {"epochs": 40, "batch": 16, "learning_rates": (1e-2,)},
+    "batch": 8, "images": 3, "probe": {"epochs": 10, "batch": 16, "learning_rates": (1e-2,)},
     "activations": {"layers": ("down.0", "middle.1", "up.0"), "noise_levels": (0.02, 1.0), "search_images": 40},
 }  # fmt: skip
 
