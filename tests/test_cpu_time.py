@@ -1,0 +1,37 @@
+"""CPU seconds of children count while they live, after they end, and when nobody waits for them."""
+
+import subprocess
+import sys
+
+from tests.cpu_time import ProcessTree
+
+BURN = "import time\nwhile time.process_time() < 0.4: pass\nprint(flush=True)\ninput()"
+PARENT = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', sys.argv[1]]); time.sleep(600)"
+
+
+def test_a_child_counts_while_it_lives_and_once_after_it() -> None:
+    tree = ProcessTree()
+    before = tree.seconds()
+    with subprocess.Popen([sys.executable, "-c", BURN], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        alive = tree.seconds()
+        child.communicate(b"\n")
+    assert alive - before >= 0.4
+    assert 0 <= tree.seconds() - alive < 0.4
+
+
+def test_a_grandchild_whose_parent_is_killed_still_counts() -> None:
+    tree = ProcessTree()
+    before = tree.seconds()
+    command = [sys.executable, "-c", PARENT, BURN]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        parent.stdout.readline()
+        alive = tree.seconds()
+        parent.kill()
+        parent.wait()
+        orphaned = tree.seconds()
+        parent.communicate(b"\n")
+    assert alive - before >= 0.4
+    assert orphaned >= alive and tree.seconds() >= orphaned
