@@ -7,6 +7,7 @@ from soda_dist.benchmarks import dci
 from soda_dist.benchmarks.dci import LEVELS, SLICE, measure_dci, planted, trees
 from soda_dist.benchmarks.harness import conclude
 from soda_dist.errors import UserError
+from soda_dist.parallel.local_pool import LocalPool
 
 
 def test_a_round_grows_the_trees_that_scikit_learn_grows() -> None:
@@ -26,8 +27,17 @@ def test_factors_lie_in_their_sections() -> None:
     assert (again == codes).all() and (other != codes).all()
 
 
-@pytest.mark.ray
-def test_a_small_measurement_names_both_sides_and_their_ratio(cluster: None) -> None:
+@pytest.fixture(params=["process", pytest.param("actors", marks=[pytest.mark.ray, pytest.mark.long])])
+def fitting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Factors are fitted in this process, or in the long form by actors."""
+    if request.param == "actors":
+        request.getfixturevalue("cluster")
+    else:
+        monkeypatch.setattr(dci, "ActorPool", lambda say: LocalPool())
+
+
+@pytest.mark.usefixtures("fitting")
+def test_a_small_measurement_names_both_sides_and_their_ratio() -> None:
     said = list[str]()
     (result,) = measure_dci(["rows=300", "codes=40", "rounds=3"], said.append)
     assert result["name"] == "DCI, 300 x 40, 10 factors" and result["limit"] == 20.0

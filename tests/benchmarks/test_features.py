@@ -23,7 +23,8 @@ from soda_dist.errors import UserError
 from soda_dist.evaluation.features.extraction import collect
 from soda_dist.evaluation.pieces import plan_pieces
 from soda_dist.evaluation.worker import load_models
-from tests.evaluation.features.test_extraction import LocalCrew
+from soda_dist.parallel.local_pool import LocalPool
+from soda_dist.parallel.pool import Held
 from tests.evaluation.small_run import prepare, small_data
 from tests.tiny import tiny_config
 
@@ -48,7 +49,7 @@ def test_both_sides_make_the_same_latents(tmp_path: Path, workers: int, precisio
     models = load_models(Initial(config), _sound_data(tmp_path), config, "cpu")
     reader = models.reader["train"]
     pieces = plan_pieces("train", reader.groups, 40, 16)
-    ours = collect(LocalCrew(models), open_folder(str(tmp_path / "latents")), pieces, lambda _: None)
+    ours = collect(LocalPool(setup=Held(models)), open_folder(str(tmp_path / "latents")), pieces, lambda _: None)
     views = CentralViews(encoded(reader, pieces), config.data)
     theirs = plain_latents(models.model.encoder, iter(DataLoader(views, 16, num_workers=workers)), config)
     assert theirs.shape == (40, 12) and theirs.std() > 0.01
@@ -75,12 +76,14 @@ def test_a_small_measurement_names_the_sides_and_their_ratios(cluster: None, tmp
     assert [line.rpartition(": ")[2] for line in said if "threads of each" in line] == ["1", "1"]
 
 
-@pytest.mark.ray
-def test_images_that_cannot_be_read_are_named(cluster: None, tmp_path: Path) -> None:
+def test_images_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     small_data(tmp_path / "data")
+    config = tiny_config(evaluation={"batch": 16, "baselines": False})
+    models = load_models(Initial(config), str(tmp_path / "data"), config, "cpu")
+    pieces = plan_pieces("train", models.reader["train"].groups, None, 16)
     wanted = "--data: got 1 images that cannot be read, such as train/13.png"
     with pytest.raises(UserError, match=wanted):
-        measure_features(_preset(tmp_path, tiny_config()), str(tmp_path / "data"), [], lambda _: None)
+        features._extraction_rate(LocalPool(setup=Held(models)), str(tmp_path / "latents"), pieces, 0)
 
 
 def test_this_process_computes_on_one_thread_for_as_long_as_it_is_measured() -> None:

@@ -1,5 +1,6 @@
 """What comes before training, measured small: every side does its work, and the table has every ratio."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,13 @@ from soda_dist.errors import UserError
 from tests.data.written.pictures import picture
 from tests.evaluation.small_run import prepare
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster", "one_actor")]
+
+
+@pytest.fixture
+def one_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each import starts its own actors, whose processes cost more than the import."""
+    monkeypatch.setattr(startup, "ActorPool", partial(startup.ActorPool, actors=1))
 
 
 def test_an_import_is_measured_over_as_many_bytes_as_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,8 @@ from soda_dist.evaluation.worker import Models, readers
 from soda_dist.models.condition import join
 from soda_dist.models.method import DiffusionMethod
 from soda_dist.models.pixels import target_input
-from tests.evaluation.features.test_extraction import LocalCrew
+from soda_dist.parallel.local_pool import LocalPool
+from soda_dist.parallel.pool import Held
 from tests.learn.methods import BASE, CAMERAS
 from tests.learn.scenes import held_out, loss_of, train, write_scenes
 
@@ -45,7 +46,7 @@ class Trained:
         """Facts and pictures of novel views of that many held-out objects."""
         fields = {"evaluation.images": objects, **{f"sampling.{name}": value for name, value in sampling.items()}}
         config = with_fields(self.config, fields)
-        return show_novel_views(LocalCrew(self.actor(config)), config, quiet)
+        return show_novel_views(LocalPool(setup=Held(self.actor(config))), config, quiet)
 
     def actor(self, config: RunConfig) -> Models:
         return Models(self.model, config, readers(self.data, config), torch.device("cpu"))
@@ -112,7 +113,7 @@ def test_turning_the_camera_turns_the_object(trained, results) -> None:
 def right_cameras(actor: Models, objects: int) -> float:
     """Share of drawn views that are nearer to the truth of their camera than to those of the object's others."""
     subjects, counts = pick_objects(actor, objects)
-    (drawn,) = sample_all(LocalCrew(actor), [SampleJob(subjects, 1.0, 0, 0)], quiet)
+    (drawn,) = sample_all(LocalPool(setup=Held(actor)), [SampleJob(subjects, 1.0, 0, 0)], quiet)
     hits, at = 0, 0
     for count in counts:
         made, true = (x[at : at + count].astype(np.float64) for x in (drawn.images, subjects.target))

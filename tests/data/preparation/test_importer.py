@@ -20,13 +20,15 @@ from soda_dist.data.preparation import importer
 from soda_dist.data.shards import ShardReader, check_shards, read_manifest
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
+from tests.evaluation.scattered_pool import ScatteredPool
 
 WNIDS = [f"n{i:08d}" for i in range(12)]
 
 
 def prepare(kind: str, source: str | None, data: str, *options: str) -> tuple[str, list[str]]:
+    """By two workers, in any order."""
     lines: list[str] = []
-    return importer.prepare(kind, source, data, options, say=lines.append), lines
+    return importer.prepare(kind, source, data, options, ScatteredPool(), lines.append), lines
 
 
 def jpeg(*seed: int) -> bytes:

@@ -10,10 +10,10 @@ from soda_dist.data.shards import MANIFEST, check_shards, read_manifest
 from soda_dist.data.sources import SOURCES
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
-from soda_dist.parallel.local_pool import LocalPool
 from soda_dist.parallel.pool import Pool
 from tests.data.written.layouts import LAYOUTS, small
 from tests.data.written.mutated import mutant
+from tests.evaluation.scattered_pool import ScatteredPool
 from tests.sizes import sized
 
 GROUPS = ("rows_per_group=4", "groups_per_shard=2")
@@ -81,7 +81,7 @@ def few_values() -> Iterator[None]:
 
 
 def imported(
-    name: str, files: dict[str, bytes], source: Folder, data: str, pool: Callable[[], Pool] = LocalPool
+    name: str, files: dict[str, bytes], source: Folder, data: str, pool: Callable[[], Pool] = ScatteredPool
 ) -> list[str]:
     """Import a layout, whose files are written first; returns the lines that the import shows."""
     for file, content in files.items():
@@ -92,14 +92,14 @@ def imported(
     return lines
 
 
-def checked(data: str, images: int | None, pool: Callable[[], Pool] = LocalPool) -> str:
+def checked(data: str, images: int | None, pool: Callable[[], Pool] = ScatteredPool) -> str:
     """The last line of a check; a folder that is not sound is a `UserError`."""
     lines: list[str] = []
     check(data, images, pool(), lines.append)
     return lines[-1]
 
 
-def import_twice(name: str, uri: str, pool: Callable[[], Pool] = LocalPool) -> None:
+def import_twice(name: str, uri: str, pool: Callable[[], Pool] = ScatteredPool) -> None:
     """Import a layout into `uri`, check its shards and what was said of them, and import it again."""
     layout = LAYOUTS[name]
     source, data = open_folder(f"{uri}/source"), f"{uri}/data"
