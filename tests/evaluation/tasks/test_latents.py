@@ -137,7 +137,7 @@ def test_masked_rows_have_the_noises_and_resampled_ones_their_own_latent(models:
             row = rows[image * len(kinds) + kinds.index(kind)]
             for noise in (0, 1):
                 at = slice(image, image + 1)
-                given = LatentJob(inputs.keys[at], z[at], None, mviews=masked, noise=noise)
+                given = LatentJob(inputs.keys[at], z[at], None, masked=masked, noise=noise)
                 _near(row[1 + noise], decode_job(models, given).images[0])
     rows, columns, _ = sheets[0]["resampled.png"]
     assert columns[:3] == ["source", "own latent", "section 0"]
