@@ -48,8 +48,8 @@ def test_a_masked_section_of_z_is_not_heard(small_set: Path) -> None:
     inputs = pick_inputs(models, 2)
     given = LatentJob(inputs.keys, encode_inputs(models, inputs), None)
     other = (given.z + 3.0 * (section_of(models, None).numpy() == 1)).astype(np.float32)
-    assert (decode_job(models, replace(given, mviews=(1,))).images
-            == decode_job(models, replace(given, z=other, mviews=(1,))).images).all()  # fmt: skip
+    assert (decode_job(models, replace(given, masked=(1,))).images
+            == decode_job(models, replace(given, z=other, masked=(1,))).images).all()  # fmt: skip
     for masked in ((), (0,)):
-        pair = [decode_job(models, replace(given, z=z, mviews=masked)).images for z in (given.z, other)]
+        pair = [decode_job(models, replace(given, z=z, masked=masked)).images for z in (given.z, other)]
         assert (pair[0] != pair[1]).any()
