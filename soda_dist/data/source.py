@@ -12,6 +12,8 @@ from pydantic import Field
 
 from soda_dist.config.fields import Node
 from soda_dist.data.shards import Label
+from soda_dist.data.storage.folder import Folder
+from soda_dist.errors import UserError
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
 READERS = 8
@@ -65,6 +67,19 @@ class Contents:
     """Whether the import shuffles rows, because they are published sorted by class. Never with an `object` column:
     views of an object are looked up among neighbouring rows."""
 
+    @classmethod
+    def with_labels(
+        cls,
+        labels: dict[str, Label],
+        main_label: str | None,
+        *columns: pa.Field,
+        rows_per_group: int = 64,
+        shuffled: bool = False,
+    ) -> "Contents":
+        """Make contents with an int32 column per label, followed by `columns`."""
+        label_columns = (pa.field(name, pa.int32()) for name in labels)
+        return cls((*label_columns, *columns), labels, main_label, rows_per_group, shuffled)
+
 
 class Source(Protocol):
     """A published data set. Picklable: its methods run in remote tasks."""
@@ -81,6 +96,11 @@ class Source(Protocol):
 
     def rows(self, index: pa.Table) -> Iterator[Row]:
         """Read the rows of any selection of index rows, in the given order."""
+
+
+def damaged_file(folder: Folder, name: str, got: str, allowed: str) -> UserError:
+    """Make the error for a published file that is damaged or incomplete."""
+    return UserError(folder.file_uri(name), got, allowed, "download it again")
 
 
 def printable_text(text: str) -> str:
@@ -132,16 +152,17 @@ def read_rows(
 
     A FileNotFoundError or UnreadableError from `read` becomes the row's problem.
     """
-
-    def row(entry: Mapping[str, Any]) -> Row:
-        labels = {name: entry[name] for name in columns}
-        try:
-            return Row(entry["name"], read(entry), labels)
-        except FileNotFoundError:
-            return Row(entry["name"], b"", labels, "a missing file")
-        except UnreadableError as error:
-            return Row(entry["name"], b"", labels, str(error))
-
     with ThreadPoolExecutor(readers) as pool:
         for batch in index.to_batches(max_chunksize=8 * READERS):
-            yield from pool.map(row, batch.to_pylist())
+            yield from pool.map(lambda entry: read_row(entry, read, columns), batch.to_pylist())
+
+
+def read_row(entry: Mapping[str, Any], read: Callable[[Mapping[str, Any]], bytes], columns: Sequence[str] = ()) -> Row:
+    """Read one row as `read_rows` does."""
+    labels = {name: entry[name] for name in columns}
+    try:
+        return Row(entry["name"], read(entry), labels)
+    except FileNotFoundError:
+        return Row(entry["name"], b"", labels, "a missing file")
+    except UnreadableError as error:
+        return Row(entry["name"], b"", labels, str(error))

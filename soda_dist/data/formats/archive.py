@@ -18,6 +18,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from soda_dist.data.formats.seekable_file import ReadOnlyFile, SeekableFile
+from soda_dist.data.source import damaged_file
 from soda_dist.data.storage.folder import Folder
 from soda_dist.errors import UserError
 
@@ -81,11 +82,11 @@ def tar_members(folder: Folder, name: str, *, start: int = 0, size: int | None =
                     if _is_file(info, name_inside, uri):
                         yield Member(name_inside, start + info.offset_data, info.size)
         except tarfile.TarError as error:
-            raise UserError(uri, f"not a whole tar ({error})", "an uncompressed tar", "download it again") from None
+            raise damaged_file(folder, name, f"not a valid tar ({error})", "an uncompressed tar") from None
         # tarfile treats a damaged header as the end; the true end is a block of zeros.
         span.seek(end)
         if span.read(BLOCK).strip(b"\0"):
-            raise UserError(uri, f"a damaged header at byte {start + end}", "a whole tar", "download it again")
+            raise damaged_file(folder, name, f"a damaged header at byte {start + end}", "a complete tar")
 
 
 def is_gzip(folder: Folder, name: str) -> bool:
@@ -106,7 +107,7 @@ def gzip_members(folder: Folder, name: str) -> Iterator[Member]:
         # Read to the end, to verify gzip's checksum. tarfile treats a damaged header as the end of the tar.
         while data := stream.read(STREAM_BYTES):
             if data.strip(b"\0"):
-                raise UserError(uri, "a damaged header", "a whole tar.gz", "download it again")
+                raise damaged_file(folder, name, "a damaged header", "a complete tar.gz")
 
 
 def read_gzip_members(folder: Folder, name: str, found: Sequence[Member]) -> list[bytes]:
@@ -130,8 +131,7 @@ def open_tar_gz(folder: Folder, name: str) -> Iterator[gzip.GzipFile]:
         ):
             yield stream
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        got = f"not a whole tar.gz ({error})"
-        raise UserError(folder.file_uri(name), got, "a tar.gz as published", "download it again") from None
+        raise damaged_file(folder, name, f"not a valid tar.gz ({error})", "a tar.gz as published") from None
 
 
 def zip_members(folder: Folder, name: str) -> Iterator[Member]:
@@ -150,7 +150,7 @@ def _infos(folder: Folder, name: str) -> Iterator[zipfile.ZipInfo]:
         with folder.explained(name), SeekableFile(folder, name) as file, zipfile.ZipFile(file) as archive:
             found = archive.infolist()
     except ZIP_ERRORS as error:
-        raise UserError(uri, f"not a whole zip ({error})", "a zip as published", "download it again") from None
+        raise damaged_file(folder, name, f"not a valid zip ({error})", "a zip as published") from None
     for info in found:
         if info.filename.endswith("/"):
             continue
@@ -161,13 +161,13 @@ def _infos(folder: Folder, name: str) -> Iterator[zipfile.ZipInfo]:
             got = f"{info.filename}, which is encrypted or compressed by method {info.compress_type}"
             raise UserError(uri, got, "members that are stored or deflated", "unpack it and give the folder")
         if info.header_offset < 0:
-            raise UserError(uri, f"no valid offset of {info.filename}", "a whole zip", "download it again")
+            raise damaged_file(folder, name, f"no valid offset of {info.filename}", "a complete zip")
         yield info
 
 
 def find_packed_members(folder: Folder, name: str, base: str) -> list[PackedMember]:
     """Locate the files of a .zip named `base` in any folder; raises like `zip_members` and `locate_packed`."""
-    infos = [*_infos(folder, name)]  # checked as a whole first
+    infos = [*_infos(folder, name)]  # check all names first
     return [locate_packed(folder, name, info) for info in infos if info.filename.rpartition("/")[2] == base]
 
 
@@ -179,8 +179,7 @@ def locate_packed(folder: Folder, name: str, info: zipfile.ZipInfo) -> PackedMem
         start = info.header_offset + ZIP_HEADER.size + sum(ZIP_HEADER.unpack(header)[-2:]) if known else 0
         size, stored = info.compress_size, info.compress_type == STORED
         if not known or start + size > file.size() or (stored and size != info.file_size):
-            uri = folder.file_uri(name)
-            raise UserError(uri, f"no whole {info.filename} at its offset", "a whole zip", "download it again")
+            raise damaged_file(folder, name, f"no valid {info.filename} at its offset", "a complete zip")
     return PackedMember(info.filename, start, size, info.file_size, info.CRC, stored)
 
 

@@ -11,21 +11,20 @@ from soda_dist.data.source import Row
 RESERVED = ("label", *(name for name, _ in COMMON_COLUMNS))
 """Column names that attributes must not have."""
 VALUES, PROBLEM = "attributes", "attribute_problem"
-MOST_DIGITS = 9
+MAX_DIGITS = 9
 """Longest number accepted in a text file; Python refuses to parse thousands of digits."""
 
 
 def is_number(text: str) -> bool:
-    """Whether a text is a short decimal number."""
-    return text.isdecimal() and len(text) <= MOST_DIGITS
+    return text.isdecimal() and len(text) <= MAX_DIGITS
 
 
-def can_be_columns(names: Sequence[str]) -> bool:
+def valid_names(names: Sequence[str]) -> bool:
     """Whether these attribute names are unique and not reserved."""
     return len({*names, *RESERVED}) == len(names) + len(RESERVED)
 
 
-def attribute_values(
+def attribute_index(
     rows: Sequence[Sequence[str] | None], count: int, meaning: Mapping[str, int]
 ) -> dict[str, pa.Array]:
     """Encode attributes as index columns.

@@ -20,12 +20,10 @@ class ByteRange:
 
     @property
     def uri(self) -> str:
-        """The file's name in messages."""
         return self.folder.file_uri(self.name)
 
     @contextmanager
     def opened(self) -> Iterator["OpenRange"]:
-        """Open it; the result is thread-safe."""
         with self.folder.explained(self.name), self.folder.open(self.name) as file:
             available = max(0, file.size() - self.start)
             yield OpenRange(file, self.start, available if self.length is None else min(self.length, available))
@@ -38,10 +36,8 @@ class OpenRange:
         self._file, self._start, self._length = file, start, length
 
     def size(self) -> int:
-        """Size in bytes."""
         return self._length
 
     def read_at(self, size: int, offset: int, /) -> bytes:
-        """Read up to `size` bytes at `offset`; fewer at the end."""
         count = min(size, self._length - offset)
         return self._file.read_at(count, self._start + offset) if count > 0 else b""

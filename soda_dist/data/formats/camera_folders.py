@@ -20,7 +20,7 @@ from soda_dist.data.storage.folder import Folder
 from soda_dist.data.views.poses import CAMERA_COLUMNS
 from soda_dist.errors import UserError
 
-POSED_COLUMNS = (pa.field("object", pa.int64()), *(pa.field(name, kind) for name, kind in CAMERA_COLUMNS.items()))
+POSE_COLUMNS = (pa.field("object", pa.int64()), *(pa.field(name, kind) for name, kind in CAMERA_COLUMNS.items()))
 SPLITS = "splits.json"
 TOLERANCE = 1e-3
 """Largest error of R^T R: some published matrices have four decimals."""
@@ -34,8 +34,8 @@ def object_number(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
 
 
-def posed_columns(name: str, to_world: Matrix, intrinsics: Matrix) -> dict[str, Any]:
-    """`POSED_COLUMNS` of one view of the named object."""
+def pose_values(name: str, to_world: Matrix, intrinsics: Matrix) -> dict[str, Any]:
+    """`POSE_COLUMNS` of one view of the named object."""
     cameras = (matrix.astype(np.float32).ravel() for matrix in (to_world, intrinsics))
     return {"object": object_number(name), **dict(zip(CAMERA_COLUMNS, cameras, strict=True))}
 
@@ -60,7 +60,7 @@ def _shown(numbers: Matrix) -> str:
     return " ".join(f"{number:.4g}" for number in numbers)
 
 
-def object_splits(folder: Folder, names: Sequence[str], seed: int) -> dict[str, Sequence[str]]:
+def read_splits(folder: Folder, names: Sequence[str], seed: int) -> dict[str, Sequence[str]]:
     """Objects per non-empty split, from splits.json (`{"train": [object, ...], ...}`) or else drawn 80/10/10.
 
     Raises:

@@ -48,12 +48,8 @@ class Layout(NamedTuple):
     @property
     def contents(self) -> Contents:
         """Schema of the data set."""
-        return Contents(
-            columns=tuple(pa.field(name, pa.int32()) for name, _ in self.labels),
-            labels={name: Label(kind="class", names=names) for name, names in self.labels},
-            main_label=self.main_label,
-            rows_per_group=256,
-        )
+        labels = {name: Label(kind="class", names=names) for name, names in self.labels}
+        return Contents.with_labels(labels, self.main_label, rows_per_group=256)
 
 
 def open_batches(folder: Folder, layout: Layout) -> "BinaryBatches | None":
@@ -133,12 +129,12 @@ class BinaryBatches:
     def _records(self, name: str, numbers: np.ndarray) -> Iterator[bytes]:
         size = self.layout.record
         if not self.archive:
-            yield from plain_records(self.folder, name, start=0, size=size, numbers=numbers, keep=bytes)
+            yield from plain_records(self.folder, name, start=0, size=size, numbers=numbers, convert=bytes)
             return
         with _archive(self.folder, self.archive) as tar:
             stream = tar.extractfile(next(info for info in tar if _base(info) == name))
             assert stream is not None, "a regular file"
-            yield from stream_records(stream, size=size, numbers=numbers, keep=bytes)
+            yield from stream_records(stream, size=size, numbers=numbers, convert=bytes)
 
 
 def _row(name: str, record: bytes, layout: Layout) -> Row:

@@ -33,8 +33,8 @@ class ClassFolders:
     def contents(self) -> Contents:
         if not self.classes:
             return Contents((), rows_per_group=self.rows_per_group, shuffled=True)
-        field = pa.field(self.column, pa.int32())
-        return Contents((field,), {self.column: self.label}, self.column, self.rows_per_group, shuffled=True)
+        labels = {self.column: self.label}
+        return Contents.with_labels(labels, self.column, rows_per_group=self.rows_per_group, shuffled=True)
 
     def parts(self) -> Sequence[Part]:
         below = ["", *(f"{name}/" for name in self.classes)]

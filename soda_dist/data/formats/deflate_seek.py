@@ -25,9 +25,9 @@ from soda_dist.errors import UserError
 
 HEADER = b"\x1f\x8b\x08" + bytes(6) + b"\xff"
 """Gzip header: deflate, no flags, no time, unknown system."""
-POINTS, LEAST_SPACING = 1024, 4 * 2**20
+POINTS, MIN_SPACING = 1024, 4 * 2**20
 """Most points per member (32 MiB in total), and the least bytes between two."""
-DENSEST = 1032
+MAX_RATIO = 1032
 """Highest compression ratio of deflate (https://zlib.net/zlib_tech.html)."""
 
 
@@ -41,14 +41,13 @@ class DeflatedMember:
 
     @property
     def uri(self) -> str:
-        """The member's name in messages."""
         return f"{self.folder.file_uri(self.name)}: {self.packed.name}"
 
     def points(self) -> bytes:
         """Find the points in one pass, in indexed_gzip's format; a `UserError` if the member is damaged."""
-        if self.packed.length > DENSEST * self.packed.size:
+        if self.packed.length > MAX_RATIO * self.packed.size:
             raise self.damaged(f"{self.packed.size:,} bytes for {self.packed.length:,}")
-        spacing, found = max(LEAST_SPACING, self.packed.length // POINTS), io.BytesIO()
+        spacing, found = max(MIN_SPACING, self.packed.length // POINTS), io.BytesIO()
         with self._opened(spacing) as file:
             with self.translated_errors():
                 file.raw.seek(self.packed.length)  # no further, even if the zip states a wrong length
@@ -78,7 +77,7 @@ class DeflatedMember:
         return UserError(self.uri, got, "a zip as published", "download it again")
 
     @contextmanager
-    def _opened(self, spacing: int = LEAST_SPACING) -> Iterator[indexed_gzip.IndexedGzipFile]:
+    def _opened(self, spacing: int = MIN_SPACING) -> Iterator[indexed_gzip.IndexedGzipFile]:
         # indexed_gzip checks the CRC only for some access patterns; `Blocks.all` does it instead.
         with (
             self.folder.explained(self.name),
@@ -103,11 +102,9 @@ class Blocks:
         self._number, self._block, self._lock = -1, bytearray(), Lock()
 
     def size(self) -> int:
-        """Size in bytes."""
         return self._member.packed.length
 
     def read_at(self, size: int, offset: int, /) -> bytes:
-        """Read up to `size` bytes at `offset`; fewer at the end. Thread-safe."""
         pieces = []
         while size > 0 and offset < self.size():
             number = bisect_right(self._starts, offset) - 1

@@ -6,7 +6,7 @@ Published archives and their unpacked folders thus share one layout. Hidden file
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
@@ -23,16 +23,16 @@ from soda_dist.data.formats.archive import (
     tar_members,
     zip_members,
 )
-from soda_dist.data.source import Row, UnreadableError, read_rows
+from soda_dist.data.source import Row, UnreadableError, read_row, read_rows
 from soda_dist.data.storage.folder import Folder, locate, open_folder
 from soda_dist.errors import UserError
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
-MOST_BYTES = 256 * 2**20
+MAX_BYTES = 256 * 2**20
 """Larger files are rejected unread."""
 HELD_BYTES = 256 * 2**20
 """Bytes of images in memory per pass over a .tar.gz."""
-LONGEST_NAME, LONGEST_PART = 1024, 255
+MAX_NAME_BYTES, MAX_PART_BYTES = 1024, 255
 """Limits of storage systems, in bytes: of a file name, and of each part between two `/`."""
 NOWHERE = -1
 """Offset of a file that the archive lacks."""
@@ -105,8 +105,20 @@ def file_index(found: Sequence[Member], **columns: pa.Array) -> pa.Table:
     return pa.table({"name": pa.array(names, pa.string()), **places, **columns})
 
 
+class _Placed(ABC):
+    """Rows of a tree with random access to its files."""
+
+    @abstractmethod
+    def reader(self) -> AbstractContextManager[Read]:
+        """Open it for reading located files."""
+
+    def rows(self, index: pa.Table, columns: Sequence[str]) -> Iterator[Row]:
+        with self.reader() as read:
+            yield from read_rows(index, lambda entry: read(_member(entry)), columns)
+
+
 @dataclass(frozen=True)
-class FolderTree:
+class FolderTree(_Placed):
     """A folder of any storage."""
 
     folder: Folder
@@ -128,8 +140,9 @@ class FolderTree:
     def find(self, names: Sequence[str]) -> Sequence[Member]:
         for name in names:
             check_name(name, self.uri)
-            if len(name.encode()) > LONGEST_NAME or max(len(part.encode()) for part in name.split("/")) > LONGEST_PART:
-                allowed = f"names of {LONGEST_PART} bytes"
+            longest = max(len(part.encode()) for part in name.split("/"))
+            if len(name.encode()) > MAX_NAME_BYTES or longest > MAX_PART_BYTES:
+                allowed = f"names of {MAX_PART_BYTES} bytes"
                 raise UserError(self.uri, f"the name {name[:80]}...", allowed, "correct the list")
         return [Member(name, 0, 0) for name in names]
 
@@ -138,17 +151,11 @@ class FolderTree:
 
     @contextmanager
     def reader(self) -> Iterator[Read]:
-        """Open it for reading located files."""
-
         def read(member: Member) -> bytes:
             _check_size(member)
             return self.folder.read(member.name)
 
         yield read
-
-    def rows(self, index: pa.Table, columns: Sequence[str]) -> Iterator[Row]:
-        with self.reader() as read:
-            yield from _read_rows(read, index, columns)
 
 
 @dataclass(frozen=True)
@@ -191,7 +198,7 @@ class Archive(ABC):
         """List the members in archive order."""
 
 
-class TarTree(Archive):
+class TarTree(_Placed, Archive):
     """An uncompressed tar."""
 
     def list_members(self) -> Iterator[Member]:
@@ -204,7 +211,6 @@ class TarTree(Archive):
 
     @contextmanager
     def reader(self) -> Iterator[Read]:
-        """Open it for reading located files."""
         with self.folder.open(self.name) as file:
 
             def read(member: Member) -> bytes:
@@ -213,12 +219,8 @@ class TarTree(Archive):
 
             yield read
 
-    def rows(self, index: pa.Table, columns: Sequence[str]) -> Iterator[Row]:
-        with self.reader() as read:
-            yield from _read_rows(read, index, columns)
 
-
-class ZipTree(Archive):
+class ZipTree(_Placed, Archive):
     """A zip with stored or deflated members."""
 
     def list_members(self) -> Iterator[Member]:
@@ -229,30 +231,25 @@ class ZipTree(Archive):
         with self.folder.explained(self.name), self.folder.open(self.name) as file:
             for member in self.find(names):
                 if member.offset != NOWHERE:
-                    content = read_zip_member(file, member, MOST_BYTES)
+                    content = read_zip_member(file, member, MAX_BYTES)
                     if content is None:
-                        raise UserError(self.uri, f"a damaged {member.name}", "a whole zip", "download it again")
+                        raise UserError(self.uri, f"a damaged {member.name}", "a complete zip", "download it again")
                     data[member.name] = content
         return data
 
     @contextmanager
     def reader(self) -> Iterator[Read]:
-        """Open it for reading located files."""
         with self.folder.open(self.name) as file:
 
             def read(member: Member) -> bytes:
                 member = member._replace(offset=_offset(member))
                 with self.folder.explained(self.name):
-                    content = read_zip_member(file, member, MOST_BYTES)
+                    content = read_zip_member(file, member, MAX_BYTES)
                 if content is None:
-                    raise UnreadableError(f"a damaged member, or one larger than {MOST_BYTES:,} bytes")
+                    raise UnreadableError(f"a damaged member, or one larger than {MAX_BYTES:,} bytes")
                 return content
 
             yield read
-
-    def rows(self, index: pa.Table, columns: Sequence[str]) -> Iterator[Row]:
-        with self.reader() as read:
-            yield from _read_rows(read, index, columns)
 
 
 class GzipTree(Archive):
@@ -278,17 +275,12 @@ class GzipTree(Archive):
         yield from self._pass(held, columns)
 
     def _pass(self, entries: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Iterator[Row]:
-        found, rows = list[Member](), list[Row]()
-        for entry in entries:
-            labels = {name: entry[name] for name in columns}
-            try:
-                _offset(_member(entry))
-                found.append(_member(entry))
-                rows.append(Row(entry["name"], b"", labels))
-            except FileNotFoundError:
-                rows.append(Row(entry["name"], b"", labels, "a missing file"))
-            except UnreadableError as error:
-                rows.append(Row(entry["name"], b"", labels, str(error)))
+        def check(entry: Mapping[str, Any]) -> bytes:
+            _offset(_member(entry))
+            return b""
+
+        rows = [read_row(entry, check, columns) for entry in entries]
+        found = [_member(entry) for entry, row in zip(entries, rows, strict=True) if not row.problem]
         data = iter(read_gzip_members(self.folder, self.name, found))
         for row in rows:
             yield row if row.problem else row._replace(image=next(data))
@@ -321,10 +313,6 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
-def _read_rows(read: Read, index: pa.Table, columns: Sequence[str]) -> Iterator[Row]:
-    return read_rows(index, lambda entry: read(_member(entry)), columns)
-
-
 def _member(entry: Mapping[str, Any]) -> Member:
     return Member(entry["name"], entry["offset"], entry["size"])
 
@@ -337,5 +325,5 @@ def _offset(member: Member) -> int:
 
 
 def _check_size(member: Member) -> None:
-    if member.size > MOST_BYTES:
+    if member.size > MAX_BYTES:
         raise UnreadableError(f"a file of {member.size:,} bytes")

@@ -1,7 +1,7 @@
 """Fixed-size records of a file, read by number in any order and in bounded memory.
 
 Plain files are read by byte range. A compressed stream is read once for a whole selection, holding records that come
-before their turn. `keep` converts a record's bytes to the value that is held and returned.
+before their turn. `convert` converts a record's bytes to the value held and returned.
 """
 
 from collections import defaultdict
@@ -16,20 +16,19 @@ from numpy.typing import NDArray
 from soda_dist.data.source import READERS
 from soda_dist.data.storage.folder import Folder
 
-MOST_SIDE = 2**16
+MAX_SIDE = 2**16
 """Pixels; encoders refuse much larger images."""
-RUN_BYTES = 2**20
-"""Bytes of neighbouring records read per request."""
+READ_BYTES = 2**20
 
 Value = TypeVar("Value")
 Block = TypeVar("Block", bound=Hashable)
 Numbers = NDArray[np.int64]
-Keep = Callable[[bytes], Value]
+Convert = Callable[[bytes], Value]
 
 
 def is_size(sides: Sequence[int]) -> bool:
     """Whether an image of this height and width can be encoded."""
-    return min(sides) >= 1 and max(sides) <= MOST_SIDE
+    return min(sides) >= 1 and max(sides) <= MAX_SIDE
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
@@ -39,17 +38,17 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def plain_records(
-    folder: Folder, name: str, *, start: int, size: int, numbers: Numbers, keep: Keep[Value]
+    folder: Folder, name: str, *, start: int, size: int, numbers: Numbers, convert: Convert[Value]
 ) -> Iterator[Value]:
     """Read records of `size` bytes of a file, record 0 at byte `start`; shorter ones at its end."""
-    most = max(1, RUN_BYTES // size)
+    most = max(1, READ_BYTES // size)
     breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
     runs = [part for run in np.split(numbers, breaks) for part in np.split(run, range(most, len(run), most))]
 
     def read(run: Numbers) -> list[Value]:
         with folder.explained(name):
             data = file.read_at(len(run) * size, start + int(run[0]) * size)
-        return [keep(data[at * size : (at + 1) * size]) for at in range(len(run))]
+        return [convert(data[at * size : (at + 1) * size]) for at in range(len(run))]
 
     if not len(numbers):
         return
@@ -59,7 +58,7 @@ def plain_records(
                 yield from values
 
 
-def stream_records(stream: IO[bytes], *, size: int, numbers: Numbers, keep: Keep[Value]) -> Iterator[Value]:
+def stream_records(stream: IO[bytes], *, size: int, numbers: Numbers, convert: Convert[Value]) -> Iterator[Value]:
     """Read records of a stream positioned at record 0, in one pass; shorter ones at its end."""
     order = np.argsort(numbers, kind="stable").tolist()
     held: dict[int, Value] = {}
@@ -70,12 +69,12 @@ def stream_records(stream: IO[bytes], *, size: int, numbers: Numbers, keep: Keep
             if numbers[at] >= passed:
                 _skip(stream, (int(numbers[at]) - passed) * size)
                 record, passed = stream.read(size), int(numbers[at]) + 1
-            held[at] = keep(record)
+            held[at] = convert(record)
         yield held.pop(place)
 
 
 def _skip(stream: IO[bytes], count: int) -> None:
-    while count and (data := stream.read(min(count, RUN_BYTES))):
+    while count and (data := stream.read(min(count, READ_BYTES))):
         count -= len(data)
 
 

@@ -7,17 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
-"""Split by its name in files and folders."""
+ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
+"""Names of splits in files and folders."""
+SPLIT_NAMES = {alias: split for split, aliases in ALIASES.items() for alias in aliases}
 
 
 def split_numbers(count: int, seed: int) -> dict[str, NDArray[np.int64]]:

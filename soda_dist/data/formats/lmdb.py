@@ -26,14 +26,13 @@ META = Struct("<II16x I44x 4xHH32xQ 8xQ")
 NODE = Struct("<HHHH")
 """Value size, low and high; flags; key size. In a branch the first three are the page number."""
 BRANCH, LEAF, META_PAGE = 0x01, 0x02, 0x08
-KINDS = 0x7F
-"""Mask of the flags for the kind of a page."""
+KIND_MASK = 0x7F
 OVERFLOW_NODE, OTHER_NODES = 0x01, 0x06
 DUPLICATES = 0x04
 NOTHING = 2**64 - 1
 PAGE_SIZES = [2**power for power in range(8, 17)]
-DEEPEST = 32
-MOST_PAGES = 2**46
+MAX_DEPTH = 32
+MAX_PAGES = 2**46
 """Keeps offsets within int64."""
 
 
@@ -117,7 +116,7 @@ def open_database(place: Place) -> Database:
             raise UserError(uri, "no LMDB database", f"data.mdb of version {VERSION}", "download it again")
         second = _meta(file.read_at(HEADER.size + META.size, first.page_size))
     if second is None:
-        raise UserError(uri, "no second meta page", "a whole data.mdb", "download it again")
+        raise UserError(uri, "no second meta page", "a valid data.mdb", "download it again")
     meta = max(second, first, key=lambda meta: meta.transaction)
     if meta.flags & DUPLICATES:
         raise UserError(uri, "a database with several values per key", "one value per key", "choose another file")
@@ -135,11 +134,9 @@ class TreePages:
 
     @contextmanager
     def opened(self) -> Iterator["TreePages"]:
-        """Return itself."""
         yield self
 
     def size(self) -> int:
-        """Size of the whole database in bytes."""
         return self.length
 
     def read_at(self, size: int, offset: int, /) -> bytes:
@@ -162,7 +159,7 @@ def collect_tree(uri: str, length: int, blocks: Iterable[bytes | bytearray]) -> 
         count = len(data) // page_size
         table = np.frombuffer(data, np.uint8, count * page_size).reshape(count, page_size)
         own = table[:, :8].copy().view("<u8")[:, 0] == np.arange(number, number + count, dtype=np.uint64)
-        kinds = table[:, 10:12].copy().view("<u2")[:, 0] & KINDS
+        kinds = table[:, 10:12].copy().view("<u2")[:, 0] & KIND_MASK
         for at in np.flatnonzero(own & np.isin(kinds, (BRANCH, LEAF, META_PAGE))).tolist():
             pages[number + at] = table[at].tobytes()
         number, rest = number + count, bytes(data[count * page_size :])
@@ -197,7 +194,7 @@ class _Pages:
             return []
         self._levels += 1
         repeated = next((number for number in numbers if number in self._visited), None)
-        if repeated is not None or self._levels > DEEPEST:
+        if repeated is not None or self._levels > MAX_DEPTH:
             raise self.error(numbers[0] if repeated is None else repeated)
         self._visited.update(numbers)
         found = [child for children in self._pool.map(self._branch, numbers) for child in children]
@@ -211,20 +208,20 @@ class _Pages:
 
     def error(self, number: int) -> UserError:
         """Make the error for a damaged page."""
-        return UserError(self._database.place.uri, f"a damaged page {number}", "a whole data.mdb", "download it again")
+        return UserError(self._database.place.uri, f"a damaged page {number}", "a valid data.mdb", "download it again")
 
     def _page(self, number: int) -> bytes:
         size = self._database.page_size
         data = self._file.read_at(size, number * size)
         if len(data) < size:
             got = f"{self._file.size():,} bytes, too few for page {number}"
-            raise UserError(self._database.place.uri, got, "a whole data.mdb", "download it again")
+            raise UserError(self._database.place.uri, got, "a valid data.mdb", "download it again")
         if HEADER.unpack_from(data)[0] != number:
             raise self.error(number)
         return data
 
     def _is_leaf(self, number: int) -> bool:
-        return HEADER.unpack_from(self._page(number))[1] & KINDS == LEAF
+        return HEADER.unpack_from(self._page(number))[1] & KIND_MASK == LEAF
 
     def _branch(self, number: int) -> list[int]:
         children = [low | middle << 16 | high << 32 for _, _, (low, middle, high, _) in self._nodes(number, BRANCH)]
@@ -246,7 +243,7 @@ class _Pages:
             offset = number * page_size + value
             if flags & OVERFLOW_NODE:
                 first = int.from_bytes(data[value : value + 8], "little")
-                if first >= MOST_PAGES:
+                if first >= MAX_PAGES:
                     raise self.error(number)
                 offset = first * page_size + HEADER.size
             records.append(Record(data[at + NODE.size : value], offset, size))
@@ -256,7 +253,7 @@ class _Pages:
         """Yield the page, and offset and header of each of its nodes."""
         data = self._page(number)
         _, flags, lower, upper = HEADER.unpack_from(data)
-        if flags & KINDS != kind or not HEADER.size <= lower <= upper <= len(data):
+        if flags & KIND_MASK != kind or not HEADER.size <= lower <= upper <= len(data):
             raise self.error(number)
         for pointer in range(HEADER.size, lower, 2):
             at = int.from_bytes(data[pointer : pointer + 2], "little")

@@ -18,14 +18,12 @@ START = 128
 ORDERS = {b"IM": "<", b"MI": ">"}
 INT8, INT32, MATRIX, COMPRESSED = 1, 5, 14, 15
 TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
-TEXTS = {1: "latin-1", 2: "latin-1", 16: "utf-8"}
-"""Encodings by type."""
-WIDE_TEXTS = (4, 17)
-"""Types of UTF-16 in the file's byte order."""
+ENCODINGS = {1: "latin-1", 2: "latin-1", 16: "utf-8"}
+UTF16_TYPES = (4, 17)
 COMPLEX = 0x0800
 STRUCT, CHARACTERS, NUMERIC = 2, 4, range(6, 16)
 """Matrix classes; the last are double, single and the integers."""
-MOST_BYTES = 64 * 2**20
+MAX_BYTES = 64 * 2**20
 """Limit of an inflated element, far above the published files."""
 
 
@@ -115,7 +113,7 @@ def _cell(element: _Element, order: str) -> int | str:
     if matrix.word & 0xFF == CHARACTERS:
         values = matrix.values[0] if matrix.values else _Element(0, b"")
         wide = "utf-16-le" if order == "<" else "utf-16-be"
-        encoding = wide if values.kind in WIDE_TEXTS else TEXTS.get(values.kind)
+        encoding = wide if values.kind in UTF16_TYPES else ENCODINGS.get(values.kind)
         if encoding is None:
             raise ValueError("text in an unknown encoding")
         return values.data.decode(encoding)
@@ -145,7 +143,7 @@ def _elements(data: bytes, order: str, *, padded: bool = True) -> Iterator[_Elem
 def _inflated(data: bytes) -> bytes:
     inflater = zlib.decompressobj()
     try:
-        content = inflater.decompress(data, MOST_BYTES)
+        content = inflater.decompress(data, MAX_BYTES)
     except zlib.error as error:
         raise ValueError(f"damaged compression: {error}") from None
     if not inflater.eof:
@@ -164,5 +162,5 @@ def _numbers(matrix: _Matrix, order: str) -> NDArray[np.int64]:
     if numbers.size and not -(2**31) <= numbers.min() <= numbers.max() < 2**31:  # also false for NaN
         raise ValueError("numbers out of range")
     if (numbers != np.trunc(numbers)).any():
-        raise ValueError("numbers that are not whole")
+        raise ValueError("numbers that are not integers")
     return numbers.astype(np.int64)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from soda_dist.data.formats.fixed_records import block_records
 from soda_dist.data.formats.hashed_splits import split_of
 from soda_dist.data.shards import Label
-from soda_dist.data.source import Contents, Part, Row
+from soda_dist.data.source import Contents, Part, Row, damaged_file
 from soda_dist.data.storage.folder import Folder
 from soda_dist.errors import UserError
 
@@ -42,8 +42,8 @@ def open_table(folder: Folder, name: str) -> Iterator[pq.ParquetFile]:
             _check_names(opened.schema_arrow.names, folder.file_uri(name))
             yield opened
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # UnicodeDecodeError: damaged names or text
-        got = f"not whole Parquet ({str(error).splitlines()[0][:80]})"
-        raise UserError(folder.file_uri(name), got, "Parquet", "download it again") from None
+        got = f"not valid Parquet ({str(error).splitlines()[0][:80]})"
+        raise damaged_file(folder, name, got, "Parquet") from None
 
 
 def _check_names(names: Sequence[str], uri: str) -> None:
@@ -73,13 +73,8 @@ class ImageTables:
 
     @property
     def contents(self) -> Contents:
-        return Contents(
-            columns=tuple(pa.field(label.name, pa.int32()) for label in self.labels),
-            labels={label.name: Label(kind="class", names=label.names) for label in self.labels},
-            main_label=self.main_label,
-            rows_per_group=self.rows_per_group,
-            shuffled=self.shuffled,
-        )
+        labels = {label.name: Label(kind="class", names=label.names) for label in self.labels}
+        return Contents.with_labels(labels, self.main_label, rows_per_group=self.rows_per_group, shuffled=self.shuffled)
 
     def parts(self) -> Sequence[Part]:
         return self.files

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from soda_dist.data import source as contract
-from soda_dist.data.formats.attribute_columns import attribute_rows, attribute_values, can_be_columns, is_number
+from soda_dist.data.formats.attribute_columns import attribute_index, attribute_rows, is_number, valid_names
 from soda_dist.data.formats.class_folders import open_classes
 from soda_dist.data.formats.file_trees import Tree, file_index, open_trees
 from soda_dist.data.formats.hashed_splits import SHARES, split_numbers
@@ -37,8 +37,6 @@ LAYOUTS = f"{IMAGES}, {ANNOTATIONS} and {MAPPING}, or {{train,val}}/{{female,mal
 
 
 class Options(contract.Options):
-    """Choice of splits."""
-
     splits: Literal["celeba", "drawn"] = "celeba"
     """CelebA's, or drawn 80/10/10. StarGAN v2's layout always keeps its two folders as splits."""
 
@@ -79,7 +77,7 @@ def _annotations(tree: Tree, root: str) -> Annotations:
     uri = f"{tree.uri}/{root}{ANNOTATIONS}"
     if len(lines) < 2 or len(lines[0]) != 1 or not lines[1]:
         raise UserError(uri, "no count and names", "the published file", "restore it")
-    if not can_be_columns(lines[1]):
+    if not valid_names(lines[1]):
         raise UserError(uri, "a repeated or reserved name", "the published file", "restore it")
     return Annotations(tuple(lines[1]), {name: values for name, *values in lines[2:]})
 
@@ -103,11 +101,7 @@ class CelebAMaskHQ:
 
     @property
     def contents(self) -> Contents:
-        return Contents(
-            columns=tuple(pa.field(name, pa.int32()) for name in self.names),
-            labels=dict.fromkeys(self.names, ATTRIBUTE),
-            main_label=ATTRIBUTES,
-        )
+        return Contents.with_labels(dict.fromkeys(self.names, ATTRIBUTE), ATTRIBUTES)
 
     def parts(self) -> Sequence[Part]:
         return [Part(split, self.root + IMAGES) for split, numbers in self.numbers().items() if numbers]
@@ -116,7 +110,7 @@ class CelebAMaskHQ:
         found = self.tree.find([f"{part.name}{number}.jpg" for number in self.numbers()[part.split]])
         values = _annotations(self.tree, self.root).values
         rows = [values.get(member.name.rpartition("/")[2]) for member in found]
-        return file_index(found, **attribute_values(rows, len(self.names), {"-1": 0, "1": 1}))
+        return file_index(found, **attribute_index(rows, len(self.names), {"-1": 0, "1": 1}))
 
     def rows(self, index: pa.Table) -> Iterator[Row]:
         return attribute_rows(self.tree, index, self.names)
@@ -146,7 +140,6 @@ class CelebAMaskHQ:
         return found
 
     def _partition(self) -> dict[str, str]:
-        """Read the split of each CelebA file."""
         inside = self.tree.read([self.root + PARTITION])
         if inside:
             text = inside[self.root + PARTITION]

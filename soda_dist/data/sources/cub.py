@@ -20,13 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from soda_dist.data import source as contract
-from soda_dist.data.formats.attribute_columns import (
-    MOST_DIGITS,
-    attribute_rows,
-    attribute_values,
-    can_be_columns,
-    is_number,
-)
+from soda_dist.data.formats.attribute_columns import MAX_DIGITS, attribute_index, attribute_rows, is_number, valid_names
 from soda_dist.data.formats.file_trees import FolderTree, Tree, file_index, open_trees
 from soda_dist.data.formats.fixed_records import encode_png
 from soda_dist.data.shards import Label
@@ -40,15 +34,13 @@ IMAGES, CLASSES, LABELS = "images.txt", "classes.txt", "image_class_labels.txt"
 SPLITS, BOXES, PRESENT = "train_test_split.txt", "bounding_boxes.txt", "attributes/image_attribute_labels.txt"
 NAMES = "attributes.txt"
 LAYOUT = f"{INNER}{IMAGES} with its other files, or {ARCHIVES[0]}"
-LARGEST_SIDE = 4096
+MAX_SIDE = 4096
 """Pixels; larger boxes are damaged, since images have up to 500."""
 ATTRIBUTE = Label(kind="attribute", names=("no", "yes"))
 REMEDY = "download it again"
 
 
 class Options(contract.Options):
-    """Crop and attributes."""
-
     crop: Literal["box", "none"] = "box"
     """`none` keeps whole images with their published bytes."""
     attributes: bool = True
@@ -75,12 +67,8 @@ class Cub:
 
     @property
     def contents(self) -> Contents:
-        return Contents(
-            columns=tuple(pa.field(name, pa.int32()) for name in ("label", *self.attributes)),
-            labels={"label": Label(kind="class", names=self.classes), **dict.fromkeys(self.attributes, ATTRIBUTE)},
-            main_label="label",
-            shuffled=True,
-        )
+        labels = {"label": Label(kind="class", names=self.classes), **dict.fromkeys(self.attributes, ATTRIBUTE)}
+        return Contents.with_labels(labels, "label", shuffled=True)
 
     def parts(self) -> Sequence[Part]:
         return [Part(split, self.root + IMAGES) for split in ("train", "test")]
@@ -101,7 +89,7 @@ class Cub:
         }
         present = _present(texts[PRESENT], len(self.attributes)) if self.attributes else {}
         rows = [present.get(number) for number in numbers] if self.attributes else [""] * len(numbers)
-        return file_index(found, **columns, **attribute_values(rows, len(self.attributes), {"0": 0, "1": 1}))
+        return file_index(found, **columns, **attribute_index(rows, len(self.attributes), {"0": 0, "1": 1}))
 
     def rows(self, index: pa.Table) -> Iterator[Row]:
         for row in attribute_rows(self.tree, index, self.attributes, ["label", "box"]):
@@ -150,7 +138,7 @@ def _attribute_names(tree: Tree, root: str) -> tuple[str, ...]:
     if text is None:
         raise _wrong(tree, NAMES, "a missing file", "restore it, or set attributes=false")
     names = _in_order(tree, NAMES, _by_number(tree, NAMES, text))
-    if not can_be_columns(names):
+    if not valid_names(names):
         raise _wrong(tree, NAMES, "an attribute named like another column")
     return names
 
@@ -186,7 +174,7 @@ def _present(text: bytes, count: int) -> dict[int, str]:
         columns = line.split(None, 3)
         if len(columns) < 3 or not (columns[0].isdigit() and columns[1].isdigit() and columns[2] in (b"0", b"1")):
             continue
-        if max(len(columns[0]), len(columns[1])) > MOST_DIGITS:
+        if max(len(columns[0]), len(columns[1])) > MAX_DIGITS:
             continue
         at = int(columns[1]) - 1
         if 0 <= at < count:
@@ -200,7 +188,7 @@ def _box(text: str) -> Box | None:
     except (ValueError, TypeError):
         return None
     sound = all(math.isfinite(value) for value in box) and min(box.width, box.height) > 0
-    return box if sound and max(box) <= LARGEST_SIDE else None
+    return box if sound and max(box) <= MAX_SIDE else None
 
 
 def _cropped(row: Row, box: list[float] | None) -> Row:

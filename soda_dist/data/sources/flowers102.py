@@ -54,12 +54,7 @@ class Flowers102:
 
     @property
     def contents(self) -> Contents:
-        return Contents(
-            columns=(pa.field("label", pa.int32()),),
-            labels={"label": Label(kind="class", names=CLASSES)},
-            main_label="label",
-            shuffled=True,
-        )
+        return Contents.with_labels({"label": Label(kind="class", names=CLASSES)}, "label", shuffled=True)
 
     def parts(self) -> Sequence[Part]:
         return [Part(split, name) for split, name in SPLITS.items()]

@@ -20,18 +20,15 @@ from soda_dist.data import source as contract
 from soda_dist.data.formats.archive import Member
 from soda_dist.data.formats.class_folders import ClassFolders, label_index, labelled_rows, open_classes
 from soda_dist.data.formats.file_trees import FolderTree, Tree, file_index, open_tree
-from soda_dist.data.formats.hashed_splits import SHARES, SPLIT_NAMES, split_of
+from soda_dist.data.formats.hashed_splits import ALIASES, SHARES, split_of
 from soda_dist.data.shards import Label
 from soda_dist.data.source import Contents, Part, Row, Source
 from soda_dist.errors import UserError
 
-SPLITS = {split: tuple(name for name in SPLIT_NAMES if SPLIT_NAMES[name] == split) for split in SHARES}
 LAYOUTS = "{train,val,test}/CLASS/IMAGE, {train,val,test}/IMAGE, CLASS/IMAGE, or IMAGE"
 
 
 class Options(contract.Options):
-    """Meaning of the folders."""
-
     classes: bool | None = None
     """Whether the folders below the splits are classes; None = if two or more exist."""
     splits: Literal["folders", "drawn"] | None = None
@@ -67,14 +64,14 @@ def open_source(uri: str, options: Options) -> Source:
 def _top(tree: Tree) -> str:
     """Common prefix of an archive's files, up to a training folder."""
     top = ""
-    while len(folders := tree.folders(top)) == 1 and not tree.direct_files(top) and folders[0] not in SPLITS["train"]:
+    while len(folders := tree.folders(top)) == 1 and not tree.direct_files(top) and folders[0] not in ALIASES["train"]:
         top += f"{folders[0]}/"
     return top
 
 
 def _splits(tree: Tree, top: str) -> tuple[tuple[str, str], ...]:
     folders, found = tree.folders(top), []
-    for split, names in SPLITS.items():
+    for split, names in ALIASES.items():
         own = [name for name in names if name in folders]
         if len(own) > 1:
             raise UserError(tree.uri, f"both {own[0]} and {own[1]}", f"one folder of {split}", "rename one of them")

@@ -17,7 +17,7 @@ import pyarrow as pa
 from soda_dist.data.formats.archive import Member, tar_members
 from soda_dist.data.formats.matlab import read_structs
 from soda_dist.data.shards import Label
-from soda_dist.data.source import Contents, Options, Part, Row, Source, read_rows
+from soda_dist.data.source import Contents, Options, Part, Row, Source, damaged_file, read_rows
 from soda_dist.data.storage.folder import Folder, locate, open_folder
 from soda_dist.errors import UserError
 
@@ -67,13 +67,7 @@ def _open_splits(folder: Folder, splits: tuple[tuple[str, str, tuple[str, ...]],
 
 
 def _contents(classes: tuple[str, ...]) -> Contents:
-    return Contents(
-        columns=(pa.field("label", pa.int32()),),
-        labels={"label": Label(kind="class", names=classes)},
-        main_label="label",
-        rows_per_group=64,
-        shuffled=True,
-    )
+    return Contents.with_labels({"label": Label(kind="class", names=classes)}, "label", shuffled=True)
 
 
 @dataclass(frozen=True)
@@ -181,8 +175,7 @@ def _open_tars(folder: Folder, train: str, val: str, uri: str) -> Source:
     wnid_by_text = {str(number).encode(): wnid for number, wnid in wnid_of.items()}
     truth = [wnid_by_text.get(line) for line in _devkit_file(folder, TRUTH).split()]
     if None in truth:
-        got = f"an id in {TRUTH} that {META} lacks"
-        raise UserError(folder.file_uri(DEVKIT), got, "one devkit", "download it again")
+        raise damaged_file(folder, DEVKIT, f"an id in {TRUTH} that {META} lacks", "one devkit")
     return ImageTars(folder, train, val, classes, inner, tuple(classes.index(str(wnid)) for wnid in truth))
 
 
@@ -192,11 +185,10 @@ def _wnids(folder: Folder) -> dict[int, str]:
         found = read_structs(_devkit_file(folder, META), "synsets", ("ILSVRC2012_ID", "WNID", "num_children"))
         wnid_of = {int(number): str(wnid) for number, wnid, children in found if int(children) == 0}
     except ValueError as error:
-        got = f"no synsets in {META} ({error})"
-        raise UserError(folder.file_uri(DEVKIT), got, "the devkit", "download it again") from None
+        raise damaged_file(folder, DEVKIT, f"no synsets in {META} ({error})", "the devkit") from None
     wrong = next((wnid for wnid in wnid_of.values() if not WNID.fullmatch(wnid)), None)
     if wrong is not None:
-        raise UserError(folder.file_uri(DEVKIT), f"the wnid {wrong[:20]!r}", "the devkit", "download it again")
+        raise damaged_file(folder, DEVKIT, f"the wnid {wrong[:20]!r}", "the devkit")
     return wnid_of
 
 
@@ -212,6 +204,5 @@ def _devkit_file(folder: Folder, name: str) -> bytes:
     except FileNotFoundError:
         pass
     except (tarfile.TarError, KeyError, EOFError, OSError, zlib.error) as error:
-        got = f"no {path} ({error})"
-        raise UserError(folder.file_uri(archive), got, "the devkit", "download it again") from None
+        raise damaged_file(folder, archive, f"no {path} ({error})", "the devkit") from None
     raise UserError(folder.uri, f"{VAL_TAR} without {path}", f"{archive} next to it", "download the devkit")

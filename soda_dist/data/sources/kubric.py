@@ -29,14 +29,7 @@ import pyarrow as pa
 from PIL import Image
 
 from soda_dist.data import source as contract
-from soda_dist.data.formats.camera_folders import (
-    POSED_COLUMNS,
-    TOLERANCE,
-    Matrix,
-    object_rows,
-    object_splits,
-    posed_columns,
-)
+from soda_dist.data.formats.camera_folders import POSE_COLUMNS, TOLERANCE, Matrix, object_rows, pose_values, read_splits
 from soda_dist.data.formats.fixed_records import encode_png
 from soda_dist.data.shards import Label
 from soda_dist.data.source import Contents, Part, Row, Source, UnreadableError, check_image, printable_text
@@ -67,8 +60,6 @@ LAYOUT = f"[CATEGORY/]OBJECT/{METADATA} and rgba_00000.png"
 
 
 class Options(contract.Options):
-    """Background of transparent pixels."""
-
     background: Literal["white", "black"] = "white"
 
 
@@ -95,12 +86,8 @@ class Kubric:
 
     @property
     def contents(self) -> Contents:
-        return Contents(
-            columns=(pa.field("label", pa.int32()), *POSED_COLUMNS),
-            labels={"label": Label(kind="class", names=self.categories)},
-            main_label="label",
-            rows_per_group=120,
-        )
+        labels = {"label": Label(kind="class", names=self.categories)}
+        return Contents.with_labels(labels, "label", *POSE_COLUMNS, rows_per_group=120)
 
     def parts(self) -> Sequence[Part]:
         return self.objects
@@ -125,6 +112,8 @@ class Kubric:
         path = entry["name"]
         try:
             return Row(path, *self._view(path, scene))
+        except FileNotFoundError:
+            return Row(path, b"", {}, "a missing file")
         except UnreadableError as error:
             return Row(path, b"", {}, str(error))
 
@@ -145,16 +134,12 @@ class Kubric:
             raise UnreadableError(f"a cropped image: {width}x{height} of {rendered} pixels")
         focal = scene.focal * width
         intrinsics = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
-        return data, {"label": label, **posed_columns(name, to_world, intrinsics)}
+        return data, {"label": label, **pose_values(name, to_world, intrinsics)}
 
     def _image(self, path: str) -> tuple[bytes, tuple[int, int]]:
         """Read an image on its background, and its width and height."""
-        try:
-            data = self.folder.read(path)
-        except FileNotFoundError:
-            raise UnreadableError("a missing file") from None
-        problem = check_image(data)
-        if problem:
+        data = self.folder.read(path)
+        if problem := check_image(data):
             raise UnreadableError(problem)
         try:
             return _on_background(data, self.shade)
@@ -229,7 +214,7 @@ def _open(uri: str, categories: tuple[str, ...], options: Options) -> Source:
         names = [f"{name}/{inner}" for name in names for inner in folder.folders(name)]
         if not _rendered(folder, names):
             raise UserError(folder.uri, f"no {METADATA} in its folders", LAYOUT, "correct the path")
-    splits = object_splits(folder, names, options.seed)
+    splits = read_splits(folder, names, options.seed)
     parts = tuple(Part(split, name) for split, objects in splits.items() for name in objects)
     return Kubric(folder, parts, categories, SHADES[options.background])
 

@@ -30,11 +30,11 @@ from soda_dist.data import source as contract
 from soda_dist.data.formats.archive import PackedMember, find_packed_members, zip_members
 from soda_dist.data.formats.byte_range import ByteRange
 from soda_dist.data.formats.deflate_seek import DeflatedMember
-from soda_dist.data.formats.file_trees import MOST_BYTES
+from soda_dist.data.formats.file_trees import MAX_BYTES
 from soda_dist.data.formats.hashed_splits import SHARES, split_of
 from soda_dist.data.formats.lmdb import RandomAccess, Record, collect_tree, open_database
 from soda_dist.data.shards import Label
-from soda_dist.data.source import READERS, Contents, Part, Row, Source, UnreadableError, read_rows
+from soda_dist.data.source import READERS, Contents, Part, Row, Source, UnreadableError, damaged_file, read_rows
 from soda_dist.data.storage.folder import Folder, locate, open_folder
 from soda_dist.errors import UserError
 
@@ -43,18 +43,14 @@ CATEGORIES = ("bedroom", "church_outdoor", "bird", "car", "cat", "dog", "horse")
 FILE = "data.mdb"
 SUFFIXES = {"train": "_train_lmdb", "val": "_val_lmdb"}
 LAYOUTS = f"CATEGORY_{{train,val}}_lmdb.zip or CATEGORY.zip as published, or {FILE} in folders of these names"
-SUBTREES = 16
-"""Fewest listing tasks per database."""
-PIECE = 65_536
-"""Records held as Python objects at a time."""
+MIN_LISTING_TASKS = 16
+RECORDS_PER_PIECE = 65_536
 RECORDS = pa.schema([("key", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
 POINTS = b"points"
 """Key in the index's metadata of the seek points of a deflated database."""
 
 
 class Options(contract.Options):
-    """Category."""
-
     category: Category | None = None
     """None = all that exist; several categories get a label."""
     groups_per_shard: Annotated[int, Field(ge=1, le=4096)] = 128
@@ -92,8 +88,7 @@ class Lsun:
     def contents(self) -> Contents:
         if len(self.categories) == 1:
             return Contents(())
-        label = Label(kind="class", names=self.categories)
-        return Contents((pa.field("label", pa.int32()),), {"label": label}, "label", shuffled=True)
+        return Contents.with_labels({"label": Label(kind="class", names=self.categories)}, "label", shuffled=True)
 
     def parts(self) -> Sequence[Part]:
         pages = {found.name: self._subtrees(found) for found in self.databases}
@@ -114,8 +109,8 @@ class Lsun:
         else:
             table = _table(open_database(self._byte_range(found)).records(int(page)))
         if not found.split:
-            pieces = (table["key"].slice(start, PIECE).to_pylist() for start in range(0, len(table), PIECE))
-            chosen = [split_of(key, self.seed) == part.split for keys in pieces for key in keys]
+            batches = table.select(["key"]).to_batches(max_chunksize=RECORDS_PER_PIECE)
+            chosen = [split_of(key, self.seed) == part.split for batch in batches for key in batch["key"].to_pylist()]
             table = table.filter(pa.array(chosen, pa.bool_()))
         names = pc.binary_join_element_wise(pa.scalar(name), table["key"], "#")
         label = pa.array(np.full(len(table), self.categories.index(found.category), np.int32))
@@ -137,7 +132,7 @@ class Lsun:
                 file, stop = files[entry["file"]], entry["offset"] + entry["size"]
                 if stop > file.size():
                     raise UnreadableError(f"a record that ends at byte {stop:,} of {file.size():,}")
-                if entry["size"] > MOST_BYTES:
+                if entry["size"] > MAX_BYTES:
                     raise UnreadableError(f"a record of {entry['size']:,} bytes")
                 with self.folder.explained(entry["file"]):
                     return file.read_at(entry["size"], entry["offset"])
@@ -156,7 +151,7 @@ class Lsun:
     def _subtrees(self, found: Database) -> list[int]:
         if found.is_deflated:
             return [0]  # its pages are unknown before listing
-        pages = open_database(self._byte_range(found)).subtrees(SUBTREES)
+        pages = open_database(self._byte_range(found)).subtrees(MIN_LISTING_TASKS)
         if not pages:
             raise _empty(self.folder.file_uri(found.name))
         return pages
@@ -185,7 +180,7 @@ def _listed(inflated: DeflatedMember) -> tuple[pa.Table, bytes]:
 def _table(records: Iterable[Record]) -> pa.Table:
     """Collect keys as text, offsets and sizes; about 60 bytes per record."""
     remaining, pieces = iter(records), []
-    while piece := list(islice(remaining, PIECE)):
+    while piece := list(islice(remaining, RECORDS_PER_PIECE)):
         keys = [record.key.decode("ascii", "backslashreplace") for record in piece]
         columns = [[record.offset for record in piece], [record.size for record in piece]]
         pieces.append(pa.table([keys, *columns], schema=RECORDS))
@@ -237,7 +232,7 @@ def _packed(folder: Folder, name: str) -> PackedMember:
     found = find_packed_members(folder, name, FILE)
     if len(found) != 1:
         got = ", ".join(member.name for member in islice(zip_members(folder, name), 5)) or "nothing"
-        raise UserError(folder.file_uri(name), f"a zip of {got}", f"exactly one {FILE}", "download it again")
+        raise damaged_file(folder, name, f"a zip of {got}", f"exactly one {FILE}")
     return found[0]
 
 

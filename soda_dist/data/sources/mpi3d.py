@@ -28,7 +28,7 @@ from soda_dist.data.formats.fixed_records import encode_png, is_size, plain_reco
 from soda_dist.data.formats.hashed_splits import SHARES, split_numbers
 from soda_dist.data.formats.seekable_file import SeekableFile
 from soda_dist.data.shards import Label
-from soda_dist.data.source import Contents, Part, Row, Source
+from soda_dist.data.source import Contents, Part, Row, Source, damaged_file
 from soda_dist.data.storage.folder import Folder, locate, open_folder
 from soda_dist.errors import UserError
 
@@ -61,8 +61,6 @@ MEMBER = "images.npy"
 
 
 class Options(contract.Options):
-    """Variant."""
-
     variant: Literal["toy", "realistic", "real", "complex"] | None = None
     """None = by file name, or the only one in the folder."""
     groups_per_shard: Annotated[int, Field(ge=1, le=4096)] = 128
@@ -77,8 +75,7 @@ class Images(NamedTuple):
     deflated: bool
 
     @property
-    def size(self) -> int:
-        """Bytes per image."""
+    def image_bytes(self) -> int:
         return math.prod(self.shape[1:])
 
 
@@ -94,13 +91,8 @@ class Mpi3d:
 
     @property
     def contents(self) -> Contents:
-        return Contents(
-            columns=tuple(pa.field(name, pa.int32()) for name in self.factors),
-            labels={name: Label(kind="factor", names=names) for name, names in self.factors.items()},
-            main_label="object_shape",
-            rows_per_group=256,
-            shuffled=True,
-        )
+        labels = {name: Label(kind="factor", names=names) for name, names in self.factors.items()}
+        return Contents.with_labels(labels, "object_shape", rows_per_group=256, shuffled=True)
 
     def parts(self) -> Sequence[Part]:
         return [Part(split, self.name) for split in SHARES]
@@ -119,19 +111,19 @@ class Mpi3d:
 
     def _pngs(self, numbers: NDArray[np.int64]) -> Iterator[bytes]:
         _, start, deflated = self.images
-        size = self.images.size
+        size = self.images.image_bytes
 
-        def keep(data: bytes) -> bytes:
+        def encode(data: bytes) -> bytes:
             if len(data) < size:
                 return b""
             return encode_png(np.frombuffer(data, np.uint8).reshape(self.images.shape[1:]))
 
         if not deflated:
-            yield from plain_records(self.folder, self.name, start=start, size=size, numbers=numbers, keep=keep)
+            yield from plain_records(self.folder, self.name, start=start, size=size, numbers=numbers, convert=encode)
             return
         with _opened(self.folder, self.name, sequential=True) as archive, archive.open(MEMBER) as stream:
             stream.read(start)
-            yield from stream_records(stream, size=size, numbers=numbers, keep=keep)
+            yield from stream_records(stream, size=size, numbers=numbers, convert=encode)
 
 
 def open_source(uri: str, options: Options) -> Source:
@@ -182,23 +174,22 @@ def _opened(folder: Folder, name: str, *, sequential: bool = False) -> Iterator[
         ):
             yield archive
     except (*ZIP_ERRORS, zlib.error) as error:
-        got = f"not a whole .npz ({error})"
-        raise UserError(folder.file_uri(name), got, "a published archive", "download it again") from None
+        raise damaged_file(folder, name, f"not a valid .npz ({error})", "a published archive") from None
 
 
 def _images(folder: Folder, name: str) -> Images:
     with _opened(folder, name) as archive:
         if MEMBER not in archive.namelist():
-            raise _wrong(folder, name, f"an archive of {', '.join(archive.namelist()[:5]) or 'nothing'}", MEMBER)
+            raise damaged_file(folder, name, f"an archive of {', '.join(archive.namelist()[:5]) or 'nothing'}", MEMBER)
         info = archive.getinfo(MEMBER)
         if info.flag_bits & 1:
-            raise _wrong(folder, name, f"an encrypted {MEMBER}", "an unencrypted archive")
+            raise damaged_file(folder, name, f"an encrypted {MEMBER}", "an unencrypted archive")
         if info.header_offset < 0:
-            raise _wrong(folder, name, f"no valid offset of {MEMBER}", "a published archive")
+            raise damaged_file(folder, name, f"no valid offset of {MEMBER}", "a published archive")
         with archive.open(info) as stream:
             shape, header = _header(folder, name, stream)
         if info.file_size != header + math.prod(shape):
-            raise _wrong(folder, name, f"{info.file_size:,} bytes in {MEMBER}", f"{header + math.prod(shape):,}")
+            raise damaged_file(folder, name, f"{info.file_size:,} bytes in {MEMBER}", f"{header + math.prod(shape):,}")
     place = locate_packed(folder, name, info)
     return Images(shape, header + (place.start if place.stored else 0), deflated=not place.stored)
 
@@ -210,11 +201,7 @@ def _header(folder: Folder, name: str, stream: IO[bytes]) -> tuple[tuple[int, ..
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         shape, fortran, kind = read(stream)
     except (ValueError, KeyError, SyntaxError, TokenError) as error:  # numpy parses the header as Python
-        raise _wrong(folder, name, f"no array in {MEMBER} ({error})", "an array") from None
+        raise damaged_file(folder, name, f"no array in {MEMBER} ({error})", "an array") from None
     if kind != np.uint8 or fortran or len(shape) != 4 or shape[3] != 3 or shape[0] < 1 or not is_size(shape[1:3]):
-        raise _wrong(folder, name, f"{kind} {[*shape]}", "uint8 [images, height, width, 3]")
+        raise damaged_file(folder, name, f"{kind} {[*shape]}", "uint8 [images, height, width, 3]")
     return shape, stream.tell()
-
-
-def _wrong(folder: Folder, name: str, got: str, allowed: str) -> UserError:
-    return UserError(folder.file_uri(name), got, allowed, "download it again")

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from soda_dist.data.formats.camera_folders import POSED_COLUMNS, Matrix, object_splits, pose_problem, posed_columns
+from soda_dist.data.formats.camera_folders import POSE_COLUMNS, Matrix, pose_problem, pose_values, read_splits
 from soda_dist.data.shards import Label
 from soda_dist.data.source import Contents, Options, Part, Row, Source, printable_text, read_rows
 from soda_dist.data.storage.folder import Folder, open_folder
@@ -46,11 +46,7 @@ class MultiView:
     @property
     def contents(self) -> Contents:
         labels = {"label": Label(kind="class", names=self.classes)} if self.classes else {}
-        return Contents(
-            columns=(*(pa.field(name, pa.int32()) for name in labels), *POSED_COLUMNS),
-            labels=labels,
-            main_label="label" if labels else None,
-        )
+        return Contents.with_labels(labels, "label" if labels else None, *POSE_COLUMNS)
 
     def parts(self) -> Sequence[Part]:
         return self.objects
@@ -96,7 +92,7 @@ class MultiView:
             allowed = "fx 0 cx, 0 fy cy, 0 0 1 in pixels"
             raise self._error(path, f"{problem} in intrinsics of {file}", allowed, "correct the matrix")
         label = {"label": self.labels[name]} if self.classes else {}
-        return {"name": f"{name}/{file}", **label, **posed_columns(name, to_world, intrinsics)}
+        return {"name": f"{name}/{file}", **label, **pose_values(name, to_world, intrinsics)}
 
     def _matrix(self, path: str, file: str, camera: Any, key: str) -> Matrix:
         shape = SHAPES[key]
@@ -137,7 +133,7 @@ def open_source(uri: str, options: Options) -> Source:
     names = folder.folders()
     if not names:
         raise UserError(folder.uri, "no folders of objects", LAYOUT, "correct the path")
-    splits = object_splits(folder, names, options.seed)
+    splits = read_splits(folder, names, options.seed)
     labels = _labels(folder, names)
     classes = tuple(sorted(set(labels.values())))
     return MultiView(

@@ -28,11 +28,12 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
+from soda_dist.data import source as contract
 from soda_dist.data.formats.archive import ZIP_ERRORS, Member
-from soda_dist.data.formats.camera_folders import POSED_COLUMNS, Matrix, object_rows, pose_problem, posed_columns
+from soda_dist.data.formats.camera_folders import POSE_COLUMNS, Matrix, object_rows, pose_problem, pose_values
 from soda_dist.data.formats.file_trees import NOWHERE, FolderTree, PlacedTree, Read, open_trees
 from soda_dist.data.shards import Label
-from soda_dist.data.source import Contents, Options, Part, Row, Source, UnreadableError, check_image, printable_text
+from soda_dist.data.source import Contents, Part, Row, Source, UnreadableError, check_image, printable_text, read_row
 from soda_dist.data.views.decode import read_header
 from soda_dist.errors import UserError
 
@@ -79,12 +80,8 @@ class Nmr:
 
     @property
     def contents(self) -> Contents:
-        return Contents(
-            columns=(pa.field("label", pa.int32()), *POSED_COLUMNS),
-            labels={"label": Label(kind="class", names=tuple(name for _, name in self.categories))},
-            main_label="label",
-            rows_per_group=10 * VIEWS,
-        )
+        labels = {"label": Label(kind="class", names=tuple(name for _, name in self.categories))}
+        return Contents.with_labels(labels, "label", *POSE_COLUMNS, rows_per_group=10 * VIEWS)
 
     def parts(self) -> Sequence[Part]:
         return [Part(split, split) for split in SPLITS]
@@ -120,11 +117,11 @@ class Nmr:
             def read_cameras(name: str) -> Sequence[Camera | str]:
                 return _cameras(read, Member(f"{self.listing.root}{name}/{CAMERAS}", *place_of[name]))
 
-            def read_row(entry: Mapping[str, Any], cameras: Sequence[Camera | str]) -> Row:
+            def read_view(entry: Mapping[str, Any], cameras: Sequence[Camera | str]) -> Row:
                 member = Member(f"{self.listing.root}{entry['name']}", entry["offset"], entry["size"])
                 return _row(read, member, entry, cameras)
 
-            yield from object_rows(index, lambda name: name.partition(IMAGE)[0], read_cameras, read_row)
+            yield from object_rows(index, lambda name: name.partition(IMAGE)[0], read_cameras, read_view)
 
 
 def _cameras(read: Read, member: Member) -> Sequence[Camera | str]:
@@ -143,19 +140,15 @@ def _row(read: Read, member: Member, entry: Mapping[str, Any], cameras: Sequence
     camera = cameras[int(file.removesuffix(".png"))]
     if isinstance(camera, str):
         return Row(entry["name"], b"", {}, camera)
-    try:
-        data = read(member)
-    except FileNotFoundError:
-        return Row(entry["name"], b"", {}, "a missing file")
-    except UnreadableError as error:
-        return Row(entry["name"], b"", {}, str(error))
-    header = read_header(data)
+    row = read_row(entry, lambda _: read(member))
+    header = None if row.problem else read_header(row.image)
     if header is None:
-        return Row(entry["name"], b"", {}, check_image(data) or "an image that cannot be decoded")
+        problem = row.problem or check_image(row.image) or "an image that cannot be decoded"
+        return row._replace(image=b"", problem=problem)
     half_width, half_height = header.width / 2, header.height / 2
     pixels = np.array([[half_width, 0, half_width], [0, half_height, half_height], [0, 0, 1]])
-    posed = posed_columns(name, camera.to_world, pixels @ camera.intrinsics)
-    return Row(entry["name"], data, {"label": entry["label"], **posed})
+    posed = pose_values(name, camera.to_world, pixels @ camera.intrinsics)
+    return row._replace(columns={"label": entry["label"], **posed})
 
 
 def _camera(file: Mapping[str, Any], view: int) -> Camera | str:
@@ -177,7 +170,7 @@ def _camera(file: Mapping[str, Any], view: int) -> Camera | str:
     return Camera(Z_UP @ np.linalg.inv(from_world), intrinsics[:3, :3])
 
 
-def open_source(uri: str, options: Options) -> Source:
+def open_source(uri: str, options: contract.Options) -> Source:
     """Open NMR in the folder or archive `uri`, its folder NMR_Dataset or its NMR_Dataset.zip.
 
     Raises:
@@ -259,7 +252,7 @@ def _read_text(read: Read, listing: Listing, path: str) -> bytes | None:
     except FileNotFoundError:
         return None
     except UnreadableError as error:
-        raise UserError(f"{listing.uri}/{path}", error, "a whole file", "download it again") from None
+        raise UserError(f"{listing.uri}/{path}", error, "a complete file", "download it again") from None
 
 
 def _read_list(read: Read, listing: Listing, synset: str, split: str) -> list[str]:

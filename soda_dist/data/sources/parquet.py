@@ -26,12 +26,10 @@ from soda_dist.errors import UserError
 
 NUMBERED = re.compile(r"(\w+)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?")
 LAYOUTS = "data/SPLIT-00000-of-00001.parquet, SPLIT/*.parquet, or one .parquet file"
-MOST_CLASSES = 100_000
+MAX_CLASSES = 100_000
 
 
 class Options(contract.Options):
-    """Columns to import, splits and order."""
-
     image: str | None = None
     """Column of images; None = detect by schema or name."""
     label: str | None = None
@@ -169,8 +167,8 @@ def _classes(
         return tuple(printable_text(str(name)) for name in declared)
     with ThreadPoolExecutor(READERS) as pool:
         largest = max(pool.map(lambda name: _largest(folder, name, column), names))
-    if not 0 <= largest < MOST_CLASSES:
-        allowed = f"class numbers, 0..{MOST_CLASSES - 1}"
+    if not 0 <= largest < MAX_CLASSES:
+        allowed = f"class numbers, 0..{MAX_CLASSES - 1}"
         raise UserError("label", f"{column}, whose largest number is {largest}", allowed, "choose another column")
     return tuple(str(number) for number in range(largest + 1))
 

@@ -24,7 +24,7 @@ from soda_dist.data.formats.fixed_records import block_records, encode_png, is_s
 from soda_dist.data.formats.hashed_splits import SHARES, split_numbers
 from soda_dist.data.formats.seekable_file import SeekableFile
 from soda_dist.data.shards import Label
-from soda_dist.data.source import Contents, Part, Row, Source
+from soda_dist.data.source import Contents, Part, Row, Source, damaged_file
 from soda_dist.data.storage.folder import Folder, locate, open_folder
 from soda_dist.errors import UserError
 
@@ -38,18 +38,14 @@ DECIMALS = 6
 """Values are equal up to these decimals, since their last bits depend on how they were computed."""
 ROWS_READ, BYTES_READ = 1024, 256 * 2**20
 """Rows read at a time without HDF5 chunks, and most bytes with them."""
-MOST_CHUNK = 2**30
-"""Largest HDF5 chunk in bytes, since a chunk is held in memory."""
-MOST_NUMBERS = 2**24
-"""Limit of `labels`, six times the published size."""
-MOST_VALUE = 1e6
+MAX_CHUNK_BYTES = 2**30
+"""Limit of an HDF5 chunk, which is held in memory."""
+MAX_LABEL_VALUES = 2**24
+MAX_VALUE = 1e6
 HDF5_ERRORS = (OSError, EOFError, KeyError, RuntimeError, ValueError, TypeError)
-"""Types that h5py raises for damaged HDF5."""
 
 
 class Options(contract.Options):
-    """Shard size."""
-
     groups_per_shard: Annotated[int, Field(ge=1, le=4096)] = 128
     """Large shards, since the file is read once for each."""
 
@@ -66,13 +62,8 @@ class Shapes3d:
     @property
     def contents(self) -> Contents:
         names = {name: tuple(f"{value:.4g}" for value in values) for name, values in self.values.items()}
-        return Contents(
-            columns=tuple(pa.field(name, pa.int32()) for name in self.values),
-            labels={name: Label(kind="factor", names=names[name]) for name in self.values},
-            main_label="shape",
-            rows_per_group=256,
-            shuffled=True,
-        )
+        labels = {name: Label(kind="factor", names=names[name]) for name in self.values}
+        return Contents.with_labels(labels, "shape", rows_per_group=256, shuffled=True)
 
     def parts(self) -> Sequence[Part]:
         return [Part(split, self.name) for split in SHARES]
@@ -116,14 +107,14 @@ def open_source(uri: str, options: Options) -> Source:
         images = _dataset(folder, name, file, "images")
         sound = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3 and is_size(images.shape[1:3])
         if not sound or len(images) != len(labels):
-            got = f"images {images.dtype} {[*images.shape]}"
-            raise _wrong(folder, name, got, f"uint8 [{len(labels)}, height, width, 3]")
+            allowed = f"uint8 [{len(labels)}, height, width, 3]"
+            raise damaged_file(folder, name, f"images {images.dtype} {[*images.shape]}", allowed)
     values = {factor: np.unique(column) for factor, column in zip(SIZES, labels.T, strict=True)}
     for factor, size in SIZES.items():
         if len(values[factor]) != size:
-            raise _wrong(folder, name, f"{len(values[factor])} values of {factor}", f"{size}")
+            raise damaged_file(folder, name, f"{len(values[factor])} values of {factor}", f"{size}")
     if len(labels) != math.prod(SIZES.values()):
-        raise _wrong(folder, name, f"{len(labels):,} images", f"{math.prod(SIZES.values()):,}, all combinations")
+        raise damaged_file(folder, name, f"{len(labels):,} images", f"{math.prod(SIZES.values()):,}, all combinations")
     return Shapes3d(folder, name, {factor: tuple(found.tolist()) for factor, found in values.items()}, options.seed)
 
 
@@ -135,7 +126,7 @@ def _opened(folder: Folder, name: str) -> Iterator["h5py.File"]:
         with folder.explained(name), SeekableFile(folder, name) as file, h5py.File(file, "r") as opened:
             yield opened
     except HDF5_ERRORS as error:
-        raise _wrong(folder, name, f"not whole HDF5 ({str(error)[:80]})", "the published file") from None
+        raise damaged_file(folder, name, f"not valid HDF5 ({str(error)[:80]})", "the published file") from None
 
 
 def _dataset(folder: Folder, name: str, file: "h5py.File", key: str) -> "h5py.Dataset":
@@ -145,10 +136,10 @@ def _dataset(folder: Folder, name: str, file: "h5py.File", key: str) -> "h5py.Da
     link = file.get(key, getlink=True)
     found = file[key] if isinstance(link, h5py.HardLink) else None
     if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
-        raise _wrong(folder, name, f"no {key} stored in it", "images and labels")
+        raise damaged_file(folder, name, f"no {key} stored in it", "images and labels")
     chunk = math.prod(found.chunks or ()) * found.dtype.itemsize
-    if chunk > MOST_CHUNK:
-        raise _wrong(folder, name, f"{key} in chunks of {chunk:,} bytes", f"at most {MOST_CHUNK:,}")
+    if chunk > MAX_CHUNK_BYTES:
+        raise damaged_file(folder, name, f"{key} in chunks of {chunk:,} bytes", f"at most {MAX_CHUNK_BYTES:,}")
     return found
 
 
@@ -156,12 +147,12 @@ def _labels(folder: Folder, name: str, file: "h5py.File") -> NDArray[np.float64]
     labels = _dataset(folder, name, file, "labels")
     if labels.ndim != 2 or labels.shape[1] != len(SIZES) or labels.dtype.kind not in "fiu":
         got = f"labels {labels.dtype} {[*labels.shape]}"
-        raise _wrong(folder, name, got, f"numbers [images, {len(SIZES)}]")
-    if labels.size > MOST_NUMBERS:
-        raise _wrong(folder, name, f"{labels.size:,} labels", f"at most {MOST_NUMBERS:,}")
+        raise damaged_file(folder, name, got, f"numbers [images, {len(SIZES)}]")
+    if labels.size > MAX_LABEL_VALUES:
+        raise damaged_file(folder, name, f"{labels.size:,} labels", f"at most {MAX_LABEL_VALUES:,}")
     values = labels[:].astype(np.float64)
-    if not np.isfinite(values).all() or np.abs(values).max(initial=0) > MOST_VALUE:
-        raise _wrong(folder, name, "labels out of range", "the factors' values")
+    if not np.isfinite(values).all() or np.abs(values).max(initial=0) > MAX_VALUE:
+        raise damaged_file(folder, name, "labels out of range", "the factors' values")
     return np.round(values, DECIMALS)
 
 
@@ -169,7 +160,3 @@ def _rows_read(images: "h5py.Dataset") -> int:
     """Rows per read: a whole chunk, within limits."""
     most = max(1, BYTES_READ // math.prod(images.shape[1:]))
     return min(images.chunks[0] if images.chunks else ROWS_READ, most)
-
-
-def _wrong(folder: Folder, name: str, got: str, allowed: str) -> UserError:
-    return UserError(folder.file_uri(name), got, allowed, "download it again")

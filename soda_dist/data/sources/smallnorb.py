@@ -27,7 +27,7 @@ from soda_dist.data import source as contract
 from soda_dist.data.formats.fixed_records import block_records, encode_png, is_size, plain_records, stream_records
 from soda_dist.data.formats.seekable_file import SeekableFile
 from soda_dist.data.shards import Label
-from soda_dist.data.source import Contents, Part, Row, Source
+from soda_dist.data.source import Contents, Part, Row, Source, damaged_file
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
 
@@ -49,8 +49,6 @@ LAYOUT = " and ".join(f"{name}-{{{','.join(KINDS)}}}.mat[{ZIPPED}]" for name in 
 
 
 class Options(contract.Options):
-    """Choice of images, and definition of an object."""
-
     cameras: Literal["left", "both"] = "left"
     """`both` imports two images per record, and adds the factor `camera`."""
     same_lighting: bool = False
@@ -85,12 +83,8 @@ class SmallNorb:
     @property
     def contents(self) -> Contents:
         factors = {**FACTORS, "camera": CAMERAS} if self.options.cameras == "both" else FACTORS
-        return Contents(
-            columns=(*(pa.field(name, pa.int32()) for name in factors), pa.field("object", pa.int64())),
-            labels={name: Label(kind="factor", names=names) for name, names in factors.items()},
-            main_label="category",
-            rows_per_group=256,
-        )
+        labels = {name: Label(kind="factor", names=names) for name, names in factors.items()}
+        return Contents.with_labels(labels, "category", pa.field("object", pa.int64()), rows_per_group=256)
 
     def parts(self) -> Sequence[Part]:
         return [Part(split, files.dat) for split, files in self.files.items()]
@@ -146,19 +140,20 @@ class SmallNorb:
             whole = matrix.start + math.prod(matrix.shape)
             sound = matrix.kind == "|u1" and len(matrix.shape) == 4 and is_size(matrix.shape[2:])
             if not sound or matrix.shape[1] != len(CAMERAS):
-                raise self._error(name, _shown(matrix), "bytes [records, 2 cameras, height, width]")
+                raise damaged_file(self.folder, name, _shown(matrix), "bytes [records, 2 cameras, height, width]")
             size = whole if name.endswith(ZIPPED) else stream.seek(0, io.SEEK_END)
             if size < whole:
-                raise self._error(name, f"{size} bytes", f"{whole}, as in its header")
+                raise damaged_file(self.folder, name, f"{size} bytes", f"{whole}, as in its header")
         return matrix
 
     def _numbers(self, name: str, shape: tuple[int, ...]) -> NDArray[np.int64]:
         with self._opened(name) as (stream, matrix):
             if (matrix.kind, matrix.shape) != ("<i4", shape):
-                raise self._error(name, _shown(matrix), f"int32 {[*shape]}")
-            data = stream.read(4 * math.prod(shape))
-        if len(data) < 4 * math.prod(shape):
-            raise self._error(name, f"{len(data)} bytes of numbers", f"{4 * math.prod(shape)}, as in its header")
+                raise damaged_file(self.folder, name, _shown(matrix), f"int32 {[*shape]}")
+            size = 4 * math.prod(shape)
+            data = stream.read(size)
+        if len(data) < size:
+            raise damaged_file(self.folder, name, f"{len(data)} bytes of numbers", f"{size}, as in its header")
         return np.frombuffer(data, "<i4").reshape(shape).astype(np.int64)
 
     def _read(self, name: str, numbers: NDArray[np.int64]) -> Iterator[bytes | None]:
@@ -167,13 +162,13 @@ class SmallNorb:
             side = matrix.shape[2:]
             size = math.prod(side)
 
-            def keep(data: bytes) -> bytes | None:
+            def encode(data: bytes) -> bytes | None:
                 return encode_png(np.frombuffer(data, np.uint8).reshape(side)) if len(data) == size else None
 
             if name.endswith(ZIPPED):
-                yield from stream_records(stream, size=size, numbers=numbers, keep=keep)
+                yield from stream_records(stream, size=size, numbers=numbers, convert=encode)
                 return
-        yield from plain_records(self.folder, name, start=matrix.start, size=size, numbers=numbers, keep=keep)
+        yield from plain_records(self.folder, name, start=matrix.start, size=size, numbers=numbers, convert=encode)
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[tuple[IO[bytes], Matrix]]:
@@ -183,23 +178,20 @@ class SmallNorb:
                 stream: Any = gzip.GzipFile(fileobj=file) if name.endswith(ZIPPED) else file
                 yield stream, self._matrix(name, stream)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise self._error(name, f"not a whole gzip file ({error})", "the published file") from None
+            raise damaged_file(self.folder, name, f"not a valid gzip file ({error})", "the published file") from None
 
     def _matrix(self, name: str, stream: IO[bytes]) -> Matrix:
         start = stream.read(8)
         magic, dimensions = struct.unpack("<Ii", start) if len(start) == 8 else (0, 0)
         if magic not in TYPES or not 1 <= dimensions <= 8:
-            raise self._error(name, "no matrix header", "the published file")
+            raise damaged_file(self.folder, name, "no matrix header", "the published file")
         data = stream.read(4 * max(3, dimensions))
         if len(data) < 4 * max(3, dimensions):
-            raise self._error(name, "a truncated header", "the published file")
+            raise damaged_file(self.folder, name, "a truncated header", "the published file")
         shape = struct.unpack(f"<{dimensions}i", data[: 4 * dimensions])
         if min(shape) < 1:
-            raise self._error(name, f"dimensions {[*shape]}", "positive dimensions")
+            raise damaged_file(self.folder, name, f"dimensions {[*shape]}", "positive dimensions")
         return Matrix(TYPES[magic], shape, 8 + len(data))
-
-    def _error(self, name: str, got: str, allowed: str) -> UserError:
-        return UserError(self.folder.file_uri(name), got, allowed, "download it again")
 
 
 def _shown(matrix: Matrix) -> str:

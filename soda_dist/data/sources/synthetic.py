@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from soda_dist.config.problems import Problem, ProblemError
 from soda_dist.data import source as contract
+from soda_dist.data.formats.camera_folders import POSE_COLUMNS
 from soda_dist.data.formats.fixed_records import encode_png
 from soda_dist.data.shards import Label
 from soda_dist.data.source import Contents, Part, Row, Source
@@ -45,13 +46,10 @@ AZIMUTH, ELEVATION, DISTANCE = (-30.0, 30.0), (22.0, 42.0), (5.2, 6.2)
 """Ranges of the camera position around the point it looks at: degrees from the front (-y), degrees, world units."""
 TARGET, TARGET_RANGE = np.array([0.0, 0.0, 0.8]), np.array([0.25, 0.25, 0.15])
 SUPERSAMPLE = 2
-BATCH = 256
-"""Images rendered at a time."""
+IMAGES_PER_RENDER = 256
 
 
 class Options(contract.Options):
-    """Numbers of objects and views, and the image size in pixels."""
-
     objects: Annotated[int, Field(ge=1, le=COMBINATIONS)] = 4096
     """Objects of the training split."""
     test_objects: Annotated[int, Field(ge=0, le=COMBINATIONS)] | None = None
@@ -85,15 +83,10 @@ class Synthetic:
 
     @property
     def contents(self) -> Contents:
-        return Contents(
-            columns=(
-                *(pa.field(name, pa.int32()) for name in FACTORS),
-                pa.field("object", pa.int64()),
-                pa.field("camera_to_world", pa.list_(pa.float32(), 16)),
-                pa.field("intrinsics", pa.list_(pa.float32(), 9)),
-            ),
-            labels={name: Label(kind="factor", names=names) for name, names in FACTORS.items()},
-            main_label="shape",
+        return Contents.with_labels(
+            {name: Label(kind="factor", names=names) for name, names in FACTORS.items()},
+            "shape",
+            *POSE_COLUMNS,
             rows_per_group=256 if self.options.size <= 64 else 64,
         )
 
@@ -109,7 +102,7 @@ class Synthetic:
         return pa.table({"name": names, "object": objects, "view": views})
 
     def rows(self, index: pa.Table) -> Iterator[Row]:
-        for batch in index.to_batches(max_chunksize=BATCH):
+        for batch in index.to_batches(max_chunksize=IMAGES_PER_RENDER):
             objects, views = (batch[name].to_numpy().astype(np.int64) for name in ("object", "view"))
             values = factors(self.options.seed, objects)
             seen = scenes(self.options, objects, views)

@@ -32,7 +32,7 @@ from soda_dist.errors import UserError
 IMAGES = ("jpg", "jpeg", "png", "webp")
 NAMES = "classes.txt"
 LAYOUTS = "SPLIT/*.tar, NAME-SPLIT-000000.tar, or *.tar"
-MOST_BYTES = 256 * 2**20
+MAX_BYTES = 256 * 2**20
 """Larger members are not read."""
 DIGITS = re.compile(r"\s*[0-9]+\s*")
 OPEN_TARS = 16
@@ -40,8 +40,6 @@ OPEN_TARS = 16
 
 
 class Options(contract.Options):
-    """Label, classes and order."""
-
     label: Annotated[str, Field(pattern=r"^(cls|none|json:.+)$")] | None = None
     """`cls`, `json:FIELD`, or `none`; None = `cls` if the first sample has one, else no label."""
     classes: Annotated[int, Field(ge=2, le=100_000)] | None = None
@@ -136,8 +134,8 @@ class Samples:
     def contents(self) -> Contents:
         if not self.classes:
             return Contents((), shuffled=self.shuffled)
-        label = {"label": Label(kind="class", names=self.classes)}
-        return Contents((pa.field("label", pa.int32()),), label, "label", shuffled=self.shuffled)
+        labels = {"label": Label(kind="class", names=self.classes)}
+        return Contents.with_labels(labels, "label", shuffled=self.shuffled)
 
     def parts(self) -> Sequence[Part]:
         return [Part(split, name) for own, name in self.tars for split in ([own] if own else SHARES)]
@@ -165,14 +163,14 @@ class Samples:
         labels = {"label": None} if self.classes else {}
         if entry["image_offset"] is None:
             return Row(entry["name"], b"", labels, "no image")
-        if entry["image_size"] > MOST_BYTES:
+        if entry["image_size"] > MAX_BYTES:
             return Row(entry["name"], b"", labels, f"an image of {entry['image_size']:,} bytes")
         image = file.read_at(entry["image_size"], entry["image_offset"])
         if not self.classes:
             return Row(entry["name"], image, {})
         if entry["label_offset"] is None:
             return Row(entry["name"], b"", labels, f"no {self.label.partition(':')[0]}")
-        value = self._value(file.read_at(min(entry["label_size"], MOST_BYTES), entry["label_offset"]))
+        value = self._value(file.read_at(min(entry["label_size"], MAX_BYTES), entry["label_offset"]))
         if value is None:
             return Row(entry["name"], b"", labels, f"a label outside the {len(self.classes)} classes")
         return Row(entry["name"], image, {"label": value})

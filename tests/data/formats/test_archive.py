@@ -44,7 +44,7 @@ def test_a_damaged_directory_is_a_message(error: type[Exception], tmp_path: Path
         zipfile.ZipFile(io.BytesIO(data))
     assert raised.type is error
     (tmp_path / "a.zip").write_bytes(data)
-    with pytest.raises(UserError, match=r"a\.zip: got not a whole zip \(.*\); allowed: a zip as published"):
+    with pytest.raises(UserError, match=r"a\.zip: got not a valid zip \(.*\); allowed: a zip as published"):
         [*zip_members(open_folder(str(tmp_path)), "a.zip")]
 
 
@@ -61,7 +61,7 @@ MISPLACED = {
 @pytest.mark.parametrize("what", MISPLACED)
 def test_a_member_that_is_not_where_the_zip_says(what: str, tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(MISPLACED[what])
-    with pytest.raises(UserError, match=r"a\.zip: got no whole café\.png at its offset; allowed: a whole zip"):
+    with pytest.raises(UserError, match=r"a\.zip: got no valid café\.png at its offset; allowed: a complete zip"):
         find_packed_members(open_folder(str(tmp_path)), "a.zip", "café.png")
 
 

@@ -24,7 +24,7 @@ DATA = b"".join(RNG.integers(0, 2 ** int(bits), 50_000, np.uint8).tobytes() for 
 
 @pytest.fixture(autouse=True)
 def near_points(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deflate_seek, "LEAST_SPACING", 2**16)
+    monkeypatch.setattr(deflate_seek, "MIN_SPACING", 2**16)
     monkeypatch.setattr(seekable_file, "BLOCK", 30_000)
 
 

@@ -77,7 +77,7 @@ def test_a_compressed_tar_is_passed_through_for_so_many_bytes_of_rows(
 
 @pytest.mark.parametrize("name", ["folder", *KINDS])
 def test_a_file_larger_than_any_image_is_not_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_trees, "MOST_BYTES", 2000)
+    monkeypatch.setattr(file_trees, "MAX_BYTES", 2000)
     tree = write(str(tmp_path), name, {"small.jpg": b"1", "large.jpg": random.Random(1).randbytes(2500)})
     large, small = tree.rows(file_index(tree.files()), [])
     assert (large.image, small.image, small.problem) == (b"", b"1", None)
@@ -85,7 +85,7 @@ def test_a_file_larger_than_any_image_is_not_read(name: str, tmp_path: Path, mon
 
 
 def test_a_zip_bomb_is_inflated_no_further_than_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_trees, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(file_trees, "MAX_BYTES", 10_000)
     tree = write(str(tmp_path), "x.zip", {"bomb.jpg": bytes(10**6), "small.jpg": b"1"})
     assert [row.problem for row in tree.rows(file_index(tree.files()), [])] == [
         "a damaged member, or one larger than 10,000 bytes",
@@ -99,7 +99,7 @@ def test_an_archive_that_ends_too_early(name: str, share: float, tmp_path: Path)
     data = KINDS[name](FILES)
     data = data[: len(data.rstrip(b"\0"))] if "gz" not in name or name == "plain.tgz" else data
     open_folder(str(tmp_path)).write(name, data[: int(share * len(data))])
-    with pytest.raises(UserError, match=rf"{name}: got (not a whole (zip|tar|tar\.gz)|a damaged header)"):
+    with pytest.raises(UserError, match=rf"{name}: got (not a valid (zip|tar|tar\.gz)|a damaged header)"):
         open_tree(f"{tmp_path}/{name}").files()
 
 
@@ -114,7 +114,7 @@ def test_damage_inside_a_compressed_tar(tmp_path: Path) -> None:
     whole = bytearray(tar_of(FILES, "w:gz"))
     whole[-6] ^= 1
     folder.write("y.tgz", bytes(whole))
-    with pytest.raises(UserError, match=r"y\.tgz: got not a whole tar\.gz \(CRC check failed"):
+    with pytest.raises(UserError, match=r"y\.tgz: got not a valid tar\.gz \(CRC check failed"):
         open_tree(f"{tmp_path}/y.tgz").files()
 
 
@@ -203,7 +203,7 @@ def test_names_in_another_encoding(tmp_path: Path) -> None:
         assert [row.image for row in rows_of(tree, ["caf\\xe9.jpg"])] == [b"image"]
     damaged = zip_of({"caf\xe9.jpg": b"image"}).replace("caf\xe9".encode(), b"caf\xe9.")
     folder.write("x.zip", damaged)
-    with pytest.raises(UserError, match=r"x\.zip: got not a whole zip"):
+    with pytest.raises(UserError, match=r"x\.zip: got not a valid zip"):
         open_tree(f"{tmp_path}/x.zip").files()
 
 
@@ -224,5 +224,5 @@ def test_an_archive_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing\.tgz: got a missing file"):
         open_tree(f"{tmp_path}/nothing.tgz")
     open_folder(str(tmp_path)).write("x.zip", b"text")
-    with pytest.raises(UserError, match=r"x\.zip: got not a whole zip"):
+    with pytest.raises(UserError, match=r"x\.zip: got not a valid zip"):
         open_tree(f"{tmp_path}/x.zip").files()

@@ -63,7 +63,7 @@ def test_either_byte_order_and_a_smaller_type_than_the_matrixs(order: str) -> No
 
 
 def bomb() -> bytes:
-    packed = zlib.compress(bytes(matlab.MOST_BYTES + 1), 9)
+    packed = zlib.compress(bytes(matlab.MAX_BYTES + 1), 9)
     return HEAD + struct.pack("<II", 15, len(packed)) + packed
 
 
@@ -82,7 +82,7 @@ def bomb() -> bytes:
         (written(x=np.array([1.0, np.nan])), "numbers out of range"),
         (written(x=np.array([1.0, np.inf])), "numbers out of range"),
         (written(x=np.array([2**63], np.uint64)), "numbers out of range"),
-        (written(x=np.array([1.0, 2.5])), "numbers that are not whole"),
+        (written(x=np.array([1.0, 2.5])), "numbers that are not integers"),
         (HEAD + matrix("<", 2, bytes(3), (1, 2)), r"3 bytes in a matrix of \[1, 2\]"),
         (HEAD + matrix("<", 2, b"", ()), r"0 bytes in a matrix of \[\]"),
         (HEAD + matrix("<", 2, bytes(3), (-1, -3))[:-8], "a truncated element"),
@@ -157,7 +157,7 @@ def test_texts_in_every_type_and_byte_order(kind: int, encoding: str, order: str
         (structs(), "nome", "no field nome"),
         (structs(False)[:-40], "name", "a truncated element"),
         (structs(x={"name": np.ones(3)}), "name", "3 numbers in a field"),
-        (structs(x={"name": np.array([1.5])}), "name", "numbers that are not whole"),
+        (structs(x={"name": np.array([1.5])}), "name", "numbers that are not integers"),
         (structs(x={"name": {"deeper": 1}}), "name", "not a matrix of real numbers"),
     ],
     ids=range(8),

@@ -298,7 +298,7 @@ def test_a_source_whose_images_are_all_bad(tmp_path: Path) -> None:
 def test_a_damaged_source_is_one_line(tmp_path: Path) -> None:
     source = parquet_source(str(tmp_path / "source"), 20)
     source.write("train/3.parquet", b"PAR1 no more")
-    with pytest.raises(UserError, match=r"train/3\.parquet: got not whole Parquet") as caught:
+    with pytest.raises(UserError, match=r"train/3\.parquet: got not valid Parquet") as caught:
         prepare("cifar10", source.uri, str(tmp_path / "data"))
     assert "\n" not in str(caught.value)
 

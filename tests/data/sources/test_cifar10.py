@@ -118,7 +118,7 @@ def test_wrong_parquet(tmp_path: Path) -> None:
     folder = open_folder(str(tmp_path))
     folder.write("train/a.parquet", b"PAR1 but not really")
     source = opened(str(tmp_path))
-    with pytest.raises(UserError, match=r"train/a\.parquet: got not whole Parquet"):
+    with pytest.raises(UserError, match=r"train/a\.parquet: got not valid Parquet"):
         source.index(source.parts()[0])
     pq.write_table(pa.table({"picture": [b"1"], "label": [1]}), tmp_path / "train/a.parquet")
     with pytest.raises(UserError, match="got columns picture, label; allowed: one of image/img"):
@@ -132,7 +132,7 @@ def test_what_is_not_cifar10(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="got a missing file"):
         opened(f"{tmp_path}/cifar-10-binary.tar.gz")
     folder.write("cut.tar.gz", archive_of(BATCHES)[:-2000])
-    with pytest.raises(UserError, match=r"cut\.tar\.gz: got not a whole tar\.gz"):
+    with pytest.raises(UserError, match=r"cut\.tar\.gz: got not a valid tar\.gz"):
         opened(f"{tmp_path}/cut.tar.gz")
     folder.write("few.tar.gz", archive_of(BATCHES[:3]))
     with pytest.raises(UserError, match=r"few\.tar\.gz: got no data_batch_4\.bin"):

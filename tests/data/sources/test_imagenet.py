@@ -118,9 +118,9 @@ def test_a_file_that_has_gone_is_a_row_with_a_problem(tmp_path: Path) -> None:
         ({"cats/1.JPEG": b""}, "none of ImageNet's layouts"),
         ({f"train/{WNIDS[0]}/1.JPEG": b"", "val/1.JPEG": b""}, r"val/: got no folder <wnid>/"),
         ({f"train/{WNIDS[0]}/1.JPEG": b"", f"val/{WNIDS[1]}/1.JPEG": b""}, f"got class {WNIDS[1]} in val"),
-        ({"ILSVRC2012_img_train.tar": b"x" * 2000}, "not a whole tar"),
+        ({"ILSVRC2012_img_train.tar": b"x" * 2000}, "not a valid tar"),
         ({"ILSVRC2012_img_train.tar": tar_of({"a.txt": b"1"})}, "got a tar without <wnid>.tar"),
-        ({"ILSVRC2012_img_val.tar": tar_of(val_images())}, "allowed: ILSVRC2012_devkit_t12.tar.gz beside it"),
+        ({"ILSVRC2012_img_val.tar": tar_of(val_images())}, "allowed: ILSVRC2012_devkit_t12.tar.gz next to it"),
         (
             {"ILSVRC2012_img_val.tar": tar_of(val_images()), f"{DEVKIT}.tar.gz": b"\x1f\x8bno"},
             "no ILSVRC2012_devkit_t12/data/meta.mat",
@@ -188,7 +188,7 @@ def test_a_tar_that_ends_too_early(share: float, tmp_path: Path) -> None:
     data = train_tar()
     data = data[: len(data.rstrip(b"\0"))]
     open_folder(str(tmp_path)).write("ILSVRC2012_img_train.tar", data[: int(share * len(data))])
-    with pytest.raises(UserError, match=r"ILSVRC2012_img_train\.tar: got not a whole tar"):
+    with pytest.raises(UserError, match=r"ILSVRC2012_img_train\.tar: got not a valid tar"):
         opened(str(tmp_path))
 
 

@@ -121,7 +121,7 @@ def keyed(name: str, split: str | None = None) -> dict[str, bytes]:
 @pytest.fixture
 def many_points(monkeypatch: pytest.MonkeyPatch) -> None:
     """Points as near as they can be, and blocks of a few pages."""
-    monkeypatch.setattr(deflate_seek, "LEAST_SPACING", 2**16)
+    monkeypatch.setattr(deflate_seek, "MIN_SPACING", 2**16)
     monkeypatch.setattr(seekable_file, "BLOCK", 10_000)
 
 
@@ -244,13 +244,13 @@ def test_zips_that_hold_something_else(tmp_path: Path) -> None:
             with pytest.raises(UserError, match=rf"cat\.zip.*: got {got}"):
                 index_of(opened("lsun", str(tmp_path)), "train")
     folder.write("cat.zip", b"no zip")
-    with pytest.raises(UserError, match=r"cat\.zip: got not a whole zip"):
+    with pytest.raises(UserError, match=r"cat\.zip: got not a valid zip"):
         opened("lsun", str(tmp_path))
 
 
 def test_what_is_not_lsun(tmp_path: Path) -> None:
     folder = open_folder(str(tmp_path))
-    with pytest.raises(UserError, match=r"got no database of a category; .*copy it there"):
+    with pytest.raises(UserError, match=r"got no database of a category; .*add it"):
         opened("lsun", str(tmp_path))
     lsun.write(folder)
     with pytest.raises(UserError, match="got no database of horse"):

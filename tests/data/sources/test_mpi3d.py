@@ -139,8 +139,8 @@ def too_early() -> bytes:
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (GOOD[:-100], "not a whole .npz"),
-        (b"PK\x03\x04" + b"\0" * 100, "not a whole .npz"),
+        (GOOD[:-100], "not a valid .npz"),
+        (b"PK\x03\x04" + b"\0" * 100, "not a valid .npz"),
         (mpi3d.archive(pictures=mpi3d.images()), r"an archive of pictures\.npy; allowed: images\.npy"),
         (zipped("../images.npy", b""), r"an archive of \.\./images\.npy; allowed: images\.npy"),
         (header(b"{'descr'", b"{\0descr'"), r"no array in images\.npy"),
@@ -172,7 +172,7 @@ def test_a_deflated_member_that_is_damaged(tmp_path: Path) -> None:
     data[2000:2100] = b"\xff" * 100
     open_folder(str(tmp_path)).write("mpi3d_real.npz", bytes(data))
     source = opened("mpi3d", str(tmp_path))
-    with pytest.raises(UserError, match=r"mpi3d_real\.npz: got not a whole \.npz"):
+    with pytest.raises(UserError, match=r"mpi3d_real\.npz: got not a valid \.npz"):
         rows_of(source, "train")
 
 

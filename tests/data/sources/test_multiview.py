@@ -107,7 +107,7 @@ WHERE = r"/cup/cameras\.json: got "
         (changed(camera_to_world=[[10**400] * 4] * 4), "camera_to_world of b.png that is not a matrix"),
         (
             changed(camera_to_world=np.full((4, 4), np.nan).tolist()),
-            "camera_to_world of b.png with numbers",
+            "non-finite numbers in camera_to_world of b.png",
         ),
         (changed(intrinsics=np.transpose(multiview.INTRINSICS).tolist()), "an invalid form in intrinsics of b.png"),
         (changed(intrinsics=[[-40, 0, 16], [0, 40, 12], [0, 0, 1]]), "focal lengths of -40 and 40"),

@@ -154,7 +154,7 @@ def test_texts_that_are_not_utf8(tmp_path: Path) -> None:
     )
     cells = pa.StructArray.from_arrays([sound["image"].combine_chunks().field("bytes"), paths], ["bytes", "path"])
     put(folder, "train.parquet", sound.set_column(0, "image", cells))
-    with pytest.raises(UserError, match=r"train\.parquet: got not whole Parquet \('utf-8' codec"):
+    with pytest.raises(UserError, match=r"train\.parquet: got not valid Parquet \('utf-8' codec"):
         rows_of(opened("parquet", str(tmp_path)), "train")
     features = {**FEATURES, "label": {"names": ["\ud800", "b", "c"], "_type": "ClassLabel"}}
     put(folder, "train.parquet", table(range(4), features=features))
@@ -176,7 +176,7 @@ def test_tables_that_are_not_images(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="got no Parquet file"):
         opened("parquet", f"{tmp_path}/none.parquet")
     folder.write("a/train.parquet", b"PAR1 but not really")
-    with pytest.raises(UserError, match=r"a/train\.parquet: got not whole Parquet"):
+    with pytest.raises(UserError, match=r"a/train\.parquet: got not valid Parquet"):
         opened("parquet", str(tmp_path))
     put(folder, "a/train.parquet", table(range(2)).select(["label", "caption"]))
     with pytest.raises(UserError, match="image: got columns label, caption; allowed: a column of bytes"):

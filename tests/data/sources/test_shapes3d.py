@@ -118,10 +118,10 @@ GOOD = shapes3d.file(chunks=(20, 4, 4, 1), compression="gzip")
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (GOOD[:-500], "not whole HDF5"),
-        (GOOD[:300], "not whole HDF5"),
-        (b"", "not whole HDF5"),
-        (b"not HDF5" * 100, "not whole HDF5"),
+        (GOOD[:-500], "not valid HDF5"),
+        (GOOD[:300], "not valid HDF5"),
+        (b"", "not valid HDF5"),
+        (b"not HDF5" * 100, "not valid HDF5"),
         (h5(images=shapes3d.images()), "no labels stored in it"),
         (h5(labels=shapes3d.LABELS), "no images stored in it"),
         (h5(images=h5py.ExternalLink("/etc/passwd", "/a"), labels=shapes3d.LABELS), "no images stored in it"),
@@ -137,8 +137,8 @@ GOOD = shapes3d.file(chunks=(20, 4, 4, 1), compression="gzip")
         (h5(images=shapes3d.images()[:, :0], labels=shapes3d.LABELS), r"images uint8 \[48, 0, 8, 3\]"),
         (claimed(48, side=2**17), r"images uint8 \[48, 131072, 1, 3\]"),
         (claimed(48, chunk=2**31 + 1), r"images in chunks of 2,147,483,649 bytes"),
-        (GOOD.replace(b"HEAP", b"HEAR"), "not whole HDF5"),
-        (GOOD.replace(b"SNOD", b"SNOB"), "not whole HDF5"),
+        (GOOD.replace(b"HEAP", b"HEAR"), "not valid HDF5"),
+        (GOOD.replace(b"SNOD", b"SNOB"), "not valid HDF5"),
         (h5(images=shapes3d.images() / 255, labels=shapes3d.LABELS), "images float64"),
         (h5(images=shapes3d.images(), labels=np.round(shapes3d.LABELS)), "2 values of floor_hue; allowed: 3"),
         (h5(images=shapes3d.images()[:47], labels=shapes3d.LABELS[:47]), "47 images; allowed: 48, all combinations"),
@@ -168,7 +168,7 @@ def test_a_damaged_chunk(tmp_path: Path) -> None:
     damaged = bytearray(GOOD)
     damaged[place.byte_offset : place.byte_offset + place.size] = bytes(place.size)
     (tmp_path / "3dshapes.h5").write_bytes(damaged)
-    with pytest.raises(UserError, match=r"3dshapes\.h5: got not whole HDF5"):
+    with pytest.raises(UserError, match=r"3dshapes\.h5: got not valid HDF5"):
         rows_of(source, "train")
 
 

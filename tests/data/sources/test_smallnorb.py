@@ -88,7 +88,7 @@ def test_a_zipped_file_whose_values_end_early(tmp_path: Path) -> None:
     problems = [row.problem for row in rows_of(opened("smallnorb", str(tmp_path)), "train")]
     assert problems == [None, None, None, None, "a truncated record", None]
     folder.write(f"{TRAIN}.gz", gzip.compress(whole)[:-10000])
-    with pytest.raises(UserError, match=rf"{TRAIN}\.gz: got not a whole gzip file"):
+    with pytest.raises(UserError, match=rf"{TRAIN}\.gz: got not a valid gzip file"):
         rows_of(opened("smallnorb", str(tmp_path)), "train")
 
 
@@ -102,7 +102,7 @@ GOOD = smallnorb.matrices("train")
         (TRAIN, GOOD[TRAIN][:-1], r"-dat\.mat: got \d+ bytes; allowed: 110616, as in its header"),
         (TRAIN, b"\x00" * 100, r"-dat\.mat: got no matrix header"),
         (TRAIN, GOOD[TRAIN][:12], r"-dat\.mat: got a truncated header"),
-        (TRAIN, b"", r"-dat\.mat: got no header"),
+        (TRAIN, b"", r"-dat\.mat: got no matrix header"),
         (TRAIN, smallnorb.matrix("B", [6, -2, 96, 96], b""), r"got dimensions \[6, -2, 96, 96\]"),
         (TRAIN, smallnorb.matrix("i", [6, 2, 96, 96], b""), r"got int32 \[6, 2, 96, 96\]; allowed: bytes"),
         (TRAIN, smallnorb.matrix("B", [6, 96, 96], b""), r"got uint8 \[6, 96, 96\]; allowed: bytes"),
@@ -110,7 +110,7 @@ GOOD = smallnorb.matrices("train")
         (CAT, smallnorb.matrix("i", [5], b"\0" * 20), r"-cat\.mat: got int32 \[5\]; allowed: int32 \[6\]"),
         (CAT, GOOD[CAT][:-1], r"-cat\.mat: got 23 bytes of numbers; allowed: 24"),
         (INFO, smallnorb.matrix("B", [6, 4], b"\0" * 24), r"-info\.mat: got uint8 \[6, 4\]; allowed: int32 \[6, 4\]"),
-        (INFO, struct.pack("<Ii", 0x1E3D4C54, 9), r"-info\.mat: got no header"),
+        (INFO, struct.pack("<Ii", 0x1E3D4C54, 9), r"-info\.mat: got no matrix header"),
     ],
 )
 def test_files_that_are_not_as_published(name: str, data: bytes, says: str, tmp_path: Path) -> None:
