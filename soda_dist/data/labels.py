@@ -67,7 +67,7 @@ def probe_labels(manifest: Manifest, train: Train) -> ProbeLabels | None:
     return ProbeLabels(label.columns, label.classes, len(label.columns) if label.kind == "attribute" else 0)
 
 
-def labels_of(table: pa.Table, columns: Sequence[str], manifest: Manifest) -> Ints:
+def read_labels(table: pa.Table, columns: Sequence[str], manifest: Manifest) -> Ints:
     """int64 [rows, columns] of a table's label columns.
 
     Raises:

@@ -38,10 +38,10 @@ import numpy as np
 from soda_dist.data.views.addressed import Ints, words
 from soda_dist.errors import UserError
 
-EPOCHS_KEPT, WINDOWS_KEPT = 4, 32
+EPOCHS_CACHED, WINDOWS_CACHED = 4, 32
 
 
-class Located(NamedTuple):
+class RowLocations(NamedTuple):
     """Where the samples of some positions lie."""
 
     epoch: Ints
@@ -79,21 +79,21 @@ class Order:
         if self.rows == 0:
             raise UserError("data.train_split", "0 rows", ">= 1 row", "prepare the data again or name another split")
         self._first_row = np.cumsum(self.groups) - self.groups
-        self._epoch = lru_cache(maxsize=EPOCHS_KEPT)(self._make_epoch)
-        self._window = lru_cache(maxsize=WINDOWS_KEPT)(self._make_window)
+        self._epoch = lru_cache(maxsize=EPOCHS_CACHED)(self._make_epoch)
+        self._window = lru_cache(maxsize=WINDOWS_CACHED)(self._make_window)
 
     def __reduce__(self) -> tuple[type["Order"], tuple[list[int], int, int, int]]:
         return Order, (self.groups.tolist(), self.seed, self.batch, self.mix)
 
-    def locate(self, start: int, stop: int) -> Located:
+    def locate(self, start: int, stop: int) -> RowLocations:
         """Epoch, row group and row of the positions start..stop-1."""
         parts = []
-        for epoch, number, low, high in self._pieces(start, stop):
+        for epoch, number, low, high in self._segments(start, stop):
             group, row = self._window(epoch, number)
             parts.append((np.full(high - low, epoch), group[low:high], row[low:high]))
         if not parts:
-            return Located(*(np.zeros(0, np.int64) for _ in range(3)))
-        return Located(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+            return RowLocations(*(np.zeros(0, np.int64) for _ in range(3)))
+        return RowLocations(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
     def key(self, group: Ints, row: Ints) -> Ints:
         """Ordinals in the split, int64 [n], of these rows of row groups."""
@@ -110,12 +110,12 @@ class Order:
         A read task that ends at a cut fetches no row group that its successor fetches again.
         """
         cuts = []
-        for _, _, low, high in self._pieces(start, stop):
+        for _, _, low, high in self._segments(start, stop):
             cuts.append(Window(start, start + high - low))
             start += high - low
         return cuts
 
-    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
+    def _segments(self, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
         """(epoch, window, low, high): the positions as runs low..high-1 inside one window."""
         while start < stop:
             epoch, place = divmod(start, self.rows)

@@ -12,19 +12,19 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from soda_dist.config.sections import Data
-from soda_dist.data.labels import labels_of
+from soda_dist.data.labels import read_labels
 from soda_dist.data.order import Order
 from soda_dist.data.relations import OBJECT, main_label, source_keys
 from soda_dist.data.shards import ShardReader
 from soda_dist.data.storage.retries import retries_since_last
 from soda_dist.data.views.addressed import Ints
-from soda_dist.data.views.decode import why_unreadable
+from soda_dist.data.views.decode import explain_unreadable
 from soda_dist.data.views.pair_views import ViewPairs, view_pairs
 from soda_dist.data.views.poses import CAMERA_COLUMNS, Cameras, read_cameras
 from soda_dist.errors import UserError
 
 COLUMNS = ["image", "name"]
-STAND_INS = 8
+SUBSTITUTES = 8
 """Rows that are tried, one after the other, in the place of one whose images cannot be read."""
 
 
@@ -47,7 +47,7 @@ class Pairs:
     """float32 [n, P]; zeros where not ok."""
     source_layers: NDArray[np.float32]
     """float32 [n, S, L, 2], RandAugment's layers that the training device is to compute, as
-    `data.randaugment.as_table`; L is 0 where the views are finished."""
+    `data.randaugment.encode_layers`; L is 0 where the views are finished."""
     target_layers: NDArray[np.float32]
     """float32 [n, L, 2]."""
     key: Ints
@@ -122,10 +122,10 @@ def read_pairs(
     """
     located = order.locate(start, stop)
     key = order.key(located.group, located.row)
-    make = partial(_made, reader, order, seed=seed, data=data, labels=labels)
+    make = partial(_draw, reader, order, seed=seed, data=data, labels=labels)
     made = make(key, key, located.epoch)
     bad, name, reason = np.flatnonzero(~made.views.ok), made.name, made.reason
-    for turn in range(1, STAND_INS + 1):
+    for turn in range(1, SUBSTITUTES + 1):
         if not len(bad):
             break
         shown = order.key(located.group[bad], (located.row[bad] + turn) % order.groups[located.group[bad]])
@@ -144,7 +144,7 @@ def read_pairs(
     )
 
 
-class _Made(NamedTuple):
+class _Drawn(NamedTuple):
     """Views of n pairs, with what an image that could not be read is called and why it could not."""
 
     views: ViewPairs
@@ -153,7 +153,7 @@ class _Made(NamedTuple):
     name: list[str]
     reason: list[str]
 
-    def put(self, rows: Ints, other: "_Made") -> None:
+    def put(self, rows: Ints, other: "_Drawn") -> None:
         """Replaces these rows; names and reasons stay."""
         for own, new in zip(self._arrays(), other._arrays(), strict=True):
             own[rows] = new
@@ -162,7 +162,7 @@ class _Made(NamedTuple):
         return [*self.views, self.present, self.label]
 
 
-def _made(
+def _draw(
     reader: ShardReader,
     order: Order,
     shown: Ints,
@@ -172,7 +172,7 @@ def _made(
     seed: int,
     data: Data,
     labels: Sequence[str],
-) -> _Made:
+) -> _Drawn:
     """Pairs of the rows with the keys `shown`, drawn as those of `key`."""
     sources = source_keys(reader, order, shown, epoch, seed=seed, data=data)
     wanted = np.column_stack([sources, shown])
@@ -181,12 +181,12 @@ def _made(
     places = np.where(wanted >= 0, np.searchsorted(rows, wanted), -1)
     views = view_pairs(images, places, key, epoch, seed=seed, data=data, stored=stored)
     unread = views.unread.tolist()
-    return _Made(
+    return _Drawn(
         views,
         sources >= 0,
         label[places[:, 0]],
         ["" if place < 0 else names[place] for place in unread],
-        ["" if place < 0 else why_unreadable(images[place]) for place in unread],
+        ["" if place < 0 else explain_unreadable(images[place]) for place in unread],
     )
 
 
@@ -245,6 +245,6 @@ def _fetch(
         names += table.column("name").to_pylist()
         if data.pose == "cameras":
             stored.append(read_cameras(table))
-        label.append(labels_of(table, labels, reader.manifest) if labels else np.zeros((len(table), 0), np.int64))
+        label.append(read_labels(table, labels, reader.manifest) if labels else np.zeros((len(table), 0), np.int64))
     joined = Cameras(*(np.concatenate(column) for column in zip(*stored, strict=True)))
     return images, names, joined if data.pose == "cameras" else None, np.concatenate(label)

@@ -29,7 +29,7 @@ OBJECT = "object"
 _INDEXING = threading.Lock()
 
 
-class Kin(NamedTuple):
+class RelatedRows(NamedTuple):
     """The rows that belong together with each of n rows: a stretch of some order of the split's rows."""
 
     start: Ints
@@ -65,21 +65,21 @@ def source_keys(reader: ShardReader, order: Order, keys: Ints, epochs: Ints, *, 
     if data.views in ("augmented", "same"):
         return np.where(np.arange(most) < wanted, keys[:, None], -1)
     if data.views == "object":
-        kin, sorted_keys = object_kin(reader, order, keys), None
+        related, sorted_keys = find_object_rows(reader, order, keys), None
     else:
         index = class_index(reader, main_label(reader))
-        kin, sorted_keys = class_kin(index, keys), index.keys
+        related, sorted_keys = find_class_rows(index, keys), index.keys
     u = uniforms(seed, "sources/rows", epochs, keys, range(most))
-    others = kin.size - 1
-    drawn = distinct(u, others)
-    drawn += drawn >= kin.rank[:, None]  # over the row itself
-    drawn[:, 0] = np.where(others, drawn[:, 0], kin.rank)
+    others = related.size - 1
+    drawn = draw_distinct(u, others)
+    drawn += drawn >= related.rank[:, None]  # over the row itself
+    drawn[:, 0] = np.where(others, drawn[:, 0], related.rank)
     empty = np.arange(most) >= np.minimum(wanted, np.maximum(others, 1)[:, None])
-    places = np.where(empty, 0, kin.start[:, None] + drawn)
+    places = np.where(empty, 0, related.start[:, None] + drawn)
     return np.where(empty, -1, places if sorted_keys is None else sorted_keys[places].astype(np.int64))
 
 
-def distinct(u: Floats, count: Ints) -> Ints:
+def draw_distinct(u: Floats, count: Ints) -> Ints:
     """Distinct numbers below `count`, int64 [n, S], each sequence equally likely; those from place `count` on are void.
 
     Args:
@@ -95,7 +95,7 @@ def distinct(u: Floats, count: Ints) -> Ints:
     return drawn
 
 
-def object_kin(reader: ShardReader, order: Order, keys: Ints) -> Kin:
+def find_object_rows(reader: ShardReader, order: Order, keys: Ints) -> RelatedRows:
     """The neighbours of the same object: of each row's group, and of further ones while the object reaches their edge.
 
     Places are keys.
@@ -114,7 +114,7 @@ def object_kin(reader: ShardReader, order: Order, keys: Ints) -> Kin:
             high = high + np.where(high == len(values), _reach(reader, order, group, 1, values[-1]), 0)
         shift = keys[at] - rows[at]
         start[at], stop[at] = low + shift, high + shift
-    return Kin(start, stop - start, keys - start)
+    return RelatedRows(start, stop - start, keys - start)
 
 
 def _reach(reader: ShardReader, order: Order, group: int, step: int, value: np.int64) -> int:
@@ -162,9 +162,9 @@ def _class_index(reader: ShardReader, label: str) -> ClassIndex:
     return ClassIndex(keys, place, starts)
 
 
-def class_kin(index: ClassIndex, keys: Ints) -> Kin:
+def find_class_rows(index: ClassIndex, keys: Ints) -> RelatedRows:
     """The rows of the same class. Places are those of `index.keys`."""
     place = index.place[keys].astype(np.int64)
     number = np.searchsorted(index.starts, place, side="right") - 1
     start = index.starts[number]
-    return Kin(start, index.starts[number + 1] - start, place - start)
+    return RelatedRows(start, index.starts[number + 1] - start, place - start)

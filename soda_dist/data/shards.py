@@ -161,7 +161,7 @@ def write_shard(folder: Folder, path: str, groups: Iterable[pa.Table], schema: p
 
     Images are compressed already: they get no codec, no dictionary and no statistics.
     """
-    sink, rows = _Digested(), []
+    sink, rows = _HashingBuffer(), []
     with pq.ParquetWriter(
         sink,
         schema,
@@ -182,7 +182,7 @@ def write_shard(folder: Folder, path: str, groups: Iterable[pa.Table], schema: p
     return Shard(path=path, rows=sum(rows), bytes=size, sha256=digest, pages=pages, groups=tuple(rows))
 
 
-class _Digested(BytesIO):
+class _HashingBuffer(BytesIO):
     """Memory that is hashed as it is written."""
 
     def __init__(self) -> None:
@@ -208,7 +208,7 @@ class ShardReader:
         return self.manifest.split(self.split).groups
 
     @property
-    def stays_cached(self) -> bool:
+    def fits_in_cache(self) -> bool:
         """Whether a process that has read the whole split still holds all of it."""
         return sum(shard.bytes for shard in self._shards) <= CACHED_BYTES
 
@@ -235,7 +235,7 @@ class ShardReader:
 
     def schema(self) -> pa.Schema:
         """The columns of the split, as its first shard has them; empty if the split has no shards."""
-        return self._opened(self._shards[0]).metadata.schema.to_arrow_schema() if self._shards else pa.schema([])
+        return self._open_shard(self._shards[0]).metadata.schema.to_arrow_schema() if self._shards else pa.schema([])
 
     @cached_property
     def _shards(self) -> tuple[Shard, ...]:
@@ -246,20 +246,20 @@ class ShardReader:
         return [*accumulate(len(shard.groups) for shard in self._shards)] or [0]
 
     def _read(self, shard: Shard, group: int | None, columns: Sequence[str]) -> pa.Table:
-        opened = self._opened(shard)
+        opened = self._open_shard(shard)
         have = opened.metadata.schema.to_arrow_schema().names
         unknown = [name for name in columns if name not in have]
         if unknown:
             raise UserError("column", ", ".join(unknown), ", ".join(have), "choose from the data set's columns")
-        with self._explained(shard):
-            return self.folder.patiently(shard.path, lambda: opened.read(group, columns))
+        with self._translated_errors(shard):
+            return self.folder.retry(shard.path, lambda: opened.read(group, columns))
 
-    def _opened(self, shard: Shard) -> "_OpenShard":
-        with self._explained(shard):
-            return _SHARDS.get((self.folder.uri, shard.path, shard.sha256), lambda: self._open(shard))
+    def _open_shard(self, shard: Shard) -> "_OpenShard":
+        with self._translated_errors(shard):
+            return _SHARDS.get((self.folder.uri, shard.path, shard.sha256), lambda: self._open_file(shard))
 
     @contextmanager
-    def _explained(self, shard: Shard) -> Iterator[None]:
+    def _translated_errors(self, shard: Shard) -> Iterator[None]:
         uri = self.folder.file_uri(shard.path)
         try:
             yield
@@ -270,9 +270,9 @@ class ShardReader:
                 uri, f"an altered shard ({_first_line(error)})", "the shard as written", f"remove it, then {REMEDY}"
             ) from None
 
-    def _open(self, shard: Shard) -> "_OpenShard":
+    def _open_file(self, shard: Shard) -> "_OpenShard":
         file = self.folder.open(shard.path)
-        metadata = self.folder.patiently(shard.path, lambda: pq.ParquetFile(file).metadata)
+        metadata = self.folder.retry(shard.path, lambda: pq.ParquetFile(file).metadata)
         have = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
         if have != shard.groups:
             raise pa.ArrowInvalid("other row groups than the manifest's")
@@ -296,7 +296,7 @@ class _OpenShard:
         return reader.read_row_groups(groups, columns=list(columns), use_threads=False)
 
 
-class _Recent(Generic[Value]):
+class _Cache(Generic[Value]):
     """The values used last, up to a limit; a value that two threads want at once may be made twice."""
 
     def __init__(self, limit: int, size: Callable[[Value], int]) -> None:
@@ -319,8 +319,8 @@ class _Recent(Generic[Value]):
         return value
 
 
-_GROUPS: _Recent[pa.Table] = _Recent(CACHED_BYTES, lambda table: table.nbytes)
-_SHARDS: _Recent[_OpenShard] = _Recent(OPEN_SHARDS, lambda shard: 1)
+_GROUPS: _Cache[pa.Table] = _Cache(CACHED_BYTES, lambda table: table.nbytes)
+_SHARDS: _Cache[_OpenShard] = _Cache(OPEN_SHARDS, lambda shard: 1)
 
 
 def _first_line(error: BaseException) -> str:

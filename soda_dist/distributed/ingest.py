@@ -117,7 +117,7 @@ class PlannedPairs(Datasource):
 def stream(data_uri: str, config: RunConfig, rank: int, first_step: int) -> Generator[Pairs, None, None]:
     """Yield a rank's micro-batches from `first_step` to the end of the run."""
     reader, order = opened(data_uri, config)
-    for plans in datasets(order, config, rank, first_step, stays=reader.stays_cached):
+    for plans in datasets(order, config, rank, first_step, stays=reader.fits_in_cache):
         yield from _dataset_batches(data_uri, config, plans)
 
 

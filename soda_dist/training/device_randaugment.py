@@ -28,7 +28,7 @@ def distort(images: Tensor, layers: NDArray[np.float32]) -> None:
 
     Args:
         images: uint8 [n, h, w, 3], on any device.
-        layers: float32 [n, L, 2], of `data.randaugment.as_table`; operations below 0 are none.
+        layers: float32 [n, L, 2], of `data.randaugment.encode_layers`; operations below 0 are none.
     """
     most = max(1, MOST_PIXELS // (images.shape[1] * images.shape[2]))
     for layer in range(layers.shape[1]):

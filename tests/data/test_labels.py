@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from soda_dist.config.sections import Data, Train
-from soda_dist.data.labels import ProbeLabels, labels_of, probe_labels
+from soda_dist.data.labels import ProbeLabels, probe_labels, read_labels
 from soda_dist.data.order import Order
 from soda_dist.data.pairs import local_pairs, read_pairs
 from soda_dist.data.relations import source_keys
@@ -83,9 +83,9 @@ def test_data_without_the_label_is_refused(manifest: Manifest, train: Train, mes
 def test_rows_without_a_sound_label_are_refused(values: list, message: str) -> None:
     table = pa.table({"hue": pa.array(values, pa.int32())})
     with pytest.raises(UserError, match=message):
-        labels_of(table, ["hue"], MIXED)
+        read_labels(table, ["hue"], MIXED)
 
 
 def test_truth_values_become_numbers() -> None:
     table = pa.table({"bright": [True, False], "late": [False, True]})
-    assert labels_of(table, ["late", "bright"], MIXED).tolist() == [[0, 1], [1, 0]]
+    assert read_labels(table, ["late", "bright"], MIXED).tolist() == [[0, 1], [1, 0]]

@@ -12,7 +12,7 @@ from scipy.stats import chisquare
 
 from soda_dist.config.sections import Data
 from soda_dist.data.order import Order
-from soda_dist.data.relations import distinct, source_keys
+from soda_dist.data.relations import draw_distinct, source_keys
 from soda_dist.data.shards import Label, ShardReader
 from soda_dist.data.views.addressed import uniforms
 from soda_dist.errors import UserError
@@ -113,12 +113,12 @@ def test_first_sources_do_not_depend_on_how_many_follow(reader: ShardReader) -> 
 def test_distinct_numbers_are_every_sequence_equally_often() -> None:
     count, rows = 5, 30000
     u = uniforms(0, "test", 0, np.arange(rows), range(3))
-    found = distinct(u, np.full(rows, count))
+    found = draw_distinct(u, np.full(rows, count))
     counts = Counter(map(tuple, found.tolist()))
     assert set(counts) == set(permutations(range(count), 3))
     assert len(counts) == math.perm(count, 3)
     assert chisquare(list(counts.values())).pvalue > 1e-3
-    all_of_them = distinct(uniforms(1, "test", 0, np.arange(500), range(4)), np.full(500, 4))
+    all_of_them = draw_distinct(uniforms(1, "test", 0, np.arange(500), range(4)), np.full(500, 4))
     assert (np.sort(all_of_them, axis=1) == np.arange(4)).all()
 
 

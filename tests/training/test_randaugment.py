@@ -8,7 +8,7 @@ from PIL import Image
 from soda_dist.config.sections import Augmentation, Data
 from soda_dist.data.views import randaugment
 from soda_dist.data.views.pair_views import view_pairs
-from soda_dist.data.views.randaugment import OPERATIONS, as_table
+from soda_dist.data.views.randaugment import OPERATIONS, encode_layers
 from soda_dist.training.device_randaugment import distort
 from soda_dist.training.to_device import to_device
 from tests.data.views.test_decode import encoded, scene
@@ -38,7 +38,7 @@ def layers_of(name: str) -> list[list[randaugment.Layer]]:
 def test_each_operation_is_the_workers(name: str, side: int) -> None:
     before, layers = images(side), layers_of(name)
     ours = torch.from_numpy(before.copy())
-    distort(ours, as_table(layers, 1))
+    distort(ours, encode_layers(layers, 1))
     expected = np.stack([randaugment.distort(image, own) for image, own in zip(before, layers, strict=True)])
     difference = np.abs(ours.numpy().astype(int) - expected)
     if name in MOVED:
@@ -52,7 +52,7 @@ def test_moved_pixels_against_a_float64_loop() -> None:
     """Rotations about the centre, read at exact places: within rounding, where the worker's are to 1/32 pixel."""
     before, layers = images(15)[:4], layers_of("Rotate")[:4]
     ours = torch.from_numpy(before.copy())
-    distort(ours, as_table(layers, 1))
+    distort(ours, encode_layers(layers, 1))
     for image, [(_, magnitude, sign)], got in zip(before, layers, ours.numpy(), strict=True):
         angle = np.radians(sign * 3 * magnitude)
         padded = np.pad(image.astype(float), ((20, 20), (20, 20), (0, 0)), constant_values=128)
@@ -74,7 +74,7 @@ def test_several_layers_come_one_after_the_other_and_images_without_stay() -> No
     layers = [layer + other for layer, other in zip(layers_of("Invert"), layers_of("Posterize"), strict=True)]
     layers[::3] = [[] for _ in layers[::3]]
     ours = torch.from_numpy(before.copy())
-    distort(ours, as_table(layers, 2))
+    distort(ours, encode_layers(layers, 2))
     expected = np.stack([randaugment.distort(image, own) for image, own in zip(before, layers, strict=True)])
     assert np.array_equal(ours.numpy(), expected)
     assert np.array_equal(ours.numpy()[::3], before[::3])

@@ -98,4 +98,4 @@ class SeekableFile(ReadOnlyFile):
 
     def _read(self, number: int) -> bytes:
         size, start = min(BLOCK, self._size - number * BLOCK), number * BLOCK
-        return self._folder.patiently(self._name, lambda: self._file.read_at(size, start))
+        return self._folder.retry(self._name, lambda: self._file.read_at(size, start))

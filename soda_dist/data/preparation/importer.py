@@ -26,11 +26,11 @@ from soda_dist.data.preparation.shard_jobs import (
     IMPORT,
     Record,
     ShardJob,
-    ShardOrder,
-    finished,
+    ShardTask,
+    find_finished,
     index_part,
     make_shard,
-    write_keys,
+    rewrite_keys,
 )
 from soda_dist.data.shards import (
     MANIFEST,
@@ -53,7 +53,7 @@ from soda_dist.parallel.progress import Progress, Say, silent
 
 CLAIM, INDEX = f"{IMPORT}/import.json", f"{IMPORT}/index"
 REJECTED = "rejected.jsonl"
-OURS = re.compile(rf"{IMPORT}/.*|{re.escape(MANIFEST)}|{re.escape(REJECTED)}|\w+/\d{{5}}\.parquet")
+IMPORT_FILES = re.compile(rf"{IMPORT}/.*|{re.escape(MANIFEST)}|{re.escape(REJECTED)}|\w+/\d{{5}}\.parquet")
 
 
 class Claim(Node):
@@ -118,7 +118,7 @@ def _claim(kind: str, source_uri: str | None, options: Options) -> Claim:
 def _is_finished(folder: Folder, claim: Claim, say: Say) -> bool:
     """Whether the folder holds this import, complete. Refuses a folder that holds anything else."""
     names = [entry.name for entry in folder.list()]
-    foreign = next((name for name in names if not OURS.fullmatch(name)), None)
+    foreign = next((name for name in names if not IMPORT_FILES.fullmatch(name)), None)
     if foreign or (names and CLAIM not in names and MANIFEST not in names):
         _refuse(folder, f"a folder that holds {foreign or names[0]}")
     if CLAIM in names:
@@ -201,7 +201,7 @@ def _plan(indices: dict[str, pa.Table], source: Source, options: Options) -> lis
 def _make_shards(
     workers: Pool, folder: Folder, jobs: list[ShardJob], indices: dict[str, pa.Table], per_group: int, say: Say
 ) -> None:
-    have = finished(folder, jobs)
+    have = find_finished(folder, jobs)
     todo = [job for job in jobs if job not in have]
     total = sum(job.stop - job.start for job in jobs)
     if have:
@@ -218,7 +218,7 @@ def _make_shards(
     common = {split: workers.share(index.schema.metadata) for split, index in indices.items()}
     bare = {split: index.replace_schema_metadata(None) for split, index in indices.items()}
     orders = (
-        ShardOrder(
+        ShardTask(
             job,
             bare[job.split].slice(job.start, job.stop - job.start).combine_chunks(),
             common[job.split],
@@ -231,7 +231,7 @@ def _make_shards(
 
 def _renumber(workers: Pool, folder: Folder, jobs: list[ShardJob], say: Say) -> dict[ShardJob, Record]:
     """Gives the shards after a rejected row their true keys; returns the records of all jobs, in order."""
-    records = finished(folder, jobs)
+    records = find_finished(folder, jobs)
     calls, next_key = [], dict.fromkeys((job.split for job in jobs), 0)
     for job in jobs:
         record, first = records[job], next_key[job.split]
@@ -241,8 +241,8 @@ def _renumber(workers: Pool, folder: Folder, jobs: list[ShardJob], say: Say) -> 
                 calls.append((job, record, first))
     if not calls:
         return {job: records[job] for job in jobs}
-    workers.map(write_keys, calls, Progress(say, "renumbering keys after rejected rows", "shards"))
-    records = finished(folder, jobs)
+    workers.map(rewrite_keys, calls, Progress(say, "renumbering keys after rejected rows", "shards"))
+    records = find_finished(folder, jobs)
     return {job: records[job] for job in jobs}
 
 

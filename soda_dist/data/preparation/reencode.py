@@ -14,7 +14,7 @@ import simplejpeg
 
 from soda_dist.data.shards import Reencoding
 from soda_dist.data.source import Contents, Options, Part, Row, Source, check_image
-from soda_dist.data.views.decode import Image, decode, read_header, why_unreadable
+from soda_dist.data.views.decode import Image, decode, explain_unreadable, read_header
 
 QUALITY = 90
 SHRINKS = (8, 4, 2, 1)
@@ -32,10 +32,10 @@ def reencoding(options: Options) -> Reencoding | None:
 
 @dataclass(frozen=True)
 class Reencoded:
-    """`source` with every image as a JPEG of `how`; intrinsics follow the new size. See `contract.Source`."""
+    """`source` with every image as a JPEG of `settings`; intrinsics follow the new size. See `contract.Source`."""
 
     source: Source
-    how: Reencoding
+    settings: Reencoding
 
     @property
     def contents(self) -> Contents:
@@ -48,10 +48,10 @@ class Reencoded:
         return self.source.index(part)
 
     def rows(self, index: pa.Table) -> Iterator[Row]:
-        return (reencode(row, self.how) for row in self.source.rows(index))
+        return (reencode(row, self.settings) for row in self.source.rows(index))
 
 
-def reencode(row: Row, how: Reencoding) -> Row:
+def reencode(row: Row, settings: Reencoding) -> Row:
     """The row with its image encoded anew, or with a problem where it cannot be decoded.
 
     Pixels are those of `data.decode`. An image that is too large is averaged down, never enlarged, with its aspect kept
@@ -61,18 +61,18 @@ def reencode(row: Row, how: Reencoding) -> Row:
         return row  # rejected for this very reason by whoever takes it
     header = read_header(row.image)
     if header is None:
-        return row._replace(problem=why_unreadable(row.image))
-    size = _fitted(header.height, header.width, how.max_side)
+        return row._replace(problem=explain_unreadable(row.image))
+    size = _fitted(header.height, header.width, settings.max_side)
     room = min(header.height // size[0], header.width // size[1]) // SPARE
     shrink = next((s for s in SHRINKS if s <= room), 1)
     image = decode(row.image, header, shrink)
     if image is None:
-        return row._replace(problem=why_unreadable(row.image))
+        return row._replace(problem=explain_unreadable(row.image))
     columns = dict(row.columns)
     if columns.get("intrinsics") is not None:
         scales = np.array([size[1] / header.width, size[0] / header.height, 1.0], np.float32)
         columns["intrinsics"] = (np.asarray(columns["intrinsics"], np.float32).reshape(3, 3) * scales[:, None]).ravel()
-    return row._replace(image=_encoded(image, size, how.quality), columns=columns)
+    return row._replace(image=_encoded(image, size, settings.quality), columns=columns)
 
 
 def _fitted(height: int, width: int, max_side: int | None) -> tuple[int, int]:

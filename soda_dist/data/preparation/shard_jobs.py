@@ -61,7 +61,7 @@ def index_part(state: State, part: Part) -> pa.Table:
 
 
 @dataclass(frozen=True)
-class ShardOrder:
+class ShardTask:
     """A job with its rows of the split's list.
 
     A source may need much to find any row: `common`, the list's metadata, reaches each machine once.
@@ -73,7 +73,7 @@ class ShardOrder:
     per_group: int
 
 
-def make_shard(state: State, order: ShardOrder) -> int:
+def make_shard(state: State, order: ShardTask) -> int:
     """Write one shard and then its record; return the shard's bytes."""
     (source, folder), job = state, order.job
     rejected: list[Rejected] = []
@@ -125,7 +125,7 @@ def _table(rows: list[Row], first_key: int, schema: pa.Schema) -> pa.Table:
     )
 
 
-def finished(folder: Folder, jobs: list[ShardJob]) -> dict[ShardJob, Record]:
+def find_finished(folder: Folder, jobs: list[ShardJob]) -> dict[ShardJob, Record]:
     """The jobs whose record is there and whose shard is as long as the record says."""
     sizes = {entry.name: entry.size for entry in folder.list()}
     with ThreadPoolExecutor(READERS) as pool:
@@ -138,7 +138,7 @@ def finished(folder: Folder, jobs: list[ShardJob]) -> dict[ShardJob, Record]:
         }
 
 
-def write_keys(state: State, call: tuple[ShardJob, Record, int]) -> None:
+def rewrite_keys(state: State, call: tuple[ShardJob, Record, int]) -> None:
     (_, folder), (job, record, first_key) = state, call
     file = pq.ParquetFile(pa.BufferReader(folder.read(job.path)), page_checksum_verification=True)
 

@@ -25,7 +25,7 @@ SHOWN = 20
 """Complaints that are said in full; the others are counted."""
 
 
-class Checked(NamedTuple):
+class ShardReport(NamedTuple):
     """What a task found."""
 
     decoded: int
@@ -70,22 +70,22 @@ def check(data_uri: str, images: int | None, pool: Pool | None = None, say: Say 
     return folder.uri
 
 
-def _check_shard(folder: Folder, images: int | None, state: None, call: tuple[Shard, int]) -> Checked:
+def _check_shard(folder: Folder, images: int | None, state: None, call: tuple[Shard, int]) -> ShardReport:
     shard, first_key = call
     uri = folder.file_uri(shard.path)
     try:
         data = folder.read(shard.path)
     except FileNotFoundError:
-        return Checked(0, [f"{uri}: missing"])
+        return ShardReport(0, [f"{uri}: missing"])
     if len(data) != shard.bytes:
-        return Checked(0, [f"{uri}: {len(data):,} bytes, not {shard.bytes:,}"])
+        return ShardReport(0, [f"{uri}: {len(data):,} bytes, not {shard.bytes:,}"])
     if hashlib.sha256(data).hexdigest() != shard.sha256:
-        return Checked(0, [f"{uri}: other content than was written"])
+        return ShardReport(0, [f"{uri}: other content than was written"])
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         groups = [file.read_row_group(number, ["key", "image", "name"]) for number in range(file.num_row_groups)]
     except (pa.ArrowException, OSError) as error:
-        return Checked(0, [f"{uri}: not whole Parquet ({str(error).splitlines()[0]})"])
+        return ShardReport(0, [f"{uri}: not whole Parquet ({str(error).splitlines()[0]})"])
     counts = tuple(len(group) for group in groups)
     complaints = [] if counts == shard.groups else [f"{uri}: row groups of {counts} rows, not {shard.groups}"]
     table = pa.concat_tables(groups)
@@ -93,7 +93,7 @@ def _check_shard(folder: Folder, images: int | None, state: None, call: tuple[Sh
         complaints.append(f"{uri}: keys other than {first_key}..{first_key + len(table) - 1}")
     chosen = np.unique(np.linspace(0, len(table) - 1, images or 0).round().astype(int)) if images is not None else None
     chosen = np.arange(len(table)) if chosen is None else chosen
-    return Checked(len(chosen), [*complaints, *_unreadable(uri, table.take(chosen))])
+    return ShardReport(len(chosen), [*complaints, *_unreadable(uri, table.take(chosen))])
 
 
 def _unreadable(uri: str, rows: pa.Table) -> Iterator[str]:

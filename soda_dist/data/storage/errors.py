@@ -3,7 +3,7 @@
 import os
 from urllib.parse import urlsplit
 
-from soda_dist.data.storage.retries import PASSING, StoreError
+from soda_dist.data.storage.retries import TRANSIENT_CODES, StoreError
 from soda_dist.errors import UserError
 
 CREDENTIAL_CODES = (
@@ -15,7 +15,7 @@ CREDENTIAL_CODES = (
 )
 
 
-def explanation(uri: str, error: OSError) -> Exception:
+def explain_arrow(uri: str, error: OSError) -> Exception:
     """What pyarrow raised at `uri`, as a `UserError` where the user can mend it or time may; else itself."""
     text = str(error)
     aws, google = _code(text, "AWS Error "), _code(text, "google::cloud::Status(")
@@ -46,7 +46,7 @@ def _code(text: str, start: str) -> str:
 
 
 def _kind(code: str) -> type[UserError]:
-    return StoreError if code.partition(" ")[0] in PASSING or "HTTP status 5" in code else UserError
+    return StoreError if code.partition(" ")[0] in TRANSIENT_CODES or "HTTP status 5" in code else UserError
 
 
 def _forbidden(uri: str) -> UserError:
@@ -58,7 +58,7 @@ def _no_bucket(bucket: str) -> UserError:
 
 
 def _unreachable(endpoint: str | None, kind: type[UserError] = UserError) -> UserError:
-    place = shown(endpoint) if endpoint else "AWS"
+    place = without_credentials(endpoint) if endpoint else "AWS"
     return kind(
         "AWS_ENDPOINT_URL",
         f"{place}, which does not answer",
@@ -67,7 +67,7 @@ def _unreachable(endpoint: str | None, kind: type[UserError] = UserError) -> Use
     )
 
 
-def shown(endpoint: str) -> str:
+def without_credentials(endpoint: str) -> str:
     """Scheme and host, without credentials."""
     return f"{urlsplit(endpoint).scheme}://{urlsplit(endpoint).netloc.rpartition('@')[2]}"
 
@@ -77,7 +77,7 @@ def endpoint_url() -> str | None:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
 
 
-def no_credentials() -> UserError:
+def missing_credentials() -> UserError:
     """No credentials were found."""
     return UserError(
         "AWS credentials",
@@ -87,7 +87,7 @@ def no_credentials() -> UserError:
     )
 
 
-def refusal(bucket: str, code: str) -> UserError | None:
+def explain_code(bucket: str, code: str) -> UserError | None:
     """What boto's error code says of the bucket or the credentials.
 
     None where pyarrow should try: a denied listing may still allow the paths below, a busy store may recover.
@@ -99,7 +99,7 @@ def refusal(bucket: str, code: str) -> UserError | None:
     return None
 
 
-def diagnosis(bucket: str, endpoint: str | None, error: Exception) -> UserError:
+def explain_boto(bucket: str, endpoint: str | None, error: Exception) -> UserError:
     """Why boto could not even ask."""
     kind = type(error).__name__
     if kind in ("ProfileNotFound", "ConfigParseError"):

@@ -20,8 +20,15 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from soda_dist.data.storage.errors import diagnosis, endpoint_url, explanation, no_credentials, refusal, shown
-from soda_dist.data.storage.retries import patiently
+from soda_dist.data.storage.errors import (
+    endpoint_url,
+    explain_arrow,
+    explain_boto,
+    explain_code,
+    missing_credentials,
+    without_credentials,
+)
+from soda_dist.data.storage.retries import retry
 from soda_dist.errors import UserError
 
 Result = TypeVar("Result")
@@ -81,11 +88,11 @@ class Folder:
             with self._filesystem().open_input_file(self._path(name)) as file:
                 return file.read()
 
-        return self.patiently(name, whole)
+        return self.retry(name, whole)
 
     def open(self, name: str) -> pa.NativeFile:
         """The file for random access; `read_at` may be called from several threads."""
-        return self.patiently(name, lambda: self._filesystem().open_input_file(self._path(name)))
+        return self.retry(name, lambda: self._filesystem().open_input_file(self._path(name)))
 
     def write(self, name: str, data: bytes | memoryview | pa.Buffer) -> None:
         """Makes or replaces the file; it is complete or absent, never half."""
@@ -98,11 +105,11 @@ class Folder:
             with self._filesystem().open_output_stream(self._path(name), compression=None) as stream:
                 stream.write(data)
 
-        self.patiently(name, store)
+        self.retry(name, store)
 
     def exists(self, name: str) -> bool:
         """Whether `name` is a file."""
-        info = self.patiently(name, lambda: self._filesystem().get_file_info(self._path(name)))
+        info = self.retry(name, lambda: self._filesystem().get_file_info(self._path(name)))
         return info.type == fs.FileType.File
 
     def list(self, prefix: str = "") -> Sequence[Entry]:
@@ -125,12 +132,12 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Removes one file."""
-        self.patiently(name, lambda: self._filesystem().delete_file(self._path(name)))
+        self.retry(name, lambda: self._filesystem().delete_file(self._path(name)))
 
     def remove_tree(self, name: str) -> None:
         """Removes the folder `name` below this one with all it holds; nothing happens if it is missing."""
         with contextlib.suppress(FileNotFoundError):
-            self.patiently(name, lambda: self._filesystem().delete_dir(self._path(_checked(name))))
+            self.retry(name, lambda: self._filesystem().delete_dir(self._path(_checked(name))))
 
     def discard_temporary(self) -> None:
         """Removes what killed writers left; only while nothing else writes here."""
@@ -166,7 +173,7 @@ class Folder:
                 raise UserError(self.file_uri(name), got, "names in UTF-8", "rename it") from None
             return found
 
-        return self.patiently(name, infos)
+        return self.retry(name, infos)
 
     def _path(self, name: str) -> str:
         root = self.uri.partition("://")[2] or self.uri
@@ -180,14 +187,14 @@ class Folder:
             return _gcs()
         return _s3(path.partition("/")[0], tuple(os.environ.get(name) for name in S3_SETTINGS))
 
-    def patiently(self, name: str, act: Callable[[], Result]) -> Result:
+    def retry(self, name: str, act: Callable[[], Result]) -> Result:
         """`act()`, which uses the file `name`, tried again where the store fails for a while; raises as `explained`."""
 
         def explained() -> Result:
             with self.explained(name):
                 return act()
 
-        return patiently(explained)
+        return retry(explained)
 
     @contextlib.contextmanager
     def explained(self, name: str) -> Iterator[None]:
@@ -204,7 +211,7 @@ class Folder:
                 uri, "a path through a file", "a folder", "give the folder, or a path that is free"
             ) from None
         except OSError as error:
-            raise explanation(uri, error) from error
+            raise explain_arrow(uri, error) from error
 
 
 def open_folder(uri: str) -> Folder:
@@ -281,7 +288,7 @@ def _s3(bucket: str, _settings: tuple[str | None, ...]) -> fs.FileSystem:
         raise UserError("AWS_ENDPOINT_URL", "no scheme", "http://HOST[:PORT] or https://", "write the scheme")
     place: dict[str, str] = {}
     if endpoint:
-        scheme, _, host = shown(endpoint).partition("://")
+        scheme, _, host = without_credentials(endpoint).partition("://")
         place = {"endpoint_override": host, "scheme": scheme}
     return fs.S3FileSystem(
         region=_checked_region(bucket, endpoint),
@@ -308,7 +315,7 @@ def _checked_region(bucket: str, endpoint: str | None) -> str | None:
     try:
         session = boto3.Session()
         if session.get_credentials() is None:
-            raise no_credentials()
+            raise missing_credentials()
         region = session.region_name or "us-east-1"
         config = Config(
             connect_timeout=CONNECT_SECONDS,
@@ -318,10 +325,10 @@ def _checked_region(bucket: str, endpoint: str | None) -> str | None:
         client = session.client("s3", region_name=region, endpoint_url=endpoint, config=config)
         answer = client.list_objects_v2(Bucket=bucket, MaxKeys=1)
     except ClientError as error:
-        refused = refusal(bucket, str(error.response.get("Error", {}).get("Code", "")))
+        refused = explain_code(bucket, str(error.response.get("Error", {}).get("Code", "")))
         if refused:
             raise refused from None
         answer = error.response
     except (BotoCoreError, ValueError) as error:
-        raise diagnosis(bucket, endpoint, error) from None
+        raise explain_boto(bucket, endpoint, error) from None
     return answer["ResponseMetadata"].get("HTTPHeaders", {}).get("x-amz-bucket-region") or region

@@ -17,7 +17,7 @@ from soda_dist.errors import UserError
 
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Each is drawn between half of this and one and a half: workers that failed together must not come back together."""
-PASSING = {
+TRANSIENT_CODES = {
     *("NETWORK_CONNECTION", "SLOW_DOWN", "THROTTLING", "INTERNAL_FAILURE", "SERVICE_UNAVAILABLE", "REQUEST_TIMEOUT"),
     *("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "INTERNAL", "ABORTED"),
 }
@@ -51,7 +51,7 @@ class StoreError(UserError):
     """A failure of the store that may pass by itself."""
 
 
-def patiently(act: Callable[[], Result]) -> Result:
+def retry(act: Callable[[], Result]) -> Result:
     """`act()`, called again while it raises `StoreError`; raises the last one."""
     for number, most in enumerate(PAUSES_S, 1):
         try:

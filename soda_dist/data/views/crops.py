@@ -27,16 +27,18 @@ class Crops(NamedTuple):
     """bool [n]."""
 
 
-def plan_crops(seed: int, purpose: str, epochs: Ints, keys: Ints, sizes: Ints, how: Augmentation) -> Crops:
+def plan_crops(seed: int, purpose: str, epochs: Ints, keys: Ints, sizes: Ints, settings: Augmentation) -> Crops:
     """Section D.3: at `crop_flip_rate` a random resized crop, flipped at one half; else the central square.
 
     Args:
         sizes: int64 [n, 2], height and width of each image, at least 1.
     """
     u = uniforms(seed, purpose, epochs, keys, DRAWS)
-    augmented = u[:, _PLAN] < how.crop_flip_rate
-    boxes = np.where(augmented[:, None], random_boxes(u, sizes, how.crop_area, how.crop_aspect), square_boxes(sizes))
-    return Crops(boxes, augmented & (u[:, _FLIP] < 0.5) if how.flip else np.zeros(len(u), np.bool_))
+    augmented = u[:, _PLAN] < settings.crop_flip_rate
+    boxes = np.where(
+        augmented[:, None], random_boxes(u, sizes, settings.crop_area, settings.crop_aspect), square_boxes(sizes)
+    )
+    return Crops(boxes, augmented & (u[:, _FLIP] < 0.5) if settings.flip else np.zeros(len(u), np.bool_))
 
 
 def random_boxes(u: Floats, sizes: Ints, area: tuple[float, float], aspect: tuple[float, float]) -> Ints:

@@ -44,7 +44,7 @@ def read_header(data: bytes) -> Header | None:
     return header
 
 
-def why_unreadable(data: bytes) -> str:
+def explain_unreadable(data: bytes) -> str:
     """What is wrong with bytes that cannot be read: a few words."""
     if not data:
         return "no bytes"
@@ -104,12 +104,12 @@ def _fast(data: bytes, header: Header, size: tuple[int, int], shrink: int) -> Im
             return simplejpeg.decode_jpeg(data, min_height=size[0], min_width=size[1])
         except ValueError:
             return None
-    if header.codec == "png" and shrink == 1 and _sound_png(data):
+    if header.codec == "png" and shrink == 1 and _is_intact_png(data):
         return cv2.imdecode(np.frombuffer(data, np.uint8), _PNG_FLAGS)
     return None
 
 
-def _sound_png(data: bytes) -> bool:
+def _is_intact_png(data: bytes) -> bool:
     """Whether every chunk is whole and its checksum right.
 
     OpenCV believes a damaged length (gigabytes for a file of 2 kB) and writes to stderr what it dislikes.

@@ -16,13 +16,13 @@ from soda_dist.data.views.addressed import Ints
 from soda_dist.data.views.crops import Crops, plan_crops, resize_into, square_boxes
 from soda_dist.data.views.decode import Header, Image, decode, read_header
 from soda_dist.data.views.poses import Cameras, Kind, poses, read_cameras
-from soda_dist.data.views.randaugment import NOTHING, Layer, as_table, distort, plan_layers
+from soda_dist.data.views.randaugment import NO_LAYER, Layer, distort, encode_layers, plan_layers
 
 SPARE = 2
 """250 photographs at 64 and 128 px against Pillow's antialiased resize of the whole image, mean SSIM where a JPEG was
 decoded at half its size: with 1 it is 0.976 and 0.964, with 2 it is 0.984 and 0.991, without scaled decoding 0.989 and
 0.996."""
-WIDEST = 4
+MAX_ASPECT = 4
 """Longest side over shortest of what a centre crop is cut from: a strip of a few pixels must not grow without bound."""
 
 
@@ -38,7 +38,7 @@ class ViewPairs(NamedTuple):
     target_pose: NDArray[np.float32]
     """float32 [n, P]; zeros where not ok."""
     source_layers: NDArray[np.float32]
-    """float32 [n, S, L, 2], of `randaugment.as_table`: what is left to do to the views; L is 0 where nothing is."""
+    """float32 [n, S, L, 2], from `randaugment.encode_layers`: those for the training device; L = 0 if none."""
     target_layers: NDArray[np.float32]
     """float32 [n, L, 2]."""
     unread: Ints
@@ -90,27 +90,27 @@ def view_pairs(
     sizes = _sizes(headers)[shown]
     plans = [_plan(slot, seed, epochs, keys, sizes[:, slot], data) for slot in range(sources + 1)]
     boxes = np.stack([plan.crops.boxes for plan in plans], 1)
-    shrinks = _shrinks(headers, shown, boxes, [data.source_size] * sources + [data.target_size])
-    boxes = _shrunk(boxes, shrinks)
+    shrinks = _choose_shrinks(headers, shown, boxes, [data.source_size] * sources + [data.target_size])
+    boxes = _shrink_boxes(boxes, shrinks)
     out = ViewPairs(
         np.zeros((count, sources, data.source_size, data.source_size, 3), np.uint8),
         np.zeros((count, data.target_size, data.target_size, 3), np.uint8),
         *_poses(data.pose, boxes * shrinks[..., None], plans, sizes, shown, stored),
-        *_left_to_do(plans, shown, data),
+        *_device_layers(plans, shown, data),
         np.full(count, -1),
     )
     views = [*out.source.swapaxes(0, 1), out.target]
     here = data.augmentation.randaugment_on == "worker"
     crops = [(boxes[:, slot].tolist(), plan.crops.flipped.tolist(), plan.layers) for slot, plan in enumerate(plans)]
     for row, (places, scales) in enumerate(zip(shown.tolist(), shrinks.tolist(), strict=True)):
-        pixels = _decoded(images, headers, places, scales)
+        pixels = _decode_pair(images, headers, places, scales)
         if isinstance(pixels, int):
             out.unread[row], out.source_pose[row], out.target_pose[row] = pixels, 0, 0
-            out.source_layers[row], out.target_layers[row] = NOTHING, NOTHING
+            out.source_layers[row], out.target_layers[row] = NO_LAYER, NO_LAYER
             continue
         for place, view, (box, flipped, layers) in zip(places, views, crops, strict=True):
             if place >= 0:
-                resize_into(_cut(pixels[place], box[row]), view[row], flipped[row])
+                resize_into(_crop(pixels[place], box[row]), view[row], flipped[row])
                 if layers[row] and here:
                     view[row] = distort(view[row], layers[row])
     return out
@@ -125,19 +125,19 @@ def _plan(slot: int, seed: int, epochs: Ints, keys: Ints, sizes: Ints, data: Dat
     purpose = "views/target" if role == "target" and data.views != "same" else "views/source"
     if role == "source" and slot:
         purpose = f"{purpose}/{slot}"
-    how = data.augmentation
+    settings = data.augmentation
     return _Plan(
-        plan_crops(seed, f"{purpose}/crop", epochs, keys, sizes, how),
-        plan_layers(seed, f"{purpose}/randaugment", epochs, keys, how),
+        plan_crops(seed, f"{purpose}/crop", epochs, keys, sizes, settings),
+        plan_layers(seed, f"{purpose}/randaugment", epochs, keys, settings),
     )
 
 
-def _left_to_do(plans: list[_Plan], shown: Ints, data: Data) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _device_layers(plans: list[_Plan], shown: Ints, data: Data) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Layers of the sources and the target where the training device computes them."""
-    how = data.augmentation
-    count = how.randaugment_layers if how.randaugment_on == "device" and how.randaugment_rate > 0 else 0
-    tables = np.stack([as_table(plan.layers if count else [[]] * len(shown), count) for plan in plans], 1)
-    tables[shown < 0] = NOTHING
+    settings = data.augmentation
+    count = settings.randaugment_layers if settings.randaugment_on == "device" and settings.randaugment_rate > 0 else 0
+    tables = np.stack([encode_layers(plan.layers if count else [[]] * len(shown), count) for plan in plans], 1)
+    tables[shown < 0] = NO_LAYER
     return tables[:, :-1], tables[:, -1]
 
 
@@ -152,7 +152,7 @@ def _poses(
     return found[:, :-1], found[:, -1]
 
 
-def _decoded(
+def _decode_pair(
     images: list[bytes], headers: list[Header | None], places: list[int], shrinks: list[int]
 ) -> dict[int, Image] | int:
     """A pair's images by their places, or the place of one that cannot be read."""
@@ -201,24 +201,24 @@ def center_poses(table: pa.Table, *, size: int, resize: float, pose: Kind) -> ND
 
 def _center(image: Image, size: int, short: int) -> Image:
     """torchvision's Resize(short) and CenterCrop(size): [size, size, 3]."""
-    image = _cut(image, _strip(image.shape[0], image.shape[1]))
+    image = _crop(image, _strip(image.shape[0], image.shape[1]))
     height, width = image.shape[:2]
     scaled = np.empty((*_scaled(height, width, short), 3), np.uint8)
     resize_into(image, scaled, False)
-    return _cut(scaled, _middle(scaled.shape[0], scaled.shape[1], size))
+    return _crop(scaled, _central_box(scaled.shape[0], scaled.shape[1], size))
 
 
 def _center_box(height: int, width: int, size: int, short: int) -> list[float]:
     """What `_center` shows of an image: top, left, height, width, in parts of its pixels."""
     top, left, height, width = _strip(height, width)
     rows, columns = _scaled(height, width, short)
-    box = _middle(rows, columns, size)
+    box = _central_box(rows, columns, size)
     down, across = height / rows, width / columns
     return [top + box[0] * down, left + box[1] * across, box[2] * down, box[3] * across]
 
 
 def _strip(height: int, width: int) -> list[int]:
-    return _middle(height, width, WIDEST * min(height, width))
+    return _central_box(height, width, MAX_ASPECT * min(height, width))
 
 
 def _scaled(height: int, width: int, short: int) -> tuple[int, int]:
@@ -226,7 +226,7 @@ def _scaled(height: int, width: int, short: int) -> tuple[int, int]:
     return short * height // least, short * width // least
 
 
-def _middle(height: int, width: int, most: int) -> list[int]:
+def _central_box(height: int, width: int, most: int) -> list[int]:
     """The central box of at most `most` pixels a side."""
     rows, columns = min(most, height), min(most, width)
     return [round((height - rows) / 2), round((width - columns) / 2), rows, columns]
@@ -236,7 +236,7 @@ def _sizes(headers: list[Header | None]) -> Ints:
     return np.array([(h.height, h.width) if h else (1, 1) for h in headers], np.int64).reshape(-1, 2)
 
 
-def _shrinks(headers: list[Header | None], shown: Ints, boxes: Ints, sides: list[int]) -> Ints:
+def _choose_shrinks(headers: list[Header | None], shown: Ints, boxes: Ints, sides: list[int]) -> Ints:
     """For each view, int64 [n, S + 1], the scale that its JPEG is decoded at.
 
     The largest of 1, 2, 4, 8 at which every view of this image in this pair keeps `SPARE` times its side, so that the
@@ -251,13 +251,13 @@ def _shrinks(headers: list[Header | None], shown: Ints, boxes: Ints, sides: list
     return 1 + (room >= 2) + 2 * (room >= 4) + 4 * (room >= 8)
 
 
-def _shrunk(boxes: Ints, shrinks: Ints) -> Ints:
+def _shrink_boxes(boxes: Ints, shrinks: Ints) -> Ints:
     """Boxes in the image that was decoded at 1 / shrink, edges rounded."""
     start = np.rint(boxes[..., :2] / shrinks[..., None]).astype(np.int64)
     stop = np.rint((boxes[..., :2] + boxes[..., 2:]) / shrinks[..., None]).astype(np.int64)
     return np.concatenate([start, stop - start], -1)
 
 
-def _cut(image: Image, box: list[int]) -> Image:
+def _crop(image: Image, box: list[int]) -> Image:
     top, left, height, width = box
     return image[top : top + height, left : left + width]

@@ -23,10 +23,10 @@ from soda_dist.data.views.addressed import Ints, normals, uniforms
 from soda_dist.data.views.decode import Image
 
 FILL = (128, 128, 128)
-NOTHING = np.array([-1, 0], np.float32)
-"""No operation, in `as_table`."""
-MOST = 10.0
-"""Magnitudes are clipped to 0..MOST."""
+NO_LAYER = np.array([-1, 0], np.float32)
+"""No operation, in `encode_layers`."""
+MAX_MAGNITUDE = 10.0
+"""Magnitudes are clipped to 0..MAX_MAGNITUDE."""
 _LEVELS = np.arange(256)
 _FLOATS = _LEVELS.astype(np.float32)
 GREY = 19595 / 65536, 38470 / 65536, 7471 / 65536
@@ -62,7 +62,7 @@ def invert(image: Image) -> Image:
 
 def posterize(image: Image, bits: int) -> Image:
     """Keep the `bits` highest bits."""
-    return image & np.uint8(_kept(bits))
+    return image & np.uint8(_top_bits(bits))
 
 
 def solarize(image: Image, threshold: int) -> Image:
@@ -162,21 +162,23 @@ OPERATIONS = (
     Operation("TranslateY", translate_y, lambda m, sign: sign * 0.45 * m),
 )
 Layer = tuple[int, float, int]
-"""Operation's place in OPERATIONS, magnitude in 0..MOST, sign -1 or 1."""
+"""Operation's place in OPERATIONS, magnitude in 0..MAX_MAGNITUDE, sign -1 or 1."""
 
 
-def plan_layers(seed: int, purpose: str, epochs: Ints, keys: Ints, how: Augmentation) -> list[list[Layer]]:
+def plan_layers(seed: int, purpose: str, epochs: Ints, keys: Ints, settings: Augmentation) -> list[list[Layer]]:
     """What is done to each view: each layer an operation drawn evenly, at magnitude N(magnitude, std).
 
     At 1 - `randaugment_rate` a view has no layers.
     """
-    count = how.randaugment_layers
+    count = settings.randaugment_layers
     u = uniforms(seed, f"{purpose}/operations", epochs, keys, range(1 + 2 * count))
     noise = normals(seed, f"{purpose}/magnitudes", epochs, keys, range(count))
-    magnitude = np.clip(how.randaugment_magnitude + how.randaugment_magnitude_std * noise, 0.0, MOST).tolist()
+    magnitude = np.clip(
+        settings.randaugment_magnitude + settings.randaugment_magnitude_std * noise, 0.0, MAX_MAGNITUDE
+    ).tolist()
     operation = (u[:, 1 : 1 + count] * len(OPERATIONS)).astype(np.int64).tolist()
     sign = np.where(u[:, 1 + count :] < 0.5, -1, 1).tolist()
-    active = (u[:, 0] < how.randaugment_rate).tolist()
+    active = (u[:, 0] < settings.randaugment_rate).tolist()
     rows = zip(active, operation, magnitude, sign, strict=True)
     return [list(zip(o, m, s, strict=True)) if on else [] for on, o, m, s in rows]
 
@@ -185,17 +187,17 @@ def distort(image: Image, layers: list[Layer]) -> Image:
     """The image after its layers."""
     for number, magnitude, sign in layers:
         _, apply, amount = OPERATIONS[number]
-        image = apply(image, amount(magnitude / MOST, sign)) if amount else apply(image)
+        image = apply(image, amount(magnitude / MAX_MAGNITUDE, sign)) if amount else apply(image)
     return image
 
 
-def as_table(layers: list[list[Layer]], count: int) -> NDArray[np.float32]:
+def encode_layers(layers: list[list[Layer]], count: int) -> NDArray[np.float32]:
     """Layers of n views as an array: float32 [n, count, 2], operation's place and argument; -1 and 0: none."""
-    table = np.tile(NOTHING, (len(layers), count, 1))
+    table = np.tile(NO_LAYER, (len(layers), count, 1))
     for row, own in enumerate(layers):
         for place, (number, magnitude, sign) in enumerate(own):
             amount = OPERATIONS[number].amount
-            table[row, place] = number, amount(magnitude / MOST, sign) if amount else 0
+            table[row, place] = number, amount(magnitude / MAX_MAGNITUDE, sign) if amount else 0
     return table
 
 
@@ -205,7 +207,7 @@ def level_table(name: str, amount: float) -> NDArray[np.uint8]:
         case "Invert":
             return (255 - _LEVELS).astype(np.uint8)
         case "Posterize":
-            return _LEVELS.astype(np.uint8) & np.uint8(_kept(int(amount)))
+            return _LEVELS.astype(np.uint8) & np.uint8(_top_bits(int(amount)))
         case "Solarize":
             return _SOLARIZE[int(amount)]
         case "SolarizeAdd":
@@ -228,7 +230,7 @@ def stretch(low: int, high: int) -> NDArray[np.uint8]:
     return (_LEVELS * scale - low * scale).clip(0, 255).astype(np.uint8)
 
 
-def _kept(bits: int) -> int:
+def _top_bits(bits: int) -> int:
     """A mask of the highest bits."""
     return 0xFF00 >> bits & 0xFF
 

@@ -102,7 +102,7 @@ def test_pauses_are_drawn_apart_and_only_for_what_may_pass(monkeypatch: pytest.M
 
     for _ in range(2):
         with pytest.raises(retries.StoreError, match="SLOW_DOWN"):
-            retries.patiently(fail)
+            retries.retry(fail)
     assert calls == [0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10]
     assert len(set(paused)) == 10 and 15.5 <= sum(paused[:5]) <= 46.5
     retries.retries_since_last()
@@ -111,5 +111,5 @@ def test_pauses_are_drawn_apart_and_only_for_what_may_pass(monkeypatch: pytest.M
         raise UserError("s3://a/b", "no permission", "a place that you may read", "change it")
 
     with pytest.raises(UserError, match="no permission"):
-        retries.patiently(refuse)
+        retries.retry(refuse)
     assert len(paused) == 10 and retries.retries_since_last() == 0

@@ -124,8 +124,11 @@ def test_amounts_are_those_of_timm_without_its_increasing_variants() -> None:
     for name, amount in names.items():
         theirs = LEVEL_TO_ARG[name + "Rel" if name.startswith("Translate") else name]
         for magnitude in (0.0, 4.4, 8.5, 9.0, 10.0):
-            assert abs(amount(magnitude / ra.MOST, 1)) == pytest.approx(abs(theirs(magnitude, {})[0]))
-            assert amount(magnitude / ra.MOST, -1) in (amount(magnitude / ra.MOST, 1), -amount(magnitude / ra.MOST, 1))
+            assert abs(amount(magnitude / ra.MAX_MAGNITUDE, 1)) == pytest.approx(abs(theirs(magnitude, {})[0]))
+            assert amount(magnitude / ra.MAX_MAGNITUDE, -1) in (
+                amount(magnitude / ra.MAX_MAGNITUDE, 1),
+                -amount(magnitude / ra.MAX_MAGNITUDE, 1),
+            )
 
 
 def test_plans_have_the_asked_rates_and_spreads() -> None:
@@ -140,8 +143,8 @@ def test_plans_have_the_asked_rates_and_spreads() -> None:
         stats.chisquare([Counter((o, s) for o, _, s in chosen)[i, s] for i in range(15) for s in (-1, 1)]).pvalue > 1e-3
     )
     magnitude = np.array([m for _, m, _ in chosen])
-    assert magnitude.max() == ra.MOST  # clipped at two standard deviations
-    inner = magnitude[magnitude < ra.MOST]
+    assert magnitude.max() == ra.MAX_MAGNITUDE  # clipped at two standard deviations
+    inner = magnitude[magnitude < ra.MAX_MAGNITUDE]
     assert stats.kstest(inner, stats.truncnorm(-np.inf, 2, 9, 0.5).cdf).pvalue > 1e-3
 
 
