@@ -74,7 +74,7 @@ def test_a_limit_takes_the_first_rows(models: Models, place: Folder) -> None:
     some = collect(ScatteredPool(0, Held(models)), place, plan_pieces("train", groups, 12, 16), silent)
     said: list[str] = []
     whole = collect(ScatteredPool(0, Held(models)), place, plan_pieces("train", groups, None, 16), said.append)
-    assert not any("from before" in line for line in said), "a part of a piece is not the piece"
+    assert not any("reusing" in line for line in said), "a part of a piece is not the piece"
     np.testing.assert_allclose(some.arrays["trained"], whole.arrays["trained"][:12], rtol=1e-4, atol=1e-5)
 
 
@@ -127,7 +127,7 @@ def test_latents_lie_as_parquet_with_keys_and_labels(models: Models, place: Fold
 
 
 def test_rows_that_are_not_where_their_key_says_are_noticed(models: Models) -> None:
-    with pytest.raises(RuntimeError, match="other keys"):
+    with pytest.raises(RuntimeError, match="keys other than their ordinals"):
         extract(models, Piece("test", (1,), 0, 10))
 
 
