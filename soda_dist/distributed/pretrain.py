@@ -17,7 +17,6 @@ from soda_dist.distributed.ingest_plan import least_memory_mb
 from soda_dist.distributed.runtime.driver_lines import board
 from soda_dist.distributed.runtime.ray_internals import autoscaler_active, hold_statistics_here, release_placement_group
 from soda_dist.distributed.runtime.resources import check_resources, training_resources
-from soda_dist.distributed.train_worker import train_worker
 from soda_dist.errors import UserError
 from soda_dist.parallel.progress import Say
 from soda_dist.runs.folder import claim, complete_steps, scratch_folder
@@ -126,6 +125,8 @@ def _trainer(job: dict[str, Any], config: RunConfig, run: Folder) -> Any:
     from ray.train import FailureConfig, ScalingConfig
     from ray.train import RunConfig as TrainRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    from soda_dist.distributed.train_worker import train_worker
 
     scale = config.scale
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(scale.start_timeout_s)

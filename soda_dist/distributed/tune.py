@@ -8,8 +8,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from ray import tune
-from ray.tune.schedulers import ASHAScheduler
 
 from soda_dist.config.load import dump_config, with_fields
 from soda_dist.config.schema import RunConfig
@@ -89,6 +87,8 @@ def _trial(
     params: dict[str, int], *, configs: list[RunConfig], search: Search, data: str, run: str, board: Any
 ) -> None:
     """Run one trial: train to each rung, probe there, report; ASHA may end it at a report."""
+    from ray import tune
+
     number = params["trial"]
     folder = _trial_folder(open_folder(run), number)
 
@@ -112,6 +112,9 @@ def _accuracy(folder: Folder, step: int) -> float | None:
 
 
 def _run_tuner(trial: Any, search: Search, run: Folder) -> None:
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+
     scratch = run.child("tune")
     filesystem, path = scratch.arrow()
     scheduler = ASHAScheduler(

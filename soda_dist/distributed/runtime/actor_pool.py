@@ -115,16 +115,20 @@ class ActorPool(Pool):
         if progress:
             progress.begin(pieces)
         work = _Work(job, pieces)
-        while not work.is_done():
-            self._hire(work)
-            self._deal(work)
-            for number, result in self._finished():
-                piece = work.finish(number)
+        try:
+            while not work.is_done():
+                self._hire(work)
+                self._deal(work)
+                for number, result in self._finished():
+                    piece = work.finish(number)
+                    if progress:
+                        progress.add(piece, result)
+                    yield number, result
                 if progress:
-                    progress.add(piece, result)
-                yield number, result
-            if progress:
-                progress.tick()
+                    progress.tick()
+        finally:
+            if any(call.number is not None for call in self._calls.values()):
+                self.release()  # an error, or a caller that wants no more: what is under way belongs to nobody
         if progress:
             progress.close()
 

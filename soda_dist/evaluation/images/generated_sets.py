@@ -156,8 +156,9 @@ def generate_piece(models: Models, piece: SetPiece) -> pa.Table:
 
 def with_mean(model: Method) -> Method:
     """Return the same networks with the mean as the aggregation of several latents."""
-    other = copy.copy(model)
-    other._modules = {**model._modules, "aggregation": MeanAggregation()}
+    shared = (*model.children(), *model.parameters(recurse=False), *model.buffers(recurse=False))
+    other = copy.deepcopy(model, {id(part): part for part in shared})
+    other.aggregation = MeanAggregation()
     return other
 
 
