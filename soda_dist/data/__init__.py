@@ -1,4 +1,4 @@
-"""Sources, shards, order and view pairs. No Ray, and no torch."""
+"""Data sets: sources, shards, row order and view pairs. Imports neither Ray nor torch."""
 
 from importlib import import_module
 from types import ModuleType

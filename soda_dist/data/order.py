@@ -1,31 +1,13 @@
-"""Which row comes when: a pure function of (seed, position), for any number of workers.
+"""Order of rows in training: a pure function of (seed, position), for any number of workers.
 
-A position counts the samples seen since the run began. Epoch = position // N, and every epoch is a permutation of the
-N rows; batches run on over its end, so nothing is lost. A full shuffle would fetch a row group for each row. Here the
-row groups are shuffled, `mix` of them at a time form a window, and the rows of a window are shuffled within their group
-and dealt in lanes: every batch takes the same share of each group, and always at the same place in the batch. So a
-worker that takes the same slice of every batch reads its own lanes only, and reads them whole.
+A position counts samples since the start of the run. Epoch = position // N; each epoch is a permutation of the N rows,
+and batches continue across its end. A full shuffle would fetch a row group per row. Instead, row groups are shuffled,
+each `mix` of them form a window, and rows are shuffled within their group and dealt in lanes: every batch takes the
+same share of each group, always at the same place in the batch. So a worker that takes the same slice of every batch
+reads only its own lanes, completely. Rows must be mixed when shards are written: sorted by class, batches would hold
+few classes. docs/performance.md has measurements of fetched rows and of mixing.
 
 Our reading of "data is shuffled at training time" (section D.2).
-
-Rows fetched over rows used, tasks of 2048 rows, batch 1024, mix 16, 50,000 rows in groups of 256, two epochs:
-
-| workers | contiguous rows | lanes | lanes, tasks cut by `windows` |
-|---|---|---|---|
-| 1 | 1.06 | 2.49 | 1.00 |
-| 2 | 1.25 | 1.51 | 1.01 |
-| 4 | 1.50 | 1.27 | 1.02 |
-| 8 | 2.50 | 1.16 | 1.04 |
-
-A resume fetches the row groups of the window that it begins in, and uses the rows that are left: nothing in vain where
-batches hold whole windows (ImageNet: 4,096 rows in windows of 1,024); with windows of 4,096 rows and batches of 512 it
-is 6.5 groups of 16 in the mean and 14 at the most, which is what a window of that width costs.
-
-How well it mixes, same setting, against a full shuffle: on rows that were mixed when they were written, batches hold
-the same mix of labels (relative deviation of a class's count 0.09, both); two rows that shared a batch share one in the
-next epoch 1.5 times as often as by chance. Rows that neighbour each other in a shard come a median of 1 batch apart,
-not 14. On rows written class by class the mix is poor (deviation 0.64; 1000 classes in groups of 64, batch 4096: 74
-classes in a batch, not 984): whoever writes the shards mixes the rows first.
 """
 
 from bisect import bisect_right
@@ -42,31 +24,30 @@ EPOCHS_CACHED, WINDOWS_CACHED = 4, 32
 
 
 class RowLocations(NamedTuple):
-    """Where the samples of some positions lie."""
+    """Epoch and row of n positions."""
 
     epoch: Ints
     """int64 [n]."""
     group: Ints
-    """int64 [n]: row group of the split, in the order of shards."""
+    """int64 [n]: row group of the split, numbered in shard order."""
     row: Ints
-    """int64 [n]: row inside the group."""
+    """int64 [n]: row within the group."""
 
 
 class Window(NamedTuple):
-    """Positions that draw on the same few row groups."""
+    """Positions start..stop-1, all in the same `mix` row groups."""
 
     start: int
     stop: int
 
 
 class Order:
-    """The order of a run. Immutable and picklable; the current windows are cached in the process.
+    """Order of a run. Immutable and picklable; recent windows are cached per process.
 
     Args:
-        groups: rows of each row group of the split.
-        seed: of the run.
-        batch: global batch: the unit that is dealt evenly, best a multiple of `mix`.
-        mix: row groups in a window.
+        groups: number of rows of each row group of the split.
+        batch: global batch size, best a multiple of `mix`.
+        mix: row groups per window.
 
     Raises:
         UserError: the split has no rows.
@@ -86,7 +67,7 @@ class Order:
         return Order, (self.groups.tolist(), self.seed, self.batch, self.mix)
 
     def locate(self, start: int, stop: int) -> RowLocations:
-        """Epoch, row group and row of the positions start..stop-1."""
+        """Return epoch, row group and row of positions start..stop-1."""
         parts = []
         for epoch, number, low, high in self._segments(start, stop):
             group, row = self._window(epoch, number)
@@ -96,19 +77,16 @@ class Order:
         return RowLocations(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
     def key(self, group: Ints, row: Ints) -> Ints:
-        """Ordinals in the split, int64 [n], of these rows of row groups."""
+        """Return keys (row numbers in the split), int64 [n]."""
         return self._first_row[group] + row
 
     def find(self, keys: Ints) -> tuple[Ints, Ints]:
-        """Row group and row inside it, int64 [n] each: the inverse of `key`."""
+        """Return row group and row within it, int64 [n] each: the inverse of `key`."""
         group = np.searchsorted(self._first_row, keys, side="right") - 1
         return group, keys - self._first_row[group]
 
     def windows(self, start: int, stop: int) -> list[Window]:
-        """Cut start..stop-1 where the window changes.
-
-        A read task that ends at a cut fetches no row group that its successor fetches again.
-        """
+        """Split start..stop-1 at window boundaries, so that consecutive read tasks fetch no row group twice."""
         cuts = []
         for _, _, low, high in self._segments(start, stop):
             cuts.append(Window(start, start + high - low))
@@ -116,21 +94,21 @@ class Order:
         return cuts
 
     def _segments(self, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
-        """(epoch, window, low, high): the positions as runs low..high-1 inside one window."""
+        """Yield (epoch, window, low, high): places low..high-1 of one window."""
         while start < stop:
             epoch, place = divmod(start, self.rows)
-            # An epoch starts in the middle of a batch. Its sequence is rotated so that windows start with batches:
-            # the part of the last window that no whole batch is left for comes first.
+            # An epoch may start within a batch. Rotating its sequence aligns windows with batches: it begins with the
+            # part of the last window that fills no whole batch.
             place = (place + epoch * self.rows % -self.batch) % self.rows
             starts = self._epoch(epoch)[1]
             number = bisect_right(starts, place) - 1
             low = place - starts[number]
-            left = min(stop - start, starts[number + 1] - place, self.rows - start % self.rows)
-            yield epoch, number, low, low + left
-            start += left
+            count = min(stop - start, starts[number + 1] - place, self.rows - start % self.rows)
+            yield epoch, number, low, low + count
+            start += count
 
     def _make_epoch(self, epoch: int) -> tuple[Ints, list[int]]:
-        """The epoch's permutation of groups, short ones last, and where its windows start (closed by N)."""
+        """Permute the groups, short ones last; return them with the starts of the windows, and N."""
         ids = np.arange(len(self.groups))
         rank = words(self.seed, "order/groups", epoch, ids, range(1))[:, 0]
         permuted = np.lexsort((rank, self.groups < self.groups.max()))
@@ -139,10 +117,9 @@ class Order:
         return permuted, [0, *(end for end in starts if end < self.rows), self.rows]
 
     def _make_window(self, epoch: int, number: int) -> tuple[Ints, Ints]:
-        """Group and row of each place of a window: rows sorted by (j // c, lane, j % c).
+        """Return group and row of each place of a window: rows sorted by (j // c, lane, j % c).
 
-        Lane is the group's place in the window, j the row's place in its permuted group, c the share of a group in
-        one batch.
+        Lane is the group's place in the window, j the row's place in its permuted group, c a group's rows per batch.
         """
         ids = self._epoch(epoch)[0][number * self.mix : (number + 1) * self.mix]
         sizes = self.groups[ids]

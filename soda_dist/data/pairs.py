@@ -1,4 +1,4 @@
-"""View pairs of any stretch of the run: the one piece that the Ray ingest and a plain loop both call."""
+"""View pairs at given positions of the run, for the Ray ingest and for local loops."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -25,57 +25,56 @@ from soda_dist.errors import UserError
 
 COLUMNS = ["image", "name"]
 SUBSTITUTES = 8
-"""Rows that are tried, one after the other, in the place of one whose images cannot be read."""
+"""Rows tried in place of one whose images cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """n view pairs in the order of the run: up to S sources and a target each.
+    """n view pairs in run order, each of up to S sources and a target.
 
-    S is the most sources that the configuration allows; P the size of a pose, 0 where there are none.
+    S is the maximum of `data.sources`; P the pose size, 0 without poses.
     """
 
     source: NDArray[np.uint8]
-    """uint8 [n, S, s, s, 3], the encoder's views; zeros in empty slots and where not ok."""
+    """uint8 [n, S, s, s, 3]: the encoder's views; zeros in empty slots and where not ok."""
     present: NDArray[np.bool_]
-    """bool [n, S]: which slots hold a view: the first k, at least one."""
+    """bool [n, S]: whether a slot holds a view; the first k do, k >= 1."""
     target: NDArray[np.uint8]
-    """uint8 [n, t, t, 3], the denoiser's view; zeros where not ok."""
+    """uint8 [n, t, t, 3]: the denoiser's view; zeros where not ok."""
     source_pose: NDArray[np.float32]
-    """float32 [n, S, P], as in `data.poses`; zeros in empty slots and where not ok."""
+    """float32 [n, S, P], as in `views.poses`; zeros in empty slots and where not ok."""
     target_pose: NDArray[np.float32]
     """float32 [n, P]; zeros where not ok."""
     source_layers: NDArray[np.float32]
-    """float32 [n, S, L, 2], RandAugment's layers that the training device is to compute, as
-    `data.randaugment.encode_layers`; L is 0 where the views are finished."""
+    """float32 [n, S, L, 2]: RandAugment layers for the training device, from `encode_layers`; L = 0 if none."""
     target_layers: NDArray[np.float32]
     """float32 [n, L, 2]."""
     key: Ints
-    """int64 [n]: the ordinal in its split of the row that the pair is of: the one that the target shows, unless
-    another one stands in."""
+    """int64 [n]: key of the pair's own row, which the target shows unless a substitute does."""
     ok: NDArray[np.bool_]
-    """bool [n]: every image that the pair shows could be read; a loss must leave the others out."""
+    """bool [n]: whether every image of the pair could be read; a loss must exclude the others."""
     index: Ints
     """int64 [n]: position in the run."""
     label: Ints
-    """int64 [n, L]: what a probe that is trained along predicts of the first source's row; L is 0 without one."""
+    """int64 [n, L]: the online probe's labels of the first source's row; L = 0 without a probe."""
     name: list[str]
-    """n texts: the path of an image of the pair's own that could not be read; empty where all could."""
+    """Per pair: path of an unreadable image of its own row, or empty."""
     reason: list[str]
-    """n texts: why it could not."""
+    """Per pair: why it is unreadable, or empty."""
     retries: Ints
-    """int64 [n]: on the first row, how often this process asked the object store again since the pairs before."""
+    """int64 [n]: in the first row, this process's storage retries since the previous pairs; else 0."""
 
     def unreadable(self) -> list[tuple[int, str, str]]:
-        """(key, path of the image that could not be read, why) of each pair that has one."""
+        """Return (key, path, reason) of each pair with an unreadable image of its own."""
         rows = zip(self.key.tolist(), self.name, self.reason, strict=True)
         return [row for row in rows if row[2]]
 
 
 def check_data(reader: ShardReader, data: Data) -> None:
-    """A `UserError` if the split lacks what its views and poses are made of.
+    """Check that the split has the columns for its views and poses; reads a footer and one column of a row group.
 
-    Reads a footer, and one column of a row group, at the most.
+    Raises:
+        UserError: a column is missing or of another type, or no object has several views.
     """
     if data.views == "class":
         main_label(reader)
@@ -94,31 +93,29 @@ def check_data(reader: ShardReader, data: Data) -> None:
 
 
 def _check_several_views(reader: ShardReader) -> None:
-    """Rows of an object are neighbours: where the first group has none in common, each object has a single view."""
+    """Check the first row group, since rows of an object are neighbours."""
     objects = reader.group(0, [OBJECT]).column(OBJECT).to_numpy()
     if len(objects) > 1 and len(np.unique(objects)) == len(objects):
-        got = f"object, but each of the first {len(objects)} rows of split {reader.split} shows another object"
-        raise UserError("data.views", got, "several views of an object", "prepare them, or choose augmented")
+        got = f"object, but each of the first {len(objects)} rows of split {reader.split} shows a different object"
+        raise UserError("data.views", got, "several views of an object", "use other data, or set data.views=augmented")
 
 
 def read_pairs(
     reader: ShardReader, order: Order, start: int, stop: int, *, seed: int, data: Data, labels: Sequence[str] = ()
 ) -> Pairs:
-    """The pairs at positions start..stop-1; images of each row group are fetched once.
+    """Make the pairs at positions start..stop-1; images of each row group are fetched once.
 
-    Where an image of a pair cannot be read, the next row of its row group stands in: a function of the key alone. It is
-    drawn as the key's own would be, so that the row is not seen twice alike.
+    A row whose images cannot be read is replaced by the next row of its row group, a function of the key alone. The
+    substitute is drawn with the key's own random numbers, so that its views differ from those it has itself.
 
     Args:
-        reader, order: of the split.
         start, stop: positions in the run.
-        seed: of the run.
-        data: what the views are.
+        seed: the run's seed.
         labels: columns of `Pairs.label`.
 
     Raises:
-        UserError: of the reader: a shard is missing, truncated or altered, or lacks a column that `check_data` looks
-            for; a row has no label of `labels`. Images that cannot be read raise nothing.
+        UserError: a shard is missing, truncated or altered, or lacks a column that `check_data` requires; a row lacks
+            a label. Unreadable images raise nothing.
     """
     located = order.locate(start, stop)
     key = order.key(located.group, located.row)
@@ -129,7 +126,7 @@ def read_pairs(
         if not len(bad):
             break
         shown = order.key(located.group[bad], (located.row[bad] + turn) % order.groups[located.group[bad]])
-        made.put(bad, make(shown, key[bad], located.epoch[bad]))
+        made.replace(bad, make(shown, key[bad], located.epoch[bad]))
         bad = np.flatnonzero(~made.views.ok)
     return Pairs(
         **made.views.arrays(),
@@ -145,7 +142,7 @@ def read_pairs(
 
 
 class _Drawn(NamedTuple):
-    """Views of n pairs, with what an image that could not be read is called and why it could not."""
+    """Views of n pairs, with name and problem of unreadable images."""
 
     views: ViewPairs
     present: NDArray[np.bool_]
@@ -153,8 +150,8 @@ class _Drawn(NamedTuple):
     name: list[str]
     reason: list[str]
 
-    def put(self, rows: Ints, other: "_Drawn") -> None:
-        """Replaces these rows; names and reasons stay."""
+    def replace(self, rows: Ints, other: "_Drawn") -> None:
+        """Replace views and labels of these rows; keep names and reasons."""
         for own, new in zip(self._arrays(), other._arrays(), strict=True):
             own[rows] = new
 
@@ -173,7 +170,7 @@ def _draw(
     data: Data,
     labels: Sequence[str],
 ) -> _Drawn:
-    """Pairs of the rows with the keys `shown`, drawn as those of `key`."""
+    """Make pairs that show the rows `shown`, with the random numbers of the rows `key`."""
     sources = source_keys(reader, order, shown, epoch, seed=seed, data=data)
     wanted = np.column_stack([sources, shown])
     rows = np.unique(wanted[wanted >= 0])
@@ -201,12 +198,12 @@ def local_pairs(
     threads: int,
     labels: Sequence[str] = (),
 ) -> Iterator[Pairs]:
-    """Successive batches from position `start` on, without end, in this process.
+    """Yield consecutive batches from position `start`, endlessly, made in this process.
 
     Args:
-        batch: pairs in each.
-        threads: that prepare batches ahead, one each; 0: a batch is made when it is asked for. The pairs are the same.
-        labels: as `read_pairs` takes them.
+        batch: pairs per batch.
+        threads: batches prepared ahead; 0 = each on request. Does not change the pairs.
+        labels: as in `read_pairs`.
     """
     read = partial(read_pairs, reader, order, seed=seed, data=data, labels=labels)
     if threads == 0:
@@ -232,7 +229,7 @@ def _camera_columns(data: Data) -> dict[str, pa.DataType]:
 def _fetch(
     reader: ShardReader, order: Order, keys: Ints, data: Data, labels: Sequence[str]
 ) -> tuple[list[bytes], list[str], Cameras | None, Ints]:
-    """Bytes, paths, (if poses are cameras) cameras and labels of the rows with these keys, which ascend."""
+    """Return image bytes, names, cameras (None without) and labels of the rows with these ascending keys."""
     columns = [*COLUMNS, *_camera_columns(data), *labels]
     images: list[bytes] = []
     names: list[str] = []

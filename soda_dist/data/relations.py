@@ -1,14 +1,13 @@
-"""Which rows a pair's sources show (section 3.3): its own image, or other rows of its object or its class.
+"""Source rows of a pair (section 3.3): its own image, or other rows of its object or class.
 
-The number of sources is uniform over `data.sources`; the rows are drawn without repetition, each order of the other
-members equally likely. Both are functions of (seed, epoch, key) and of who belongs together. Where an object or a
-class has fewer others than sources are asked for, all of them are shown, and some slots stay empty; whoever is alone
-is its own source.
+The number of sources is uniform over `data.sources`; rows are drawn without repetition, all orders equally likely. Both
+are functions of (seed, epoch, key) and of the members. If an object or class has fewer other rows than sources, all are
+shown and the remaining slots stay empty; a row without others is its own source.
 
-An object's rows are neighbours in the order of keys (an import's contract). They are found where they are needed, in
-the row groups around a row. A class's rows may lie anywhere: the label's column of the whole split is read once in a
-process (8 bytes a row are kept), and then nearly every source lies in a row group of its own, which is fetched for that
-one image. So data sets that are trained by class are best prepared with small row groups (`rows_per_group=8`).
+An object's rows have consecutive keys (as every import ensures) and are found in the row groups around a row. A class's
+rows may lie anywhere: each process reads the label column of the whole split once (keeping 8 bytes per row), and nearly
+every source then needs a row group fetched for that one image. Data sets for `data.views=class` are best prepared with
+small row groups (`rows_per_group=8`).
 """
 
 import threading
@@ -25,40 +24,38 @@ from soda_dist.data.views.addressed import Floats, Ints, uniforms
 from soda_dist.errors import UserError
 
 OBJECT = "object"
-"""The column that says which object an image shows."""
+"""Column with the object's number."""
 _INDEXING = threading.Lock()
 
 
 class RelatedRows(NamedTuple):
-    """The rows that belong together with each of n rows: a stretch of some order of the split's rows."""
+    """For each of n rows, the range of rows related to it, in some order of the split."""
 
     start: Ints
-    """int64 [n]: where the stretch begins."""
+    """int64 [n]: start of the range."""
     size: Ints
-    """int64 [n]: its rows, the row itself among them."""
+    """int64 [n]: rows in the range, including the row itself."""
     rank: Ints
-    """int64 [n]: the row's own place in it."""
+    """int64 [n]: the row's own place in the range."""
 
 
 class ClassIndex(NamedTuple):
-    """The rows of a split sorted by class, stable."""
+    """Rows of a split, sorted stably by class."""
 
     keys: NDArray[np.int32]
-    """int32 [N]."""
+    """int32 [N]: keys, sorted by class."""
     place: NDArray[np.int32]
-    """int32 [N]: of each key in `keys`."""
+    """int32 [N]: place of each key in `keys`."""
     starts: Ints
-    """Where each class begins, closed by N."""
+    """int64 [classes + 1]: start of each class, and N."""
 
 
 def source_keys(reader: ShardReader, order: Order, keys: Ints, epochs: Ints, *, seed: int, data: Data) -> Ints:
-    """The keys of the rows that the sources show, int64 [n, S]; -1: an empty slot.
+    """Return the keys of the sources' rows, int64 [n, S]; -1 = empty slot.
 
     Args:
-        reader, order: of the split.
         keys, epochs: int64 [n], of the pairs' own rows.
-        seed: of the run.
-        data: views and numbers of sources.
+        seed: the run's seed.
     """
     fewest, most = data.sources
     wanted = fewest + (uniforms(seed, "sources/count", epochs, keys, range(1)) * (most - fewest + 1)).astype(np.int64)
@@ -72,7 +69,7 @@ def source_keys(reader: ShardReader, order: Order, keys: Ints, epochs: Ints, *, 
     u = uniforms(seed, "sources/rows", epochs, keys, range(most))
     others = related.size - 1
     drawn = draw_distinct(u, others)
-    drawn += drawn >= related.rank[:, None]  # over the row itself
+    drawn += drawn >= related.rank[:, None]  # skip the row itself
     drawn[:, 0] = np.where(others, drawn[:, 0], related.rank)
     empty = np.arange(most) >= np.minimum(wanted, np.maximum(others, 1)[:, None])
     places = np.where(empty, 0, related.start[:, None] + drawn)
@@ -80,26 +77,25 @@ def source_keys(reader: ShardReader, order: Order, keys: Ints, epochs: Ints, *, 
 
 
 def draw_distinct(u: Floats, count: Ints) -> Ints:
-    """Distinct numbers below `count`, int64 [n, S], each sequence equally likely; those from place `count` on are void.
+    """Draw distinct numbers below `count`, int64 [n, S], all sequences equally likely.
+
+    The first numbers do not depend on S; those from place `count` on are meaningless.
 
     Args:
-        u: [n, S], uniform on [0, 1). The first numbers do not depend on how many follow.
+        u: float64 [n, S], uniform on [0, 1).
         count: int64 [n].
     """
     drawn = np.zeros((len(u), 0), np.int64)
     for number in range(u.shape[1]):
         one = (u[:, number] * np.maximum(count - number, 1)).astype(np.int64)
-        for taken in np.sort(drawn, axis=1).T:  # from below: a number among those left becomes one among all
+        for taken in np.sort(drawn, axis=1).T:  # ascending: maps a rank among the rest to a number
             one += one >= taken
         drawn = np.hstack([drawn, one[:, None]])
     return drawn
 
 
 def find_object_rows(reader: ShardReader, order: Order, keys: Ints) -> RelatedRows:
-    """The neighbours of the same object: of each row's group, and of further ones while the object reaches their edge.
-
-    Places are keys.
-    """
+    """Find the rows of the same object, as a range of keys; reads further row groups only where it crosses an edge."""
     groups, rows = order.find(keys)
     start, stop = np.empty_like(keys), np.empty_like(keys)
     for group in np.unique(groups).tolist():
@@ -118,7 +114,7 @@ def find_object_rows(reader: ShardReader, order: Order, keys: Ints) -> RelatedRo
 
 
 def _reach(reader: ShardReader, order: Order, group: int, step: int, value: np.int64) -> int:
-    """Rows of an object beyond a group's edge, in the groups before (step -1) or after it (1)."""
+    """Count an object's rows beyond a group's edge, in the groups before (step -1) or after it (1)."""
     reach = 0
     while 0 <= (group := group + step) < len(order.groups):
         values = _objects(reader, group)[::step]
@@ -134,16 +130,16 @@ def _objects(reader: ShardReader, group: int) -> Ints:
 
 
 def main_label(reader: ShardReader) -> str:
-    """The data set's main label, if it is a class or a factor; else a `UserError`."""
+    """Return the name of the data set's main label; a `UserError` unless it is a class or factor."""
     labels, name = reader.manifest.labels, reader.manifest.main_label
     if name is None or name not in labels or labels[name].kind not in ("class", "factor"):
         got = "class, but the data set has no main label that is a class or a factor"
-        raise UserError("data.views", got, "augmented, same, object", "choose one of them, or another data set")
+        raise UserError("data.views", got, "augmented, same, object", "set one of them, or use another data set")
     return name
 
 
 def class_index(reader: ShardReader, label: str) -> ClassIndex:
-    """Made once in a process for the readers used last."""
+    """Return the index of a split; each process caches the last two."""
     with _INDEXING:
         return _class_index(reader, label)
 
@@ -153,7 +149,7 @@ def _class_index(reader: ShardReader, label: str) -> ClassIndex:
     column = reader.column(label)
     if column.null_count:
         got = f"class, but {column.null_count} rows have no {label}"
-        raise UserError("data.views", got, "a label in every row", "choose other views, or another data set")
+        raise UserError("data.views", got, "a label in every row", "set other views, or use another data set")
     labels = column.to_numpy().astype(np.int32)
     keys = np.argsort(labels, kind="stable").astype(np.int32)
     place = np.empty_like(keys)
@@ -163,7 +159,7 @@ def _class_index(reader: ShardReader, label: str) -> ClassIndex:
 
 
 def find_class_rows(index: ClassIndex, keys: Ints) -> RelatedRows:
-    """The rows of the same class. Places are those of `index.keys`."""
+    """Find the rows of the same class, as a range of `index.keys`."""
     place = index.place[keys].astype(np.int64)
     number = np.searchsorted(index.starts, place, side="right") - 1
     start = index.starts[number]

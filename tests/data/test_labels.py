@@ -65,7 +65,7 @@ def test_the_switch_the_main_label_a_column_and_all_attributes() -> None:
 @pytest.mark.parametrize(
     ("manifest", "train", "message"),
     [
-        (manifest_of({}, None), ON, "got None; allowed: none: the data has no labels"),
+        (manifest_of({}, None), ON, "got None; allowed: none, since the data has no labels"),
         (MIXED, Train(online_probe=True, online_probe_label="x"), "got x; allowed: hue, bright, late, attributes"),
     ],
     ids=["no labels", "another"],
@@ -77,7 +77,7 @@ def test_data_without_the_label_is_refused(manifest: Manifest, train: Train, mes
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [([0, None, 2], "1 of 3 rows do not have"), ([0, 3, 1], r"values 0\.\.3; allowed: 0\.\.2"), ([-1, 0, 1], "-1")],
+    [([0, None, 2], "missing in 1 of 3 rows"), ([0, 3, 1], r"values 0\.\.3; allowed: 0\.\.2"), ([-1, 0, 1], "-1")],
     ids=["missing", "too high", "negative"],
 )
 def test_rows_without_a_sound_label_are_refused(values: list, message: str) -> None:

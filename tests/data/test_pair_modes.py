@@ -254,5 +254,5 @@ def test_objects_with_a_single_view_each_are_no_data_for_views_of_objects(tmp_pa
     write_scenes(tmp_path / "one", objects=5, test_objects=0, views=1, size=16)
     write_scenes(tmp_path / "two", objects=5, test_objects=0, views=2, size=16)
     check_data(reader_of(open_folder(str(tmp_path / "two")), "train"), data_of(views="object"))
-    with pytest.raises(UserError, match="each of the first 5 rows of split train shows another object"):
+    with pytest.raises(UserError, match="each of the first 5 rows of split train shows a different object"):
         check_data(reader_of(open_folder(str(tmp_path / "one")), "train"), data_of(views="object"))

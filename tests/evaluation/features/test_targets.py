@@ -28,7 +28,7 @@ def test_a_binary_class_is_a_class_and_an_attribute_an_attribute() -> None:
 def test_a_data_set_without_labels_says_so(small: Path) -> None:
     whole = read_manifest(open_folder(str(small / "data")))
     manifest = whole.model_copy(update={"labels": {}, "main_label": None})
-    with pytest.raises(UserError, match="none: the data has no labels"):
+    with pytest.raises(UserError, match="none, since the data has no labels"):
         choose_target(manifest, None)
     one = manifest.model_copy(update={"labels": {"a": Label(kind="factor", names=("x", "y"))}, "main_label": "a"})
     assert choose_target(one, None) == Target("a", "factor", ("a",), 2)
