@@ -1,11 +1,11 @@
-"""Parquet shards and their manifest: how a prepared data set lies in a folder, and how it is read back.
+"""Prepared data sets: Parquet shards and a manifest, written and read.
 
     manifest.json            written last: a folder without it is not a data set
     SPLIT/NNNNN.parquet      shards; row groups are the unit of reading
     rejected.jsonl           source rows that could not be read, if any
 
-Columns: `key` int64, the row's ordinal in its split, 0..N-1 in the order of shards; `image` binary, the encoded image
-as published; `name` string, where it comes from; then the data set's own typed columns.
+Columns: `key` int64, the row's number in its split, 0..N-1 in shard order; `image` binary, the encoded image as
+published; `name` string, its origin; then the data set's own typed columns.
 """
 
 import hashlib
@@ -31,13 +31,13 @@ from soda_dist.errors import UserError
 
 VERSION: Final = 2
 MANIFEST = "manifest.json"
-REMEDY = "run prepare_data.py again: it makes what is missing"
+REMEDY = "rerun prepare_data.py to rebuild it"
 CACHED_BYTES = 256 * 2**20
 OPEN_SHARDS = 64
 PAGES = b"soda_dist.pages"
-"""Where a shard's footer repeats the digest of its pages."""
+"""Metadata key in a shard's footer: digest of its pages."""
 READERS = 16
-"""Shards read at a time for a whole column: in an object store a request is mostly waiting."""
+"""Concurrent shard reads for a whole column: object-store requests are bound by latency."""
 COMMON_COLUMNS = (("key", pa.int64()), ("image", pa.binary()), ("name", pa.string()))
 
 Rows = Annotated[int, Field(ge=0)]
@@ -45,85 +45,84 @@ Value = TypeVar("Value")
 
 
 class Label(Node):
-    """A column to predict, and the names of its values 0..n-1."""
+    """A column to predict, with the names of its values 0..n-1."""
 
     kind: Literal["class", "factor", "attribute"]
     names: tuple[str, ...]
 
 
 class Shard(Node):
-    """One Parquet file; `groups` are the rows of each of its row groups."""
+    """One Parquet file; `groups` counts the rows of each row group."""
 
     path: str
     rows: Rows
     bytes: Rows
     sha256: str
     pages: str
-    """SHA-256 of its pages, without the footer, which repeats it: so a reader that fetches single row groups knows
-    whether the file is the one that was written, and not another in its place."""
+    """SHA-256 of the file without its footer, which holds a copy: a reader of single row groups can so detect a
+    replaced file."""
     groups: tuple[Rows, ...]
 
 
 class Reencoding(Node):
-    """What an import made of every image, in place of its published bytes."""
+    """JPEG settings with which an import re-encoded every image."""
 
     max_side: Annotated[int, Field(ge=1)] | None
-    """Pixels of the longer side at most; none: as published."""
+    """Maximum longer side in pixels; None = as published."""
     quality: Annotated[int, Field(ge=1, le=100)]
-    """Of JPEG."""
+    """JPEG quality."""
 
     def __str__(self) -> str:
         size = "" if self.max_side is None else f" of at most {self.max_side} px a side"
-        return f"images encoded anew as JPEG{size}, quality {self.quality}"
+        return f"images re-encoded as JPEG{size}, quality {self.quality}"
 
 
 class Split(Node):
-    """Shards in the order of keys. Every row group is full but the last of a shard with rejected rows, or of all."""
+    """Shards in key order. Row groups are full, except the last of a split or of a shard with rejected rows."""
 
     rows: Rows
     shards: tuple[Shard, ...]
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """Rows of every row group of the split."""
+        """Number of rows of each row group."""
         return tuple(rows for shard in self.shards for rows in shard.groups)
 
 
 class Manifest(Node):
-    """What a prepared data set holds."""
+    """Contents of a prepared data set."""
 
     version: Literal[2]
     kind: str
     source: str
     fingerprint: str
-    """Of kind, source and options: equal fingerprints mean the same import."""
+    """Hash of format version, kind, source and options; equal for the same import."""
     splits: dict[str, Split]
     labels: dict[str, Label]
     main_label: str | None
     rejected: Rows
     reencoded: Reencoding | None = None
-    """None: images are as published."""
+    """None = images are as published."""
 
     def split(self, name: str) -> Split:
-        """The split called `name`; a `UserError` if there is none."""
+        """Return the split `name`; a `UserError` if it does not exist."""
         if name not in self.splits:
-            raise UserError("split", name, ", ".join(sorted(self.splits)), "choose one that the data set has")
+            raise UserError("split", name, ", ".join(sorted(self.splits)), "choose an existing split")
         return self.splits[name]
 
 
 def read_manifest(folder: Folder) -> Manifest:
-    """The manifest of a prepared data set.
+    """Read the manifest of a prepared data set.
 
     Raises:
-        UserError: no manifest, not JSON, another version, or fields that are missing or wrong.
+        UserError: no manifest, not JSON, another version, or missing or invalid fields.
     """
     uri = folder.file_uri(MANIFEST)
     try:
         tree = folder.read_json(MANIFEST)
     except FileNotFoundError:
-        raise UserError(
-            folder.uri, "a folder without manifest.json", "a prepared data set", "run prepare_data.py, to its end"
-        ) from None
+        got = "a folder without manifest.json"
+        raise UserError(folder.uri, got, "a prepared data set", "run prepare_data.py until it finishes") from None
     version = tree.get("version") if isinstance(tree, dict) else None
     if version != VERSION:
         raise UserError(uri, f"version {version}", f"version {VERSION}", "prepare the data into an empty folder")
@@ -132,16 +131,16 @@ def read_manifest(folder: Folder) -> Manifest:
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(str(part) for part in problem["loc"])
-        raise UserError(uri, f"a wrong field {place}", "a manifest as written", "prepare the data again") from None
+        raise UserError(uri, f"an invalid field {place}", "an unmodified manifest", "prepare the data again") from None
 
 
 def write_manifest(folder: Folder, manifest: Manifest) -> None:
-    """Makes the folder a data set; the shards must be complete."""
+    """Write the manifest, which makes the folder a data set; the shards must be complete."""
     folder.write(MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
 
 
 def check_shards(folder: Folder, manifest: Manifest, split: str) -> None:
-    """A `UserError` if a shard of the split is missing or not as long as it was written."""
+    """Check that each shard of the split exists with its original size; a `UserError` otherwise."""
     sizes = {entry.name: entry.size for entry in folder.list(f"{split}/")}
     for shard in manifest.split(split).shards:
         if shard.path not in sizes:
@@ -152,14 +151,14 @@ def check_shards(folder: Folder, manifest: Manifest, split: str) -> None:
 
 
 def shard_schema(columns: Iterable[pa.Field]) -> pa.Schema:
-    """The schema of shards with these columns of the data set's own."""
+    """Return the schema of shards with these additional columns."""
     return pa.schema([*COMMON_COLUMNS, *columns])
 
 
 def write_shard(folder: Folder, path: str, groups: Iterable[pa.Table], schema: pa.Schema) -> Shard | None:
-    """Writes a Parquet file of one row group for each table, with page checksums; None, and no file, if there is none.
+    """Write a Parquet file with page checksums and a row group per table; without tables, write none and return None.
 
-    Images are compressed already: they get no codec, no dictionary and no statistics.
+    No dictionary, and statistics for keys only: images are compressed already.
     """
     sink, rows = _HashingBuffer(), []
     with pq.ParquetWriter(
@@ -183,7 +182,7 @@ def write_shard(folder: Folder, path: str, groups: Iterable[pa.Table], schema: p
 
 
 class _HashingBuffer(BytesIO):
-    """Memory that is hashed as it is written."""
+    """Buffer that hashes what is written to it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,7 +195,7 @@ class _HashingBuffer(BytesIO):
 
 @dataclass(frozen=True, eq=False)
 class ShardReader:
-    """Row groups of one split by their number. Picklable; what it caches belongs to the process."""
+    """Reader of a split's row groups. Picklable; its caches belong to the process."""
 
     folder: Folder
     manifest: Manifest
@@ -204,20 +203,20 @@ class ShardReader:
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """Rows of every row group, in order."""
+        """Number of rows of each row group."""
         return self.manifest.split(self.split).groups
 
     @property
     def fits_in_cache(self) -> bool:
-        """Whether a process that has read the whole split still holds all of it."""
+        """Whether the cache of a process can hold the whole split."""
         return sum(shard.bytes for shard in self._shards) <= CACHED_BYTES
 
     def group(self, number: int, columns: Sequence[str]) -> pa.Table:
-        """Row group `number` of the split, with these columns. Safe to call from several threads.
+        """Read these columns of row group `number`. Thread-safe.
 
         Raises:
             UserError: the shard is missing, truncated or altered, or has no such column.
-            IndexError: no such row group.
+            IndexError: the row group does not exist.
         """
         if not 0 <= number < self._ends[-1]:
             raise IndexError(f"row group {number} of {self._ends[-1]}")
@@ -228,13 +227,13 @@ class ShardReader:
         return _GROUPS.get(key, lambda: self._read(shard, inner, columns))
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """One column of the whole split, in the order of rows; it is not kept. Raises as `group` does."""
+        """Read one column of the whole split, in row order, uncached. Raises as `group` does."""
         with ThreadPoolExecutor(READERS) as pool:
             parts = [*pool.map(lambda shard: self._read(shard, None, [name]).column(0), self._shards)]
         return pa.chunked_array([chunk for part in parts for chunk in part.chunks], parts[0].type if parts else None)
 
     def schema(self) -> pa.Schema:
-        """The columns of the split, as its first shard has them; empty if the split has no shards."""
+        """Return the schema of the first shard; empty without shards."""
         return self._open_shard(self._shards[0]).metadata.schema.to_arrow_schema() if self._shards else pa.schema([])
 
     @cached_property
@@ -266,38 +265,37 @@ class ShardReader:
         except FileNotFoundError:
             raise UserError(uri, "a missing shard", "all shards of the manifest", REMEDY) from None
         except (pa.ArrowException, OSError) as error:
-            raise UserError(
-                uri, f"an altered shard ({_first_line(error)})", "the shard as written", f"remove it, then {REMEDY}"
-            ) from None
+            got = f"an altered shard ({_first_line(error)})"
+            raise UserError(uri, got, "the shard as written", f"remove it, then {REMEDY}") from None
 
     def _open_file(self, shard: Shard) -> "_OpenShard":
         file = self.folder.open(shard.path)
         metadata = self.folder.retry(shard.path, lambda: pq.ParquetFile(file).metadata)
         have = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
         if have != shard.groups:
-            raise pa.ArrowInvalid("other row groups than the manifest's")
+            raise pa.ArrowInvalid("row groups differ from the manifest")
         if (metadata.metadata or {}).get(PAGES) != shard.pages.encode():
-            raise pa.ArrowInvalid("other content than was written")
+            raise pa.ArrowInvalid("content differs from the manifest")
         return _OpenShard(file, metadata)
 
 
 @dataclass(frozen=True)
 class _OpenShard:
-    """An open file whose footer is read."""
+    """An open Parquet file and its footer."""
 
     file: pa.NativeFile
     metadata: pq.FileMetaData
 
     def read(self, group: int | None, columns: Sequence[str]) -> pa.Table:
-        """One row group, or all of them."""
-        # One request for all columns. A reader keeps what it fetched so, hence a reader for each call.
+        """Read one row group; None = all."""
+        # pre_buffer: one request for all columns. A reader retains what it prefetched, so each call makes its own.
         reader = pq.ParquetFile(self.file, metadata=self.metadata, pre_buffer=True, page_checksum_verification=True)
         groups = range(self.metadata.num_row_groups) if group is None else [group]
         return reader.read_row_groups(groups, columns=list(columns), use_threads=False)
 
 
 class _Cache(Generic[Value]):
-    """The values used last, up to a limit; a value that two threads want at once may be made twice."""
+    """Least-recently-used cache; two threads may compute the same value at once."""
 
     def __init__(self, limit: int, size: Callable[[Value], int]) -> None:
         self._limit, self._size, self._held = limit, size, 0

@@ -1,1 +1,1 @@
-"""Folders on a disk or in an object store, the errors of stores, and retries."""
+"""Folders on disk or in object stores, with retries and readable errors."""

@@ -1,4 +1,4 @@
-"""What goes wrong between us and a store, as errors for people: which are theirs to mend, and which may pass."""
+"""Errors of disks and object stores as `UserError`, and which of them are transient."""
 
 import os
 from urllib.parse import urlsplit
@@ -6,34 +6,30 @@ from urllib.parse import urlsplit
 from soda_dist.data.storage.retries import TRANSIENT_CODES, StoreError
 from soda_dist.errors import UserError
 
-CREDENTIAL_CODES = (
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "ExpiredToken",
-    "InvalidToken",
-    "InvalidClientTokenId",
-)
+CREDENTIAL_CODES = {
+    *("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "InvalidClientTokenId"),
+}
 
 
 def explain_arrow(uri: str, error: OSError) -> Exception:
-    """What pyarrow raised at `uri`, as a `UserError` where the user can mend it or time may; else itself."""
+    """Translate an error of pyarrow: `StoreError` if transient, `UserError` if the user can fix it, else itself."""
     text = str(error)
     aws, google = _code(text, "AWS Error "), _code(text, "google::cloud::Status(")
     causes = {
         "is a directory": UserError(uri, "a folder", "a file", "name a file"),
-        "space left": UserError(uri, "a full disk", "free space", "free some space and run again"),
+        "space left": UserError(uri, "a full disk", "free space", "free some space and rerun"),
         "ermission denied": _forbidden(uri),
         "Read-only": _forbidden(uri),
         "ACCESS_DENIED": _forbidden(uri),
         "NO_SUCH_BUCKET": _no_bucket(uri.partition("://")[2].partition("/")[0]),
         "NETWORK_CONNECTION": _unreachable(endpoint_url(), StoreError),
         "AWS Error ": _kind(aws)(
-            uri, f"{aws} from the store", "a store that works", "run again later, or check bucket and region"
+            uri, f"{aws} from the store", "a working store", "rerun later, or check bucket and region"
         ),
         "google::cloud::Status": _kind(google)(
             uri,
             f"{google} from Google Cloud Storage",
-            "a bucket that you may use",
+            "an accessible bucket",
             "check the bucket's name and the credentials (gcloud auth application-default login)",
         ),
     }
@@ -41,7 +37,7 @@ def explain_arrow(uri: str, error: OSError) -> Exception:
 
 
 def _code(text: str, start: str) -> str:
-    """What an error of pyarrow's calls the store's answer: the words after `start`."""
+    """Extract the error code after `start` from a message of pyarrow."""
     return text.partition(start)[2].partition(" during")[0].partition(":")[0]
 
 
@@ -50,60 +46,48 @@ def _kind(code: str) -> type[UserError]:
 
 
 def _forbidden(uri: str) -> UserError:
-    return UserError(uri, "no permission", "a place that you may read and write", "change the place or its rights")
+    return UserError(uri, "no permission", "read and write access", "use another location or change its permissions")
 
 
 def _no_bucket(bucket: str) -> UserError:
-    return UserError(f"s3://{bucket}", "a bucket that does not exist", "an existing bucket", "create it or correct it")
+    return UserError(
+        f"s3://{bucket}", "a bucket that does not exist", "an existing bucket", "create it or correct the name"
+    )
 
 
 def _unreachable(endpoint: str | None, kind: type[UserError] = UserError) -> UserError:
     place = without_credentials(endpoint) if endpoint else "AWS"
-    return kind(
-        "AWS_ENDPOINT_URL",
-        f"{place}, which does not answer",
-        "a reachable S3 endpoint",
-        "check the address and network",
-    )
+    got = f"{place}, which does not answer"
+    return kind("AWS_ENDPOINT_URL", got, "a reachable S3 endpoint", "check the address and network")
 
 
 def without_credentials(endpoint: str) -> str:
-    """Scheme and host, without credentials."""
+    """Return the endpoint's scheme and host only."""
     return f"{urlsplit(endpoint).scheme}://{urlsplit(endpoint).netloc.rpartition('@')[2]}"
 
 
 def endpoint_url() -> str | None:
-    """That of the environment; none: AWS itself."""
+    """Return the S3 endpoint set in the environment; None = AWS."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
 
 
-def missing_credentials() -> UserError:
-    """No credentials were found."""
-    return UserError(
-        "AWS credentials",
-        "none",
-        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or the machine's role",
-        "set one of them",
-    )
-
-
 def explain_code(bucket: str, code: str) -> UserError | None:
-    """What boto's error code says of the bucket or the credentials.
+    """Translate boto's error code for a bucket listing.
 
-    None where pyarrow should try: a denied listing may still allow the paths below, a busy store may recover.
+    None means that pyarrow should try: a denied listing may still allow paths below, a busy store may recover.
     """
     if code in ("NoSuchBucket", "404", "InvalidBucketName"):
         return _no_bucket(bucket)
     if code in CREDENTIAL_CODES:
-        return UserError("AWS credentials", code, "credentials that the store accepts", "renew or correct them")
+        return UserError("AWS credentials", code, "valid credentials", "renew or correct them")
     return None
 
 
 def explain_boto(bucket: str, endpoint: str | None, error: Exception) -> UserError:
-    """Why boto could not even ask."""
+    """Translate an error that kept boto from sending a request."""
     kind = type(error).__name__
     if kind in ("ProfileNotFound", "ConfigParseError"):
-        return UserError("AWS_PROFILE", os.environ.get("AWS_PROFILE"), "a profile that exists", "check ~/.aws/config")
+        return UserError("AWS_PROFILE", os.environ.get("AWS_PROFILE"), "an existing profile", "check ~/.aws/config")
     if "Credential" in kind or "Token" in kind or "SSO" in kind:
         return UserError("AWS credentials", kind, "complete, valid credentials", "renew or correct them")
     if kind == "ParamValidationError":

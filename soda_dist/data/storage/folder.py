@@ -1,7 +1,7 @@
-"""Any URI as a folder of files: a local path, `file://`, `s3://` or `gs://`.
+"""Folders at any URI: a local path, `file://`, `s3://` or `gs://`.
 
-The only place where pyarrow.fs and boto3 are used. A file that is written is complete or absent: locally a temporary
-file is renamed, in an object store an object appears when its upload ends. What the user can mend is a `UserError`.
+The only module that uses pyarrow.fs and boto3. Writes are atomic: locally a temporary file is renamed; in an object
+store an object appears when its upload ends. Errors that the user can fix are `UserError`.
 """
 
 import contextlib
@@ -20,14 +20,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from soda_dist.data.storage.errors import (
-    endpoint_url,
-    explain_arrow,
-    explain_boto,
-    explain_code,
-    missing_credentials,
-    without_credentials,
-)
+from soda_dist.data.storage.errors import endpoint_url, explain_arrow, explain_boto, explain_code, without_credentials
 from soda_dist.data.storage.retries import retry
 from soda_dist.errors import UserError
 
@@ -37,17 +30,13 @@ TEMPORARY = ".soda-tmp-"
 CONNECT_SECONDS, READ_SECONDS = 4, 8
 ATTEMPTS = 5
 S3_SETTINGS = (
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_ENDPOINT_URL",
-    "AWS_REGION",
-    "AWS_DEFAULT_REGION",
-    "AWS_PROFILE",
+    *("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE"),
     "AWS_ACCESS_KEY_ID",
 )
 
 
 class Entry(NamedTuple):
-    """A file: its name relative to the folder that lists it, and its bytes."""
+    """A listed file: its name relative to the folder, and its size in bytes."""
 
     name: str
     size: int
@@ -55,34 +44,34 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder somewhere; it need not exist until something is written. Picklable: it holds nothing but its URI.
+    """A folder at a URI, which need not exist before the first write. Picklable: it holds only the URI.
 
-    Names are relative, with `/` between parts. Every method raises `FileNotFoundError` for a file that is missing,
-    and `UserError` for a bucket, credentials, endpoint or permission that the user can mend.
+    Names are relative, with `/` between parts. Methods raise `FileNotFoundError` for a missing file, and `UserError`
+    for problems with the bucket, credentials, endpoint or permissions.
     """
 
     uri: str
 
     @property
     def is_local(self) -> bool:
-        """Whether seeking is cheap: false for object stores, where each read is a request."""
+        """Whether seeking is cheap: in an object store each read is a request."""
         return "://" not in self.uri
 
     def arrow(self) -> tuple[fs.FileSystem, str]:
-        """pyarrow's file system and the folder's path in it, for libraries that write there by themselves."""
+        """Return pyarrow's file system and the path in it, for libraries that write themselves."""
         with self.explained(""):
             return self._filesystem(), self._path("")
 
     def child(self, name: str) -> "Folder":
-        """The folder `name` below this one."""
+        """Return the folder `name` below this one."""
         return Folder(f"{self.uri.rstrip('/')}/{_checked(name)}")
 
     def file_uri(self, name: str) -> str:
-        """How messages name a file of this folder."""
+        """Return a file's URI, for messages."""
         return f"{self.uri.rstrip('/')}/{name}" if name else self.uri
 
     def read(self, name: str) -> bytes:
-        """The whole file."""
+        """Read the whole file."""
 
         def whole() -> bytes:
             with self._filesystem().open_input_file(self._path(name)) as file:
@@ -91,17 +80,17 @@ class Folder:
         return self.retry(name, whole)
 
     def open(self, name: str) -> pa.NativeFile:
-        """The file for random access; `read_at` may be called from several threads."""
+        """Open the file for random access; its `read_at` is thread-safe."""
         return self.retry(name, lambda: self._filesystem().open_input_file(self._path(name)))
 
     def write(self, name: str, data: bytes | memoryview | pa.Buffer) -> None:
-        """Makes or replaces the file; it is complete or absent, never half."""
+        """Create or replace the file, atomically."""
 
         def store() -> None:
             if self.is_local:
                 _write_local(Path(self._path(name)), data)
                 return
-            # By default pyarrow would compress once more what is called .gz.
+            # pyarrow would compress names that end in .gz once more.
             with self._filesystem().open_output_stream(self._path(name), compression=None) as stream:
                 stream.write(data)
 
@@ -113,49 +102,48 @@ class Folder:
         return info.type == fs.FileType.File
 
     def list(self, prefix: str = "") -> Sequence[Entry]:
-        """Every file below whose name starts with `prefix`, sorted by name; none if the folder does not exist."""
+        """List all files, at any depth, whose name starts with `prefix`, sorted; empty if the folder does not exist."""
         base = prefix.rpartition("/")[0]
         start = len(self._path("")) + 1
         entries = (Entry(info.path[start:], info.size) for info in self._infos(base, recursive=True) if info.is_file)
         return sorted(e for e in entries if e.name.startswith(prefix) and not _is_temporary(e.name))
 
     def folders(self, name: str = "") -> Sequence[str]:
-        """Names of the folders directly below `name`, sorted."""
+        """List the names of the folders directly below `name`, sorted."""
         infos = self._infos(name, recursive=False)
         return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
 
     def files(self, name: str = "") -> Sequence[Entry]:
-        """The files directly below the folder `name`, sorted by name; none if it does not exist."""
+        """List the files directly below the folder `name`, sorted; empty if it does not exist."""
         start = len(self._path("")) + 1
         infos = (info for info in self._infos(name, recursive=False) if info.is_file)
         return sorted(Entry(info.path[start:], info.size) for info in infos if not _is_temporary(info.path))
 
     def remove(self, name: str) -> None:
-        """Removes one file."""
+        """Remove one file."""
         self.retry(name, lambda: self._filesystem().delete_file(self._path(name)))
 
     def remove_tree(self, name: str) -> None:
-        """Removes the folder `name` below this one with all it holds; nothing happens if it is missing."""
+        """Remove the folder `name` and its contents, if it exists."""
         with contextlib.suppress(FileNotFoundError):
             self.retry(name, lambda: self._filesystem().delete_dir(self._path(_checked(name))))
 
     def discard_temporary(self) -> None:
-        """Removes what killed writers left; only while nothing else writes here."""
+        """Remove temporary files of killed writers; call only while nothing writes here."""
         if self.is_local:
             for path in Path(self.uri).rglob(f"{TEMPORARY}*"):
                 path.unlink(missing_ok=True)
 
     def read_json(self, name: str) -> Any:
-        """The file's JSON value; a `UserError` if it is not JSON."""
+        """Read the file's JSON value; a `UserError` if it is not JSON."""
         try:
             return json.loads(self.read(name))
         except (ValueError, RecursionError):
-            raise UserError(
-                self.file_uri(name), "a file that is not JSON", "JSON", "restore it or make it again"
-            ) from None
+            got = "a file that is not JSON"
+            raise UserError(self.file_uri(name), got, "JSON", "restore or recreate it") from None
 
     def write_json(self, name: str, value: Any) -> None:
-        """Writes `value` as indented JSON."""
+        """Write `value` as indented JSON."""
         self.write(name, (json.dumps(value, indent=1) + "\n").encode())
 
     def _infos(self, name: str, *, recursive: bool) -> Sequence[fs.FileInfo]:
@@ -188,7 +176,7 @@ class Folder:
         return _s3(path.partition("/")[0], tuple(os.environ.get(name) for name in S3_SETTINGS))
 
     def retry(self, name: str, act: Callable[[], Result]) -> Result:
-        """`act()`, which uses the file `name`, tried again where the store fails for a while; raises as `explained`."""
+        """Call `act`, which uses the file `name`, with retries of transient failures; raises as `explained`."""
 
         def explained() -> Result:
             with self.explained(name):
@@ -198,7 +186,7 @@ class Folder:
 
     @contextlib.contextmanager
     def explained(self, name: str) -> Iterator[None]:
-        """Turns what goes wrong inside, while reading a file of `open`, into this folder's errors."""
+        """Translate errors of pyarrow inside the block into this folder's errors."""
         uri = self.file_uri(name)
         try:
             yield
@@ -207,18 +195,16 @@ class Folder:
         except IsADirectoryError:
             raise UserError(uri, "a folder", "a file", "name a file") from None
         except (NotADirectoryError, FileExistsError):
-            raise UserError(
-                uri, "a path through a file", "a folder", "give the folder, or a path that is free"
-            ) from None
+            raise UserError(uri, "a path through a file", "a folder", "name a folder, or an unused path") from None
         except OSError as error:
             raise explain_arrow(uri, error) from error
 
 
 def open_folder(uri: str) -> Folder:
-    """The folder at `uri`. Nothing is contacted before the first read or write.
+    """Return the folder at `uri`; contacts no server.
 
     Raises:
-        UserError: a scheme that is not known, no bucket, or credentials inside the URI.
+        UserError: an unknown scheme, no bucket, or credentials in the URI.
     """
     scheme, separator, rest = uri.strip().partition("://")
     if not separator:
@@ -238,7 +224,7 @@ def open_folder(uri: str) -> Folder:
 
 
 def locate(uri: str) -> tuple[Folder, str]:
-    """The folder that holds the file or folder at `uri`, and its name there."""
+    """Split `uri` into the folder that holds it and its name there."""
     folder = open_folder(uri)
     parent, _, name = folder.uri.rpartition("/")
     if not name or parent.endswith(":/"):
@@ -282,7 +268,7 @@ def _gcs() -> fs.FileSystem:
 
 @lru_cache(maxsize=64)
 def _s3(bucket: str, _settings: tuple[str | None, ...]) -> fs.FileSystem:
-    """The file system of one bucket, once a process and setting of the environment."""
+    """Return the file system of a bucket, cached per process and environment."""
     endpoint = endpoint_url()
     if endpoint and urlsplit(endpoint).scheme not in ("http", "https"):
         raise UserError("AWS_ENDPOINT_URL", "no scheme", "http://HOST[:PORT] or https://", "write the scheme")
@@ -301,10 +287,10 @@ def _s3(bucket: str, _settings: tuple[str | None, ...]) -> fs.FileSystem:
 
 
 def _checked_region(bucket: str, endpoint: str | None) -> str | None:
-    """The bucket's region, after one short request that shows whether it can be used at all.
+    """Return the bucket's region, after one short request that checks access.
 
-    pyarrow alone would sign nothing when it finds no credentials, call a missing bucket a missing file, and wait long
-    for a silent endpoint.
+    pyarrow alone would send unsigned requests without credentials, report a missing bucket as a missing file, and wait
+    long for a silent endpoint.
     """
     try:
         import boto3
@@ -315,7 +301,8 @@ def _checked_region(bucket: str, endpoint: str | None) -> str | None:
     try:
         session = boto3.Session()
         if session.get_credentials() is None:
-            raise missing_credentials()
+            allowed = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or the machine's role"
+            raise UserError("AWS credentials", "none", allowed, "set one of them")
         region = session.region_name or "us-east-1"
         config = Config(
             connect_timeout=CONNECT_SECONDS,

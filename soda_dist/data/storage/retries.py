@@ -1,9 +1,8 @@
-"""Waiting for an object store that fails for a while: what is asked of it again, after which pauses, and the count.
+"""Retries of object-store requests, with backoff and a count.
 
-The AWS SDK inside pyarrow tries a request five times within about a second and says nothing of it. A store that
-throttles, or a network that is gone, may need longer: what then still fails is tried again after growing pauses with
-jitter, half a minute in all. Each is a line in the process's log; a data worker's are counted, and the training process
-reports their sum.
+The AWS SDK inside pyarrow silently retries a request five times within about a second. A store that throttles or a
+network outage may last longer, so remaining failures are retried with growing, jittered pauses, about 30 s in all. Each
+retry is logged; those of data workers are counted, and the training process reports their sum.
 """
 
 import logging
@@ -16,12 +15,12 @@ from typing import TypeVar
 from soda_dist.errors import UserError
 
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Each is drawn between half of this and one and a half: workers that failed together must not come back together."""
+"""Each is scaled by 0.5..1.5 at random, so that workers that failed together do not retry together."""
 TRANSIENT_CODES = {
     *("NETWORK_CONNECTION", "SLOW_DOWN", "THROTTLING", "INTERNAL_FAILURE", "SERVICE_UNAVAILABLE", "REQUEST_TIMEOUT"),
     *("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "INTERNAL", "ABORTED"),
 }
-"""Codes of pyarrow's S3 and Google Cloud Storage errors that may pass by themselves."""
+"""S3 and Google Cloud Storage error codes, as in pyarrow's messages, that are worth a retry."""
 
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
@@ -29,7 +28,7 @@ _jitter = random.Random()
 
 
 class _Counter:
-    """A number that several threads raise."""
+    """Thread-safe counter."""
 
     def __init__(self) -> None:
         self._lock, self._count = threading.Lock(), 0
@@ -48,23 +47,23 @@ _retries = _Counter()
 
 
 class StoreError(UserError):
-    """A failure of the store that may pass by itself."""
+    """A transient failure of the store."""
 
 
 def retry(act: Callable[[], Result]) -> Result:
-    """`act()`, called again while it raises `StoreError`; raises the last one."""
+    """Call `act`, again after each `StoreError`; raise the last one."""
     for number, most in enumerate(PAUSES_S, 1):
         try:
             return act()
         except StoreError as error:
             pause = most * _jitter.uniform(0.5, 1.5)
-            again = f"trying again in {pause:.1f} s ({number} of {len(PAUSES_S)})"
-            logger.warning("%s: got %s; %s", error.field, error.got, again)
+            plan = f"retrying in {pause:.1f} s ({number} of {len(PAUSES_S)})"
+            logger.warning("%s: got %s; %s", error.field, error.got, plan)
             _retries.add()
             sleep(pause)
     return act()
 
 
 def retries_since_last() -> int:
-    """How often this process tried again since this function was called before."""
+    """Return and reset this process's number of retries."""
     return _retries.take()

@@ -86,7 +86,7 @@ def test_a_store_that_is_busy_for_longer_is_asked_again(
     assert len(said) == len(paused)
     for number, (pause, most, text) in enumerate(zip(paused, retries.PAUSES_S, said, strict=False), 1):
         assert most / 2 <= pause <= most * 1.5
-        assert text.startswith(f"{s3_uri}/a: got ") and "from the store; trying again in" in text
+        assert text.startswith(f"{s3_uri}/a: got ") and "from the store; retrying in" in text
         assert text.endswith(f" s ({number} of 5)")
 
 
