@@ -11,6 +11,7 @@ from soda_dist.config.load import parse_yaml, validate
 from soda_dist.distributed.ablate import plan_trials
 from soda_dist.errors import UserError
 from tests.evaluation.small_run import prepare
+from tests.sizes import sized
 from tests.tiny import tiny_config
 
 TREE = {
@@ -58,65 +59,74 @@ def _result(out: Path, name: str) -> dict:
     return json.loads((out / f"results/{name}.json").read_text())
 
 
+FAST = {"name": "far too fast", "fields": {"optim.lr": 1e30, "optim.warmup_steps": 0}}
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_group_is_trained_measured_and_goes_on_where_it_stopped(cluster, tmp_path):
+@sized("more", 0, long=1)
+def test_a_group_is_rendered_trained_measured_and_goes_on_where_it_stopped(more, cluster, tmp_path):
+    """One run that two variants are read from, one that diverges, and in the long form a third."""
     from soda_dist.distributed.ablate import ablate
 
     out, said = tmp_path / "out", []
-    prepare(str(tmp_path / "data"), {"train": [[16] * 6], "test": [[16] * 2]}, {})
-    group, base = group_of(seeds=[0]), base_of(train={"steps": 4, "checkpoint_every_steps": 4})
-    made = ablate(group, base, str(tmp_path / "data"), str(out), said.append)
+    claims = [{"measure": 1, "variant": "SODA", "above": ["guidance 1"]}]
+    group = group_of(seeds=[0], variants=[*TREE["variants"][: 2 + more], FAST], claims=claims)
+    base = base_of(train={"steps": 4, "checkpoint_every_steps": 4})
+    made = ablate(group, base, None, str(out), said.append)
+    assert json.loads((out / "data/manifest.json").read_text())["splits"]["train"]["rows"] == 48
     text = (out / "ablation.md").read_text()
     assert made.endswith("out/ablation.md") and text in said
-    assert "2 runs of 4 steps of 8 pairs on data of kind test" in text
-    assert sorted(path.name for path in (out / "runs").iterdir()) == ["soda-seed0", "sum-seed0"]
-    summary = json.loads((out / "ablation.json").read_text())["summary"]
-    assert [row["name"] for row in summary["rows"]] == ["SODA", "guidance 1", "sum"]
-    for row, slug in zip(summary["rows"], ["soda", "guidance-1", "sum"], strict=True):
-        assert [cell["value"] for cell in row["cells"]] == [
-            figure["value"] for figure in _result(out, f"{slug}-seed0")["figures"]
-        ]
-    probe, drawn = (
-        json.loads((out / f"runs/sum-seed0/eval/4/{name}.json").read_text()) for name in ("probe", "reconstruction")
-    )
-    values = [figure["value"] for figure in _result(out, "sum-seed0")["figures"]]
-    assert values == pytest.approx([100 * probe["value"], drawn["guidance"]["2"]["psnr"]["value"]])
-    one, two = (_result(out, f"{slug}-seed0")["figures"] for slug in ("soda", "guidance-1"))
+    assert f"{2 + more} runs of 4 steps of 8 pairs on data of kind synthetic" in text
+    names = ["far-too-fast-seed0", "soda-seed0", "sum-seed0"][: 2 + more]
+    assert sorted(path.name for path in (out / "runs").iterdir()) == names
+    facts = json.loads((out / "ablation.json").read_text())
+    rows = facts["summary"]["rows"]
+    assert [row["name"] for row in rows] == [variant.name for variant in group.variants]
+    for row, variant in zip(rows[:-1], group.variants[:-1], strict=True):
+        assert [cell["value"] for cell in row["cells"]] == values(out, variant.slug)
+    one, two = values(out, "soda"), values(out, "guidance-1")
     assert one[0] == two[0], "the same run's probe"
-    assert one[1]["value"] != two[1]["value"], "drawn with another guidance"
+    assert one[1] != two[1], "drawn with another guidance"
+    probe, drawn = (
+        json.loads((out / f"runs/soda-seed0/eval/4/{name}.json").read_text()) for name in ("probe", "reconstruction")
+    )
+    assert two == pytest.approx([100 * probe["value"], drawn["guidance"]["1"]["psnr"]["value"]])
     assert (out / "ablation.png").read_bytes().startswith(b"\x89PNG")
 
-    (out / "results/sum-seed0.json").unlink()
+    failed = _result(out, "far-too-fast-seed0")
+    assert failed["figures"] == [None, None] and failed["failure"].startswith("loss is ")
+    assert re.search(r"^\| far too fast \| +– \| +– \|$", text, re.MULTILINE)
+    assert [each["variant"] for each in facts["failures"]] == ["far too fast"]
+
+    (out / "results/guidance-1-seed0.json").unlink()
     before = (out / "runs/soda-seed0/metrics.jsonl").stat().st_mtime_ns
     said.clear()
-    ablate(group, base, str(tmp_path / "data"), str(out), said.append)
+    ablate(group, base, None, str(out), said.append)
     assert (out / "runs/soda-seed0/metrics.jsonl").stat().st_mtime_ns == before
-    assert any(line.startswith("finished sum-seed0 in ") and line.endswith("2 of 2 runs") for line in said)
-    assert [figure["value"] for figure in _result(out, "sum-seed0")["figures"]] == values
+    assert any(line.startswith("finished soda-seed0 in ") and line.endswith(f"{2 + more} runs") for line in said)
+    assert values(out, "guidance-1") == two
 
     said.clear()
-    ablate(group, base, str(tmp_path / "data"), str(out), said.append)
-    assert any(line == "already trained: 2 runs" for line in said)
+    ablate(group, base, None, str(out), said.append)
+    assert any(line == f"already trained: {2 + more} runs" for line in said)
     with pytest.raises(UserError, match="the folder of the same group"):
-        ablate(group_of(title="Others", seeds=[0]), base, str(tmp_path / "data"), str(out), said.append)
+        ablate(group_of(title="Others", seeds=[0]), base, None, str(out), said.append)
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_group_renders_its_data_and_a_run_that_diverges_is_counted(cluster, tmp_path):
-    from soda_dist.distributed.ablate import ablate
+def values(out: Path, slug: str) -> list[float]:
+    """The figures of a variant."""
+    return [figure["value"] for figure in _result(out, f"{slug}-seed0")["figures"]]
 
-    variants = [{"name": "SODA"}, {"name": "far too fast", "fields": {"optim.lr": 1e30, "optim.warmup_steps": 0}}]
-    group = group_of(variants=variants, claims=[], seeds=[0], measures=[{"ours": "probe.top1"}])
-    base = base_of(train={"steps": 4, "checkpoint_every_steps": 4})
-    ablate(group, base, None, str(tmp_path), [].append)
-    assert json.loads((tmp_path / "data/manifest.json").read_text())["splits"]["train"]["rows"] == 48
-    failed = _result(tmp_path, "far-too-fast-seed0")
-    assert failed["figures"] == [None] and failed["failure"].startswith("loss is ")
-    assert re.search(r"^\| far too fast \| +– \|$", (tmp_path / "ablation.md").read_text(), re.MULTILINE)
-    assert [each["variant"] for each in json.loads((tmp_path / "ablation.json").read_text())["failures"]] == [
-        "far too fast"
-    ]
+
+def test_data_that_is_given_is_trained_on(monkeypatch, tmp_path):
+    from soda_dist.distributed import ablate
+
+    asked = []
+    monkeypatch.setattr(ablate, "check_resources", lambda needed, say: None)
+    monkeypatch.setattr(ablate, "_train_all", lambda group, trials, data, out, say: asked.append(data))
+    monkeypatch.setattr(ablate, "_conclude", lambda group, base, trials, data, out, say: asked.append(data))
+    prepare(str(tmp_path / "data"), {"train": [[16]], "test": [[8]]}, {})
+    ablate.ablate(group_of(), base_of(), str(tmp_path / "data"), str(tmp_path / "out"), [].append)
+    assert asked == [str(tmp_path / "data")] * 2

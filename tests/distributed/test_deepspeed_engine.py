@@ -1,4 +1,10 @@
-"""Every ZeRO stage against the plain engine, and restores across stages and numbers of workers."""
+"""Every ZeRO stage against the plain engine, and restores across stages and numbers of workers.
+
+The short form has all engines with two workers, of which ZeRO 3 is most of the time, and two of them alone.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +18,11 @@ from tests.distributed.spawned import run_processes
 from tests.tiny import feed, tiny_config
 
 CPU = torch.device("cpu")
+LONG = pytest.mark.long
 ENGINES = [("torch", 0), ("deepspeed", 0), ("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3)]
-NAMES = [f"{kind}-{stage}" for kind, stage in ENGINES]
-STEPS, SAVED = 4, 2
+ALONE = [("torch", 0), ("deepspeed", 2)]
+"""Of a single worker, in the short form."""
+STEPS, SAVED = 3, 2
 
 
 def config_of(engine: str, stage: int, world: int):
@@ -40,10 +48,14 @@ def pieces_of(engine):
     return {f"{k}/{p.name}/{p.start}": p.tensors[k].clone() for p in engine.fragments() if p.owned for k in p.tensors}
 
 
-def _straight(rank, world, root):
+def names_of(engines) -> list[str]:
+    return [f"{kind}-{stage}" for kind, stage in engines]
+
+
+def _straight(rank, world, root, engines):
     """STEPS steps on each engine, a checkpoint at SAVED; then each engine again from its own checkpoint."""
     results = {}
-    for kind, stage in ENGINES:
+    for kind, stage in engines:
         config = config_of(kind, stage, world)
         context = ProcessGroupContext(CPU, print)
         run = open_folder(f"{root}/{kind}-{stage}")
@@ -108,20 +120,31 @@ def assert_same(state: dict, reference: dict, label: object) -> None:
         assert distance(state, reference, kind) < limit, (label, kind)
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+@dataclass(frozen=True)
+class Runs:
+    """Of some engines for each number of workers: their names, results by rank, and where the checkpoints lie."""
+
+    root: Path
+    engines: dict[int, list[str]]
+    results: dict[int, list[dict]]
+
+
+@pytest.fixture(scope="module", params=[pytest.param(ALONE, id="short"), pytest.param(ENGINES, id="long", marks=LONG)])
+def runs(request, tmp_path_factory) -> Runs:
     """Batch norm, dropout, accumulation and clipping are all at work."""
     root = tmp_path_factory.mktemp("engines")
-    return root, {w: run_processes(_straight, w, root / f"out{w}", str(root / f"w{w}")) for w in (1, 2)}
+    engines = {1: request.param, 2: ENGINES}
+    results = {w: run_processes(_straight, w, root / f"out{w}", str(root / f"w{w}"), engines[w]) for w in (1, 2)}
+    return Runs(root, {w: names_of(engines[w]) for w in (1, 2)}, results)
 
 
 @pytest.mark.slow
 def test_all_engines_and_two_workers_equal_one_plain_process(runs):
-    _, results = runs
+    results = runs.results
     reference = whole([results[1][0]["torch-0"]["pieces"]])
     plain = results[1][0]["torch-0"]["history"]
     for world in (1, 2):
-        for name in NAMES:
+        for name in runs.engines[world]:
             ranks = [rank[name] for rank in results[world]]
             assert_same(whole([rank["pieces"] for rank in ranks]), reference, (world, name))
             losses = [sum(rank["history"][s][0] for rank in ranks) / world for s in range(STEPS)]
@@ -133,32 +156,34 @@ def test_all_engines_and_two_workers_equal_one_plain_process(runs):
 
 @pytest.mark.slow
 def test_a_restore_at_the_same_number_of_workers_is_bit_identical(runs):
-    _, results = runs
-    for world in (1, 2):
-        for rank in results[world]:
-            assert {name: rank[name]["bit"] for name in NAMES} == dict.fromkeys(NAMES, True), world
+    for world, names in runs.engines.items():
+        for rank in runs.results[world]:
+            assert {name: rank[name]["bit"] for name in names} == dict.fromkeys(names, True), world
 
 
 @pytest.mark.slow
 def test_the_exported_weights_of_all_engines_agree(runs):
-    root, _ = runs
-    models = [load_model(open_folder(f"{root}/w{w}/{name}"))[0].state_dict() for w in (1, 2) for name in NAMES]
+    places = [f"{runs.root}/w{world}/{name}" for world, names in runs.engines.items() for name in names]
+    models = [load_model(open_folder(place))[0].state_dict() for place in places]
     for model in models[1:]:
         for name, values in model.items():
             torch.testing.assert_close(values, models[0][name], rtol=1e-3, atol=2e-5, msg=name)
 
 
+CROSSED = {
+    ("short", 2): [("deepspeed-2", "deepspeed", 1), ("deepspeed-3", "torch", 0)],
+    ("short", 1): [("torch-0", "deepspeed", 3)],
+    ("long", 2): [("deepspeed-2", "deepspeed", 3), ("deepspeed-3", "torch", 0)],
+    ("long", 1): [("torch-0", "deepspeed", 1), ("deepspeed-3", "deepspeed", 3)],
+}
+"""By the form and the number of workers that wrote the checkpoint."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("wrote", "world", "cases"),
-    [
-        (2, 1, [("deepspeed-2", "deepspeed", 3), ("deepspeed-3", "torch", 0)]),
-        (1, 2, [("torch-0", "deepspeed", 1), ("deepspeed-3", "deepspeed", 3)]),
-    ],
-)
-def test_a_checkpoint_goes_on_with_other_workers_and_stages(runs, tmp_path, wrote, world, cases):
-    root, results = runs
-    crossed = run_processes(_crossed, world, tmp_path, f"{root}/w{wrote}", cases)
+@pytest.mark.parametrize(("wrote", "world"), [(2, 1), (1, 2)])
+def test_a_checkpoint_goes_on_with_other_workers_and_stages(runs, tmp_path, wrote, world):
+    cases = CROSSED["short" if len(runs.engines[1]) == len(ALONE) else "long", wrote]
+    crossed = run_processes(_crossed, world, tmp_path, f"{runs.root}/w{wrote}", cases)
     for source, kind, stage in cases:
         state = whole([rank[f"{source}>{kind}-{stage}"] for rank in crossed])
-        assert_same(state, whole([rank[source]["pieces"] for rank in results[wrote]]), (source, kind, stage))
+        assert_same(state, whole([rank[source]["pieces"] for rank in runs.results[wrote]]), (source, kind, stage))

@@ -16,6 +16,7 @@ from soda_dist.data.shards import ShardReader, read_manifest
 from soda_dist.data.storage.folder import open_folder
 from tests.data.objects import flat, write_objects
 from tests.evaluation.small_run import prepare
+from tests.sizes import sized
 from tests.tiny import tiny_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
@@ -121,33 +122,61 @@ def test_labels_come_through_where_a_probe_is_trained_along(data):
             assert np.array_equal(pairs.label, expected.label)
 
 
-def keys_by_step(data, workers, first=0, micro=None):
-    from soda_dist.distributed.ingest import stream
+def expected_pairs(data, config, first=0):
+    """The pairs of rank 0 from a step on, read in this process."""
+    from soda_dist.distributed.ingest_plan import slices
 
+    reader = ShardReader(open_folder(data), read_manifest(open_folder(data)), "train")
+    order = Order([g for shard in GROUPS for g in shard], config.seed, 16, config.data.shuffle_groups)
+    for step in range(first, config.train.steps):
+        for start, stop in slices(config, 0, step):
+            yield read_pairs(reader, order, start, stop, seed=config.seed, data=config.data)
+
+
+def keys_by_step(streams) -> dict[int, list[int]]:
     steps: dict[int, list[int]] = {}
-    for rank in range(workers):
-        for pairs in stream(data, config_of(workers, micro), rank, first):
+    for stream in streams:
+        for pairs in stream:
             for key, index in zip(pairs.key, pairs.index, strict=True):
                 steps.setdefault(int(index) // 16, []).append(int(key))
     return {step: sorted(keys) for step, keys in steps.items()}
 
 
-def test_the_same_keys_at_every_step_for_1_2_and_4_workers_and_after_a_resume(data):
-    one = keys_by_step(data, 1)
+def test_the_order_has_the_same_keys_at_every_step_for_1_2_and_4_workers(data):
+    """Of the slices, which need no cluster; streams give what the slices say (above)."""
+    from soda_dist.distributed.ingest_plan import slices
+
+    reader = ShardReader(open_folder(data), read_manifest(open_folder(data)), "train")
+    order = Order([g for shard in GROUPS for g in shard], 0, 16, config_of(1).data.shuffle_groups)
+
+    def read(workers, micro):
+        config = config_of(workers, micro)
+        for rank in range(workers):
+            for step in range(12):
+                for start, stop in slices(config, rank, step):
+                    yield read_pairs(reader, order, start, stop, seed=config.seed, data=config.data)
+
+    one = keys_by_step([read(1, None)])
     assert all(len(keys) == 16 for keys in one.values()) and len(one) == 12
-    assert keys_by_step(data, 2, micro=4) == one
-    assert keys_by_step(data, 4) == one
-    assert keys_by_step(data, 2, first=7) == {step: keys for step, keys in one.items() if step >= 7}
+    assert keys_by_step([read(2, 4)]) == keys_by_step([read(4, None)]) == one
     seen = sorted(key for step in range(12) for key in one[step])
     counts = np.bincount(seen, minlength=77)
     assert counts.min() >= 2 and counts.max() <= 3, "192 samples of 77 rows: each twice, and 38 a third time"
 
 
-def test_an_unreadable_image_is_flagged_and_named(data):
+@sized("workers", (4,), long=(1, 2, 4))
+def test_streams_of_all_workers_have_the_keys_of_one_and_name_what_is_unreadable(workers, data):
     from soda_dist.distributed.ingest import stream
 
-    flagged = [row for pairs in stream(data, config_of(1), 0, 0) for row in pairs.unreadable()]
-    assert flagged == [(13, "train/13.png", "not an image")] * len(flagged) and 2 <= len(flagged) <= 3
+    one = keys_by_step([expected_pairs(data, config_of(1))])
+    for count in workers:
+        config = config_of(count)
+        streams = [list(stream(data, config, rank, 0)) for rank in range(count)]
+        assert keys_by_step(streams) == one
+        flagged = [row for pairs in streams for each in pairs for row in each.unreadable()]
+        assert flagged == [(13, "train/13.png", "not an image")] * len(flagged) and 2 <= len(flagged) <= 3
+    resumed = list(stream(data, config_of(1), 0, 7))
+    assert keys_by_step([resumed]) == {step: keys for step, keys in one.items() if step >= 7}
 
 
 def data_workers() -> list[psutil.Process]:
@@ -165,7 +194,7 @@ def test_killed_data_workers_change_nothing(data):
     from soda_dist.distributed.ingest import stream
 
     config = config_of(1, steps=60)
-    straight = [pairs.source.sum(dtype=np.int64) for pairs in stream(data, config, 0, 0)]
+    straight = [pairs.source.sum(dtype=np.int64) for pairs in expected_pairs(data, config)]
     got, killed = [], []
     for number, pairs in enumerate(stream(data, config, 0, 0)):
         got.append(pairs.source.sum(dtype=np.int64))
@@ -178,48 +207,17 @@ def test_killed_data_workers_change_nothing(data):
 
 
 SLOW_CONSUMER = """
-import os, sys, time
-import ray
-from soda_dist.distributed.ingest import stream
-from tests.tiny import tiny_config
-
-ray.init(address=sys.argv[2], log_to_driver=False)
-train = {"global_batch": 16, "steps": 1000, "checkpoint_every_steps": 100}
-config = tiny_config(data={"source_size": 192}, train=train, scale={"data_memory_mb": 256})
-pairs = stream(sys.argv[1], config, 0, 0)
-next(pairs)
-time.sleep(5)  # the consumer is slow: blocks pile up to the limit of memory
-before = time.process_time()
-time.sleep(4)
-print("used", time.process_time() - before, flush=True)
-os._exit(0)
-"""
-
-
-def test_waiting_for_a_slow_consumer_takes_no_processor(data):
-    """Ray Data's loop shares the training process: while its blocks wait, it must not turn without rest.
-
-    In a process of its own: threads of a pipeline that was left in the middle outlive `ray.shutdown`.
-    """
-    import ray
-
-    command = [sys.executable, "-c", SLOW_CONSUMER, data, ray.get_runtime_context().gcs_address]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    used = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("used")]
-    assert used, done.stderr[-2000:]
-    assert float(used[0]) < 1.2, f"{used[0]} s of processor time in 4 s"
-
-
-BOUNDED = """
 import json, os, sys, time
 import psutil, ray
 from ray._private.internal_api import node_stats
 from soda_dist.distributed import ingest
+from tests.sizes import sized
 from tests.tiny import tiny_config
 
 ray.init(address=sys.argv[2], log_to_driver=False)
 ingest.BYTES_PER_BLOCK = 2 << 20
-train = {"global_batch": 16, "steps": 400, "checkpoint_every_steps": 100}
+steps = int(sys.argv[3])
+train = {"global_batch": 16, "steps": steps, "checkpoint_every_steps": 100}
 config = tiny_config(data={"source_size": 192}, train=train, scale={"data_memory_mb": 64})
 assert ingest.least_memory_mb(config.data) <= 64
 node = ray.nodes()[0]
@@ -238,31 +236,41 @@ def full():
     return now
 
 before, process = used(), psutil.Process()
-held, resident, size = [], [], 0
+held, resident, size, busy = [], [], 0, None
 for number, pairs in enumerate(ingest.stream(sys.argv[1], config, 0, 0)):
     size += pairs.source.nbytes
-    if number % 40 == 0:
+    if number % (steps // 10) == 0:
         held.append(full() - before)
         resident.append(process.memory_info().rss)
-print("held", json.dumps([size, held, resident]), flush=True)
+    if number == 0:  # the pipeline waits, and so does this process
+        at = time.process_time()
+        time.sleep(4)
+        busy = time.process_time() - at
+print("seen", json.dumps([size, held, resident, busy]), flush=True)
 os._exit(0)
 """
 
 
 @pytest.mark.slow
-def test_a_slow_consumer_holds_the_pipeline_back(data):
-    """What lies in the object store stays below the bound over a run ten times as large."""
+@sized("steps", 150, long=400)
+def test_a_slow_consumer_holds_the_pipeline_back_and_waiting_takes_no_processor(steps, data):
+    """What lies in the object store stays below the bound over a run several times as large.
+
+    Ray Data's loop shares the training process: while its blocks wait, it must not turn without rest. In a process of
+    its own: threads of a pipeline that was left in the middle outlive `ray.shutdown`.
+    """
     import ray
 
-    command = [sys.executable, "-c", BOUNDED, data, ray.get_runtime_context().gcs_address]
+    command = [sys.executable, "-c", SLOW_CONSUMER, data, ray.get_runtime_context().gcs_address, str(steps)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    lines = [line.removeprefix("held ") for line in done.stdout.splitlines() if line.startswith("held ")]
+    lines = [line.removeprefix("seen ") for line in done.stdout.splitlines() if line.startswith("seen ")]
     assert lines, done.stderr[-2000:]
-    size, held, resident = json.loads(lines[0])
-    assert size > 10 * 64 << 20
+    size, held, resident, busy = json.loads(lines[0])
+    assert size > steps / 40 * 64 << 20
     assert max(held) <= 64 << 20
     assert np.median(held) > 16 << 20, "the consumer was the slower one"
     assert max(resident[4:]) - resident[3] < 64 << 20
+    assert busy < 1.2, f"{busy} s of processor time in 4 s"
 
 
 @pytest.mark.parametrize("stays", [False, True])

@@ -9,12 +9,13 @@ from soda_dist.training.checkpoint import restore, save
 from soda_dist.training.collectives import ProcessGroupContext
 from soda_dist.training.to_device import to_device
 from tests.distributed.spawned import run_processes
-from tests.distributed.test_deepspeed_engine import ENGINES, NAMES, pieces_of
+from tests.distributed.test_deepspeed_engine import ENGINES, names_of, pieces_of
+from tests.sizes import sized
 from tests.tiny import tiny_config
 from tests.training.labelled import ATTRIBUTES, labelled_feed
 
 CPU = torch.device("cpu")
-STEPS, SAVED = 4, 2
+STEPS, SAVED = 3, 2
 LR = 1e-6
 """Of the model: engines differ in its rounding, which a larger one would amplify to 1e-4 of the probe's loss."""
 
@@ -40,10 +41,10 @@ def advance(engine, config, rank, first, last) -> list[torch.Tensor]:
     return results
 
 
-def _both_ways(rank, world, root):
+def _both_ways(rank, world, root, engines):
     """STEPS steps of each engine with the probe, from the checkpoint at SAVED again, and without it."""
     results = {}
-    for kind, stage in ENGINES:
+    for kind, stage in engines:
         config = config_of(kind, stage, world, True)
         context = ProcessGroupContext(CPU, print)
         run = open_folder(f"{root}/{kind}-{stage}")
@@ -71,15 +72,23 @@ def _both_ways(rank, world, root):
     return results
 
 
+SOME = {1: [("torch", 0), ("deepspeed", 2)], 2: [("torch", 0), ("deepspeed", 1), ("deepspeed", 3)]}
+"""By the number of workers; the long form has all engines with both."""
+
+
 @pytest.mark.slow
-def test_every_engine_and_two_workers_have_the_probe_of_one_plain_process_and_the_model_of_a_run_without(tmp_path):
-    found = {world: run_processes(_both_ways, world, tmp_path / f"{world}", str(tmp_path)) for world in (1, 2)}
+@sized("engines", SOME, long=dict.fromkeys((1, 2), ENGINES))
+def test_every_engine_and_two_workers_have_the_probe_of_one_plain_process_and_the_model_of_a_run_without(
+    engines, tmp_path
+):
+    found = {w: run_processes(_both_ways, w, tmp_path / f"{w}", str(tmp_path), engines[w]) for w in (1, 2)}
     reference = found[1][0]["torch-0"]
     assert float(reference["state"]["updates"]) == STEPS
     for world, ranks in found.items():
         for rank, results in enumerate(ranks):
-            for name in NAMES:
-                result, label = results[name], (world, rank, name)
+            assert list(results) == names_of(engines[world])
+            for name, result in results.items():
+                label = (world, rank, name)
                 assert result["apart"], label
                 assert result["resumes"], label
                 torch.testing.assert_close(result["facts"], reference["facts"], rtol=1e-4, atol=1e-4, msg=str(label))

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -42,23 +43,44 @@ def losses(path: Path) -> list[float]:
     return [line["loss"] for line in read_lines(open_folder(str(path)), "metrics.jsonl")]
 
 
-def test_two_workers_equal_one(tmp_path, data):
-    norm = {"norm": "batch"}
-    one, said = run_to(tmp_path / "one", data, scale=deepspeed(1), encoder=norm)
-    two, _ = run_to(tmp_path / "two", data, scale=deepspeed(2), encoder=norm)
-    assert any(line.startswith("step 6/6") for line in said)
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
-    names = [name for name in one if one[name].is_floating_point()]
-    difference = sum((one[name] - two[name]).double().square().sum() for name in names)
-    assert (difference / sum(one[name].double().square().sum() for name in names)).sqrt() < 1e-4
+TRAIN = {"steps": 12, "global_batch": 8, "log_every_steps": 2, "checkpoint_every_steps": 2}
+NORM = {"norm": "batch"}
 
 
-@pytest.mark.parametrize("victim", ["RayTrainWorker", "TrainController"])
-def test_a_killed_process_changes_nothing(tmp_path, data, victim):
+@dataclass(frozen=True)
+class Run:
+    """A run that nothing disturbed."""
+
+    path: Path
+    weights: dict
+    said: list[str]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory, data: str) -> dict[int, Run]:
+    """The same run by one and by two workers."""
+    made = {}
+    for workers in (1, 2):
+        path = tmp_path_factory.mktemp("straight")
+        made[workers] = Run(path, *run_to(path, data, train=TRAIN, scale=deepspeed(workers), encoder=NORM))
+    return made
+
+
+def test_two_workers_equal_one(straight: dict[int, Run]) -> None:
+    one, two = straight[1], straight[2]
+    assert any(line.startswith("step 12/12") for line in one.said)
+    assert losses(two.path) == pytest.approx(losses(one.path), rel=1e-4)
+    names = [name for name in one.weights if one.weights[name].is_floating_point()]
+    difference = sum((one.weights[name] - two.weights[name]).double().square().sum() for name in names)
+    assert (difference / sum(one.weights[name].double().square().sum() for name in names)).sqrt() < 1e-4
+
+
+@pytest.mark.parametrize(("victim", "workers"), [("RayTrainWorker", 2), ("TrainController", 1)])
+def test_a_killed_process_changes_nothing(
+    tmp_path: Path, data: str, straight: dict[int, Run], victim: str, workers: int
+) -> None:
     """SIGKILL, after the first checkpoint, of a training process, or of the one that would start it again."""
-    train = {"steps": 12, "global_batch": 8, "log_every_steps": 2, "checkpoint_every_steps": 2}
-    straight, _ = run_to(tmp_path / "straight", data, train=train, scale=deepspeed(2))
-    run = open_folder(str(tmp_path / "killed"))
+    run = open_folder(str(tmp_path))
     killed = []
 
     def kill() -> None:
@@ -75,20 +97,22 @@ def test_a_killed_process_changes_nothing(tmp_path, data, victim):
     done = threading.Event()
     killer = threading.Thread(target=kill)
     killer.start()
-    resumed, said = run_to(tmp_path / "killed", data, train=train, scale=deepspeed(2))
+    resumed, said = run_to(tmp_path, data, train=TRAIN, scale=deepspeed(workers), encoder=NORM)
     killer.join()
     assert killed, f"the run ended before {victim} was killed"
     assert any(line.startswith("going on from step") for line in said), said
-    assert all((resumed[name] == straight[name]).all() for name in straight)
-    assert losses(tmp_path / "killed") == losses(tmp_path / "straight")
+    undisturbed = straight[workers]
+    assert all((resumed[name] == undisturbed.weights[name]).all() for name in undisturbed.weights)
+    assert losses(tmp_path) == losses(undisturbed.path)
 
 
-def test_a_finished_run_has_nothing_left_and_a_changed_one_is_refused(tmp_path, data):
-    run_to(tmp_path / "run", data, scale={"engine": "torch", "data_memory_mb": 64})
-    _, said = run_to(tmp_path / "run", data, scale={"engine": "torch", "data_memory_mb": 64})
-    assert said == ["already finished: step 6 of 6"]
+def test_a_finished_run_has_nothing_left_and_a_changed_one_is_refused(straight: dict[int, Run], data: str) -> None:
+    def again(encoder: dict) -> list[str]:
+        return run_to(straight[1].path, data, train=TRAIN, scale=deepspeed(1), encoder=encoder)[1]
+
+    assert again(NORM) == ["already finished: step 12 of 12"]
     with pytest.raises(UserError, match=r"encoder\.lr_ratio: got 3\.0, but the run at .* has 2\.0"):
-        run_to(tmp_path / "run", data, encoder={"lr_ratio": 3.0})
+        again({**NORM, "lr_ratio": 3.0})
 
 
 def test_a_run_that_the_cluster_cannot_hold_is_refused_at_once(tmp_path, data):
@@ -109,4 +133,9 @@ def test_memory_is_checked_before_the_start(tmp_path, data):
 
 def test_a_diverged_run_ends_once_with_its_reason(tmp_path, data):
     with pytest.raises(FloatingPointError, match="loss is nan between steps"):
-        run_to(tmp_path / "run", data, optim={"lr": 1e30, "warmup_steps": 0, "clip_norm": 1e30})
+        run_to(
+            tmp_path / "run",
+            data,
+            scale={"engine": "torch", "data_memory_mb": 64},
+            optim={"lr": 1e30, "warmup_steps": 0, "clip_norm": 1e30},
+        )

@@ -1,15 +1,24 @@
 """A sweep's trials: drawn from its seed alone, trained for real, judged by their probes."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from soda_dist.config import load_config
+from soda_dist.config.schema import RunConfig
 from soda_dist.config.search import Search, load_search
+from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
+from soda_dist.evaluation.task_runner import evaluate
+from soda_dist.runs.folder import write_config
+from soda_dist.training.context import LocalContext
+from soda_dist.training.loop import fit
 from tests.evaluation.small_run import prepare
-from tests.tiny import tiny_config
+from tests.sizes import sized
+from tests.tiny import feed, tiny_config
+from tests.training.test_engine import engine_of
 
 SPACE = {
     "encoder.lr_ratio": {"log_uniform": (0.5, 4.0)},
@@ -73,35 +82,58 @@ def test_a_field_that_does_not_exist_is_named():
         draw_candidates(tiny_config(), search_of(space={"encoder.ratio": {"choice": (1.0,)}}))
 
 
+BEST = 1.5
+"""An accuracy that no other trial reaches."""
+
+
+def leave_first_rung(config: RunConfig, sweep: Path, data: str) -> None:
+    """Trial 0 as a stopped sweep leaves it, trained to its first rung, where its probe was the best."""
+    run = open_folder(f"{sweep}/trials/000")
+    write_config(run, config)
+    fit(LocalContext(), engine_of(config), config, feed(config), run, rows=96, until=2)
+    evaluate(run.uri, data, "probe", step="2")
+    probe = run.read_json("eval/2/probe.json")
+    run.write_json("eval/2/probe.json", {**probe, "value": BEST})
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_small_sweep_trains_judges_and_chooses(cluster, tmp_path):
-    from soda_dist.distributed.tune import sweep
+@sized("stopped_before", True, long=False)
+def test_a_small_sweep_trains_judges_and_chooses(stopped_before, cluster, tmp_path):
+    """The short form goes on from a sweep that was stopped, whose trial 0 no other one can beat."""
+    from soda_dist.distributed.tune import draw_candidates, sweep
 
-    prepare(str(tmp_path / "data"), {"train": [[16] * 6], "test": [[16] * 2]}, {})
-    config = tiny_config(scale={"engine": "torch", "data_memory_mb": 64})
+    data, place = str(tmp_path / "data"), tmp_path / "sweep"
+    prepare(data, {"train": [[16] * 6], "test": [[16] * 2]}, {})
+    config = tiny_config(scale={"engine": "torch", "data_memory_mb": 64}, evaluation={"actors": 1, "baselines": False})
     search = search_of(trials=2, guidance=(1.0, 2.0))
+    if stopped_before:
+        leave_first_rung(draw_candidates(config, search)[0][1], place, data)
     said: list[str] = []
-    sweep(config, search, str(tmp_path / "data"), str(tmp_path / "sweep"), said.append)
-    summary = json.loads((tmp_path / "sweep/trials.json").read_text())
+    sweep(config, search, data, str(place), said.append)
+    summary = json.loads((place / "trials.json").read_text())
     assert [trial["trial"] for trial in summary["trials"]] == [0, 1]
     for trial in summary["trials"]:
         assert trial["status"] in ("finished", "stopped")
         for rung, accuracy in trial["accuracy"].items():
-            probe = json.loads((tmp_path / f"sweep/trials/{trial['trial']:03d}/eval/{rung}/probe.json").read_text())
+            probe = json.loads((place / f"trials/{trial['trial']:03d}/eval/{rung}/probe.json").read_text())
             assert probe["value"] == accuracy
     assert max(trial["step"] for trial in summary["trials"]) == 4
-    best = load_config(str(tmp_path / "sweep/best.yaml"))
+    if stopped_before:
+        assert [(trial["status"], trial["step"]) for trial in summary["trials"]] == [("finished", 4), ("stopped", 2)]
+        assert summary["trials"][0]["accuracy"]["2"] == BEST and summary["best"] == 0
+    best = load_config(str(place / "best.yaml"))
     fields = summary["trials"][summary["best"]]["fields"]
     assert best.encoder.lr_ratio == pytest.approx(fields["encoder.lr_ratio"])
     assert best.sampling.guidance in (1.0, 2.0)
     assert {score["guidance"] for score in summary["guidance"]} == {1.0, 2.0}
-    assert (tmp_path / "sweep/trials.png").read_bytes().startswith(b"\x89PNG")
+    assert (place / "trials.png").read_bytes().startswith(b"\x89PNG")
     assert any(line.startswith("best trial") for line in said)
 
-    before = (tmp_path / "sweep/trials.json").read_bytes()
-    sweep(config, search, str(tmp_path / "data"), str(tmp_path / "sweep"), said.append)
-    assert (tmp_path / "sweep/trials.json").read_bytes() == before, "a rerun finds everything done"
     with pytest.raises(UserError, match="the folder of the same search"):
-        sweep(config, search_of(trials=3), str(tmp_path / "data"), str(tmp_path / "sweep"), said.append)
+        sweep(config, search_of(trials=3), data, str(place), said.append)
+    if not stopped_before:
+        before = (place / "trials.json").read_bytes()
+        sweep(config, search, data, str(place), said.append)
+        assert (place / "trials.json").read_bytes() == before, "a rerun finds everything done"

@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -43,14 +45,20 @@ class Head:
     folder: Path
     environment: dict[str, str]
 
-    def request(self, path: str, token: str | None) -> bytes:
+    def request(self, path: str, token: str | None, body: dict | None = None) -> bytes:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        with urllib.request.urlopen(urllib.request.Request(self.url + path, headers=headers), timeout=20) as answer:
+        data = None if body is None else json.dumps(body).encode()
+        asked = urllib.request.Request(self.url + path, data, {**headers, "Content-Type": "application/json"})
+        with urllib.request.urlopen(asked, timeout=60) as answer:
             return answer.read()
+
+    def answer(self, path: str, body: dict | None = None) -> Any:
+        """What the head says to a request with the right token."""
+        return json.loads(self.request(path, (self.folder / "token").read_text(), body))
 
     def nodes(self) -> dict[str, str]:
         """State of every node that the cluster has had, by its id."""
-        answer = json.loads(self.request("/api/v0/nodes?limit=100", (self.folder / "token").read_text()))
+        answer = self.answer("/api/v0/nodes?limit=100")
         return {node["node_id"]: node["state"] for node in answer["data"]["result"]["result"]}
 
     def alive(self) -> set[str]:
@@ -66,10 +74,38 @@ class Head:
                 stderr=subprocess.STDOUT,
             )
 
+    def start(self, working_dir: Path, command: list[str]) -> "Job":
+        """As `submit`, by the request that `ray job submit` makes, without a process for it."""
+        entrypoint = f"cd {shlex.quote(str(working_dir))} && {shlex.join(command)}"
+        return Job(self, self.answer("/api/jobs/", {"entrypoint": entrypoint})["submission_id"])
+
     def logs(self) -> str:
         """The ends of the logs that explain a failure."""
         paths = [self.folder / "head.log", *self.folder.glob("ray/session_2*/logs/monitor.*")]
         return "\n".join(f"== {path.name}\n{path.read_text()[-3000:]}" for path in paths if path.exists())
+
+
+@dataclass(frozen=True)
+class Job:
+    """A submitted job."""
+
+    head: Head
+    name: str
+
+    def succeeded(self) -> bool | None:
+        """None until it has ended."""
+        status = self.head.answer(f"/api/jobs/{self.name}")["status"]
+        return {"SUCCEEDED": True, "FAILED": False, "STOPPED": False}.get(status)
+
+    def output(self) -> str:
+        return self.head.answer(f"/api/jobs/{self.name}/logs")["logs"]
+
+    def wait(self, seconds: float) -> str:
+        """The output of a job that must succeed."""
+        wait_for(lambda: self.succeeded() is not None, seconds, self.output)
+        printed = self.output()
+        assert self.succeeded(), printed + self.head.logs()
+        return printed
 
 
 def _ray() -> str:

@@ -41,17 +41,14 @@ def test_nodes_come_for_a_pretraining_job_and_go_afterwards(head: Head, tmp_path
     config = tiny_config(scale={"engine": "deepspeed", "workers": 2, "data_memory_mb": 64})
     (tmp_path / "tiny.yaml").write_text(dump_config(config))
     command = [sys.executable, "jobs/pretrain.py", "--preset", str(tmp_path / "tiny.yaml")]
-    output = tmp_path / "job.log"
-    job = head.submit(ROOT, [*command, "--data", str(tmp_path / "data"), "--run", str(tmp_path / "run")], output)
+    job = head.start(ROOT, [*command, "--data", str(tmp_path / "data"), "--run", str(tmp_path / "run")])
 
     def more() -> bool:
-        assert job.poll() is None, output.read_text()
+        assert job.succeeded() is None, job.output()
         return len(head.alive()) > 1
 
-    wait_for(more, 90, lambda: output.read_text() + head.logs())
-    code = job.wait(timeout=120)
-    printed = output.read_text()
-    assert code == 0, printed + head.logs()
+    wait_for(more, 90, lambda: job.output() + head.logs())
+    printed = job.wait(120)
     wait_for(lambda: head.alive() == before, 45, lambda: f"{head.nodes()}\n{head.logs()}")
 
     added = {node for node, state in head.nodes().items() if state == "DEAD"}

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,9 @@ from soda_dist.config import dump_config
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.runs.folder import complete_steps
 from soda_dist.runs.metrics_log import read_lines
+from tests.evaluation.small_run import small_data
+from tests.rules.test_cli import STORAGE, forked
+from tests.rules.test_cli import job as own_process
 from tests.system.head import Head, running_head, wait_for
 from tests.tiny import tiny_config
 
@@ -29,10 +31,9 @@ def head(s3_server: str) -> Iterator[Head]:
         yield head
 
 
-def submit(head: Head, tmp_path: Path, *command: str) -> tuple[int, str]:
-    output = tmp_path / "job.log"
-    job = head.submit(ROOT, [sys.executable, *command], output)
-    return job.wait(timeout=240), output.read_text()
+def done(head: Head, *command: str) -> str:
+    """What a job printed that must succeed."""
+    return head.start(ROOT, [sys.executable, *command]).wait(240)
 
 
 def preset(tmp_path: Path, name: str = "tiny.yaml", **train: int) -> str:
@@ -64,39 +65,28 @@ def driver_of(run_uri: str) -> int:
 
 def test_prepare_pretrain_kill_resume_evaluate(head: Head, tmp_path: Path, s3_uri: str) -> None:
     data, straight, killed = f"{s3_uri}/data", f"{s3_uri}/straight", f"{s3_uri}/killed"
-    code, printed = submit(
-        head, tmp_path, "jobs/prepare_data.py", "synthetic", "--data", data, "objects=96", "views=1", "size=16"
-    )
-    assert code == 0, printed
+    done(head, "jobs/prepare_data.py", "synthetic", "--data", data, "objects=96", "views=1", "size=16")
     assert open_folder(data).exists("manifest.json")
 
     train = ["jobs/pretrain.py", "--preset", preset(tmp_path), "--data", data]
-    code, printed = submit(head, tmp_path, *train, "--run", straight)
-    assert code == 0, printed + head.logs()
+    printed = done(head, *train, "--run", straight)
     assert "step 8/8" in printed and printed.rstrip().splitlines()[-4:], printed
     assert complete_steps(open_folder(straight)) == [6, 8]
 
     # The whole job is killed between two checkpoints, as a lost head would.
-    long = ["jobs/pretrain.py", "--preset", preset(tmp_path), "--data", data, "--run", killed]
+    again = [*train, "--run", killed]
     output = tmp_path / "killed.log"
-    job = head.submit(ROOT, [sys.executable, *long], output)
+    job = head.submit(ROOT, [sys.executable, *again], output)
     wait_for(lambda: bool(complete_steps(open_folder(killed))), 120, lambda: output.read_text() + head.logs())
     os.kill(driver_of(killed), signal.SIGKILL)
     job.wait(timeout=60)
-    code, printed = submit(head, tmp_path, *long)
-    assert code == 0, printed
+    printed = done(head, *again)
     assert "going on from step" in printed or "already finished" in printed
     assert exact(open_folder(killed)) == exact(open_folder(straight))
     assert weights(open_folder(killed)) == weights(open_folder(straight))
 
-    code, printed = submit(head, tmp_path, *long)
-    assert code == 0
-    assert "already finished: step 8 of 8" in printed
-
-    code, printed = submit(
-        head, tmp_path, "jobs/evaluate.py", "--run", straight, "--data", data, "--tasks", "probe,knn,reconstruction"
-    )
-    assert code == 0, printed
+    command = ["jobs/evaluate.py", "--run", straight, "--data", data, "--tasks", "probe,knn,reconstruction"]
+    printed = done(head, *command, "evaluation.actors=2")
     run = open_folder(straight)
     assert f"{straight}/report.html" in printed
     probe = run.read_json("eval/8/probe.json")
@@ -105,34 +95,38 @@ def test_prepare_pretrain_kill_resume_evaluate(head: Head, tmp_path: Path, s3_ur
     assert b"<html" in run.read("report.html")
 
 
-@pytest.mark.parametrize(
-    ("uri", "says"),
-    [("s3://no-such-bucket-here/data", "a bucket that does not exist"), ("{bucket}/empty", "manifest.json")],
-)
-def test_wrong_places_are_one_line_and_exit_2(s3_server, s3_uri, tmp_path, uri, says) -> None:
-    where = uri.format(bucket=s3_uri)
-    command = [sys.executable, "jobs/pretrain.py", "--preset", "demo", "--data", where, "--run", str(tmp_path / "run")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 2, done.stderr
-    assert says in done.stderr and done.stderr.count("\n") == 1, done.stderr
+WRONG_PLACES = {
+    "s3://no-such-bucket-here/data": "a bucket that does not exist",
+    "{bucket}/empty": "manifest.json",
+}
 
 
-def test_a_damaged_shard_is_named_in_one_line(s3_server, s3_uri, tmp_path) -> None:
+def test_wrong_places_are_one_line_and_exit_2(s3_uri: str, tmp_path: Path) -> None:
+    base = ("pretrain.py", "--preset", "demo", "--run", str(tmp_path / "run"))
+    commands = [(*base, "--data", uri.format(bucket=s3_uri)) for uri in WRONG_PLACES]
+    for ended, says in zip(forked(commands, shared=(*STORAGE, "boto3")), WRONG_PLACES.values(), strict=True):
+        assert ended.returncode == 2, ended.stderr
+        assert says in ended.stderr and ended.stderr.count("\n") == 1, ended.stderr
+
+
+def test_a_damaged_shard_is_named_in_one_line(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Truncated: said before anything starts. Altered at equal size: said by the worker that reads it, once."""
-    from tests.evaluation.small_run import small_data
+    import ray
 
     small_data(tmp_path / "data")
     shard = tmp_path / "data/train/00000.parquet"
     whole = shard.read_bytes()
-    base = [sys.executable, "jobs/pretrain.py", "--preset", preset(tmp_path), "--data", str(tmp_path / "data")]
-    for name, content in (("cut", whole[: len(whole) // 2]), ("altered", whole.replace(b"IDAT", b"IDOT"))):
-        shard.write_bytes(content)
-        command = [*base, "--run", str(tmp_path / name)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
-        assert done.returncode == 2, done.stdout + done.stderr
-        assert "00000.parquet" in done.stderr and done.stderr.count("\n") == 1, done.stderr
-    shard.unlink()
-    command = [*base, "--run", str(tmp_path / "missing")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 2 and "00000.parquet" in done.stderr, done.stderr
+    base = ["pretrain.py", "--preset", preset(tmp_path), "--data", str(tmp_path / "data"), "--run"]
+    shard.write_bytes(whole.replace(b"IDAT", b"IDOT"))
+    ended = [own_process(*base, str(tmp_path / "altered"))]  # starts a cluster of its own
     assert json.loads((tmp_path / "altered/provenance.json").read_text())
+
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    shard.write_bytes(whole[: len(whole) // 2])
+    ended += forked([(*base, str(tmp_path / "cut"))])
+    shard.unlink()
+    ended += forked([(*base, str(tmp_path / "missing"))])
+    for each in ended:
+        assert each.returncode == 2, each.stdout + each.stderr
+        assert "00000.parquet" in each.stderr and each.stderr.count("\n") == 1, each.stderr
+    assert not (tmp_path / "cut").exists() and not (tmp_path / "missing").exists()
