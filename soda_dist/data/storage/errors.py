@@ -50,9 +50,7 @@ def _forbidden(uri: str) -> UserError:
 
 
 def _no_bucket(bucket: str) -> UserError:
-    return UserError(
-        f"s3://{bucket}", "a bucket that does not exist", "an existing bucket", "create it or correct the name"
-    )
+    return UserError(f"s3://{bucket}", "a bucket that does not exist", "an existing bucket", "create or rename it")
 
 
 def _unreachable(endpoint: str | None, kind: type[UserError] = UserError) -> UserError:

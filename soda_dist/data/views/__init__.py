@@ -1,1 +1,1 @@
-"""From the bytes of an image to the views that the networks see."""
+"""From image bytes to the views that the networks see."""

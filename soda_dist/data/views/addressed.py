@@ -1,8 +1,7 @@
-"""Random numbers that are addressed, not inherited: a hash of where the number is used.
+"""Counter-based random numbers: a hash of the address (seed, purpose, epoch, key, number).
 
-A number's address is (seed, purpose, epoch, key, number). The same address gives the same bits in any process, on any
-machine and in any company, so neither workers nor batches decide what a sample looks like. The mixer is splitmix64's:
-a bijection of 64 bits, so two keys of one epoch never share a stream.
+The same address gives the same bits in any process and on any machine, so views depend on neither workers nor batches.
+The mixer is that of splitmix64, a bijection of 64 bits, so two keys of one epoch never share a stream.
 """
 
 from functools import lru_cache
@@ -10,7 +9,6 @@ from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -22,14 +20,14 @@ _S30, _S27, _S31, _S11, _S12 = (np.uint64(shift) for shift in (30, 27, 31, 11, 1
 
 
 def words(seed: int, purpose: str, epochs: Ints | int, keys: Ints, numbers: range) -> Words:
-    """64 random bits for each address.
+    """Return 64 random bits per address.
 
     Args:
-        seed: of the run, any integer.
-        purpose: what the numbers are for; other text, other numbers.
+        seed: the run's seed, any integer.
+        purpose: name of the stream.
         epochs: int64 [n], or one for all.
         keys: int64 [n].
-        numbers: which draws of each key's stream, from 0 on, step 1.
+        numbers: draws of each key's stream; start >= 0, step 1.
 
     Returns:
         uint64 [n, len(numbers)].
@@ -41,13 +39,15 @@ def words(seed: int, purpose: str, epochs: Ints | int, keys: Ints, numbers: rang
 
 
 def uniforms(seed: int, purpose: str, epochs: Ints | int, keys: Ints, numbers: range) -> Floats:
-    """float64 [n, len(numbers)], uniform on [0, 1), multiples of 2^-53; arguments as `words`."""
+    """Return float64 [n, len(numbers)], uniform on [0, 1), multiples of 2^-53; arguments as in `words`."""
     return (words(seed, purpose, epochs, keys, numbers) >> _S11).astype(np.float64) * 2.0**-53
 
 
 def normals(seed: int, purpose: str, epochs: Ints | int, keys: Ints, numbers: range) -> Floats:
-    """float64 [n, len(numbers)], standard normal by the inverse distribution function; arguments as `words`."""
-    # 52 bits and a half keep the argument inside (0, 1); with 53 the largest would round to 1.
+    """Return float64 [n, len(numbers)], standard normal by the inverse CDF; arguments as in `words`."""
+    from scipy.special import ndtri
+
+    # 52 bits plus a half keep the argument inside (0, 1); with 53 bits the largest would round to 1.
     return ndtri(((words(seed, purpose, epochs, keys, numbers) >> _S12) + 0.5) * 2.0**-52)
 
 
@@ -62,7 +62,7 @@ def _word(values: Ints | int) -> Words:
 
 
 def _mix(x: Words) -> Words:
-    """splitmix64's finaliser, in place on a fresh array."""
+    """Apply splitmix64's finaliser in place."""
     x ^= x >> _S30
     x *= _FIRST
     x ^= x >> _S27

@@ -1,4 +1,4 @@
-"""Random resized crop, flip and resize (section D.3): which crop, and how its pixels become a view."""
+"""Random resized crop, flip and resize (section D.3)."""
 
 import math
 from typing import NamedTuple
@@ -15,11 +15,11 @@ TRIES = 10
 _PLAN, _FLIP, _PLACE = 0, 1, slice(2, 4)
 _AREA, _ASPECT = slice(4, 4 + TRIES), slice(4 + TRIES, 4 + 2 * TRIES)
 DRAWS = range(4 + 2 * TRIES)
-"""Every view uses the same draws whatever becomes of it, so that a draw's number never depends on an earlier one."""
+"""Draws of every view, used or not, so that no draw's number depends on an earlier one."""
 
 
 class Crops(NamedTuple):
-    """What each view shows of its image."""
+    """Crop of each view."""
 
     boxes: Ints
     """int64 [n, 4]: top, left, height, width."""
@@ -28,10 +28,10 @@ class Crops(NamedTuple):
 
 
 def plan_crops(seed: int, purpose: str, epochs: Ints, keys: Ints, sizes: Ints, settings: Augmentation) -> Crops:
-    """Section D.3: at `crop_flip_rate` a random resized crop, flipped at one half; else the central square.
+    """Draw crops (section D.3): at `crop_flip_rate` random resized crops, half of them flipped; else central squares.
 
     Args:
-        sizes: int64 [n, 2], height and width of each image, at least 1.
+        sizes: int64 [n, 2], height and width of each image, >= 1.
     """
     u = uniforms(seed, purpose, epochs, keys, DRAWS)
     augmented = u[:, _PLAN] < settings.crop_flip_rate
@@ -42,16 +42,14 @@ def plan_crops(seed: int, purpose: str, epochs: Ints, keys: Ints, sizes: Ints, s
 
 
 def random_boxes(u: Floats, sizes: Ints, area: tuple[float, float], aspect: tuple[float, float]) -> Ints:
-    """torchvision's RandomResizedCrop on given uniforms: int64 [n, 4].
+    """Compute torchvision's RandomResizedCrop from given uniforms: int64 [n, 4].
 
-    The first of ten tries (area uniform, log of the aspect uniform) that fits; else the largest central crop whose
-    aspect is allowed.
+    The first of ten tries (area and log aspect uniform) that fits; else the largest central crop of an allowed aspect.
     """
     height, width = sizes[:, :1], sizes[:, 1:]
-    # exp of a whole contiguous array: numpy may take another path, and another last bit, for other layouts.
-    ratio = np.exp(
-        math.log(aspect[0]) + (math.log(aspect[1]) - math.log(aspect[0])) * np.ascontiguousarray(u[:, _ASPECT])
-    )
+    # Contiguous, since numpy's exp may differ in the last bit for other layouts.
+    low, high = math.log(aspect[0]), math.log(aspect[1])
+    ratio = np.exp(low + (high - low) * np.ascontiguousarray(u[:, _ASPECT]))
     pixels = height * width * (area[0] + (area[1] - area[0]) * u[:, _AREA])
     w, h = np.rint(np.sqrt(pixels * ratio)).astype(np.int64), np.rint(np.sqrt(pixels / ratio)).astype(np.int64)
     fits = (w > 0) & (h > 0) & (w <= width) & (h <= height)
@@ -63,7 +61,7 @@ def random_boxes(u: Floats, sizes: Ints, area: tuple[float, float], aspect: tupl
 
 
 def square_boxes(sizes: Ints) -> Ints:
-    """The largest central square of each image: int64 [n, 4]."""
+    """Return the largest central square of each image: int64 [n, 4]."""
     return _central(sizes, np.repeat(sizes.min(1, keepdims=True), 2, 1))
 
 
@@ -79,12 +77,11 @@ def _central(sizes: Ints, box: Ints) -> Ints:
 
 
 def resize_into(crop: Image, out: Image, flip: bool) -> None:
-    """Fill `out` [r, s, 3] with `crop` [h, w, 3], mirrored if asked: bilinear, with a low pass where it shrinks.
+    """Resize `crop` [h, w, 3] into `out` [r, s, 3], optionally mirrored: bilinear, with a low pass when shrinking.
 
-    A side that shrinks by m whole times and more is resized to m * s pixels, of which each m give their mean. What is
-    left, below two, is prepared by a three-tap blur with the variance by which the antialiasing triangle of Pillow
-    exceeds the bilinear one. As close to Pillow's bilinear as INTER_AREA is (300 -> 224: both 1 level in the mean), in
-    0.21 ms where that takes 0.63 and Pillow 0.82. torch's needs 0.24, and 600 MB more in every data worker.
+    A side of s pixels that shrinks at least m times, m whole, is resized to m * s pixels, which are then averaged. The
+    remaining ratio, below two, gets a three-tap blur with the variance by which Pillow's antialiasing triangle exceeds
+    the bilinear one. As close to Pillow's bilinear as INTER_AREA (1 level on average), in a third of its time.
     """
     rows, columns = out.shape[:2]
     height, width = crop.shape[:2]
@@ -100,7 +97,7 @@ def resize_into(crop: Image, out: Image, flip: bool) -> None:
 
 
 def _low_pass(crop: Image, down: float, across: float) -> Image:
-    """`crop` ready to be read at every `down`-th and `across`-th pixel (below 1: it grows)."""
+    """Blur `crop` for sampling every `down`-th and `across`-th pixel (< 1: enlarged)."""
     rows, columns = _sigma(down), _sigma(across)
     if not rows and not columns:
         return crop
@@ -109,6 +106,6 @@ def _low_pass(crop: Image, down: float, across: float) -> Image:
 
 
 def _sigma(ratio: float) -> float:
-    """OpenCV's sigma for the taps [a, 1 - 2a, a] with a = (ratio^2 - 1) / 12; 0 where a is nothing in 8 bits."""
+    """Return OpenCV's sigma for taps [a, 1 - 2a, a], a = (ratio^2 - 1) / 12; 0 if a is negligible in 8 bits."""
     side = (ratio * ratio - 1) / 12
     return math.sqrt(-0.5 / math.log(side / (1 - 2 * side))) if side > 1 / 256 else 0.0

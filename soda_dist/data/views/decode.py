@@ -1,9 +1,9 @@
-"""Bytes of a published image -> RGB pixels, or None. Nothing that the bytes hold raises.
+"""Decoding of image bytes to RGB pixels, or None; malformed bytes raise nothing.
 
-Pixels are those of torchvision's default loader, `Image.open(...).convert("RGB")`: the first frame, alpha dropped,
-palettes and grey expanded, CMYK converted, no rotation by EXIF. One departure: 16-bit grey keeps its upper byte, where
-`convert` clips nearly all of it to white. JPEG goes through simplejpeg and 8-bit PNG through OpenCV (bit-equal to
-Pillow and faster: 8 and 8 against 65 and 33 microseconds at 32 px); what they refuse, Pillow judges.
+Pixels equal those of torchvision's default loader, `Image.open(...).convert("RGB")`: first frame, alpha dropped,
+palettes and grey expanded, CMYK converted, no EXIF rotation. One departure: 16-bit grey keeps its upper byte, where
+`convert` clips nearly all of it to white. simplejpeg decodes JPEG and OpenCV 8-bit PNG (bit-equal to Pillow, and
+several times faster at 32 px), with Pillow as the fallback.
 """
 
 import io
@@ -18,18 +18,18 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 Image = NDArray[Any]
-"""uint8 [h, w, 3], RGB. `Any`, since OpenCV's annotations promise no more."""
+"""uint8 [h, w, 3], RGB. `Any`, since OpenCV's annotations are no narrower."""
 
 PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
-"""No format that runs a program (EPS) is tried."""
+"""Without EPS, which would run a program."""
 MOST_PIXELS = 178_956_970
-"""Pillow's own limit against decompression bombs, held for every codec."""
+"""Pillow's limit against decompression bombs, applied to every codec."""
 _PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 _PNG_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 
 class Header(NamedTuple):
-    """What the first bytes say; the rest may still be broken."""
+    """Size and codec from the first bytes; the rest may still be broken."""
 
     height: int
     width: int
@@ -37,7 +37,7 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes) -> Header | None:
-    """Size and codec without decoding (about a microsecond for JPEG); None if this is no image we can read."""
+    """Read size and codec without decoding; None if the format is unknown or the size not allowed."""
     header = _header(data)
     if header is None or not 0 < header.height * header.width <= MOST_PIXELS:
         return None
@@ -45,7 +45,7 @@ def read_header(data: bytes) -> Header | None:
 
 
 def explain_unreadable(data: bytes) -> str:
-    """What is wrong with bytes that cannot be read: a few words."""
+    """Return in a few words why bytes cannot be decoded."""
     if not data:
         return "no bytes"
     header = _header(data)
@@ -57,13 +57,11 @@ def explain_unreadable(data: bytes) -> str:
 
 
 def decode(data: bytes, header: Header, shrink: int) -> Image | None:
-    """The image, RGB.
+    """Decode an image to RGB.
 
     Args:
-        data: the bytes as published.
-        header: of `read_header`.
-        shrink: 1, 2, 4 or 8: decode at this fraction of the size. JPEG does it inside its own transform, which is
-            where it saves time.
+        header: from `read_header`.
+        shrink: 1, 2, 4 or 8, the divisor of the size. Saves time for JPEG, which scales in its own transform.
 
     Returns:
         uint8 [ceil(height / shrink), ceil(width / shrink), 3], or None if the bytes are broken.
@@ -92,7 +90,7 @@ def _pillow_header(data: bytes) -> Header | None:
     try:
         with Pillow.open(io.BytesIO(data), formats=PILLOW_FORMATS) as opened:
             return Header(opened.height, opened.width, "other")
-    except Exception:  # its plugins raise a dozen types on bad bytes, from SyntaxError to MemoryError
+    except Exception:  # plugins raise a dozen types on bad bytes, from SyntaxError to MemoryError
         return None
 
 
@@ -110,9 +108,9 @@ def _fast(data: bytes, header: Header, size: tuple[int, int], shrink: int) -> Im
 
 
 def _is_intact_png(data: bytes) -> bool:
-    """Whether every chunk is whole and its checksum right.
+    """Check that every chunk is complete with a correct checksum.
 
-    OpenCV believes a damaged length (gigabytes for a file of 2 kB) and writes to stderr what it dislikes.
+    OpenCV would trust a damaged length (allocating gigabytes for 2 kB) and print warnings to stderr.
     """
     start, kind = 8, b""
     while kind != b"IEND":

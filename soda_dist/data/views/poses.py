@@ -1,15 +1,14 @@
-"""What is told of a view's place: its frame in the image, or its camera (section 3.3, appendix C).
+"""Poses of views: the frame in the image, or the camera (section 3.3, appendix C).
 
-A frame is (y0, x0, y1, x1), the coordinates of the view's top left and bottom right corner in its image, which spans
-[-1, 1] in both directions whatever its aspect; a mirrored view has x0 > x1.
+A frame is (y0, x0, y1, x1), the view's top left and bottom right corners in its image, which spans [-1, 1] in both
+directions for any aspect; a mirrored view has x0 > x1.
 
 A camera is the first three rows of camera_to_world, [3, 4] row-major, then intrinsics, [3, 3] row-major, which map
 camera coordinates (x right, y down, z forward) to multiples of (u, v, 1), u and v in [0, 1] over the view's width and
-height. The columns of a data set hold intrinsics in pixels of the image as it is stored, where the pixel in row i and
-column j covers [j, j + 1) x [i, i + 1), so that its centre is (j + 1/2, i + 1/2).
+height. Data sets store intrinsics in pixels of the stored image, where the pixel in row i and column j covers
+[j, j + 1) x [i, i + 1), so that its centre is (j + 1/2, i + 1/2).
 
-Our reading: RandAugment's layers that move an image (rotations, shears, translations) are not told; they are
-distortions of the view.
+Our reading: poses ignore RandAugment's rotations, shears and translations, which count as distortions of the view.
 """
 
 from collections.abc import Mapping
@@ -24,13 +23,13 @@ from soda_dist.errors import UserError
 
 Kind = Literal["none", "pixels", "cameras"]
 Boxes = NDArray[Any]
-"""Integers, or float where an edge lies between pixels."""
+"""int64, or float64 for fractional pixels."""
 POSE_SIZES: Mapping[Kind, int] = {"none": 0, "pixels": 4, "cameras": 21}
 CAMERA_COLUMNS = {"camera_to_world": pa.list_(pa.float32(), 16), "intrinsics": pa.list_(pa.float32(), 9)}
 
 
 class Cameras(NamedTuple):
-    """Of m images, as stored."""
+    """Cameras of m images, as stored."""
 
     to_world: NDArray[np.floating]
     """[m, 4, 4]."""
@@ -39,22 +38,23 @@ class Cameras(NamedTuple):
 
 
 def read_cameras(table: pa.Table) -> Cameras:
-    """The cameras of a table with the columns `CAMERA_COLUMNS`; a `UserError` if a row has none."""
+    """Read the columns `CAMERA_COLUMNS` of a table; a `UserError` if a row lacks a camera."""
     found = []
     for name, side in zip(CAMERA_COLUMNS, (4, 3), strict=True):
         column = table.column(name)
         if column.null_count:
-            raise UserError("data.pose", f"cameras with rows without {name}", "a camera in each row", "prepare it anew")
+            got = f"cameras, but {column.null_count} of {len(table)} rows lack {name}"
+            raise UserError("data.pose", got, "a camera in each row", "prepare the data again")
         values = [chunk.flatten().to_numpy() for chunk in column.chunks]
         found.append(np.concatenate([*values, np.zeros(0, np.float32)]).reshape(-1, side, side))
     return Cameras(*found)
 
 
 def frames(boxes: Boxes, flipped: NDArray[np.bool_], sizes: Ints) -> NDArray[np.float32]:
-    """Frames of views.
+    """Compute frames of views.
 
     Args:
-        boxes: [..., 4], top, left, height and width of what a view shows, in pixels of its image.
+        boxes: [..., 4], top, left, height and width of the view, in pixels of its image.
         flipped: bool [...].
         sizes: int64 [..., 2], height and width of the image.
 
@@ -69,11 +69,11 @@ def frames(boxes: Boxes, flipped: NDArray[np.bool_], sizes: Ints) -> NDArray[np.
 
 
 def cameras(boxes: Boxes, flipped: NDArray[np.bool_], stored: Cameras) -> NDArray[np.float32]:
-    """Cameras of views: u = (x - left) / width, v = (y - top) / height; u becomes 1 - u in a mirrored view.
+    """Compute cameras of views: u = (x - left) / width, v = (y - top) / height; 1 - u in a mirrored view.
 
     Args:
-        boxes, flipped: as of `frames`.
-        stored: of the image that each view shows, [..., 4, 4] and [..., 3, 3].
+        boxes, flipped: as in `frames`.
+        stored: camera of each view's image, [..., 4, 4] and [..., 3, 3].
 
     Returns:
         float32 [..., 21].
@@ -91,16 +91,12 @@ def cameras(boxes: Boxes, flipped: NDArray[np.bool_], stored: Cameras) -> NDArra
 
 
 def poses(
-    kind: Kind,
-    boxes: Boxes,
-    flipped: NDArray[np.bool_],
-    sizes: Ints,
-    stored: Cameras | None,
+    kind: Kind, boxes: Boxes, flipped: NDArray[np.bool_], sizes: Ints, stored: Cameras | None
 ) -> NDArray[np.float32]:
-    """float32 [..., P] of views, P as in `POSE_SIZES`; arguments as of `frames` and `cameras`."""
+    """Compute poses of views: float32 [..., P], P as in `POSE_SIZES`; arguments as in `frames` and `cameras`."""
     if kind == "pixels":
         return frames(boxes, flipped, sizes)
     if kind == "cameras":
-        assert stored is not None, "cameras are read with the images"
+        assert stored is not None, "cameras must be read with the images"
         return cameras(boxes, flipped, stored)
     return np.zeros((*flipped.shape, 0), np.float32)

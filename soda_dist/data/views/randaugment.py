@@ -1,12 +1,12 @@
-"""RandAugment (Cubuk et al. 2020) at table 12's setting: layers 2, magnitude 9, its standard deviation 0.5, rate 0.65.
+"""RandAugment (Cubuk et al. 2020), table 12: 2 layers, magnitude 9 with standard deviation 0.5, rate 0.65.
 
 Our reading: the fifteen operations and scales of timm's `rand-m9-mstd0.5`, drawn with replacement; not its
 "increasing" variants (so at magnitude 9 posterize keeps 3 bits, solarize starts at 230 and the enhancements multiply by
-1.72), and none with a probability of its own, since the rate of 0.65 is the view's. Translations are a share of the
-side, so that views of any size are moved alike, and by whole pixels. What an image moves away from is grey 128;
-interpolation is bilinear.
+1.72), and without a probability per operation, since the rate of 0.65 is the view's. Translations are a share of the
+side, the same for views of any size, rounded to whole pixels. Uncovered areas become grey 128; interpolation is
+bilinear.
 
-Operations take and give uint8 [h, w, 3] and copy Pillow's arithmetic. Those that only map levels are bit-equal to it.
+Operations map uint8 [h, w, 3] to the same and follow Pillow's arithmetic; those that only map levels are bit-equal.
 """
 
 import math
@@ -24,16 +24,16 @@ from soda_dist.data.views.decode import Image
 
 FILL = (128, 128, 128)
 NO_LAYER = np.array([-1, 0], np.float32)
-"""No operation, in `encode_layers`."""
+"""An unused layer in `encode_layers`."""
 MAX_MAGNITUDE = 10.0
-"""Magnitudes are clipped to 0..MAX_MAGNITUDE."""
+"""Drawn magnitudes are clipped to 0..MAX_MAGNITUDE."""
 _LEVELS = np.arange(256)
 _FLOATS = _LEVELS.astype(np.float32)
 GREY = 19595 / 65536, 38470 / 65536, 7471 / 65536
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
 _DELTA = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]])
 _TO_GREY = np.tile(GREY, (3, 1))
-# Tables of 256 levels for every argument: at 32 px building one costs as much as using it.
+# Precomputed for every argument: at 32 px building a table costs as much as applying it.
 _SOLARIZE = np.where(np.arange(257)[:, None] > _LEVELS, _LEVELS, 255 - _LEVELS).astype(np.uint8)
 _SOLARIZE_ADD = np.where(_LEVELS < 128, np.minimum(255, _LEVELS + np.arange(256)[:, None]), _LEVELS).astype(np.uint8)
 
@@ -48,7 +48,7 @@ def auto_contrast(image: Image) -> Image:
 
 
 def equalize(image: Image) -> Image:
-    """Flatten each channel's histogram, by Pillow's rule."""
+    """Equalize each channel's histogram as Pillow does."""
     counts = np.array([cv2.calcHist([image], [c], None, [256], [0, 256]).ravel() for c in range(3)], np.int64)
     below = counts.cumsum(1) - counts
     step = np.where(counts > 0, below, 0).max(1, keepdims=True) // 255
@@ -76,31 +76,31 @@ def solarize_add(image: Image, add: int) -> Image:
 
 
 def color(image: Image, factor: float) -> Image:
-    """Away from (> 1) or towards the image's own grey; differs from Pillow by at most 2 levels (it rounds twice)."""
+    """Blend with the grey image; > 1 moves away from it. At most 2 levels from Pillow, which rounds twice."""
     matrix = factor * np.eye(3) + (1 - factor) * _TO_GREY
     return cv2.transform(image, matrix.astype(np.float32))
 
 
 def contrast(image: Image, factor: float) -> Image:
-    """Away from or towards the mean grey; Pillow rounds each pixel's grey first, so a level may differ by one."""
+    """Blend with the mean grey. At most 1 level from Pillow, which rounds each pixel's grey first."""
     red, green, blue, _ = cv2.mean(image)
     return cv2.LUT(image, _blend(int(GREY[0] * red + GREY[1] * green + GREY[2] * blue + 0.5), factor))
 
 
 def brightness(image: Image, factor: float) -> Image:
-    """Away from or towards black."""
+    """Blend with black."""
     return cv2.LUT(image, _blend(0, factor))
 
 
 def sharpness(image: Image, factor: float) -> Image:
-    """Away from or towards the smoothed image; the border pixels stay. At most 2 levels from Pillow, as `color`."""
+    """Blend with the smoothed image, keeping border pixels. At most 2 levels from Pillow, as `color`."""
     out = image.copy()
     out[1:-1, 1:-1] = cv2.filter2D(image, -1, factor * _DELTA + (1 - factor) * _SMOOTH)[1:-1, 1:-1]
     return out
 
 
 def rotate(image: Image, degrees: float) -> Image:
-    """Counter-clockwise about the centre."""
+    """Rotate counter-clockwise about the centre."""
     height, width = image.shape[:2]
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     x, y = width / 2, height / 2
@@ -108,19 +108,18 @@ def rotate(image: Image, degrees: float) -> Image:
 
 
 def shear_x(image: Image, factor: float) -> Image:
-    """Row y reads from x + factor * y."""
+    """Shear horizontally: row y reads from x + factor * y."""
     return _affine(image, ((1, factor, 0), (0, 1, 0)))
 
 
 def shear_y(image: Image, factor: float) -> Image:
-    """Column x reads from y + factor * x."""
+    """Shear vertically: column x reads from y + factor * x."""
     return _affine(image, ((1, 0, 0), (factor, 1, 0)))
 
 
 def translate_x(image: Image, share: float) -> Image:
     """Read from x + share * width, rounded to whole pixels."""
-    by = translation(share, image.shape[1])
-    into, source = _overlap(by, image.shape[1])
+    into, source = _overlap(translation(share, image.shape[1]), image.shape[1])
     out = np.full_like(image, FILL[0])
     out[:, into] = image[:, source]
     return out
@@ -128,20 +127,19 @@ def translate_x(image: Image, share: float) -> Image:
 
 def translate_y(image: Image, share: float) -> Image:
     """Read from y + share * height, rounded to whole pixels."""
-    by = translation(share, image.shape[0])
-    into, source = _overlap(by, image.shape[0])
+    into, source = _overlap(translation(share, image.shape[0]), image.shape[0])
     out = np.full_like(image, FILL[0])
     out[into] = image[source]
     return out
 
 
 class Operation(NamedTuple):
-    """An operation and what a magnitude means to it."""
+    """An operation and its scale of magnitudes."""
 
     name: str
     apply: Callable[..., Image]
     amount: Callable[[float, int], float] | None
-    """(magnitude / 10, sign -1 or 1) -> argument; None: the operation has none."""
+    """(magnitude / MAX_MAGNITUDE, sign -1 or 1) -> argument; None = no argument."""
 
 
 OPERATIONS = (
@@ -162,14 +160,11 @@ OPERATIONS = (
     Operation("TranslateY", translate_y, lambda m, sign: sign * 0.45 * m),
 )
 Layer = tuple[int, float, int]
-"""Operation's place in OPERATIONS, magnitude in 0..MAX_MAGNITUDE, sign -1 or 1."""
+"""Index into OPERATIONS, magnitude in 0..MAX_MAGNITUDE, sign -1 or 1."""
 
 
 def plan_layers(seed: int, purpose: str, epochs: Ints, keys: Ints, settings: Augmentation) -> list[list[Layer]]:
-    """What is done to each view: each layer an operation drawn evenly, at magnitude N(magnitude, std).
-
-    At 1 - `randaugment_rate` a view has no layers.
-    """
+    """Draw each view's layers: operations uniform, magnitudes N(magnitude, std); at 1 - `randaugment_rate` none."""
     count = settings.randaugment_layers
     u = uniforms(seed, f"{purpose}/operations", epochs, keys, range(1 + 2 * count))
     noise = normals(seed, f"{purpose}/magnitudes", epochs, keys, range(count))
@@ -184,7 +179,7 @@ def plan_layers(seed: int, purpose: str, epochs: Ints, keys: Ints, settings: Aug
 
 
 def distort(image: Image, layers: list[Layer]) -> Image:
-    """The image after its layers."""
+    """Apply layers in order."""
     for number, magnitude, sign in layers:
         _, apply, amount = OPERATIONS[number]
         image = apply(image, amount(magnitude / MAX_MAGNITUDE, sign)) if amount else apply(image)
@@ -192,7 +187,7 @@ def distort(image: Image, layers: list[Layer]) -> Image:
 
 
 def encode_layers(layers: list[list[Layer]], count: int) -> NDArray[np.float32]:
-    """Layers of n views as an array: float32 [n, count, 2], operation's place and argument; -1 and 0: none."""
+    """Encode layers of n views: float32 [n, count, 2], index into OPERATIONS and argument; (-1, 0) = none."""
     table = np.tile(NO_LAYER, (len(layers), count, 1))
     for row, own in enumerate(layers):
         for place, (number, magnitude, sign) in enumerate(own):
@@ -202,7 +197,7 @@ def encode_layers(layers: list[list[Layer]], count: int) -> NDArray[np.float32]:
 
 
 def level_table(name: str, amount: float) -> NDArray[np.uint8]:
-    """uint8 [256]: what an operation that the argument alone fixes makes of each level."""
+    """Return the level table, uint8 [256], of Invert, Posterize, Solarize, SolarizeAdd or Brightness."""
     match name:
         case "Invert":
             return (255 - _LEVELS).astype(np.uint8)
@@ -217,13 +212,13 @@ def level_table(name: str, amount: float) -> NDArray[np.uint8]:
 
 
 def translation(share: float, side: int) -> int:
-    """Pixels that an image of this side is moved by."""
+    """Return the translation in pixels."""
     return round(share * side)
 
 
 @lru_cache(maxsize=4096)
 def stretch(low: int, high: int) -> NDArray[np.uint8]:
-    """uint8 [256]: levels low..high stretched to 0..255."""
+    """Return a level table, uint8 [256], that stretches low..high to 0..255."""
     if low == high:
         return _LEVELS.astype(np.uint8)
     scale = 255.0 / (high - low)
@@ -231,23 +226,23 @@ def stretch(low: int, high: int) -> NDArray[np.uint8]:
 
 
 def _top_bits(bits: int) -> int:
-    """A mask of the highest bits."""
+    """Return a mask of the highest bits."""
     return 0xFF00 >> bits & 0xFF
 
 
 def _overlap(by: int, side: int) -> tuple[slice, slice]:
-    """Where the pixels go and where they come from when place x reads from x + by."""
+    """Return the target and source slices when place x reads from x + by."""
     return slice(max(0, -by), max(0, side - max(0, by))), slice(max(0, by), max(0, side + min(0, by)))
 
 
 def _blend(base: int, factor: float) -> NDArray[np.uint8]:
-    """base + factor * (level - base), cut off as Pillow does it, in float32."""
+    """Return the table base + factor * (level - base), in float32, clipped as in Pillow."""
     blended = np.float32(base) + np.float32(factor) * (_FLOATS - np.float32(base))
     return np.minimum(np.maximum(blended, 0), 255).astype(np.uint8)
 
 
 def _affine(image: Image, matrix: tuple[tuple[float, float, float], tuple[float, float, float]]) -> Image:
-    """Output pixel (x, y) reads from matrix @ (x, y, 1), where a pixel's centre lies at its index + 1/2."""
+    """Make output pixel (x, y) read from matrix @ (x, y, 1), with pixel centres at index + 1/2."""
     (a, b, c), (d, e, f) = matrix
     indexed = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])
     size = image.shape[1], image.shape[0]

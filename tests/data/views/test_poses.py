@@ -209,7 +209,7 @@ def test_cameras_are_read_from_any_slice_of_a_table(tmp_path: Path) -> None:
         assert np.array_equal(found.intrinsics[row], camera(key)[1])
     assert read_cameras(table.slice(0, 0)).to_world.shape == (0, 4, 4)
     holes = pa.table({name: pa.array([None], kind) for name, kind in CAMERA_COLUMNS.items()})
-    with pytest.raises(UserError, match=r"data\.pose: got cameras with rows without camera_to_world"):
+    with pytest.raises(UserError, match=r"data\.pose: got cameras, but 1 of 1 rows lack camera_to_world"):
         read_cameras(holes)
 
 
