@@ -1,4 +1,4 @@
-"""From a published data set to checked shards, over a pool. No Ray."""
+"""Import of published data sets to shards, and their check, over any pool. Does not import Ray."""
 
 from soda_dist.data.preparation.importer import prepare
 from soda_dist.data.preparation.verify import check

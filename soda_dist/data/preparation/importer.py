@@ -1,12 +1,10 @@
-"""A published data set to shards and a manifest, over a pool.
+"""Import of a published data set to shards and a manifest, over a pool.
 
-First every part of the source is listed; a split's list is the order of its rows. Then each shard is made by one job
-from its own range of that list, so keys, row groups and shards depend on the source and the options alone. Rows that
-cannot be read are left out: the shard's other rows move up, its last group is short, and the keys of the shards after
-it are written anew.
+Every part of the source is listed first; the list gives the row order of a split. Then one task makes each shard from
+its range of the list, so keys, row groups and shards depend only on the source and the options. Unreadable rows are
+skipped: the shard's later rows move up, its last group is short, and later shards are rewritten with new keys.
 
-What is under way lies in `_import/` of the data folder: the lists, and a record of each finished shard. A run that was
-stopped goes on from there.
+The data folder's `_import/` holds the lists and a record of each finished shard; an interrupted import resumes from it.
 """
 
 import hashlib
@@ -57,7 +55,7 @@ IMPORT_FILES = re.compile(rf"{IMPORT}/.*|{re.escape(MANIFEST)}|{re.escape(REJECT
 
 
 class Claim(Node):
-    """Which import a folder is for."""
+    """Identity of the import that a folder belongs to."""
 
     version: int
     kind: str
@@ -74,18 +72,18 @@ def prepare(
     pool: Pool | None = None,
     say: Say = silent,
 ) -> str:
-    """Import a published data set into `data_uri`, which it returns. Safe to stop and run again.
+    """Import a published data set into the folder `data_uri` and return its URI; resumes if interrupted.
 
     Args:
         kind: one of SOURCES.
-        source_uri: the data set as published; none for synthetic.
-        data_uri: an empty folder, or one that this same import has begun or finished.
+        source_uri: the data set as published; None for synthetic.
+        data_uri: an empty folder, or one in which the same import was started or finished.
         options: `option=value` texts for this kind.
-        pool: where the work is done; None = in this process.
-        say: shows progress lines.
+        pool: workers; None = this process.
+        say: receives progress lines.
 
     Raises:
-        UserError: a wrong kind, option or source, a folder that holds something else, or a source without images.
+        UserError: a wrong kind, option or source, a folder with other contents, or a source without images.
     """
     parsed = parse_options(kind, options)
     folder = open_folder(data_uri)
@@ -93,15 +91,15 @@ def prepare(
     if _is_finished(folder, claim, say):
         return folder.uri
     source = SOURCES[kind].open_source(claim.source, parsed)
-    how = reencoding(parsed)
-    source = source if how is None else Reencoded(source, how)
+    settings = reencoding(parsed)
+    source = source if settings is None else Reencoded(source, settings)
     folder.write_json(CLAIM, claim.model_dump())
     with (pool or LocalPool()).with_state(Held((source, folder))) as workers:
         indices = _list_rows(source, folder, parsed, workers, say)
         jobs = _plan(indices, source, parsed)
         _make_shards(workers, folder, jobs, indices, _rows_per_group(source, parsed), say)
         records = _renumber(workers, folder, jobs, say)
-    _finish(folder, claim, source, records, how, say)
+    _write_results(folder, claim, source, records, settings, say)
     return folder.uri
 
 
@@ -116,23 +114,23 @@ def _claim(kind: str, source_uri: str | None, options: Options) -> Claim:
 
 
 def _is_finished(folder: Folder, claim: Claim, say: Say) -> bool:
-    """Whether the folder holds this import, complete. Refuses a folder that holds anything else."""
+    """Check whether the folder holds this import, complete; a `UserError` if it holds anything else."""
     names = [entry.name for entry in folder.list()]
     foreign = next((name for name in names if not IMPORT_FILES.fullmatch(name)), None)
     if foreign or (names and CLAIM not in names and MANIFEST not in names):
         _refuse(folder, f"a folder that holds {foreign or names[0]}")
     if CLAIM in names:
-        _compare(folder, claim, folder.read_json(CLAIM))
+        _check_claim(folder, claim, folder.read_json(CLAIM))
         folder.discard_temporary()
     if MANIFEST not in names:
         return False
     manifest = read_manifest(folder)
-    _compare(folder, claim, manifest.model_dump())
+    _check_claim(folder, claim, manifest.model_dump())
     try:
         for split in manifest.splits:
             check_shards(folder, manifest, split)
     except UserError as error:
-        say(f"making again what is damaged: {error.field} is {error.got}")
+        say(f"rebuilding {error.field}: found {error.got}")
         folder.remove(MANIFEST)
         return False
     rows = ", ".join(f"{split.rows:,} {name} rows" for name, split in manifest.splits.items())
@@ -140,18 +138,18 @@ def _is_finished(folder: Folder, claim: Claim, say: Say) -> bool:
     return True
 
 
-def _compare(folder: Folder, claim: Claim, have: dict[str, Any]) -> None:
-    if have.get("fingerprint") == claim.fingerprint:
+def _check_claim(folder: Folder, claim: Claim, existing: dict[str, Any]) -> None:
+    if existing.get("fingerprint") == claim.fingerprint:
         return
-    if have.get("version") != VERSION:
-        _refuse(folder, f"an import of version {have.get('version')}")
-    what = f"an import of {have.get('kind')}" + (f" from {have['source']}" if have.get("source") else "")
-    same = (have.get("kind"), have.get("source")) == (claim.kind, claim.source)
-    _refuse(folder, what + (" with other options" if same else ""))
+    if existing.get("version") != VERSION:
+        _refuse(folder, f"an import of format version {existing.get('version')}")
+    origin = f" from {existing['source']}" if existing.get("source") else ""
+    same = (existing.get("kind"), existing.get("source")) == (claim.kind, claim.source)
+    _refuse(folder, f"an import of {existing.get('kind')}{origin}" + (" with other options" if same else ""))
 
 
 def _refuse(folder: Folder, got: str) -> None:
-    raise UserError(folder.uri, got, "an empty folder, or one that this same import began", "choose another --data")
+    raise UserError(folder.uri, got, "an empty folder, or one with the same import", "choose another --data")
 
 
 def _rows_per_group(source: Source, options: Options) -> int:
@@ -159,7 +157,7 @@ def _rows_per_group(source: Source, options: Options) -> int:
 
 
 def _list_rows(source: Source, folder: Folder, options: Options, workers: Pool, say: Say) -> dict[str, pa.Table]:
-    """The list of each split, from an earlier run if it was written."""
+    """List the rows of each split, or read the lists of an earlier run."""
     parts = defaultdict(list)
     for part in source.parts():
         parts[part.split].append(part)
@@ -184,7 +182,7 @@ def _list_split(source: Source, parts: list[Part], options: Options, workers: Po
     tables = workers.map(index_part, parts, Progress(say, f"listing {split}", "parts"))
     index = pa.concat_tables(tables).combine_chunks()
     if source.contents.shuffled:
-        # Batches mix a few row groups at a time: sorted by class, they would see a few classes at a time.
+        # A batch mixes only a few row groups: sorted by class, it would hold few classes.
         index = index.take(np.random.default_rng([options.seed, *split.encode()]).permutation(len(index)))
     return index
 
@@ -201,36 +199,31 @@ def _plan(indices: dict[str, pa.Table], source: Source, options: Options) -> lis
 def _make_shards(
     workers: Pool, folder: Folder, jobs: list[ShardJob], indices: dict[str, pa.Table], per_group: int, say: Say
 ) -> None:
-    have = find_finished(folder, jobs)
-    todo = [job for job in jobs if job not in have]
+    existing = find_finished(folder, jobs)
+    missing = [job for job in jobs if job not in existing]
     total = sum(job.stop - job.start for job in jobs)
-    if have:
-        say(f"reusing {len(have):,} of {len(jobs):,} shards of an earlier run")
+    if existing:
+        say(f"reusing {len(existing):,} of {len(jobs):,} shards of an earlier run")
     progress = Progress(
         say,
         "importing",
         "rows",
-        units=lambda order: len(order.index),
-        size=lambda order, size: size,
+        units=lambda task: len(task.index),
+        size=lambda task, size: size,
         total=total,
-        done=total - sum(job.stop - job.start for job in todo),
+        done=total - sum(job.stop - job.start for job in missing),
     )
     common = {split: workers.share(index.schema.metadata) for split, index in indices.items()}
-    bare = {split: index.replace_schema_metadata(None) for split, index in indices.items()}
-    orders = (
-        ShardTask(
-            job,
-            bare[job.split].slice(job.start, job.stop - job.start).combine_chunks(),
-            common[job.split],
-            per_group,
-        )
-        for job in todo
+    rows = {split: index.replace_schema_metadata(None) for split, index in indices.items()}
+    tasks = (
+        ShardTask(job, rows[job.split][job.start : job.stop].combine_chunks(), common[job.split], per_group)
+        for job in missing
     )
-    workers.map(make_shard, orders, progress)
+    workers.map(make_shard, tasks, progress)
 
 
 def _renumber(workers: Pool, folder: Folder, jobs: list[ShardJob], say: Say) -> dict[ShardJob, Record]:
-    """Gives the shards after a rejected row their true keys; returns the records of all jobs, in order."""
+    """Correct the keys of shards after rejected rows; return the records of all jobs, in order."""
     records = find_finished(folder, jobs)
     calls, next_key = [], dict.fromkeys((job.split for job in jobs), 0)
     for job in jobs:
@@ -239,29 +232,27 @@ def _renumber(workers: Pool, folder: Folder, jobs: list[ShardJob], say: Say) -> 
             next_key[job.split] += record.shard.rows
             if record.first_key != first:
                 calls.append((job, record, first))
-    if not calls:
-        return {job: records[job] for job in jobs}
-    workers.map(rewrite_keys, calls, Progress(say, "renumbering keys after rejected rows", "shards"))
-    records = find_finished(folder, jobs)
+    if calls:
+        workers.map(rewrite_keys, calls, Progress(say, "renumbering keys after rejected rows", "shards"))
+        records = find_finished(folder, jobs)
     return {job: records[job] for job in jobs}
 
 
-def _finish(
-    folder: Folder, claim: Claim, source: Source, records: dict[ShardJob, Record], how: Reencoding | None, say: Say
+def _write_results(
+    folder: Folder, claim: Claim, source: Source, records: dict[ShardJob, Record], settings: Reencoding | None, say: Say
 ) -> None:
     rejected = [(job.split, row) for job, record in records.items() for row in record.rejected]
     if rejected:
         lines = [json.dumps({"split": split, "name": row.name, "reason": row.reason}) for split, row in rejected]
         folder.write(REJECTED, ("\n".join(lines) + "\n").encode())
-        say(f"{len(rejected):,} rows could not be read: they are listed in {folder.file_uri(REJECTED)}")
+        say(f"{len(rejected):,} rows could not be read; see {folder.file_uri(REJECTED)}")
     shards: defaultdict[str, list[Shard]] = defaultdict(list)
     for job, record in records.items():
         shards[job.split] += [record.shard] if record.shard else []
     empty = next((split for split, made in shards.items() if not made), None)
     if empty:
-        raise UserError(
-            "--source", f"no readable image in {empty}", "JPEG, PNG or WebP images", f"see {folder.file_uri(REJECTED)}"
-        )
+        remedy = f"see {folder.file_uri(REJECTED)}"
+        raise UserError("--source", f"no readable image in {empty}", "JPEG, PNG or WebP images", remedy)
     contents = source.contents
     splits = {name: Split(rows=sum(s.rows for s in made), shards=tuple(made)) for name, made in shards.items()}
     manifest = Manifest(
@@ -273,7 +264,7 @@ def _finish(
         labels=contents.labels,
         main_label=contents.main_label,
         rejected=len(rejected),
-        reencoded=how,
+        reencoded=settings,
     )
     write_manifest(folder, manifest)
     counts = {name: (split.rows, len(split.shards)) for name, split in splits.items()}

@@ -1,4 +1,4 @@
-"""What workers of an import do: list a part of the source, write a shard and its record, renumber keys."""
+"""Import tasks that run on workers: list a part, write a shard and its record, renumber keys."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +27,7 @@ class Rejected(Node):
 
 
 class Record(Node):
-    """What a finished task left: its shard (none if every row was rejected), whose keys begin at `first_key`."""
+    """Result of a finished task: its shard (None if all rows were rejected), whose keys start at `first_key`."""
 
     shard: Shard | None
     first_key: int
@@ -36,7 +36,7 @@ class Record(Node):
 
 @dataclass(frozen=True)
 class ShardJob:
-    """Rows [start, stop) of a split's list, which become one shard."""
+    """Rows [start, stop) of a split's list, to become one shard."""
 
     split: str
     number: int
@@ -53,7 +53,7 @@ class ShardJob:
 
 
 State = tuple[Source, Folder]
-"""What a worker holds: the source, and the folder that the shards go to."""
+"""State of a worker: the source, and the folder of the shards."""
 
 
 def index_part(state: State, part: Part) -> pa.Table:
@@ -62,10 +62,7 @@ def index_part(state: State, part: Part) -> pa.Table:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A job with its rows of the split's list.
-
-    A source may need much to find any row: `common`, the list's metadata, reaches each machine once.
-    """
+    """A job and its rows of the split's list; `common`, the list's metadata, may be large and is sent once a machine."""
 
     job: ShardJob
     index: pa.Table
@@ -73,16 +70,16 @@ class ShardTask:
     per_group: int
 
 
-def make_shard(state: State, order: ShardTask) -> int:
+def make_shard(state: State, task: ShardTask) -> int:
     """Write one shard and then its record; return the shard's bytes."""
-    (source, folder), job = state, order.job
+    (source, folder), job = state, task.job
     rejected: list[Rejected] = []
     schema = shard_schema(source.contents.columns)
 
     def tables() -> Iterator[pa.Table]:
         key = job.start
-        found = order.index.replace_schema_metadata(order.common.get())
-        for rows in _grouped(source.rows(found), order.per_group, rejected):
+        found = task.index.replace_schema_metadata(task.common.get())
+        for rows in _grouped(source.rows(found), task.per_group, rejected):
             yield _table(rows, key, schema)
             key += len(rows)
 
@@ -93,7 +90,7 @@ def make_shard(state: State, order: ShardTask) -> int:
 
 
 def _grouped(rows: Iterator[Row], per_group: int, rejected: list[Rejected]) -> Iterator[list[Row]]:
-    """Groups of good rows, all full but the last; the others are added to `rejected`."""
+    """Yield groups of valid rows, all full but the last; append invalid rows to `rejected`."""
     group: list[Row] = []
     for row in rows:
         reason = row.problem or check_image(row.image)
@@ -114,19 +111,12 @@ def _table(rows: list[Row], first_key: int, schema: pa.Schema) -> pa.Table:
         "image": [row.image for row in rows],
         "name": [row.name for row in rows],
     }
-    return pa.table(
-        [
-            pa.array(
-                common[field.name] if field.name in common else [row.columns[field.name] for row in rows], field.type
-            )
-            for field in schema
-        ],
-        schema=schema,
-    )
+    columns = {name: [row.columns[name] for row in rows] for name in schema.names if name not in common} | common
+    return pa.table([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
 
 
 def find_finished(folder: Folder, jobs: list[ShardJob]) -> dict[ShardJob, Record]:
-    """The jobs whose record is there and whose shard is as long as the record says."""
+    """Find jobs with a record whose shard exists in its recorded size."""
     sizes = {entry.name: entry.size for entry in folder.list()}
     with ThreadPoolExecutor(READERS) as pool:
         found = [job for job in jobs if job.record in sizes]

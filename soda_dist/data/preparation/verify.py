@@ -1,7 +1,6 @@
-"""`prepare_data.py --check`: a prepared folder against its manifest, over a pool, a shard each.
+"""`prepare_data.py --check`: check a prepared folder against its manifest, shard by shard, over a pool.
 
-Of a shard: its bytes and digest, the checksums of its pages, the rows of its groups, keys that count on without a gap,
-and images that can be decoded.
+Checks each shard's size and digest, page checksums, rows per group, consecutive keys, and that images can be decoded.
 """
 
 import hashlib
@@ -21,26 +20,26 @@ from soda_dist.parallel.local_pool import LocalPool
 from soda_dist.parallel.pool import Pool
 from soda_dist.parallel.progress import Progress, Say, silent
 
-SHOWN = 20
-"""Complaints that are said in full; the others are counted."""
+MAX_SHOWN = 20
+"""Maximum number of problems that are logged in full."""
 
 
 class ShardReport(NamedTuple):
-    """What a task found."""
+    """Result for one shard."""
 
     decoded: int
-    complaints: list[str]
+    problems: list[str]
 
 
 def check(data_uri: str, images: int | None, pool: Pool | None = None, say: Say = silent) -> str:
-    """Check every shard of a prepared folder, whose URI it returns. Writes nothing.
+    """Check every shard of a prepared folder and return the folder's URI; writes nothing.
 
     Args:
-        images: of each shard, spread evenly, that are decoded; None = all.
-        pool: where the work is done; None = in this process.
+        images: number of evenly spaced images to decode per shard; None = all.
+        pool: workers; None = this process.
 
     Raises:
-        UserError: no manifest, or a complaint about a shard; all of them were said before.
+        UserError: no manifest, or problems in shards, which are logged first.
     """
     folder = open_folder(data_uri)
     manifest = read_manifest(folder)
@@ -55,18 +54,15 @@ def check(data_uri: str, images: int | None, pool: Pool | None = None, say: Say 
         found = workers.map(partial(_check_shard, folder, images), calls, progress)
     rows = ", ".join(f"{split.rows:,} {name} rows" for name, split in manifest.splits.items())
     decoded = sum(checked.decoded for checked in found)
-    said = [text for checked in found for text in checked.complaints]
-    for text in said[:SHOWN]:
+    problems = [text for checked in found for text in checked.problems]
+    for text in problems[:MAX_SHOWN]:
         say(text)
-    if said:
-        more = f", of which {SHOWN} are shown" if len(said) > SHOWN else ""
-        raise UserError(
-            folder.file_uri(MANIFEST),
-            f"{len(said):,} {'complaint' if len(said) == 1 else 'complaints'} about {len(calls):,} shards{more}",
-            "shards as they were written",
-            "remove the shards named above and run the command that made them again; it keeps the others",
-        )
-    say(f"sound: {len(calls):,} shards, {rows}, {decoded:,} images decoded")
+    if problems:
+        more = f" (first {MAX_SHOWN} shown)" if len(problems) > MAX_SHOWN else ""
+        got = f"{len(problems):,} {'problem' if len(problems) == 1 else 'problems'} in {len(calls):,} shards{more}"
+        remedy = "remove the shards named above and rerun the import, which keeps the others"
+        raise UserError(folder.file_uri(MANIFEST), got, "shards as written", remedy)
+    say(f"ok: {len(calls):,} shards, {rows}, {decoded:,} images decoded")
     return folder.uri
 
 
@@ -80,20 +76,21 @@ def _check_shard(folder: Folder, images: int | None, state: None, call: tuple[Sh
     if len(data) != shard.bytes:
         return ShardReport(0, [f"{uri}: {len(data):,} bytes, not {shard.bytes:,}"])
     if hashlib.sha256(data).hexdigest() != shard.sha256:
-        return ShardReport(0, [f"{uri}: other content than was written"])
+        return ShardReport(0, [f"{uri}: content differs from the manifest"])
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         groups = [file.read_row_group(number, ["key", "image", "name"]) for number in range(file.num_row_groups)]
     except (pa.ArrowException, OSError) as error:
-        return ShardReport(0, [f"{uri}: not whole Parquet ({str(error).splitlines()[0]})"])
+        return ShardReport(0, [f"{uri}: incomplete Parquet ({str(error).splitlines()[0]})"])
     counts = tuple(len(group) for group in groups)
-    complaints = [] if counts == shard.groups else [f"{uri}: row groups of {counts} rows, not {shard.groups}"]
+    problems = [] if counts == shard.groups else [f"{uri}: row groups of {counts} rows, not {shard.groups}"]
     table = pa.concat_tables(groups)
     if table.column("key").to_pylist() != list(range(first_key, first_key + len(table))):
-        complaints.append(f"{uri}: keys other than {first_key}..{first_key + len(table) - 1}")
-    chosen = np.unique(np.linspace(0, len(table) - 1, images or 0).round().astype(int)) if images is not None else None
-    chosen = np.arange(len(table)) if chosen is None else chosen
-    return ShardReport(len(chosen), [*complaints, *_unreadable(uri, table.take(chosen))])
+        problems.append(f"{uri}: keys other than {first_key}..{first_key + len(table) - 1}")
+    chosen = np.arange(len(table))
+    if images is not None:
+        chosen = np.unique(np.linspace(0, len(table) - 1, images).round().astype(int))
+    return ShardReport(len(chosen), [*problems, *_unreadable(uri, table.take(chosen))])
 
 
 def _unreadable(uri: str, rows: pa.Table) -> Iterator[str]:

@@ -226,7 +226,7 @@ def test_a_damaged_import_is_mended_by_the_same_command(
     else:
         folder.write(path, before[path][:-10])
     _, lines = prepare(*command)
-    assert lines[0].startswith(f"making again what is damaged: {folder.uri}/{path}")
+    assert lines[0].startswith(f"rebuilding {folder.uri}/{path}: found ")
     assert lines[1] == "reusing 7 of 8 shards of an earlier run"
     assert files_of(folder) == before
 

@@ -25,8 +25,8 @@ def checked(place: str, images: int | None = None) -> list[str]:
 
 def test_a_sound_folder_is_counted(any_uri: str) -> None:
     prepare(any_uri, SHARDS, {})
-    assert checked(any_uri)[-1] == "sound: 3 shards, 37 train rows, 6 test rows, 43 images decoded"
-    assert checked(any_uri, 2)[-1] == "sound: 3 shards, 37 train rows, 6 test rows, 6 images decoded"
+    assert checked(any_uri)[-1] == "ok: 3 shards, 37 train rows, 6 test rows, 43 images decoded"
+    assert checked(any_uri, 2)[-1] == "ok: 3 shards, 37 train rows, 6 test rows, 6 images decoded"
 
 
 def test_every_kind_of_damage_is_named(tmp_path: Path) -> None:
@@ -40,11 +40,11 @@ def test_every_kind_of_damage_is_named(tmp_path: Path) -> None:
     third.unlink()
     lines = checked(str(tmp_path))
     assert lines[-4:-1] == [
-        f"{first}: other content than was written",
+        f"{first}: content differs from the manifest",
         f"{second}: train/20.png cannot be decoded",
         f"{third}: missing",
     ]
-    assert "got 3 complaints about 3 shards; allowed" in lines[-1] and "\n" not in lines[-1]
+    assert "got 3 problems in 3 shards; allowed" in lines[-1] and "\n" not in lines[-1]
     first.write_bytes(whole[:-1])
     assert f"{first}: {len(whole) - 1:,} bytes, not {len(whole):,}" in checked(str(tmp_path))
 
@@ -57,12 +57,12 @@ def test_the_remedy_that_the_message_names(tmp_path: Path) -> None:
     whole = shard.read_bytes()
     shard.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
     message = checked(str(tmp_path))[-1]
-    assert "got 1 complaint about 8 shards; allowed" in message and "remove the shards named above" in message
+    assert "got 1 problem in 8 shards; allowed" in message and "remove the shards named above" in message
     shard.unlink()
     said: list[str] = []
     run_import("synthetic", None, str(tmp_path), options, say=said.append)
     assert "reusing 7 of 8 shards of an earlier run" in said
-    assert shard.read_bytes() == whole and checked(str(tmp_path))[-1].startswith("sound: 8 shards")
+    assert shard.read_bytes() == whole and checked(str(tmp_path))[-1].startswith("ok: 8 shards")
 
 
 def test_keys_and_groups_that_the_manifest_does_not_know(tmp_path: Path) -> None:
