@@ -14,7 +14,6 @@ from torch import Tensor
 
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
-from soda_dist.evaluation.context import Context
 from soda_dist.evaluation.images.decode_latents import LatentJob, decode_job, encode_inputs, section_of
 from soda_dist.evaluation.images.sampling import SampleJob, draw, pick_inputs
 from soda_dist.evaluation.task_runner import evaluate
@@ -156,21 +155,8 @@ def test_the_result_says_what_was_done(sheets, models: Models) -> None:
     assert "effects of attributes: 15 of 15 images" in said[-7] and said[-1].startswith("late, +2 sigma: log-odds")
 
 
-def _pictures(context: Context) -> dict[str, bytes]:
-    names = [entry.name for entry in context.place.list() if entry.name.endswith(".png")]
-    return {name: context.place.read(name) for name in names}
-
-
 def _figures(result: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in result.items() if name not in ("seconds", "provenance")}
-
-
-def test_the_workers_and_their_order_decide_nothing(models: Models, tmp_path: Path) -> None:
-    found = []
-    for number, pool in enumerate((LocalPool(), ScatteredPool(1))):
-        context = context_of(models, tmp_path / str(number), pool=pool, **{"evaluation.tools.images": 2})
-        found.append((_figures(latents.draw_sheets(context)), _pictures(context)))
-    assert found[0] == found[1] and len(found[0][1]) == 7
 
 
 class Painter(EncDec):
