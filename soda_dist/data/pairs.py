@@ -160,15 +160,7 @@ class _Drawn(NamedTuple):
 
 
 def _draw(
-    reader: ShardReader,
-    order: Order,
-    shown: Ints,
-    key: Ints,
-    epoch: Ints,
-    *,
-    seed: int,
-    data: Data,
-    labels: Sequence[str],
+    reader: ShardReader, order: Order, shown: Ints, key: Ints, epoch: Ints, seed: int, data: Data, labels: Sequence[str]
 ) -> _Drawn:
     """Make pairs that show the rows `shown`, with the random numbers of the rows `key`."""
     sources = source_keys(reader, order, shown, epoch, seed=seed, data=data)

@@ -158,7 +158,7 @@ def shard_schema(columns: Iterable[pa.Field]) -> pa.Schema:
 def write_shard(folder: Folder, path: str, groups: Iterable[pa.Table], schema: pa.Schema) -> Shard | None:
     """Write a Parquet file with page checksums and a row group per table; without tables, write none and return None.
 
-    No dictionary, and statistics for keys only: images are compressed already.
+    Images, which are compressed already, get no codec, dictionary or statistics.
     """
     sink, rows = _HashingBuffer(), []
     with pq.ParquetWriter(
@@ -265,8 +265,9 @@ class ShardReader:
         except FileNotFoundError:
             raise UserError(uri, "a missing shard", "all shards of the manifest", REMEDY) from None
         except (pa.ArrowException, OSError) as error:
-            got = f"an altered shard ({_first_line(error)})"
-            raise UserError(uri, got, "the shard as written", f"remove it, then {REMEDY}") from None
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+            remedy = f"remove it, then {REMEDY}"
+            raise UserError(uri, f"an altered shard ({reason})", "the shard as written", remedy) from None
 
     def _open_file(self, shard: Shard) -> "_OpenShard":
         file = self.folder.open(shard.path)
@@ -319,7 +320,3 @@ class _Cache(Generic[Value]):
 
 _GROUPS: _Cache[pa.Table] = _Cache(CACHED_BYTES, lambda table: table.nbytes)
 _SHARDS: _Cache[_OpenShard] = _Cache(OPEN_SHARDS, lambda shard: 1)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__

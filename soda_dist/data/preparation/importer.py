@@ -96,8 +96,9 @@ def prepare(
     folder.write_json(CLAIM, claim.model_dump())
     with (pool or LocalPool()).with_state(Held((source, folder))) as workers:
         indices = _list_rows(source, folder, parsed, workers, say)
-        jobs = _plan(indices, source, parsed)
-        _make_shards(workers, folder, jobs, indices, _rows_per_group(source, parsed), say)
+        per_group = parsed.rows_per_group or source.contents.rows_per_group
+        jobs = _plan(indices, per_group * parsed.groups_per_shard)
+        _make_shards(workers, folder, jobs, indices, per_group, say)
         records = _renumber(workers, folder, jobs, say)
     _write_results(folder, claim, source, records, settings, say)
     return folder.uri
@@ -152,10 +153,6 @@ def _refuse(folder: Folder, got: str) -> None:
     raise UserError(folder.uri, got, "an empty folder, or one with the same import", "choose another --data")
 
 
-def _rows_per_group(source: Source, options: Options) -> int:
-    return options.rows_per_group or source.contents.rows_per_group
-
-
 def _list_rows(source: Source, folder: Folder, options: Options, workers: Pool, say: Say) -> dict[str, pa.Table]:
     """List the rows of each split, or read the lists of an earlier run."""
     parts = defaultdict(list)
@@ -187,8 +184,8 @@ def _list_split(source: Source, parts: list[Part], options: Options, workers: Po
     return index
 
 
-def _plan(indices: dict[str, pa.Table], source: Source, options: Options) -> list[ShardJob]:
-    size = _rows_per_group(source, options) * options.groups_per_shard
+def _plan(indices: dict[str, pa.Table], size: int) -> list[ShardJob]:
+    """Cut the list of each split into shards of `size` rows."""
     return [
         ShardJob(split, number, start, min(start + size, len(index)))
         for split, index in indices.items()

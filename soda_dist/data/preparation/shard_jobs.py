@@ -62,7 +62,7 @@ def index_part(state: State, part: Part) -> pa.Table:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A job and its rows of the split's list; `common`, the list's metadata, may be large and is sent once a machine."""
+    """A job and its rows; `common`, the metadata of the split's list, may be large and is sent once per machine."""
 
     job: ShardJob
     index: pa.Table

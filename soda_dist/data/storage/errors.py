@@ -7,8 +7,9 @@ from soda_dist.data.storage.retries import TRANSIENT_CODES, StoreError
 from soda_dist.errors import UserError
 
 CREDENTIAL_CODES = {
-    *("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "InvalidClientTokenId"),
+    *("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "InvalidClientTokenId")
 }
+GOOGLE_REMEDY = "check the bucket's name and the credentials (gcloud auth application-default login)"
 
 
 def explain_arrow(uri: str, error: OSError) -> Exception:
@@ -27,10 +28,7 @@ def explain_arrow(uri: str, error: OSError) -> Exception:
             uri, f"{aws} from the store", "a working store", "rerun later, or check bucket and region"
         ),
         "google::cloud::Status": _kind(google)(
-            uri,
-            f"{google} from Google Cloud Storage",
-            "an accessible bucket",
-            "check the bucket's name and the credentials (gcloud auth application-default login)",
+            uri, f"{google} from Google Cloud Storage", "an accessible bucket", GOOGLE_REMEDY
         ),
     }
     return next((cause for sign, cause in causes.items() if sign in text), error)

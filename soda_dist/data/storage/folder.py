@@ -304,11 +304,8 @@ def _checked_region(bucket: str, endpoint: str | None) -> str | None:
             allowed = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or the machine's role"
             raise UserError("AWS credentials", "none", allowed, "set one of them")
         region = session.region_name or "us-east-1"
-        config = Config(
-            connect_timeout=CONNECT_SECONDS,
-            read_timeout=READ_SECONDS,
-            retries={"total_max_attempts": 3, "mode": "standard"},
-        )
+        retries = {"total_max_attempts": 3, "mode": "standard"}
+        config = Config(connect_timeout=CONNECT_SECONDS, read_timeout=READ_SECONDS, retries=retries)
         client = session.client("s3", region_name=region, endpoint_url=endpoint, config=config)
         answer = client.list_objects_v2(Bucket=bucket, MaxKeys=1)
     except ClientError as error:

@@ -62,14 +62,7 @@ class _Plan(NamedTuple):
 
 
 def view_pairs(
-    images: list[bytes],
-    shown: Ints,
-    keys: Ints,
-    epochs: Ints,
-    *,
-    seed: int,
-    data: Data,
-    stored: Cameras | None = None,
+    images: list[bytes], shown: Ints, keys: Ints, epochs: Ints, *, seed: int, data: Data, stored: Cameras | None = None
 ) -> ViewPairs:
     """Make the views of each pair.
 
