@@ -25,7 +25,7 @@ from soda_dist.errors import UserError
 
 COLUMNS = ["image", "name"]
 SUBSTITUTES = 8
-"""Rows tried in place of one whose images cannot be read."""
+"""Rows tried in place of one with an unreadable image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Pairs:
     label: Ints
     """int64 [n, L]: the online probe's labels of the first source's row; L = 0 without a probe."""
     name: list[str]
-    """Per pair: path of an unreadable image of its own row, or empty."""
+    """Per pair: path of an unreadable image among its own, or empty."""
     reason: list[str]
     """Per pair: why it is unreadable, or empty."""
     retries: Ints
@@ -105,8 +105,8 @@ def read_pairs(
 ) -> Pairs:
     """Make the pairs at positions start..stop-1; images of each row group are fetched once.
 
-    A row whose images cannot be read is replaced by the next row of its row group, a function of the key alone. The
-    substitute is drawn with the key's own random numbers, so that its views differ from those it has itself.
+    If an image of a pair cannot be read, the next row of its row group replaces the pair's row: a function of the key
+    alone. It is drawn with the key's random numbers, so that its views differ from those of its own pair.
 
     Args:
         start, stop: positions in the run.
