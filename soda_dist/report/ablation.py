@@ -1,39 +1,40 @@
-"""A group of ablations as one table: our figures over seeds, the paper's beside them, and what became of its claims."""
+"""Ablation tables: our figures over seeds beside the paper's, and a verdict on each of its claims."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Canvas
-from scipy.stats import t as student
 
 from soda_dist.config.ablation import Ablation, Claim, Measure, PaperColumn, Variant
 from soda_dist.errors import UserError
 from soda_dist.plots.curves import ACCENT, FAINT, STYLE
+from soda_dist.report.comparison_formats import pad_table
 from soda_dist.report.paper import Block, Paper
 from soda_dist.report.paper_columns import Figure
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 Figures = Mapping[str, Sequence[Sequence[Figure | None]]]
-"""By the variant's name: one sequence a seed, of a figure for each measure."""
-LEVEL = 0.95
-"""Of the interval that decides about a claim."""
-PAPER_ONLY = "–"
+"""Variant name -> one sequence per seed, with a figure for each measure."""
+CONFIDENCE = 0.95
+"""Confidence level of the interval that decides a claim."""
+NO_VALUE = "–"
 PANEL, LINE = 3.0, 0.3
 """Inches: a panel's width, a variant's height."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A variant's measure: the mean over seeds.
+    """One measure of a variant.
 
     Attributes:
-        value: none where no seed has a figure.
-        error: its standard error: over seeds, or of the figure itself where there is one seed.
-        seeds: each seed's value; none where the run diverged or has no such figure.
+        value: mean over seeds; None if no seed has a figure.
+        error: standard error over seeds, or of the figure itself if there is one seed.
+        seeds: value per seed; None if the run diverged or has no such figure.
     """
 
     value: float | None
@@ -43,7 +44,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Head:
-    """A measure as the table calls it, and the paper's columns beside it, by their names."""
+    """Heading of a measure, with the names of the paper's columns beside it."""
 
     name: str
     unit: str
@@ -53,7 +54,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Row:
-    """A variant; `paper` has a value for each of a measure's columns of the paper, measure by measure."""
+    """Results of a variant; `paper` holds, per measure, a value for each of its columns in the paper."""
 
     name: str
     fields: dict[str, object]
@@ -63,12 +64,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A claim about a pair: how far `variant` is ahead of `other`, seed by seed, in the direction that is better.
+    """Verdict on the claim that `variant` beats `other`.
 
     Attributes:
-        half: half the width of the interval around `ahead`: Student's over seeds, normal for one seed.
-        verdict: `seen` where the interval lies above 0, `against` where it lies below, else `within noise`; of a claim
-            that others do not beat it, `seen` unless `against`; `not measured` without figures.
+        ahead: mean difference, paired by seed, positive if `variant` is better.
+        half: half-width of the confidence interval of `ahead`: Student's t over seeds, normal for one seed.
+        verdict: `seen` if the interval is above 0, `against` if below, else `within noise`; a claim of "not worse" is
+            `seen` unless `against`; `not measured` without figures.
     """
 
     variant: str
@@ -81,7 +83,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Summary:
-    """Everything that is shown."""
+    """Contents of an ablation page."""
 
     title: str
     budget: str
@@ -92,13 +94,13 @@ class Summary:
 
 
 def check_group(group: Ablation, paper: Paper) -> None:
-    """A `UserError` for a measure that is not known, or a table, column or row that the paper does not have."""
+    """Raise `UserError` for an unknown measure, or a table, column or row that the paper does not have."""
     measures = {column.ours for columns in paper.columns.values() for column in columns}
     for measure in group.measures:
         if measure.ours not in measures:
             raise UserError("measures.ours", measure.ours, ", ".join(sorted(measures)), "choose one of them")
         for column in measure.paper:
-            _place(column, paper)
+            _blocks_with(column, paper)
     for variant in group.variants:
         for number, name in variant.paper.items():
             names = [row.name for block in paper.table(number).blocks for row in block.rows]
@@ -107,13 +109,12 @@ def check_group(group: Ablation, paper: Paper) -> None:
 
 
 def summarize(group: Ablation, figures: Figures, paper: Paper, budget: str) -> Summary:
-    """The table of a group.
+    """Compare the variants of a group with each other and with the paper.
 
     Args:
-        group: with as many seeds as `figures` has.
+        group: its seeds are those of `figures`.
         figures: of every variant.
-        paper: where the figures beside ours are from.
-        budget: a sentence on what ours were trained with.
+        budget: a sentence on our training budget.
 
     Raises:
         UserError: as `check_group`.
@@ -126,20 +127,23 @@ def summarize(group: Ablation, figures: Figures, paper: Paper, budget: str) -> S
 
 
 def as_markdown(summary: Summary) -> str:
-    """The table in GitHub's Markdown, padded so that it can be read as it is, and the claims beneath it."""
+    """Format the table as padded GitHub Markdown, with the claims below it."""
     several = len(summary.seeds) > 1
     meaning = f"mean and standard error over {len(summary.seeds)} seeds" if several else "and its standard error"
     heads = [""]
     for head in summary.heads:
-        heads += [_named(head), *head.paper]
+        heads += [_label(head), *head.paper]
     lines = [f"## {summary.title}", "", f"{summary.budget} Ours: {meaning}; the paper's columns name its tables.", ""]
-    lines += _table([heads, *(_texts(row, summary.heads) for row in summary.rows)])
-    lines += ["", *(f"- {_sentence(outcome, several)}" for outcome in summary.outcomes)]
+    lines += pad_table([heads, *(_format_row(row, summary.heads) for row in summary.rows)], names=1)
+    lines += ["", *(f"- {_format_outcome(outcome, several)}" for outcome in summary.outcomes)]
     return "\n".join(lines).strip() + "\n"
 
 
 def ablation_plot(summary: Summary) -> bytes:
-    """PNG bytes: a panel for each measure, a line for each variant; seeds faint, their mean with its error bold."""
+    """Draw a PNG: one panel per measure, one line per variant; seeds faint, mean and standard error bold."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure as Canvas
+
     names = [row.name for row in summary.rows][::-1]
     with mpl.rc_context({**STYLE, "axes.grid.axis": "x"}):
         size = (2.2 + PANEL * len(summary.heads), 0.9 + LINE * len(names))
@@ -147,7 +151,7 @@ def ablation_plot(summary: Summary) -> bytes:
         panels = canvas.subplots(1, len(summary.heads), sharey=True, squeeze=False)[0]
         for at, (axes, head) in enumerate(zip(panels, summary.heads, strict=True)):
             _panel(axes, [row.cells[at] for row in summary.rows][::-1])
-            axes.set_xlabel(_named(head))
+            axes.set_xlabel(_label(head))
         panels[0].set_yticks(range(len(names)), names)
         panels[0].set_ylim(-0.6, len(names) - 0.4)
         buffer = BytesIO()
@@ -155,7 +159,7 @@ def ablation_plot(summary: Summary) -> bytes:
     return buffer.getvalue()
 
 
-def _panel(axes: Axes, cells: Sequence[Cell]) -> None:
+def _panel(axes: "Axes", cells: Sequence[Cell]) -> None:
     for at, cell in enumerate(cells):
         known = [value for value in cell.seeds if value is not None]
         axes.scatter(known, [at] * len(known), color=FAINT, s=22, zorder=2)
@@ -171,23 +175,23 @@ def _head(measure: Measure, paper: Paper) -> Head:
 
 
 def _paper_name(column: PaperColumn, paper: Paper) -> str:
-    metric = paper.metrics[_column_of(_place(column, paper)[0], column, paper)[1]].name
+    metric = paper.metrics[_find_column(_blocks_with(column, paper)[0], column, paper)[1]].name
     return f"paper, {column.table}: {metric}, {paper.data_sets[column.data].name}"
 
 
-def _place(column: PaperColumn, paper: Paper) -> list[Block]:
-    """The parts of a table that have the column."""
+def _blocks_with(column: PaperColumn, paper: Paper) -> list[Block]:
+    """Find the blocks of a table that contain the column."""
     blocks = [block for block in paper.table(column.table).blocks if block.data == column.data]
     if not blocks:
         known = sorted({block.data for block in paper.table(column.table).blocks})
         raise UserError("measures.paper.data", f"{column.data} of table {column.table}", ", ".join(known), "choose one")
     for block in blocks:
-        _column_of(block, column, paper)
+        _find_column(block, column, paper)
     return blocks
 
 
-def _column_of(block: Block, column: PaperColumn, paper: Paper) -> tuple[int, str]:
-    """Number and metric of the column in a part of a table."""
+def _find_column(block: Block, column: PaperColumn, paper: Paper) -> tuple[int, str]:
+    """Find index and metric of the column in a block."""
     columns = paper.columns[block.columns]
     for at, each in enumerate(columns):
         if each.ours == column.ours and column.sources in (None, each.sources):
@@ -199,17 +203,15 @@ def _column_of(block: Block, column: PaperColumn, paper: Paper) -> tuple[int, st
 
 def _row(group: Ablation, variant: Variant, figures: Sequence[Sequence[Figure | None]], paper: Paper) -> Row:
     cells = tuple(_cell([seed[at] for seed in figures]) for at in range(len(group.measures)))
-    beside = tuple(
-        tuple(_paper_value(variant, column, paper) for column in measure.paper) for measure in group.measures
-    )
-    return Row(variant.name, variant.fields, cells, beside)
+    published = tuple(tuple(_paper_value(variant, each, paper) for each in measure.paper) for measure in group.measures)
+    return Row(variant.name, variant.fields, cells, published)
 
 
 def _paper_value(variant: Variant, column: PaperColumn, paper: Paper) -> float | None:
-    for block in _place(column, paper):
+    for block in _blocks_with(column, paper):
         for row in block.rows:
             if row.name == variant.paper.get(column.table):
-                return row.values[_column_of(block, column, paper)[0]]
+                return row.values[_find_column(block, column, paper)[0]]
     return None
 
 
@@ -225,7 +227,7 @@ def _cell(figures: Sequence[Figure | None]) -> Cell:
 
 
 def _outcome(claim: Claim, other: str, heads: Sequence[Head], figures: Figures) -> Outcome:
-    """Seeds are paired: both variants of a seed see the same pairs in the same order."""
+    """Test a claim, paired by seed: for one seed, both variants see the same image pairs in the same order."""
     theirs_at = claim.measure if claim.their_measure is None else claim.their_measure
     head, sign = heads[claim.measure], 1.0 if heads[claim.measure].better == "higher" else -1.0
     named = other if theirs_at == claim.measure else f"{other} ({heads[theirs_at].name})"
@@ -245,57 +247,47 @@ def _outcome(claim: Claim, other: str, heads: Sequence[Head], figures: Figures) 
 
 
 def _half_width(ahead: Sequence[float], pair: tuple[Figure, Figure]) -> float | None:
+    from scipy.stats import t as student
+
     if len(ahead) > 1:
         error = float(np.std(ahead, ddof=1)) / math.sqrt(len(ahead))
-        return error * float(student.ppf((1 + LEVEL) / 2, len(ahead) - 1))
+        return error * float(student.ppf((1 + CONFIDENCE) / 2, len(ahead) - 1))
     errors = [figure.error for figure in pair]
     if None in errors:
         return None
-    return math.hypot(*(error or 0.0 for error in errors)) * float(student.ppf((1 + LEVEL) / 2, math.inf))
+    return math.hypot(*(error or 0.0 for error in errors)) * float(student.ppf((1 + CONFIDENCE) / 2, math.inf))
 
 
-def _named(head: Head) -> str:
+def _label(head: Head) -> str:
     return head.name + (f", {head.unit}" if head.unit else "")
 
 
-def _digits(head: Head) -> int:
-    """After the point: those of a percentage or of decibels, more for shares."""
+def _decimals(head: Head) -> int:
+    """Choose the decimals of a unit."""
     return {"%": 1, "dB": 2}.get(head.unit, 3)
 
 
-def _texts(row: Row, heads: Sequence[Head]) -> list[str]:
+def _format_row(row: Row, heads: Sequence[Head]) -> list[str]:
     texts = [row.name]
-    for head, cell, paper in zip(heads, row.cells, row.paper, strict=True):
-        texts += [_shown(cell, _digits(head)), *(PAPER_ONLY if value is None else f"{value:g}" for value in paper)]
+    for head, cell, published in zip(heads, row.cells, row.paper, strict=True):
+        texts.append(_format_cell(cell, _decimals(head)))
+        texts += [NO_VALUE if value is None else f"{value:g}" for value in published]
     return texts
 
 
-def _shown(cell: Cell, digits: int) -> str:
-    lost = sum(value is None for value in cell.seeds)
+def _format_cell(cell: Cell, digits: int) -> str:
+    missing = sum(value is None for value in cell.seeds)
     if cell.value is None:
-        return PAPER_ONLY
+        return NO_VALUE
     text = f"{cell.value:.{digits}f}" + (f" ± {cell.error:.{digits}f}" if cell.error is not None else "")
-    return text + (f" ({lost} of {len(cell.seeds)} without)" if lost else "")
+    return text + (f" ({missing} of {len(cell.seeds)} without)" if missing else "")
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-    lines = [
-        " | ".join(
-            text.rjust(width) if at else text.ljust(width)
-            for at, (text, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    rule = "|".join("-" * (width + 1) + ":" if at else "-" * (width + 2) for at, width in enumerate(widths))
-    return [f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])]
-
-
-def _sentence(outcome: Outcome, several: bool) -> str:
-    """The claim in words."""
+def _format_outcome(outcome: Outcome, several: bool) -> str:
+    """Format a claim as one line."""
     about = f"{outcome.variant} against {outcome.other}, {outcome.measure}"
     if outcome.ahead is None:
         return f"{about}: {outcome.verdict}"
     spread = f" ± {outcome.half:.2f}" if outcome.half is not None else ""
     kind = "paired over seeds" if several else "of one seed"
-    return f"{about}: {outcome.ahead:+.2f}{spread} ({LEVEL:.0%} interval {kind}): **{outcome.verdict}**"
+    return f"{about}: {outcome.ahead:+.2f}{spread} ({CONFIDENCE:.0%} interval {kind}): **{outcome.verdict}**"

@@ -1,6 +1,6 @@
-"""Ours beside the paper's: a table of its results with rows for our runs, and what keeps the two from being compared.
+"""Tables of the paper with rows for our runs.
 
-A figure of ours without a note differs from the paper's in nothing that `soda_dist.report.caveats` checks.
+Footnotes list the differences found by `soda_dist.report.caveats`; a figure without one has none of them.
 """
 
 from collections import Counter
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from soda_dist.config.load import leaves
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
-from soda_dist.report.caveats import cell_reasons, is_of, run_reasons, shown
+from soda_dist.report.caveats import cell_caveats, format_override, run_caveats, uses_data_set
 from soda_dist.report.comparison_formats import Cell, Line, Page, Part, as_html, as_latex, as_markdown
 from soda_dist.report.paper import Block, Column, Paper, PaperRow, Table, read_paper
 from soda_dist.report.paper_columns import OURS, Figure, command, figure
@@ -17,13 +17,13 @@ from soda_dist.runs.results import Evaluated, read_run
 
 OTHER = "Runs on other data sets"
 NOT_MEASURED, NONE = "not measured", "–"
-STARRED = "the paper marks this figure."
+STARRED = "marked in the paper."
 MOST_DIFFERENCES = 3
-"""Fields that a run's name shows, of those that tell the runs apart; then how many more there are."""
+"""Most differing fields listed beside a run's name; the rest are counted."""
 MAIN = ("method", "data.views", "encoder.arch", "denoiser.conditioning")
-"""Fields that the name of a single run shows."""
-ASIDE = ("scale.", "evaluation.", "train.log_every", "train.checkpoint", "train.keep", "train.micro_batch")
-"""Beginnings of fields that do not decide what a model learns."""
+"""Fields listed beside a single run's name."""
+NOT_LEARNING = ("scale.", "evaluation.", "train.log_every", "train.checkpoint", "train.keep", "train.micro_batch")
+"""Prefixes of fields that do not affect what a model learns."""
 ARROWS = {"higher": "↑", "lower": "↓"}
 FORMATS: dict[str, tuple[str, Callable[[Page], str]]] = {
     "markdown": ("md", as_markdown),
@@ -33,16 +33,16 @@ FORMATS: dict[str, tuple[str, Callable[[Page], str]]] = {
 
 
 def compare(uris: Sequence[str], number: str, form: str = "markdown", step: str = "latest") -> str:
-    """Table `number` of the paper with a row for each run, as text.
+    """Format a table of the paper with a row for each run.
 
     Args:
         uris: folders of evaluated runs.
-        number: as the paper calls its table: `1`, `2`, ... or the section of one without a number.
+        number: the paper's table number, or the section of an unnumbered table.
         form: `markdown`, `latex` (needs the package booktabs) or `html` (one self-contained page).
-        step: an evaluated step of every run, or `latest`, each run's own.
+        step: an evaluated step of every run, or `latest` of each.
 
     Raises:
-        UserError: an unknown table or form; a URI that is no run, is there twice or was not evaluated (at this step).
+        UserError: an unknown table or form; a URI that is not a run, repeated or not evaluated (at this step).
     """
     if form not in FORMATS:
         raise UserError("--format", form, ", ".join(FORMATS), "choose one of them")
@@ -58,7 +58,7 @@ def compare(uris: Sequence[str], number: str, form: str = "markdown", step: str 
 
 
 def write_comparison(uris: Sequence[str], number: str, form: str, step: str, out: str) -> str:
-    """Writes `compare-NUMBER.md`, `.tex` or `.html` into the folder `out`, and returns its URI; else as `compare`."""
+    """Write `compare`'s text to `compare-NUMBER.md`, `.tex` or `.html` in the folder `out`; return the file's URI."""
     text = compare(uris, number, form, step)
     folder, name = open_folder(out), f"compare-{number}.{FORMATS[form][0]}"
     folder.write(name, text.encode())
@@ -73,7 +73,7 @@ def _page(paper: Paper, number: str, table: Table, runs: list[Evaluated]) -> Pag
         digits = [_digits(block, at) for at in range(len(columns))]
         lines = [_paper_line(page, row, digits) for row in block.rows]
         for run, name, detail in labels:
-            if len(table.blocks) == 1 or is_of(run, paper.data_sets[block.data]):
+            if len(table.blocks) == 1 or uses_data_set(run, paper.data_sets[block.data]):
                 lines.append(_our_line(page, run, (name, detail), block, paper, digits))
         title = " · ".join(filter(None, (paper.data_sets[block.data].name, block.title)))
         page.parts.append(Part(title, _heads(columns, paper), tuple(lines)))
@@ -83,16 +83,17 @@ def _page(paper: Paper, number: str, table: Table, runs: list[Evaluated]) -> Pag
 
 
 def _others(page: Page, paper: Paper, labels: list[tuple[Evaluated, str, str]]) -> Part | None:
-    """Runs that stand beside none of several data sets, held against the first."""
+    """Collect the runs on none of the table's data sets; their caveats compare them with the first."""
     blocks = page.table.blocks
-    left = [label for label in labels if not any(is_of(label[0], paper.data_sets[block.data]) for block in blocks)]
-    if len(blocks) == 1 or not left:
+    sets = [paper.data_sets[block.data] for block in blocks]
+    others = [label for label in labels if not any(uses_data_set(label[0], data_set) for data_set in sets)]
+    if len(blocks) == 1 or not others:
         return None
     first = blocks[0]
     columns = paper.columns[first.columns]
     digits = [_digits(first, at) for at in range(len(columns))]
-    lines = tuple(_our_line(page, run, (name, detail), first, paper, digits) for run, name, detail in left)
-    return Part(f"{OTHER} (noted against {paper.data_sets[first.data].name})", _heads(columns, paper), lines)
+    lines = tuple(_our_line(page, run, (name, detail), first, paper, digits) for run, name, detail in others)
+    return Part(f"{OTHER} (compared with {sets[0].name})", _heads(columns, paper), lines)
 
 
 def _heads(columns: Sequence[Column], paper: Paper) -> tuple[str, ...]:
@@ -105,7 +106,7 @@ def _heads(columns: Sequence[Column], paper: Paper) -> tuple[str, ...]:
 
 
 def _digits(block: Block, at: int) -> int:
-    """Decimals of a column, as the paper has them."""
+    """Count the decimals of a column in the paper."""
     values = [repr(row.values[at]) for row in block.rows if row.values[at] is not None]
     return max((len(value.partition(".")[2]) for value in values), default=2)
 
@@ -121,29 +122,29 @@ def _paper_line(page: Page, row: PaperRow, digits: list[int]) -> Line:
 def _our_line(
     page: Page, run: Evaluated, label: tuple[str, str], block: Block, paper: Paper, digits: list[int]
 ) -> Line:
-    notes = tuple(page.note(reason) for reason in run_reasons(run, block, paper))
+    notes = tuple(page.note(reason) for reason in run_caveats(run, block, paper))
     columns = paper.columns[block.columns]
     cells = tuple(_our_cell(page, run, block, *each, paper) for each in zip(columns, digits, strict=True))
     return Line(label[0], label[1], cells, ours=True, bold=False, notes=notes)
 
 
 def _our_cell(page: Page, run: Evaluated, block: Block, column: Column, digits: int, paper: Paper) -> Cell:
-    if reason := _none_here(run, column):
+    if reason := _why_undefined(run, column):
         return Cell(NONE, (page.note(reason),))
     found = figure(run, column)
     if found is None:
-        return Cell(NOT_MEASURED, (page.note("this command measures it:", command(run, column)),))
-    notes = tuple(page.note(reason) for reason in cell_reasons(run, block, column, paper))
+        return Cell(NOT_MEASURED, (page.note("to measure it, run:", command(run, column)),))
+    notes = tuple(page.note(reason) for reason in cell_caveats(run, block, column, paper))
     return Cell(_text(found, digits), notes)
 
 
-def _none_here(run: Evaluated, column: Column) -> str:
-    """Why a run can have no figure in a column; empty where it can."""
+def _why_undefined(run: Evaluated, column: Column) -> str:
+    """Explain why a run cannot have a figure in a column; empty if it can."""
     method = run.field("method")
     if method in OURS[column.ours].without:
-        return f"method={method} has none."
+        return f"not defined for method={method}."
     if any(run.field(name) != wanted for name, wanted in column.needs.items()):
-        return f"only of runs with {' '.join(shown(name, wanted) for name, wanted in column.needs.items())}."
+        return f"only for runs with {' '.join(format_override(*need) for need in column.needs.items())}."
     return ""
 
 
@@ -153,7 +154,7 @@ def _text(found: Figure, digits: int) -> str:
 
 
 def _names(runs: list[Evaluated]) -> list[str]:
-    """The last parts of the URIs, as many as tell the runs apart."""
+    """Shorten the URIs to their last parts, as many as needed to tell the runs apart."""
     parts = [run.uri.rstrip("/").split("/") for run in runs]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(each[-count:]) for each in parts]
@@ -163,10 +164,12 @@ def _names(runs: list[Evaluated]) -> list[str]:
 
 
 def _details(runs: list[Evaluated]) -> list[str]:
-    """The main fields in which each run differs from others; of a single run, what it is."""
+    """List the main fields in which the runs differ, or the main fields of a single run."""
     flat = [leaves(run.config) for run in runs]
-    paths = [path for path in dict.fromkeys(path for leaves in flat for path in leaves) if not path.startswith(ASIDE)]
-    differing = [path for path in paths if any(leaves.get(path) != flat[0].get(path) for leaves in flat)]
+    paths = [
+        path for path in dict.fromkeys(path for fields in flat for path in fields) if not path.startswith(NOT_LEARNING)
+    ]
+    differing = [path for path in paths if any(fields.get(path) != flat[0].get(path) for fields in flat)]
     chosen = sorted(differing, key=lambda path: path not in MAIN) if len(runs) > 1 else list(MAIN)
     more = f", +{len(chosen) - MOST_DIFFERENCES}" if len(chosen) > MOST_DIFFERENCES and len(runs) > 1 else ""
     if len(runs) > 1:
@@ -174,6 +177,6 @@ def _details(runs: list[Evaluated]) -> list[str]:
     ends = Counter(path.rpartition(".")[2] for path in paths)
     short = {path: end if ends[end := path.rpartition(".")[2]] == 1 else path for path in chosen}
     return [
-        ", ".join(shown(short[path], leaves.get(path)) for path in chosen) + more or "equal configurations"
-        for leaves in flat
+        ", ".join(format_override(short[path], fields.get(path)) for path in chosen) + more or "equal configurations"
+        for fields in flat
     ]

@@ -1,6 +1,7 @@
-"""A comparison as Markdown, LaTeX or HTML. What a run's name or configuration holds is escaped in each."""
+"""Comparison pages as Markdown, LaTeX and HTML, with user-provided text escaped."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,20 +10,18 @@ from markupsafe import Markup
 
 from soda_dist.report.paper import Table
 
-NAMES = 2
-"""Columns before the figures."""
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", '"': r"\textquotedbl{}", "±": r"$\pm$", "β": r"$\beta$",
     "↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": r"\textendash{}", "·": r"$\cdot$", "\n": " ",
 }  # fmt: skip
-"""What LaTeX would take for more than a character."""
+"""LaTeX's special characters and their escapes."""
 
 
 @dataclass(frozen=True)
 class Note:
-    """A footnote: a sentence, or a sentence and the command that it names."""
+    """A footnote: a sentence and, optionally, a command."""
 
     text: str
     command: str = ""
@@ -30,7 +29,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure as text, with the numbers of its footnotes, from 1."""
+    """A formatted figure with the numbers of its footnotes, from 1."""
 
     text: str
     notes: tuple[int, ...] = ()
@@ -38,7 +37,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """A row: the paper's (its own model's in bold), or one of our runs."""
+    """A row of the paper (SODA's own is bold) or of one of our runs."""
 
     name: str
     detail: str
@@ -50,7 +49,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of one data set under their heads."""
+    """Rows of one data set, with column headings."""
 
     title: str
     heads: tuple[str, ...]
@@ -59,23 +58,23 @@ class Part:
 
 @dataclass
 class Page:
-    """Everything that is shown, before it is Markdown, LaTeX or HTML."""
+    """Format-independent content of a comparison."""
 
     number: str
     table: Table
     parts: list[Part] = field(default_factory=list)
     footnotes: list[Note] = field(default_factory=list)
 
-    def note(self, text: str, of_command: str = "") -> int:
-        """The number of a footnote; equal ones are one."""
-        note = Note(text, of_command)
+    def note(self, text: str, command: str = "") -> int:
+        """Add a footnote unless an equal one exists, and return its number."""
+        note = Note(text, command)
         if note not in self.footnotes:
             self.footnotes.append(note)
         return self.footnotes.index(note) + 1
 
 
 def as_markdown(page: Page) -> str:
-    """GitHub's Markdown; columns are padded, so that it can be read as it is."""
+    """Format as GitHub Markdown with padded columns."""
     lines = [f"# {_title(page)}", ""]
     for part in page.parts:
         lines += [f"## {_markdown(part.title)}", "", *_markdown_table(part), ""]
@@ -85,24 +84,24 @@ def as_markdown(page: Page) -> str:
 
 
 def as_latex(page: Page) -> str:
-    """Tables for the package booktabs, each with its footnotes."""
-    page_of = Environment(
+    """Format as LaTeX tables for the package booktabs, each with its footnotes."""
+    environment = Environment(
         loader=PackageLoader("soda_dist.report", ""),
         block_start_string="<%", block_end_string="%>", variable_start_string="<<", variable_end_string=">>",
         comment_start_string="<#", comment_end_string="#>",
         trim_blocks=True, lstrip_blocks=True, autoescape=False, undefined=StrictUndefined, finalize=_tex,
     )  # fmt: skip
-    page_of.filters["typed"] = lambda text: Markup(_tex(text).replace("'", r"\textquotesingle{}"))
-    return page_of.get_template("compare.tex").render(page=page, title=_title(page), notes_of=_notes_of)
+    environment.filters["typed"] = lambda text: Markup(_tex(text).replace("'", r"\textquotesingle{}"))
+    return environment.get_template("compare.tex").render(page=page, title=_title(page), notes_of=_notes_of)
 
 
 def as_html(page: Page) -> str:
-    """One page that refers to nothing outside itself."""
-    page_of = Environment(
+    """Format as one self-contained HTML page."""
+    environment = Environment(
         loader=PackageLoader("soda_dist.report", ""),
         trim_blocks=True, lstrip_blocks=True, autoescape=True, undefined=StrictUndefined,
     )  # fmt: skip
-    return page_of.get_template("compare.html").render(page=page, title=_title(page)) + "\n"
+    return environment.get_template("compare.html").render(page=page, title=_title(page)) + "\n"
 
 
 def _title(page: Page) -> str:
@@ -111,19 +110,19 @@ def _title(page: Page) -> str:
 
 
 def _markdown_table(part: Part) -> list[str]:
-    rows = [["", "from", *part.heads], *(_markdown_row(line) for line in part.lines)]
-    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-    texts = (
-        [_aligned(at, cell, width) for at, (cell, width) in enumerate(zip(row, widths, strict=True))] for row in rows
-    )
-    head, *body = (f"| {' | '.join(cells)} |" for cells in texts)
-    rule = "|".join("-" * (w + 2) if at < NAMES else "-" * (w + 1) + ":" for at, w in enumerate(widths))
-    return [head, f"|{rule}|", *body]
+    return pad_table([["", "from", *part.heads], *(_markdown_row(line) for line in part.lines)], names=2)
 
 
-def _aligned(at: int, cell: str, width: int) -> str:
-    """Names to the left, figures to the right."""
-    return cell.ljust(width) if at < NAMES else cell.rjust(width)
+def pad_table(rows: Sequence[Sequence[str]], names: int) -> list[str]:
+    """Format rows as a padded Markdown table; the first `names` columns are left-aligned, the others right-aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = zip(row, widths, strict=True)
+        texts = (text.ljust(width) if at < names else text.rjust(width) for at, (text, width) in enumerate(cells))
+        lines.append(f"| {' | '.join(texts)} |")
+    rule = "|".join("-" * (width + 2) if at < names else "-" * (width + 1) + ":" for at, width in enumerate(widths))
+    return [lines[0], f"|{rule}|", *lines[1:]]
 
 
 def _markdown_row(line: Line) -> list[str]:
@@ -148,13 +147,13 @@ def _markdown(text: str) -> str:
 
 
 def _tex(value: Any) -> str:
-    """Text that LaTeX shows as it is; `Markup` is LaTeX already."""
+    """Escape text for LaTeX; `Markup` passes unchanged."""
     if isinstance(value, Markup):
         return value
     return re.sub("-(?=-)", "-{}", "".join(_TEX.get(character, character) for character in str(value)))
 
 
 def _notes_of(page: Page, part: Part) -> list[tuple[int, Note]]:
-    """The footnotes that a part refers to."""
+    """Collect the footnotes used in a part."""
     numbers = {n for line in part.lines for notes in (line.notes, *(c.notes for c in line.cells)) for n in notes}
     return [(number, page.footnotes[number - 1]) for number in sorted(numbers)]

@@ -1,4 +1,4 @@
-"""The paper's tables of results as data: `paper.yaml`, checked when it is read."""
+"""Validated result tables of the paper, read from `paper.yaml`."""
 
 from importlib.resources import files
 from typing import Any, Literal
@@ -14,7 +14,7 @@ class _Node(BaseModel):
 
 
 class Metric(_Node):
-    """A measure: its unit, and which way is better."""
+    """A metric: its unit and the direction of improvement."""
 
     name: str
     unit: str
@@ -22,67 +22,67 @@ class Metric(_Node):
 
 
 class DataSet(_Node):
-    """What the paper trained and measured on (D.2, table 10)."""
+    """A data set of the paper and its settings (D.2, table 10)."""
 
     name: str
     kinds: tuple[str, ...]
-    """`kind` of the manifests of prepared data that are this set."""
+    """Matching values of `kind` in the manifest of prepared data."""
     source: int
-    """Side of the encoder's input, px."""
+    """Side of the encoder's input in pixels."""
     target: int
-    """Side of the denoiser's output, px."""
+    """Side of the denoiser's output in pixels."""
     batch: int
     guidance: float
     test: str
-    """Name of the split that is measured."""
+    """Name of the evaluation split."""
     images: int | None = None
     own_split: bool = False
-    """Whether the paper cut the splits itself, 80/10/10, since none are published."""
+    """Whether the paper made its own 80/10/10 splits, since none are published."""
     remark: str | None = None
 
 
 class Sampler(_Node):
-    """How the paper samples (appendix C)."""
+    """Sampling settings of the paper (appendix C)."""
 
     method: str
     steps: tuple[int, int]
-    """Fewest and most strided steps."""
+    """Minimum and maximum number of strided steps."""
 
 
 class Column(_Node):
-    """A measure in a table, and where ours is."""
+    """A column of a table and the source of our figure for it."""
 
     metric: str
     ours: str
-    """A row of `soda_dist.report.paper_columns.OURS`."""
+    """Key in `soda_dist.report.paper_columns.OURS`."""
     name: str | None = None
-    """In place of the metric's, where a table has several columns of one metric."""
+    """Heading that replaces the metric's name if a table has several columns of one metric."""
     sources: int | None = None
-    """Source views that novel views are drawn from."""
+    """Number of source views that novel views are sampled from."""
     expects: dict[str, Any] = {}
-    """Fields of the configuration that the paper's figure was trained with."""
+    """Configuration fields of the paper's training; deviations get a footnote."""
     needs: dict[str, Any] = {}
-    """Fields without which a run has no figure here."""
+    """Configuration fields that a run must match to have a figure in this column."""
 
 
 class PaperRow(_Node):
-    """A row as the paper has it."""
+    """A row of a table."""
 
     name: str
     values: tuple[float | None, ...]
-    """In the order of the columns; none where the paper has a dash."""
+    """One value per column; None for a dash in the paper."""
     soda: Literal["default", "variant"] | None = None
-    """The paper's own model, or an ablation of it."""
+    """`default` for SODA itself, `variant` for an ablation of it, None for other methods."""
     starred: tuple[int, ...] = ()
-    """Columns, from 0, whose figure the paper marks."""
+    """Indices of the columns whose figure the paper marks."""
 
 
 class Block(_Node):
-    """The rows of a table that are of one data set."""
+    """Rows of a table on one data set."""
 
     data: str
     encoder: str
-    """`encoder.arch` of SODA's own model."""
+    """`encoder.arch` of the paper's SODA."""
     columns: str
     rows: tuple[PaperRow, ...]
     title: str | None = None
@@ -98,7 +98,7 @@ class Table(_Node):
 
 
 class Paper(_Node):
-    """All of `paper.yaml`."""
+    """Contents of `paper.yaml`."""
 
     training: str
     sampling: Sampler
@@ -113,26 +113,26 @@ class Paper(_Node):
         for columns in self.columns.values():
             for column in columns:
                 if column.metric not in self.metrics:
-                    raise ValueError(f"no metric {column.metric}")
+                    raise ValueError(f"unknown metric {column.metric}")
         for number, table in self.tables.items():
             for block in table.blocks:
                 if block.data not in self.data_sets or block.columns not in self.columns:
-                    raise ValueError(f"table {number}: no data set {block.data}, or no columns {block.columns}")
+                    raise ValueError(f"table {number}: unknown data set {block.data} or columns {block.columns}")
                 for row in block.rows:
                     if len(row.values) != len(self.columns[block.columns]):
                         raise ValueError(f"table {number}: {row.name} has {len(row.values)} values")
         return self
 
     def table(self, number: str) -> Table:
-        """The table that the paper calls `number`; a `UserError` for one without results."""
+        """Return a table by its number in the paper; raise `UserError` if unknown or without results."""
         if number in self.tables:
             return self.tables[number]
-        holds = self.without_results.get(number)
-        got = f"{number}, which holds {holds} and no results" if holds else number
+        contents = self.without_results.get(number)
+        got = f"{number}, which contains {contents} and no results" if contents else number
         raise UserError("--table", got, ", ".join(self.tables), "choose one of them")
 
 
 def read_paper() -> Paper:
-    """What `paper.yaml` holds."""
+    """Read and validate `paper.yaml`."""
     text = files("soda_dist.report").joinpath("paper.yaml").read_text(encoding="utf-8")
     return Paper.model_validate(yaml.safe_load(text))

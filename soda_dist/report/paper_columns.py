@@ -1,4 +1,4 @@
-"""What an evaluated run holds, read from its folder alone: configuration, results of one step, data, budget."""
+"""Our figures for the paper's columns, read from the results of an evaluated run."""
 
 import math
 import shlex
@@ -11,17 +11,17 @@ from soda_dist.runs.results import Evaluated, at
 
 @dataclass(frozen=True)
 class Ours:
-    """Where our figure for a column of the paper lies.
+    """Location of our figure for a column of the paper.
 
     Attributes:
-        task: `eval/STEP/TASK.json`, and the name that `jobs/evaluate.py --tasks` has for it.
-        paths: of an estimate in that file, names with dots between; of several, the mean is taken. `{guidance}` is the
-            scale of the run's own sampling, `{drawn}` the set that a method draws for a reconstruction, `{views}` the
-            first entry of the column's number of sources, which are joined as in training.
-        scale: what turns the estimate into the paper's unit.
-        sources: path of the number of sources, where the file holds one number alone.
-        options: what the command needs besides the task.
-        without: methods that have no such figure.
+        task: name in `jobs/evaluate.py --tasks`; the figure is in `eval/STEP/TASK.json`.
+        paths: dotted paths of estimates in that file; several are averaged. `{guidance}` stands for the run's guidance
+            scale, `{drawn}` for the set that the method samples as reconstructions, `{views}` for the first entry with
+            the column's number of sources, aggregated as in training.
+        scale: factor from the estimate to the paper's unit.
+        sources: path of the number of sources if the file has results for one number only.
+        options: overrides that the command needs.
+        without: methods for which the figure is undefined.
     """
 
     task: str
@@ -53,28 +53,28 @@ OURS = {
     "novel_views.lpips": Ours("novel_views", ("sets.{views}.lpips",), options=_LPIPS),
     "novel_views.fid": Ours("fid", ("sets.novel_views.fid",), sources="settings.sampling.sources", options=_INCEPTION),
 }
-"""By the name that `paper.yaml` uses."""
+"""Keys are the names in `paper.yaml`."""
 WEIGHTS = {"fid": ("weights", "inception"), "lpips": ("lpips",)}
-"""Where a result says whose weights a metric stands on, by metric: the first of these keys that it has."""
+"""Metric -> keys of a result that describe the metric's weights; the first present counts."""
 SAMPLING = {"reconstruction": "settings", "novel_views": "settings", "fid": "settings.sampling"}
-"""Where a result of images says how they were drawn, by task."""
+"""Task -> path of the sampling settings in its result."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A value in the paper's unit, and its standard error where one is known."""
+    """A value in the paper's unit, with its standard error if known."""
 
     value: float
     error: float | None
 
 
 def figure(run: Evaluated, column: Column) -> Figure | None:
-    """Our figure for a column of the paper; none where it is not measured."""
+    """Read our figure for a column of the paper; None if it was not measured."""
     ours = OURS[column.ours]
     result = run.results.get(ours.task)
     if result is None or (ours.sources and at(result, ours.sources) != column.sources):
         return None
-    estimates = [_estimate(_walk(run, result, path, column)) for path in ours.paths]
+    estimates = [_parse_estimate(_resolve(run, result, path, column)) for path in ours.paths]
     values = [estimate.value for estimate in estimates if estimate is not None]
     if len(values) < len(estimates):
         return None
@@ -83,7 +83,7 @@ def figure(run: Evaluated, column: Column) -> Figure | None:
 
 
 def command(run: Evaluated, column: Column) -> str:
-    """The command that measures a column's figure; words in capitals are the reader's to fill in."""
+    """Format the command that measures a column's figure, with placeholders in capitals."""
     ours = OURS[column.ours]
     data = run.data.uri if run.data else "URI"
     words = ["python", "jobs/evaluate.py", "--run", run.uri, "--data", data, "--tasks", ours.task]
@@ -93,17 +93,17 @@ def command(run: Evaluated, column: Column) -> str:
     return shlex.join([*words, "--step", str(run.step), *options, *ours.options])
 
 
-def _walk(run: Evaluated, result: dict[str, Any], path: str, column: Column) -> Any:
+def _resolve(run: Evaluated, result: dict[str, Any], path: str, column: Column) -> Any:
     node: Any = result
     for part in path.split("."):
         if part == "{views}":
-            node = _views(node, column.sources)
+            node = next((entry for entry in node or () if entry.get("sources") == column.sources), None)
         else:
-            node = node.get(_filled(run, result, part)) if isinstance(node, dict) else None
+            node = node.get(_fill(run, result, part)) if isinstance(node, dict) else None
     return node
 
 
-def _filled(run: Evaluated, result: dict[str, Any], part: str) -> str:
+def _fill(run: Evaluated, result: dict[str, Any], part: str) -> str:
     if part == "{guidance}":
         own = at(result, SAMPLING["reconstruction"] + ".guidance")
         return "1" if run.field("method") == "encdec" or own is None else f"{own:g}"
@@ -112,12 +112,8 @@ def _filled(run: Evaluated, result: dict[str, Any], part: str) -> str:
     return part
 
 
-def _views(sets: Any, sources: int | None) -> Any:
-    return next((entry for entry in sets or () if entry.get("sources") == sources), None)
-
-
-def _estimate(found: Any) -> Figure | None:
-    """An estimate with its error, or a number without one."""
+def _parse_estimate(found: Any) -> Figure | None:
+    """Parse an estimate with its standard error, or a plain number."""
     if isinstance(found, int | float):
         return Figure(float(found), None)
     if isinstance(found, dict) and found.get("value") is not None:

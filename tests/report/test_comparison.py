@@ -51,7 +51,7 @@ def test_a_run_like_the_papers_has_no_note_but_its_budget(tmp_path: Path) -> Non
         f"trained for 1,000 steps of 4,096 pairs ({epochs:.1f} epochs); the paper's, in batches of"
     )
     assert noted(row[2], text) == [] and noted(row[3], text) == []
-    assert noted(row[4], text) == ["only of runs with data.augment=both data.augmentation.randaugment_rate=0."]
+    assert noted(row[4], text) == ["only for runs with data.augment=both data.augmentation.randaugment_rate=0."]
 
 
 def test_the_papers_rows_stand_above_with_its_own_model_in_bold(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_the_papers_rows_stand_above_with_its_own_model_in_bold(tmp_path: Path) 
     rows = table(text)
     assert figures(rows["SODA (ours)"]) == ["72.2", "90.5", "69.1"] and rows["SODA (ours)"][0] == "**SODA (ours)**"
     assert figures(rows["MAE"]) == ["68.0", "–", "68.0"] and rows["MAE"][0] == "MAE"
-    assert noted(rows["iGPT"][4], text) == ["the paper marks this figure."] and noted(rows["iGPT"][2], text) == []
+    assert noted(rows["iGPT"][4], text) == ["marked in the paper."] and noted(rows["iGPT"][2], text) == []
     assert text.index("| MAE ") < text.index("| **SODA (ours)**") < text.index("| **run**")
 
 
@@ -118,13 +118,13 @@ def test_another_data_set_a_part_of_one_and_an_unknown_one(tmp_path: Path) -> No
     unknown = imagenet(tmp_path / "c", name="unknown", data=None)
     text = compare([other, part, unknown], "1")
     rows = table(text)
-    assert "another data set: cifar10; the paper's is ImageNet1K." in noted(rows["other"][0], text)
-    said = "a part of the data set: 150,000 images; the paper's has 1,280,000."
+    assert "different data set: cifar10; the paper's is ImageNet1K." in noted(rows["other"][0], text)
+    said = "subset of the data: 150,000 images; the paper's has 1,280,000."
     assert said in noted(rows["part"][0], text) and said not in noted(rows["other"][0], text)
     assert noted(rows["unknown"][0], text)[0] == (
-        "the data set is not known: no result says what it is; the paper's is ImageNet1K."
+        "unknown data set: no result names it; the paper's is ImageNet1K."
     )
-    assert "measured on 50,000 images of val, whose size is not known." in noted(rows["unknown"][2], text)
+    assert "measured on 50,000 images of val, whose size is unknown." in noted(rows["unknown"][2], text)
     assert "(an unknown number of epochs)" in noted(rows["unknown"][0], text)[-1]
 
 
@@ -138,14 +138,14 @@ def test_a_result_on_other_data_than_the_runs_latest_says_so(tmp_path: Path) -> 
     row = table(text)["run"]
     assert "measured on cifar10; the latest result of this run is of imagenet." in noted(row[2], text)
     assert not any("whose size" in note or "of the 50,000" in note for note in noted(row[2], text)), "all of CIFAR's"
-    assert noted(row[6], text) == [] and not any("another data set" in note for note in noted(row[0], text))
+    assert noted(row[6], text) == [] and not any("different data set" in note for note in noted(row[0], text))
 
 
 def test_novel_views_of_one_source_beside_table_3(tmp_path: Path) -> None:
     text = compare([gso(tmp_path)], "3")
     row = table(text)["run"]
     assert figures(row) == ["21.12 ± 0.00", "0.811 ± 0.001", "3.46", "0.122 ± 0.001"]
-    splits = "the paper cut its own splits (80/10/10) and does not publish which image is where."
+    splits = "the paper made its own 80/10/10 splits and does not publish them."
     assert all(noted(cell, text) == [splits] for cell in row[2:])
     assert text.count("| **run**") == 1 and "Runs on other data sets" not in text
     assert text.index("## GSO") < text.index("| **run**") < text.index("## ShapeNet")
@@ -154,8 +154,8 @@ def test_novel_views_of_one_source_beside_table_3(tmp_path: Path) -> None:
 def test_a_run_on_none_of_several_data_sets_stands_below_them(tmp_path: Path) -> None:
     uri = gso(tmp_path, data=make.data_facts("cifar10", {"train": 96_000, "test": 12_000}))
     text = compare([uri], "3")
-    assert text.index("## NMR") < text.index("## Runs on other data sets (noted against GSO)") < text.index("| **run**")
-    assert "another data set: cifar10; the paper's is GSO." in noted(table(text)["run"][0], text)
+    assert text.index("## NMR") < text.index("## Runs on other data sets (compared with GSO)") < text.index("| **run**")
+    assert "different data set: cifar10; the paper's is GSO." in noted(table(text)["run"][0], text)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_another_way_of_sampling_is_noted(overrides: list[str], says: str, tmp_p
 
 def test_test_weights_make_no_fid_that_can_be_compared(tmp_path: Path) -> None:
     text = compare([gso(tmp_path, published=False)], "3")
-    says = "FID by test weights, not by the published network: it can be compared with no other figure."
+    says = "FID used non-standard weights; not comparable with published values."
     row = table(text)["run"]
     assert says in noted(row[4], text) and says not in noted(row[2], text)
 
@@ -233,7 +233,7 @@ def test_an_unconditional_run_has_no_reconstruction_and_the_fid_of_its_samples(t
     text = compare([make.write_run(tmp_path / "run", "celebahq", overrides, data, results)], "6")
     row = table(text)["run"]
     assert figures(row)[4:] == ["–", "–", "25.50", "–"]
-    assert noted(row[6], text) == ["method=unconditional has none."]
+    assert noted(row[6], text) == ["not defined for method=unconditional."]
 
 
 def test_the_mean_of_three_scores_has_no_standard_error(tmp_path: Path) -> None:

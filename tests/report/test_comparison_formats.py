@@ -93,7 +93,7 @@ def test_markdown_keeps_its_columns_whatever_a_run_is_called(tmp_path: Path) -> 
 def test_every_table_can_be_shown(number: str, form: str, tmp_path: Path) -> None:
     text = compare([imagenet(tmp_path), gso(tmp_path / "objects")], number, form)
     assert "None" not in text and text.count("objects/run" if form == "markdown" else "/run") >= 1
-    assert "another data set: " in text, "each table is of one of the two at most"
+    assert "different data set: " in text, "each table is of one of the two at most"
 
 
 def test_files_are_called_after_the_table(tmp_path: Path) -> None:

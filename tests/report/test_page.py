@@ -147,7 +147,7 @@ def test_the_head_of_the_page_states_the_last_step_and_the_latest_probe(run: Fol
 def test_notes_say_what_was_measured_on_what(run: Folder) -> None:
     text = _page(run).sections["representation"]
     assert "Step 600, linear probe: shape (4 classes) from 2,000 images of train, measured on 500 of test" in text
-    assert "the most frequent class has 25.1%. 4 images could not be read." in text
+    assert "the most frequent class makes up 25.1%. 4 images could not be read." in text
 
 
 def test_the_page_refers_to_nothing_outside_itself(run: Folder) -> None:
@@ -179,7 +179,7 @@ def test_names_from_outside_are_text_and_never_markup(run: Folder) -> None:
 
 def test_quarantined_images_are_counted_once_and_listed(run: Folder) -> None:
     text = _page(run).sections["training"]
-    assert "Images that could not be read in training: 3, met 7 times." in text
+    assert "Images that could not be read in training: 3; 7 failed reads." in text
     assert "bad0.jpg\nbad1.jpg\nbad2.jpg" in text
 
 

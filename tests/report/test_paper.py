@@ -144,12 +144,12 @@ def test_a_row_without_all_columns_or_an_unknown_data_set_is_refused() -> None:
         Paper.model_validate(tree)
     tree = PAPER.model_dump()
     tree["tables"]["9"]["blocks"][0]["data"] = "imagnet"
-    with pytest.raises(ValidationError, match="no data set imagnet"):
+    with pytest.raises(ValidationError, match="unknown data set imagnet"):
         Paper.model_validate(tree)
 
 
 @pytest.mark.parametrize(
-    ("number", "says"), [("10", "10, which holds the data sets"), ("13", "got 13; allowed: 1, 2,")]
+    ("number", "says"), [("10", "10, which contains the data sets"), ("13", "got 13; allowed: 1, 2,")]
 )
 def test_tables_without_results_are_refused(number: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
