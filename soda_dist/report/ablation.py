@@ -11,7 +11,7 @@ import numpy as np
 from soda_dist.config.ablation import Ablation, Claim, Measure, PaperColumn, Variant
 from soda_dist.errors import UserError
 from soda_dist.plots.curves import ACCENT, FAINT, STYLE
-from soda_dist.report.comparison_formats import pad_table
+from soda_dist.report.markdown_table import pad_table
 from soda_dist.report.paper import Block, Paper
 from soda_dist.report.paper_columns import Figure
 

@@ -1,13 +1,13 @@
 """Comparison pages as Markdown, LaTeX and HTML, with user-provided text escaped."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from soda_dist.report.markdown_table import pad_table
 from soda_dist.report.paper import Table
 
 _TEX = {
@@ -111,18 +111,6 @@ def _title(page: Page) -> str:
 
 def _markdown_table(part: Part) -> list[str]:
     return pad_table([["", "from", *part.heads], *(_markdown_row(line) for line in part.lines)], names=2)
-
-
-def pad_table(rows: Sequence[Sequence[str]], names: int) -> list[str]:
-    """Format rows as a padded Markdown table; the first `names` columns are left-aligned, the others right-aligned."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = zip(row, widths, strict=True)
-        texts = (text.ljust(width) if at < names else text.rjust(width) for at, (text, width) in enumerate(cells))
-        lines.append(f"| {' | '.join(texts)} |")
-    rule = "|".join("-" * (width + 2) if at < names else "-" * (width + 1) + ":" for at, width in enumerate(widths))
-    return [lines[0], f"|{rule}|", *lines[1:]]
 
 
 def _markdown_row(line: Line) -> list[str]:
