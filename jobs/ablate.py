@@ -1,7 +1,7 @@
-"""Train and measure the variants of an ablation with several seeds; their table, the paper's rows beside them.
+"""Train and evaluate the variants of an ablation over several seeds; write a table beside the paper's rows.
 
-The same command again goes on where it stopped.
-  python jobs/ablate.py --group NAME|FILE --out URI                                   small, on data that it renders
+Rerun the same command to resume.
+  python jobs/ablate.py --group NAME|FILE --out URI                                   small, on rendered data
   python jobs/ablate.py --group NAME|FILE --out URI --preset P --data URI [a.b=value ...]
 """
 
@@ -15,16 +15,16 @@ def main(argv: list[str]) -> str:
     arguments = parser(__doc__)
     names = ", ".join(group_names())
     arguments.add_argument("--group", required=True, metavar="NAME|FILE", help=f"{names}, or a YAML file")
-    add_uri(arguments, "--out", "folder of runs and results, made if absent")
-    add_uri(arguments, "--data", "folder of prepared shards; none: rendered as the group says", required=False)
-    arguments.add_argument("--preset", metavar="NAME|FILE", help="in place of the group's small setting")
-    arguments.add_argument("--seeds", metavar="N,N", help="in place of the group's; those that are done are kept")
-    arguments.add_argument("--concurrent", metavar="N", help="runs at a time, in place of the group's")
+    add_uri(arguments, "--out", "folder of runs and results, created if missing")
+    add_uri(arguments, "--data", "folder of prepared shards; default: rendered as the group says", required=False)
+    arguments.add_argument("--preset", metavar="NAME|FILE", help="replaces the group's small setting; needs --data")
+    arguments.add_argument("--seeds", metavar="N,N", help="replaces the group's seeds; finished ones are kept")
+    arguments.add_argument("--concurrent", metavar="N", help="replaces the group's number of parallel runs")
     arguments.add_argument("overrides", nargs="*", metavar="a.b=value", help="overrides for all variants")
     args = arguments.parse_intermixed_args(argv)
     group = load_group(args.group, {"seeds": args.seeds, "concurrent": args.concurrent})
     if args.preset and not args.data:
-        raise UserError("--data", "nothing with --preset", "a folder of prepared shards", "name the preset's data")
+        raise UserError("--data", "nothing with --preset", "a folder of prepared shards", "add the data of the preset")
     base = group.base(args.preset, args.overrides)
 
     from soda_dist.distributed.runtime.cluster import ray_session

@@ -1,4 +1,4 @@
-"""Evaluate checkpoints of a run, or any encoder; writes eval/STEP/TASK.json, pictures and the report.
+"""Evaluate checkpoints of a run, or any encoder; write eval/STEP/TASK.json, pictures and the report.
 
 python jobs/evaluate.py --run URI --data URI --tasks probe,knn,dci,reconstruction [--step N]
 python jobs/evaluate.py --encoder FILE|timm:NAME --data URI --out URI --tasks probe,knn,dci
@@ -16,25 +16,27 @@ def main(argv: list[str]) -> str:
     add_uri(arguments, "--data", "folder of prepared shards")
     arguments.add_argument("--tasks", default="probe,knn", help=TASKS)
     arguments.add_argument("--step", default="latest", metavar="N|latest|all", help="checkpoints to evaluate")
-    arguments.add_argument("--ema", choices=["true", "false"], default="true", help="the running mean of the weights")
-    arguments.add_argument("--encoder", metavar="FILE|timm:NAME", help="a checkpoint's encoder.safetensors, or timm's")
-    add_uri(arguments, "--weights", "of timm's encoder; none: those that timm downloads", required=False)
-    arguments.add_argument("--weights-sha256", metavar="HEX", help="digest that the weights must have")
+    arguments.add_argument("--ema", choices=["true", "false"], default="true", help="use EMA weights (default true)")
+    arguments.add_argument(
+        "--encoder", metavar="FILE|timm:NAME", help="a checkpoint's encoder.safetensors, or a timm model"
+    )
+    add_uri(arguments, "--weights", "weights of the timm model; default: downloaded by timm", required=False)
+    arguments.add_argument("--weights-sha256", metavar="HEX", help="required digest of the weights")
     add_uri(arguments, "--out", "folder for the results of --encoder", required=False)
     arguments.add_argument(
-        "overrides", nargs="*", metavar="a.b=value", help="overrides of the sections evaluation, sampling and scale"
+        "overrides", nargs="*", metavar="a.b=value", help="override fields of evaluation, sampling or scale"
     )
     args = arguments.parse_intermixed_args(argv)
     if (args.run is None) == (args.encoder is None) or (args.encoder is None) != (args.out is None):
         raise UserError(
-            "--run, --encoder", "none or too many", "--run, or --encoder with --out", "name what is evaluated"
+            "--run, --encoder", "an invalid combination", "--run, or --encoder with --out", "use one of the two"
         )
 
     from soda_dist.data.shards import read_manifest
     from soda_dist.data.storage.folder import open_folder
     from soda_dist.distributed.runtime.cluster import ray_session
 
-    read_manifest(open_folder(args.data))  # a mistake is told before Ray starts
+    read_manifest(open_folder(args.data))  # reject bad input before Ray starts
     with ray_session(cpus=2):
         from soda_dist.distributed.evaluate_on_ray import evaluate, evaluate_encoder
         from soda_dist.evaluation.model_sources import encoder_source
@@ -43,8 +45,8 @@ def main(argv: list[str]) -> str:
         if args.encoder is None:
             evaluate(args.run, args.data, args.tasks, args.step, args.overrides, say, ema=args.ema == "true")
             return write_report(args.run)
-        origin = encoder_source(args.encoder, args.weights, args.weights_sha256)
-        evaluate_encoder(origin, args.data, args.tasks, args.out, args.overrides, say)
+        source = encoder_source(args.encoder, args.weights, args.weights_sha256)
+        evaluate_encoder(source, args.data, args.tasks, args.out, args.overrides, say)
         return write_report(args.out)
 
 

@@ -1,4 +1,4 @@
-"""Print what a configuration amounts to: parameters, arithmetic of a forward, modulated layers.
+"""Print parameter counts, GFLOPs per forward pass and modulated layers of a configuration.
 
 python jobs/plan.py --preset imagenet [--json] [a.b=value ...]
 """
@@ -10,7 +10,7 @@ from soda_dist.cli import add_config, config_of, parse, parser, run, say
 
 def main(argv: list[str]) -> str:
     arguments = parser(__doc__)
-    arguments.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    arguments.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     add_config(arguments, None)
     args = parse(arguments, argv)
     config = config_of(args)
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> str:
     for name, count in facts["parameters"].items():
         say(f"{name:18} {count / 1e6:10.2f} M parameters")
     for name, count in facts["flops_per_pair"].items():
-        say(f"{name:18} {count / 1e9:10.2f} GFLOP a forward")
+        say(f"{name:18} {count / 1e9:10.2f} GFLOP per forward pass")
     say(f"{'modulated layer':40} resolution  section of z")
     for layer in facts["modulated_layers"]:
         say(f"{layer['name']:40} {layer['resolution']:10}  {layer['section']}")

@@ -1,11 +1,11 @@
-"""Turn a published data set, or rendered solids, into shards that training streams from; or check such shards.
+"""Convert a published data set, or rendered solids, to shards for training; or check existing shards.
 
 Kinds: imagenet, celebahq, lsun, afhq, flowers102, nmr, shapenet, gso, smallnorb, shapes3d, mpi3d, cub, cifar10,
-cifar100, folder, parquet, webdataset, multiview, synthetic; the options of each are listed where it is defined, in
-soda_dist/data/sources/. Safe to stop and run again. Images stay as published unless --max-side or --quality is given.
+cifar100, folder, parquet, webdataset, multiview, synthetic; their options are documented in
+soda_dist/data/sources/. Rerun to resume. Images stay as published unless --max-side or --quality is given.
   python jobs/prepare_data.py KIND --source DIR|FILE|URI --data URI [option=value ...]
   python jobs/prepare_data.py synthetic --data URI size=48 objects=4096
-  python jobs/prepare_data.py --check URI [--images N|all]   digests, counts, keys; decodes N images of each shard
+  python jobs/prepare_data.py --check URI [--images N|all]   check digests, counts and keys; decode N images per shard
 """
 
 import argparse
@@ -16,26 +16,26 @@ from soda_dist.errors import UserError
 
 def main(argv: list[str]) -> str:
     arguments = parser(__doc__)
-    arguments.add_argument("kind", metavar="KIND", nargs="?", help="the data set, one of those above")
+    arguments.add_argument("kind", metavar="KIND", nargs="?", help="data set, one of the kinds above")
     add_uri(arguments, "--source", "the data set as published", required=False)
-    add_uri(arguments, "--data", "folder for the shards, made if absent", required=False)
+    add_uri(arguments, "--data", "folder for the shards, created if missing", required=False)
     add_uri(arguments, "--check", "prepared shards to check", required=False)
-    arguments.add_argument("--images", type=_count, default=16, metavar="N|all", help="of each shard (16)")
-    arguments.add_argument("--max-side", metavar="N", help="make images JPEG of at most N pixels a side")
-    arguments.add_argument("--quality", metavar="Q", help="of these JPEG (90); alone: keep their sizes")
+    arguments.add_argument("--images", type=_count, default=16, metavar="N|all", help="decoded per shard (default 16)")
+    arguments.add_argument("--max-side", metavar="N", help="re-encode as JPEG of at most N pixels a side")
+    arguments.add_argument("--quality", metavar="Q", help="JPEG quality (default 90); without --max-side: keep sizes")
     arguments.add_argument("options", nargs="*", metavar="option=value", help="options of the kind")
     args = arguments.parse_intermixed_args(argv)
     flags = [f"{name}={value}" for name in ("max_side", "quality") if (value := getattr(args, name)) is not None]
     options = [*args.options, *flags]
     if (args.kind is None) == (args.check is None) or (args.kind is None) != (args.data is None):
-        raise UserError("arguments", "none or too many", "KIND with --data, or --check", "say what is to be done")
+        raise UserError("arguments", "an invalid combination", "KIND with --data, or --check", "use one of the two")
 
     from soda_dist.data.shards import read_manifest
     from soda_dist.data.sources import parse_options
     from soda_dist.data.storage.folder import open_folder
     from soda_dist.distributed.runtime.cluster import ray_session
 
-    # A mistake is told before Ray starts.
+    # Reject bad input before Ray starts.
     if args.check:
         read_manifest(open_folder(args.check))
     else:

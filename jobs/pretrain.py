@@ -1,6 +1,6 @@
 """Pretrain a SODA encoder and denoiser on prepared shards.
 
-The same command again goes on from the last complete checkpoint.
+Rerun the same command to resume from the last complete checkpoint.
   python jobs/pretrain.py --preset cifar10 --data URI --run URI train.steps=2000
 """
 
@@ -10,7 +10,7 @@ from soda_dist.cli import add_config, add_uri, config_of, parse, parser, run, sa
 def main(argv: list[str], preset: str | None = None, description: str | None = __doc__) -> str:
     arguments = parser(description)
     add_uri(arguments, "--data", "folder of prepared shards")
-    add_uri(arguments, "--run", "folder of the run, made if absent")
+    add_uri(arguments, "--run", "folder of the run, created if missing")
     add_config(arguments, preset)
     args = parse(arguments, argv)
     config = config_of(args)
@@ -20,7 +20,7 @@ def main(argv: list[str], preset: str | None = None, description: str | None = _
     from soda_dist.distributed.runtime.cluster import ray_session
     from soda_dist.distributed.runtime.resources import training_resources
 
-    read_manifest(open_folder(args.data))  # a mistake is told before Ray starts
+    read_manifest(open_folder(args.data))  # reject bad input before Ray starts
     with ray_session(training_resources(config)["CPU"]):
         from soda_dist.distributed.pretrain import pretrain
 

@@ -3,7 +3,7 @@
 python jobs/pretrain_imagenet.py --data s3://BUCKET/imagenet --run s3://BUCKET/runs/imagenet [a.b=value ...]
 """
 
-from pretrain import main  # the job beside this one
+from pretrain import main  # jobs/pretrain.py
 
 from soda_dist.cli import run
 

@@ -1,6 +1,6 @@
-"""Search the encoder's learning-rate ratio, masking rates and guidance: trials.json, best.yaml and a plot.
+"""Search the encoder's learning-rate ratio, masking rates and guidance; write trials.json, best.yaml and a plot.
 
-The same command again goes on where it stopped.
+Rerun the same command to resume.
   python jobs/tune.py --preset demo --search jobs/searches/ratio_guidance_masking.yaml --data URI --run URI
 """
 
@@ -9,9 +9,9 @@ from soda_dist.cli import add_config, add_uri, config_of, parse, parser, run, sa
 
 def main(argv: list[str]) -> str:
     arguments = parser(__doc__)
-    arguments.add_argument("--search", required=True, metavar="FILE", help="what is varied, a YAML file")
+    arguments.add_argument("--search", required=True, metavar="FILE", help="YAML file with the search space")
     add_uri(arguments, "--data", "folder of prepared shards")
-    add_uri(arguments, "--run", "folder of the sweep, made if absent")
+    add_uri(arguments, "--run", "folder of the sweep, created if missing")
     add_config(arguments, None)
     args = parse(arguments, argv)
     config = config_of(args)
@@ -22,9 +22,9 @@ def main(argv: list[str]) -> str:
     from soda_dist.distributed.runtime.cluster import ray_session
     from soda_dist.distributed.runtime.resources import training_resources
 
-    read_manifest(open_folder(args.data))  # a mistake is told before Ray starts
+    read_manifest(open_folder(args.data))  # reject bad input before Ray starts
     search = load_search(args.search)
-    with ray_session(training_resources(config)["CPU"] * search.concurrent + 1):  # the trials take a little themselves
+    with ray_session(training_resources(config)["CPU"] * search.concurrent + 1):  # +1: Ray Tune's trial actors
         from soda_dist.distributed.tune import sweep
 
         return sweep(config, search, args.data, args.run, say)

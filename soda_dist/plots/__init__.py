@@ -1,1 +1,1 @@
-"""Arrays in, bytes of a picture out."""
+"""Plots: arrays in, image bytes out."""

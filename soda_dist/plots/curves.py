@@ -1,16 +1,16 @@
-"""Curves of a run as SVG text that stands inside a page."""
+"""Training curves as inline SVG."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK, MUTED, GRID, ACCENT, FAINT = "#24292f", "#6e7781", "#e6e8eb", "#1f6feb", "#a8c7f7"
 STYLE: dict[Any, Any] = {
@@ -32,19 +32,19 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
 }
 SMOOTH_OVER = 40
-"""The bold line averages this fraction of the run: one fortieth, centred."""
+"""The bold line is a centred mean over this fraction of the run: one fortieth."""
 LOG_RATIO = 5.0
-"""Values that span more than this factor are shown on a logarithmic axis."""
+"""Ratio of largest to smallest value above which the axis is logarithmic."""
 
 Unit = Literal["", "log", "rate", "percent", "scientific"]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One quantity over the images seen."""
+    """A quantity plotted over the images seen."""
 
     field: str
-    """Its name in metrics.jsonl."""
+    """Key in metrics.jsonl."""
     title: str
     unit: Unit
     wide: bool
@@ -52,7 +52,7 @@ class Curve:
 
 CURVES = (
     Curve("loss", "Loss", "log", True),
-    Curve("probe_accuracy", "Accuracy of the probe that is trained along", "percent", True),
+    Curve("probe_accuracy", "Online probe accuracy", "percent", True),
     Curve("lr", "Learning rate", "scientific", False),
     Curve("grad_norm", "Gradient norm", "log", False),
     Curve("images_per_second", "Throughput, image pairs per second", "rate", False),
@@ -60,8 +60,12 @@ CURVES = (
 )
 
 
-def curve_figure(curve: Curve, images: Sequence[float], values: Sequence[float]) -> Figure:
-    """The curve as a matplotlib figure: every logged value faint, their running mean bold, the last one in figures."""
+def curve_figure(curve: Curve, images: Sequence[float], values: Sequence[float]) -> "Figure":
+    """Draw a curve: logged values faint, their running mean bold."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8.6, 3.1) if curve.wide else (4.6, 2.5), layout="constrained")
         axes = figure.add_subplot()
@@ -75,40 +79,43 @@ def curve_figure(curve: Curve, images: Sequence[float], values: Sequence[float])
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.margins(x=0.01)
-        _scale(axes, curve.unit, y[np.isfinite(y)])
-        figure.canvas.draw()  # places the axes while the style holds
+        _set_scale(axes, curve.unit, y[np.isfinite(y)])
+        figure.canvas.draw()  # lays out the axes while the style applies
     return figure
 
 
 def curve_svg(curve: Curve, images: Sequence[float], values: Sequence[float]) -> str:
-    """`curve_figure` as an SVG element: no header, no metadata, no reference to anything outside."""
+    """Draw a curve as a self-contained SVG element without header and metadata."""
+    import matplotlib as mpl
+
     figure = curve_figure(curve, images, values)
     out = StringIO()
     with mpl.rc_context({**STYLE, "svg.hashsalt": curve.field}):
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(out, format="svg", transparent=True, metadata=nothing)
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(out, format="svg", transparent=True, metadata=no_metadata)
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r'\s(?:xmlns(?::xlink)?)="[^"]*"', "", text)
     text = re.sub(r'\sid="(?:figure|axes|patch|line2d|text|matplotlib\.axis|xtick|ytick)_[0-9]+"', "", text)
-    text = re.sub(
-        r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", re.sub(r'(<svg [^>]*?)height="[^"]*"', r"\1", text, count=1)
-    )
+    text = re.sub(r'(<svg [^>]*?)height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", text)
     return text.replace("<svg ", f'<svg role="img" aria-label="{curve.title}" ', 1)
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Centred mean over `window` values, over fewer at the ends."""
+    """Average over a centred window, which is shorter at the ends."""
     if window < 2:
         return values
     kernel = np.ones(window)
-    known = np.isfinite(values)
-    total = np.convolve(np.where(known, values, 0.0), kernel, mode="same")
-    count = np.convolve(known.astype(float), kernel, mode="same")
+    finite = np.isfinite(values)
+    total = np.convolve(np.where(finite, values, 0.0), kernel, mode="same")
+    count = np.convolve(finite.astype(float), kernel, mode="same")
     return total / np.maximum(count, 1.0)
 
 
-def _scale(axes: Axes, unit: Unit, finite: np.ndarray) -> None:
+def _set_scale(axes: "Axes", unit: Unit, finite: np.ndarray) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+
     low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
     if unit == "log" and low > 0 and high / low > LOG_RATIO:
         axes.set_yscale("log")

@@ -1,36 +1,41 @@
-"""Which code, and which section of z, holds which factor: DCI's importances as pictures (section E.3)."""
+"""Heat maps of DCI's importance matrix by code and by section of z (section E.3)."""
 
 from collections.abc import Sequence
 from io import BytesIO
+from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from soda_dist.metrics.dci import SectionScores
 from soda_dist.plots.curves import GRID, INK, STYLE
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 Floats = NDArray[np.float64]
 Bounds = Sequence[tuple[int, int]]
 
 MOST_COLUMNS = 512
-"""More codes than these are summed in equal groups, so that a column is a pixel or more."""
+"""Maximum number of columns; more codes are summed in equal groups, to keep a column at least a pixel wide."""
 LEGIBLE = 0.6
-"""Share from which its figure is white on its dark cell."""
+"""Share from which the cell is dark enough for white text."""
 
 
-def importance_figure(importance: Floats, names: Sequence[str], bounds: Bounds) -> Figure:
-    """Factors by codes: each factor's importance relative to its largest, lines between sections of z.
+def importance_figure(importance: Floats, names: Sequence[str], bounds: Bounds) -> "Figure":
+    """Draw factors by codes: importance relative to the factor's largest, with lines between sections of z.
 
     Args:
-        importance: float [D, K], finite, not negative.
-        names: the K factors' names.
-        bounds: first code and the one after the last of each section, one after another from 0 to D.
+        importance: float [D, K], finite, non-negative.
+        names: of the K factors.
+        bounds: (start, stop) of each section; contiguous from 0 to D.
 
     Raises:
-        ValueError: names or bounds that do not fit.
+        ValueError: names or bounds that do not match `importance`.
     """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     _check(importance, names, bounds)
     shown, edges = aggregated(importance, MOST_COLUMNS)
     largest = shown.max(axis=0)
@@ -48,21 +53,24 @@ def importance_figure(importance: Floats, names: Sequence[str], bounds: Bounds) 
         above.set_xticks([(start + stop) / 2 for start, stop in bounds], [f"{n}" for n in range(1, len(bounds) + 1)])
         above.set_xlabel("section")
         bar = figure.colorbar(mesh, ax=axes, pad=0.01, aspect=12)
-        bar.set_label("of the factor's largest")
+        bar.set_label("relative to the factor's largest")
         bar.outline.set_visible(False)
-        figure.canvas.draw()  # places the axes while the style holds
+        figure.canvas.draw()  # lays out the axes while the style applies
     return figure
 
 
-def section_figure(scores: SectionScores, names: Sequence[str]) -> Figure:
-    """Factors by sections of z: the share of each factor's importance that a section has, in colour and in figures.
+def section_figure(scores: SectionScores, names: Sequence[str]) -> "Figure":
+    """Draw factors by sections of z: each section's share of the factor's importance, as colour and number.
 
     Raises:
-        ValueError: names that do not fit.
+        ValueError: names that do not match `scores`.
     """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     share = scores.share
     if share.shape[1] != len(names):
-        raise ValueError(f"names: got {len(names)}; allowed: {share.shape[1]}, one a factor")
+        raise ValueError(f"names: got {len(names)}; allowed: {share.shape[1]}, one per factor")
     with mpl.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(2.4 + 0.62 * len(share), 1.3 + 0.36 * len(names)), layout="constrained")
         axes = figure.add_subplot()
@@ -79,20 +87,17 @@ def section_figure(scores: SectionScores, names: Sequence[str]) -> Figure:
 
 
 def importance_png(importance: Floats, names: Sequence[str], bounds: Bounds) -> bytes:
-    """`importance_figure` as PNG."""
+    """Draw `importance_figure` as PNG."""
     return _png(importance_figure(importance, names, bounds))
 
 
 def section_png(scores: SectionScores, names: Sequence[str]) -> bytes:
-    """`section_figure` as PNG."""
+    """Draw `section_figure` as PNG."""
     return _png(section_figure(scores, names))
 
 
 def aggregated(importance: Floats, most: int) -> tuple[Floats, NDArray[np.int64]]:
-    """Sums over groups of as few neighbouring codes as leave at most `most` columns, and their edges.
-
-    Args:
-        importance: float [D, K].
+    """Sum importance [D, K] over the smallest equal groups of adjacent codes that leave at most `most` columns.
 
     Returns:
         Sums float [C, K], C <= `most`, and edges int64 [C + 1] from 0 to D; the last group may be smaller.
@@ -107,10 +112,10 @@ def _check(importance: Floats, names: Sequence[str], bounds: Bounds) -> None:
         raise ValueError(f"importance: got {list(importance.shape)} for {len(names)} names; allowed: [D, {len(names)}]")
     ends = [0, *(stop for _, stop in bounds)]
     if [start for start, _ in bounds] != ends[:-1] or ends[-1] != len(importance):
-        raise ValueError(f"bounds: got {list(bounds)}; allowed: sections one after another from 0 to {len(importance)}")
+        raise ValueError(f"bounds: got {list(bounds)}; allowed: contiguous sections from 0 to {len(importance)}")
 
 
-def _png(figure: Figure) -> bytes:
+def _png(figure: "Figure") -> bytes:
     out = BytesIO()
     figure.savefig(out, format="png", dpi=150, metadata={"Software": None})
     return out.getvalue()

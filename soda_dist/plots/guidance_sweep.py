@@ -1,36 +1,38 @@
-"""Figure 9: how like their originals reconstructions are, against guidance and against the number of sampling steps."""
+"""Reconstruction similarity over guidance and number of sampling steps (figure 9)."""
 
 from collections.abc import Sequence
 from io import BytesIO
-from typing import Any
-
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from typing import TYPE_CHECKING, Any
 
 from soda_dist.plots.curves import ACCENT, FAINT, INK, MUTED, STYLE
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 MEASURES = {"psnr": "PSNR, dB ↑", "ssim": "SSIM ↑", "lpips": "LPIPS ↓", "fid": "FID ↓"}
-"""By their names in a row of the sweep; the arrow says which way is better."""
+"""Key in a sweep row -> label; the arrow points to better values."""
 AXES = {"guidance": ("guidance", "{:g} steps", "steps"), "steps": ("sampling steps", "guidance {:g}", "guidance")}
-"""What varies along x, by its name in a row: the axis' label, a line's name, and what a line has in common."""
+"""Key of the x value -> axis label, line label, and the key that is constant along a line."""
 WIDTH, HEIGHT = 4.3, 2.1
 MOST_TICKS = 8
-"""Up to so many settings each have their tick."""
+"""Up to this number of settings, each gets a tick."""
 
 Row = dict[str, Any]
 Lines = dict[float, list[Row]]
 
 
-def sweep_figure(rows: Sequence[Row]) -> Figure | None:
-    """A row of panels for each measure that `rows` have; none where nothing varies.
+def sweep_figure(rows: Sequence[Row]) -> "Figure | None":
+    """Draw a row of panels per measure; return None if neither setting varies.
 
     Args:
-        rows: `sweep` of reconstruction.json: `guidance`, `steps` and an estimate for each measure. The first is the
-            run's own way of sampling, which is marked.
+        rows: `sweep` of reconstruction.json: `guidance`, `steps` and an estimate per measure. The first row, the
+            run's own setting, is marked.
     """
-    columns = {varied: lines for varied in AXES if (lines := lines_of(rows, varied))}
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    columns = {varied: lines for varied in AXES if (lines := group_lines(rows, varied))}
     if not columns:
         return None
     measures = [name for name in MEASURES if name in rows[0]]
@@ -39,16 +41,16 @@ def sweep_figure(rows: Sequence[Row]) -> Figure | None:
         grid = figure.subplots(len(measures), len(columns), sharex="col", sharey="row", squeeze=False)
         for place, (varied, lines) in enumerate(columns.items()):
             for measure, axes in zip(measures, grid[:, place], strict=True):
-                _draw(axes, lines, varied, measure, rows[0])
+                _draw_lines(axes, lines, varied, measure, rows[0])
                 axes.set_ylabel(MEASURES[measure] if place == 0 else "")
-            _name(grid[-1, place], lines, varied)
+            _label_x(grid[-1, place], lines, varied)
         figure.align_ylabels()
-        figure.canvas.draw()  # places the axes while the style holds
+        figure.canvas.draw()  # lays out the axes while the style applies
     return figure
 
 
 def sweep_png(rows: Sequence[Row]) -> bytes | None:
-    """`sweep_figure` as PNG."""
+    """Draw `sweep_figure` as PNG."""
     figure = sweep_figure(rows)
     if figure is None:
         return None
@@ -57,8 +59,8 @@ def sweep_png(rows: Sequence[Row]) -> bytes | None:
     return out.getvalue()
 
 
-def lines_of(rows: Sequence[Row], varied: str) -> Lines:
-    """Rows that differ in `varied`, in its order, by the value of the other setting; single rows make no line."""
+def group_lines(rows: Sequence[Row], varied: str) -> Lines:
+    """Group rows by the setting that is constant along a line, sorted by `varied`; single rows are dropped."""
     other = AXES[varied][2]
     lines: Lines = {}
     for row in rows:
@@ -66,26 +68,27 @@ def lines_of(rows: Sequence[Row], varied: str) -> Lines:
     return {value: sorted(some, key=lambda row: row[varied]) for value, some in lines.items() if len(some) > 1}
 
 
-def _draw(axes: Axes, lines: Lines, varied: str, measure: str, own: Row) -> None:
-    """A line with a standard error at each point; the run's own line is bold, and its own way a full dot."""
+def _draw_lines(axes: "Axes", lines: Lines, varied: str, measure: str, own: Row) -> None:
+    """Draw lines with standard errors; the run's own line is bold and its own setting a filled dot."""
+    from matplotlib.ticker import MaxNLocator
+
     for value, line in lines.items():
         x = [row[varied] for row in line]
         y = [row[measure]["value"] for row in line]
         errors = [row[measure]["standard_error"] or 0.0 for row in line]
-        first = value == own[AXES[varied][2]]
-        colour = ACCENT if first else FAINT
+        is_own = value == own[AXES[varied][2]]
+        color, width = (ACCENT, 1.8) if is_own else (FAINT, 1.2)
         axes.errorbar(
-            x, y, yerr=errors if any(errors) else None, color=colour, linewidth=1.8 if first else 1.2,
-            elinewidth=1.0, capsize=2.5, marker="o", markersize=5, markerfacecolor="white",
-            label=AXES[varied][1].format(value),
+            x, y, yerr=errors if any(errors) else None, color=color, linewidth=width, elinewidth=1.0, capsize=2.5,
+            marker="o", markersize=5, markerfacecolor="white", label=AXES[varied][1].format(value),
         )  # fmt: skip
     axes.plot([own[varied]], [own[measure]["value"]], marker="o", markersize=6, color=ACCENT, zorder=3)
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.margins(x=0.06, y=0.12)
 
 
-def _name(axes: Axes, lines: Lines, varied: str) -> None:
-    """The label and the ticks of x; where there are several lines, their names."""
+def _label_x(axes: "Axes", lines: Lines, varied: str) -> None:
+    """Set label and ticks of x; name the lines if there are several."""
     label, line, _ = AXES[varied]
     if len(lines) == 1:
         label = f"{label}, at {line.format(next(iter(lines)))}"

@@ -1,4 +1,4 @@
-"""Grids of images with headings, as PNG."""
+"""Labelled image grids as PNG."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 CELL = 112
-"""Least side of a shown image, in pixels; smaller images are enlarged by a whole factor, each pixel a square."""
+"""Least side of an image in pixels; smaller ones are enlarged by an integer factor, nearest neighbour."""
 GAP = 6
 PAPER, INK = (255, 255, 255), (55, 60, 67)
 FONT_SIZE = 13
@@ -17,15 +17,14 @@ FONT_SIZE = 13
 def image_grid(
     rows: Sequence[Sequence[NDArray[np.uint8]]], columns: Sequence[str], row_names: Sequence[str] = ()
 ) -> bytes:
-    """A table of images under its column names, PNG.
+    """Draw a grid of images with column headings and optional row names.
 
     Args:
         rows: images uint8 [h, w, 3], all of one size; each row as long as `columns`.
-        columns: a heading for each column; words are broken into lines that fit it.
-        row_names: names to the left of the rows; none: no names.
+        columns: headings, wrapped at words to the column width.
 
     Raises:
-        ValueError: no images, or rows of another length than `columns`.
+        ValueError: no images, or a row whose length differs from `columns`.
     """
     if not rows or any(len(row) != len(columns) for row in rows):
         raise ValueError(f"image_grid: got rows of {[len(row) for row in rows]} images for {len(columns)} columns")
@@ -33,7 +32,7 @@ def image_grid(
     height, width = rows[0][0].shape[:2]
     factor = max(1, -(-CELL // max(height, width)))
     cell_w, cell_h = width * factor, height * factor
-    headings = [_wrapped(name, font, cell_w) for name in columns]
+    headings = [_wrap(name, font, cell_w) for name in columns]
     top = max(len(lines) for lines in headings) * (FONT_SIZE + 4) + GAP
     left = max((round(font.getlength(name)) + GAP for name in row_names), default=0) + GAP
     size = (left + len(columns) * (cell_w + GAP), top + len(rows) * (cell_h + GAP))
@@ -54,8 +53,8 @@ def image_grid(
     return out.getvalue()
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """`text` in lines of at most `width` pixels; a single longer word keeps its line."""
+def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """Wrap text at words to lines of at most `width` pixels; a longer word gets its own line."""
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:

@@ -128,7 +128,7 @@ def test_the_numbers_in_the_tables_are_those_of_the_files(run: Folder) -> None:
 
 
 def test_the_curve_of_a_probe_that_was_trained_along_is_shown_where_there_is_one(run: Folder) -> None:
-    title = "Accuracy of the probe that is trained along"
+    title = "Online probe accuracy"
     write_report(run.uri)
     assert title not in run.read("report.html").decode()
     lines = [json.loads(line) for line in run.read("metrics.jsonl").splitlines()]
