@@ -157,7 +157,7 @@ def test_attributes_that_are_missing(tmp_path: Path) -> None:
         ("CUB_200_2011/image_class_labels.txt", b"1 " + b"9" * 5000, r"labels\.txt: got no class 1\.\.3 for image 1"),
         ("CUB_200_2011/images.txt", b"1 " + b"9" * 300 + b".jpg", "got the name CUB_200_2011/images/9999"),
         ("CUB_200_2011/images.txt", b"1 " + b"9/" * 600 + b".jpg", "got the name CUB_200_2011/images/9/9/"),
-        ("attributes.txt", b"1 has_x\n2 label\n", r"attributes\.txt: got an attribute that is named like another"),
+        ("attributes.txt", b"1 has_x\n2 label\n", r"attributes\.txt: got an attribute named like another"),
         ("CUB_200_2011/image_class_labels.txt", b"1 4\n", r"labels\.txt: got no class 1\.\.3 for image 1"),
         ("CUB_200_2011/train_test_split.txt", b"1 2\n", r"split\.txt: got no 0 or 1 for image 1"),
     ],
