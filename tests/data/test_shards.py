@@ -15,7 +15,7 @@ from soda_dist.data.shards import (
     Manifest,
     ShardReader,
     Split,
-    _Recent,
+    _Cache,
     check_shards,
     read_manifest,
     shard_schema,
@@ -233,7 +233,7 @@ def test_a_manifest_that_is_not_one(tmp_path: Path) -> None:
 
 def test_the_cache_is_bounded_and_keeps_what_was_used_last() -> None:
     made: list[int] = []
-    cache: _Recent[int] = _Recent(100, lambda size: size)
+    cache: _Cache[int] = _Cache(100, lambda size: size)
 
     def get(size: int) -> int:
         return cache.get((size,), lambda: made.append(size) or size)
