@@ -17,20 +17,14 @@ def main(argv: list[str]) -> str:
     arguments.add_argument("--tasks", default="probe,knn", help=TASKS)
     arguments.add_argument("--step", default="latest", metavar="N|latest|all", help="checkpoints to evaluate")
     arguments.add_argument("--ema", choices=["true", "false"], default="true", help="use EMA weights (default true)")
-    arguments.add_argument(
-        "--encoder", metavar="FILE|timm:NAME", help="a checkpoint's encoder.safetensors, or a timm model"
-    )
+    arguments.add_argument("--encoder", metavar="FILE|timm:NAME", help="encoder.safetensors file or timm model")
     add_uri(arguments, "--weights", "weights of the timm model; default: downloaded by timm", required=False)
     arguments.add_argument("--weights-sha256", metavar="HEX", help="required digest of the weights")
     add_uri(arguments, "--out", "folder for the results of --encoder", required=False)
-    arguments.add_argument(
-        "overrides", nargs="*", metavar="a.b=value", help="override fields of evaluation, sampling or scale"
-    )
+    arguments.add_argument("overrides", nargs="*", metavar="a.b=value", help="of evaluation, sampling or scale")
     args = arguments.parse_intermixed_args(argv)
     if (args.run is None) == (args.encoder is None) or (args.encoder is None) != (args.out is None):
-        raise UserError(
-            "--run, --encoder", "an invalid combination", "--run, or --encoder with --out", "use one of the two"
-        )
+        raise UserError("--run, --encoder", "none or too many", "--run, or --encoder with --out", "use one of these")
 
     from soda_dist.data.shards import read_manifest
     from soda_dist.data.storage.folder import open_folder

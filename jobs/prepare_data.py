@@ -28,7 +28,7 @@ def main(argv: list[str]) -> str:
     flags = [f"{name}={value}" for name in ("max_side", "quality") if (value := getattr(args, name)) is not None]
     options = [*args.options, *flags]
     if (args.kind is None) == (args.check is None) or (args.kind is None) != (args.data is None):
-        raise UserError("arguments", "an invalid combination", "KIND with --data, or --check", "use one of the two")
+        raise UserError("arguments", "none or too many", "KIND with --data, or --check", "use one of these")
 
     from soda_dist.data.shards import read_manifest
     from soda_dist.data.sources import parse_options

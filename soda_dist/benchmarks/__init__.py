@@ -1,1 +1,1 @@
-"""Ratios measured on this machine; only jobs/benchmark.py imports them."""
+"""Benchmarks of this machine, used by jobs/benchmark.py only."""

@@ -1,7 +1,7 @@
-"""`benchmark.py features`: latents by the actors of evaluation against a plain loop over a torch DataLoader, on CPUs.
+"""`benchmark.py features`: feature extraction by Ray actors against a plain loop over a torch DataLoader, on CPUs.
 
-Both sides encode the same images by the same network, on one thread for each actor. Ours reads shards, writes Parquet
-and reads it back; theirs holds the encoded images in memory and keeps what comes out.
+Both sides encode the same images with the same network, one thread per actor. Ours reads shards, writes Parquet and
+reads it back; the loop keeps compressed images and latents in memory.
 """
 
 import io
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from soda_dist.benchmarks.harness import Rates, Result, Side, alternate, ratio
-from soda_dist.benchmarks.training_loop import rendered
+from soda_dist.benchmarks.training_loop import render
 from soda_dist.benchmarks.update import allowed_overrides
 from soda_dist.config.load import load_config
 from soda_dist.config.schema import RunConfig
@@ -41,74 +41,74 @@ from soda_dist.parallel.progress import Say, silent
 from soda_dist.training.build import build_model
 
 IMAGES = 1024
-"""Of a round, where the command does not say: four row groups of small images, which two actors can share evenly."""
+"""Default number of images per round: four row groups of small images, which two actors can share evenly."""
 ONE, TWO = "1 actor", "2 actors"
 WORKERS = (0, 1)
-"""Of the DataLoader; the second has a process, and where there is one a core, more than our actor."""
+"""`num_workers` of the DataLoader; 1 uses one process, and core, more than our actor."""
 LIMIT = 0.9
 TWICE = 1.6
-"""What a second actor should bring on two cores, which the driver and Ray's own processes use too; linear is 2."""
+"""Required speedup with a second actor on two cores, which the driver and Ray share; linear is 2."""
 
 
 @dataclass(frozen=True)
 class Initial:
-    """An `ModelSource` without a checkpoint: the configuration's model with the weights of its seed."""
+    """A `ModelSource` without a checkpoint: the initial weights of a configuration and its seed."""
 
     config: RunConfig
 
     def configuration(self) -> RunConfig:
-        """What it was made with."""
+        """Return the configuration."""
         return self.config
 
     def load(self) -> Method:
-        """In eval mode on the CPU."""
+        """Build the frozen model on the CPU, in eval mode."""
         return self.fresh(self.config).requires_grad_(False)
 
     def fresh(self, config: RunConfig) -> Method:
-        """The same."""
+        """Build the model of `config` on the CPU, in eval mode."""
         return build_model(config).eval()
 
     def digest(self) -> str:
-        """None: nothing of it is kept."""
+        """Return an empty digest: nothing is cached."""
         return ""
 
 
 def measure_features(preset: str, data_uri: str | None, overrides: list[str], say: Say) -> list[Result]:
-    """Images a second of the extraction by one actor against the better of two plain loops, and by two against one.
+    """Compare images/s of one actor with the better of two plain loops, and of two actors with one.
 
-    The first `evaluation.max_train_images` images are a round's work. Starting the actors, and the DataLoader's
-    worker, is not in the rates; the actors' start is told beside them. The network has its initial weights.
+    A round processes the first `evaluation.max_train_images` images. The rates exclude start-up of the actors, which is
+    reported beside them, and of the DataLoader's worker. The network has its initial weights.
 
     Args:
-        data_uri: prepared shards; none: rendered ones.
+        data_uri: prepared shards; None = rendered.
 
     Raises:
-        UserError: a method without an encoder, or with one that is told more than an image; images that cannot be
-            read; a setting that is varied here.
+        UserError: a method without an encoder of single images, unreadable images, or an override of a setting that
+            the benchmark varies.
     """
     fields = [f"evaluation.max_train_images={IMAGES}", "evaluation.baselines=false"]
     config = load_config(preset, [*fields, *allowed_overrides(overrides, ["evaluation.actors"])])
     check_plain(config)
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as pools, one_thread():
-        data_uri = data_uri or rendered(f"{scratch}/data", say)
+        data_uri = data_uri or render(f"{scratch}/data", say)
         reader = _reader(data_uri, config)
         pieces = plan_pieces(reader.split, reader.groups, config.evaluation.max_train_images, config.evaluation.batch)
-        say(f"{sum(piece.rows for piece in pieces):,} images a round in {len(pieces)} pieces, {os.cpu_count()} cores")
+        say(f"{sum(piece.rows for piece in pieces):,} images per round in {len(pieces)} chunks, {os.cpu_count()} cores")
         sides: dict[str, Side] = {}
         started: dict[str, float] = {}
         for actors, name in ((1, ONE), (2, TWO)):
-            pool, started[name] = _started(pools, config, data_uri, actors, say)
+            pool, started[name] = _start_pool(pools, config, data_uri, actors, say)
             sides[name] = partial(_extraction_rate, pool, f"{scratch}/{actors}", pieces)
         for number in WORKERS:
             sides[_loop(number)] = partial(_loop_rate, config, encoded(reader, pieces), number)
         for name, side in sides.items():
-            say(f"{name}: first round, not counted, {side(-1):.4g} images/s")
+            say(f"{name}: warm-up round, {side(-1):.4g} images/s")
         rounds = alternate(f"features, {preset}", sides, "images/s", say)
     return _rows(f"features, {preset}", rounds, started)
 
 
 def check_plain(config: RunConfig) -> None:
-    """A `UserError` where a latent is a function of more than the image and the encoder, which is all the loop has."""
+    """Raise `UserError` if a latent depends on more than the image and the encoder, which is all the loop supports."""
     for field, got, allowed in [
         ("method", config.method, ("soda", "encdec")),
         ("data.pose", config.data.pose, ("none",)),
@@ -117,7 +117,7 @@ def check_plain(config: RunConfig) -> None:
         ("evaluation.baselines", config.evaluation.baselines, (False,)),
     ]:
         if got not in allowed:
-            raise UserError(field, got, ", ".join(map(str, allowed)), "this is a benchmark of an encoder of images")
+            raise UserError(field, got, ", ".join(map(str, allowed)), "the benchmark needs an encoder of single images")
 
 
 def _reader(data_uri: str, config: RunConfig) -> ShardReader:
@@ -136,8 +136,8 @@ def _rows(name: str, rounds: Rates, started: dict[str, float]) -> list[Result]:
     ]
 
 
-def _started(pools: ExitStack, config: RunConfig, data_uri: str, actors: int, say: Say) -> tuple[Pool, float]:
-    """A pool all of whose actors are ready, and the seconds that this took."""
+def _start_pool(pools: ExitStack, config: RunConfig, data_uri: str, actors: int, say: Say) -> tuple[Pool, float]:
+    """Start a pool and return it with the seconds until all actors were ready."""
     began = time.perf_counter()
     pool = ActorPool(
         say=say,
@@ -156,14 +156,14 @@ def _started(pools: ExitStack, config: RunConfig, data_uri: str, actors: int, sa
 
 
 def _threads(state: Any, number: int) -> tuple[int, int]:
-    """Process and threads of an actor; it waits a little, so that the others get a turn."""
+    """Return process id and thread count of an actor, after a pause that leaves calls to the other actors."""
     time.sleep(0.1)
     return os.getpid(), torch.get_num_threads()
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """This process computes on one thread inside, as an actor of one CPU does."""
+    """Limit this process to one torch thread, like an actor with one CPU."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -184,16 +184,16 @@ def _extraction_rate(pool: Pool, uri: str, pieces: list[Piece], number: int) -> 
 def _check_readable(found: Features) -> None:
     if found.unreadable:
         got = f"{len(found.unreadable)} images that cannot be read, such as {found.unreadable[0]}"
-        raise UserError("--data", got, "readable ones", "lower evaluation.max_train_images, or choose other data")
+        raise UserError("--data", got, "readable images", "lower evaluation.max_train_images, or choose other data")
 
 
 def encoded(reader: ShardReader, pieces: Sequence[Piece]) -> list[bytes]:
-    """The images of the pieces as the shards hold them."""
+    """Read the compressed images of the pieces."""
     return [image for piece in pieces for image in rows_of(reader, piece, ["image"])["image"].to_pylist()]
 
 
 class CentralViews(Dataset):
-    """Encoded images -> float [3, s, s], ImageNet mean and variance: the work of `data.views.center_views`."""
+    """Compressed images -> normalized center crops, float [3, s, s]: the same work as `data.views.center_views`."""
 
     def __init__(self, images: list[bytes], data: Data) -> None:
         self._images, size = images, data.source_size
@@ -216,7 +216,7 @@ class CentralViews(Dataset):
 
 @torch.no_grad()
 def plain_latents(encoder: nn.Module, batches: Iterator[Tensor], config: RunConfig) -> Tensor:
-    """The plain loop: float32 [n, D], the mean over the grid where there is no bottleneck."""
+    """Encode batches in a plain loop: float32 [n, D], averaged over the grid if the encoder has no bottleneck."""
     found = []
     with torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16"):
         for images in batches:

@@ -1,6 +1,6 @@
-"""Ratios of one run: the sides alternate in rounds, since machines are shared and drift.
+"""Benchmark ratios: the sides alternate in rounds, since shared machines drift; a side's rate is its median.
 
-A side's rate is the median of its rounds. Needs no Ray.
+Needs no Ray.
 """
 
 import statistics
@@ -12,14 +12,14 @@ from soda_dist.parallel.progress import Say
 
 ROUNDS = 3
 Side = Callable[[int], float]
-"""The round's number -> a rate."""
+"""Round number -> rate."""
 Rates = dict[str, list[float]]
-"""Each side's rates, round by round."""
+"""Side -> rate per round."""
 Result = dict[str, Any]
 
 
 def alternate(name: str, sides: Mapping[str, Side], unit: str, say: Say) -> Rates:
-    """Rates of each side in turn, for every round."""
+    """Measure the sides in turn for `ROUNDS` rounds."""
     rounds: Rates = {side: [] for side in sides}
     for number in range(ROUNDS):
         for side, measure in sides.items():
@@ -30,10 +30,10 @@ def alternate(name: str, sides: Mapping[str, Side], unit: str, say: Say) -> Rate
 
 
 def ratio(name: str, rounds: Rates, unit: str, limit: float | None, facts: Mapping[str, float] | None = None) -> Result:
-    """The first side, ours, against the best of the others (1 where there are none).
+    """Compute the ratio of the first side, ours, to the best other (1 if there is none).
 
     Args:
-        limit: what the ratio should reach; none: it is reported alone.
+        limit: least acceptable ratio; None = report only.
         facts: further numbers of our side, shown beside the ratio.
     """
     medians = {side: statistics.median(rates) for side, rates in rounds.items()}
@@ -50,20 +50,20 @@ def ratio(name: str, rounds: Rates, unit: str, limit: float | None, facts: Mappi
 
 
 def compare(name: str, sides: Mapping[str, Side], unit: str, limit: float, say: Say) -> Result:
-    """`alternate`, then `ratio`; the first side is ours."""
+    """Measure the sides with `alternate` and return their `ratio`; the first side is ours."""
     return ratio(name, alternate(name, sides, unit, say), unit, limit)
 
 
 def conclude(results: list[Result], out_uri: str | None, say: Say) -> str:
-    """Print the table; write benchmark.json if a folder is given, and return its URI."""
+    """Print the results; write benchmark.json and return its URI if a folder is given."""
     for result in results:
         sides = "  ".join(f"{side} {rate:g}" for side, rate in result["median"].items())
         say(f"{result['name']} ({result['unit']}): {sides}")
-        said = f"  ratio {result['ratio']:.3f}"
+        line = f"  ratio {result['ratio']:.3f}"
         if result["limit"] is not None:
             verdict = "within" if result["ratio"] >= result["limit"] else "BELOW"
-            said += f", {verdict} the limit {result['limit']:g}"
-        say(said + "".join(f"; {fact} {value:g}" for fact, value in result["facts"].items()))
+            line += f", {verdict} the limit {result['limit']:g}"
+        say(line + "".join(f"; {fact} {value:g}" for fact, value in result["facts"].items()))
     if out_uri is None:
         return ""
     folder = open_folder(out_uri)

@@ -1,8 +1,8 @@
-"""`benchmark.py data`: view pairs a second, against torch's DataLoader, a bare process pool and decoding alone.
+"""`benchmark.py data`: view pairs per second, against torch's DataLoader, a bare process pool and decoding alone.
 
-Every side has one process that decodes and one that takes batches, and does the same work: decode, two random resized
-crops with flips, RandAugment at the rate of table 12, batches of uint8. torchvision runs once on Pillow images and once
-on tensors, and holds the encoded images in memory; ours reads the shards.
+Each side uses one decoding and one consuming process for the same work: decode, two random resized crops with flips,
+RandAugment at the rate of table 12, uint8 batches. torchvision runs on Pillow images and on tensors, with compressed
+images in memory; ours reads shards.
 """
 
 import logging
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, default_collate
 from soda_dist.benchmarks.harness import Result, Side, alternate, ratio
 from soda_dist.benchmarks.startup import first_batch
 from soda_dist.benchmarks.torchvision_pairs import Decoder, TorchvisionPairs
-from soda_dist.benchmarks.training_loop import rendered
+from soda_dist.benchmarks.training_loop import render
 from soda_dist.config.load import load_config
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.pairs import Pairs, read_pairs
@@ -36,10 +36,10 @@ from soda_dist.distributed.ingest import opened, stream
 from soda_dist.parallel.progress import Say
 
 SECONDS = 12.0
-"""How long a side is watched in a round, after its pipeline has filled."""
+"""Measuring time per side and round, after its pipeline has filled."""
 DECODERS: tuple[Decoder, ...] = ("Pillow", "tensors")
 OURS, POOL, DECODING = "Ray Data", "process pool", "decoding alone"
-VIEWS, UNFINISHED = "data.views", "data.views, RandAugment left to the device"
+VIEWS, DEVICE_AUGMENT = "data.views", "data.views, RandAugment left to the device"
 ON_DEVICE = "data.augmentation.randaugment_on=device"
 POOL_LIMIT = 1 / 1.2
 DECODING_LIMIT = 0.6
@@ -49,16 +49,17 @@ DEVICE_LIMIT = 1.5
 def measure_data(
     small_uri: str | None, photographs_uri: str | None, reencoded_uri: str | None, say: Say
 ) -> list[Result]:
-    """All ratios for 32 px and, if shards of them are given, for photographs at the paper's sizes.
+    """Measure all ratios at 32 px and, if given, on photographs at the paper's sizes.
 
     Args:
-        reencoded_uri: the same photographs, encoded anew at import; none: left out.
+        small_uri: shards of 32 px images; None = rendered.
+        reencoded_uri: the same photographs, re-encoded at import.
     """
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # the stream runs in this process, with its log
     one = ["scale.workers=1", "scale.data_cpus_per_worker=1", "optim.warmup_steps=10", "train.steps=4000"]
     with tempfile.TemporaryDirectory() as scratch:
         small = [*one, "train.global_batch=512"]
-        results = _ratios("32 px", "cifar10", small, small_uri or rendered(f"{scratch}/data", say), 1.5, 1024, say)
+        results = _ratios("32 px", "cifar10", small, small_uri or render(f"{scratch}/data", say), 1.5, 1024, say)
         if photographs_uri:
             large = [*one, "train.global_batch=128"]
             results += _ratios("photographs", "imagenet", large, photographs_uri, 2.0, 64, say)
@@ -73,16 +74,16 @@ def _reencoded(config: RunConfig, published: str, reencoded: str, say: Say) -> R
         name: partial(lambda uri, number: _rate(_streamed(uri, config, number), batch), uri)
         for name, uri in {"encoded anew": reencoded, "as published": published}.items()
     }
-    how = read_manifest(open_folder(reencoded)).reencoded
-    name = f"ingest, photographs, {how or 'images as published, too'}"
+    settings = read_manifest(open_folder(reencoded)).reencoded
+    name = f"ingest, photographs, {settings or 'images as published, too'}"
     return ratio(name, alternate(name, sides, "pairs/s", say), "pairs/s", None)
 
 
 def _ratios(name: str, preset: str, overrides: list[str], uri: str, limit: float, piece: int, say: Say) -> list[Result]:
     config = load_config(preset, overrides)
     images, batch = _images(config, uri, 40 * config.train.global_batch), config.train.global_batch
-    unfinished = load_config(preset, [*overrides, ON_DEVICE])
-    waited = first_batch(uri, config, 0)
+    device_augment = load_config(preset, [*overrides, ON_DEVICE])
+    first_batch_s = first_batch(uri, config, 0)
     loaders: dict[str, Side] = {f"DataLoader, {d}": partial(_loader_rate, images, config, d) for d in DECODERS}
     rates = alternate(
         f"ingest, {name}",
@@ -95,26 +96,25 @@ def _ratios(name: str, preset: str, overrides: list[str], uri: str, limit: float
         "pairs/s",
         say,
     )
-    theirs: dict[str, Side] = {
-        f"torchvision, {d}": partial(_their_cpu_rate, images, config, d, piece) for d in DECODERS
-    }
+    their_rate = partial(_their_cpu_rate, images, config, piece)
+    theirs: dict[str, Side] = {f"torchvision, {d}": partial(their_rate, d) for d in DECODERS}
     ours: dict[str, Side] = {
         VIEWS: lambda number: _cpu_rate(partial(_our_views, config), images, number, piece),
-        UNFINISHED: lambda number: _cpu_rate(partial(_our_views, unfinished), images, number, piece),
+        DEVICE_AUGMENT: lambda number: _cpu_rate(partial(_our_views, device_augment), images, number, piece),
     }
-    alone = alternate(f"views, {name}", {**ours, **theirs}, "pairs/CPU-s", say)
+    views = alternate(f"views, {name}", {**ours, **theirs}, "pairs/CPU-s", say)
 
     def result(
-        title: str, found: dict[str, list[float]], first: str, others: Sequence[str], least: float, **facts: float
+        title: str, found: dict[str, list[float]], first: str, others: Sequence[str], minimum: float, **facts: float
     ) -> Result:
         unit = "pairs/s" if found is rates else "pairs/CPU-s"
-        return ratio(f"{title}, {name}", {side: found[side] for side in (first, *others)}, unit, least, facts)
+        return ratio(f"{title}, {name}", {side: found[side] for side in (first, *others)}, unit, minimum, facts)
 
     results = [
-        result("ingest", rates, OURS, list(loaders), limit, **{"seconds to the first batch": waited}),
+        result("ingest", rates, OURS, list(loaders), limit, **{"seconds to the first batch": first_batch_s}),
         result("ingest against the same functions in a bare process pool", rates, OURS, [POOL], POOL_LIMIT),
-        result("views", alone, VIEWS, list(theirs), 1.0),
-        result("views with RandAugment left to the device", alone, UNFINISHED, [VIEWS], DEVICE_LIMIT),
+        result("views", views, VIEWS, list(theirs), 1.0),
+        result("views with RandAugment left to the device", views, DEVICE_AUGMENT, [VIEWS], DEVICE_LIMIT),
     ]
     if preset == "imagenet":
         results.append(result("ingest against decoding alone", rates, OURS, [DECODING], DECODING_LIMIT))
@@ -122,7 +122,7 @@ def _ratios(name: str, preset: str, overrides: list[str], uri: str, limit: float
 
 
 def _images(config: RunConfig, uri: str, count: int) -> list[bytes]:
-    """`count` encoded images of the training split, in the order of its rows, over again where it has fewer."""
+    """Read `count` compressed images of the training split in row order, cycling if it has fewer."""
     folder = open_folder(uri)
     manifest = read_manifest(folder)
     reader = ShardReader(folder, manifest, config.data.train_split)
@@ -135,12 +135,12 @@ def _images(config: RunConfig, uri: str, count: int) -> list[bytes]:
 
 
 def _streamed(uri: str, config: RunConfig, number: int) -> Generator[Any, None, None]:
-    """Our batches; each round goes on at another place of the run."""
+    """Yield our batches, from a different position of the run in each round."""
     yield from stream(uri, config, 0, 1000 * number)
 
 
 def _pooled(uri: str, config: RunConfig, number: int) -> Generator[Any, None, None]:
-    """The same batches from one process of a pool, which hands them over pickled."""
+    """Yield the same batches from a pool with one process, which pickles them."""
     batch, ahead = config.train.global_batch, deque[Future[Pairs]]()
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
@@ -159,7 +159,7 @@ def _pool_batch(uri: str, config: RunConfig, start: int, stop: int) -> Pairs:
 
 
 def _decoded(images: list[bytes], batch: int, number: int) -> Generator[Any, None, None]:
-    """Whole images, decoded at full size in this process, a batch at a time."""
+    """Decode whole images at full size in this process, batch by batch."""
     rest = cycle(images[number * batch :] + images[: number * batch])
     while True:
         for data in islice(rest, batch):
@@ -169,19 +169,16 @@ def _decoded(images: list[bytes], batch: int, number: int) -> Generator[Any, Non
         yield batch
 
 
-def _batches(loader: Any) -> Generator[Any, None, None]:
-    yield from loader
-
-
 def _loader_rate(images: list[bytes], config: RunConfig, decoder: Decoder, number: int) -> float:
     batch = config.train.global_batch
     dataset = TorchvisionPairs(images, config.data, decoder)
     generator = torch.Generator().manual_seed(number)
-    return _rate(_batches(DataLoader(dataset, batch, shuffle=True, num_workers=1, generator=generator)), batch)
+    loader = DataLoader(dataset, batch, shuffle=True, num_workers=1, generator=generator)
+    return _rate((each for each in loader), batch)
 
 
 def _rate(batches: Generator[Any, None, None], size: int, skip: int = 4) -> float:
-    """Pairs a second after the pipeline has filled; the pipeline is closed, so that it takes nothing from the next."""
+    """Measure pairs/s after the pipeline has filled, then close it so that it does not slow down the next side."""
     for _ in range(skip):
         next(batches)
     count, start = 0, time.perf_counter()
@@ -195,12 +192,11 @@ def _rate(batches: Generator[Any, None, None], size: int, skip: int = 4) -> floa
 
 
 def _our_views(config: RunConfig, images: Sequence[bytes], first: int) -> None:
-    keys = np.arange(first, first + len(images))
-    own = np.arange(len(images))
+    keys, own = np.arange(first, first + len(images)), np.arange(len(images))
     view_pairs(list(images), np.stack([own, own], 1), keys, np.zeros_like(keys), seed=0, data=config.data)
 
 
-def _their_cpu_rate(images: list[bytes], config: RunConfig, decoder: Decoder, piece: int, number: int) -> float:
+def _their_cpu_rate(images: list[bytes], config: RunConfig, piece: int, decoder: Decoder, number: int) -> float:
     dataset = TorchvisionPairs(images, config.data, decoder)
 
     def views(part: Sequence[bytes], first: int) -> None:
@@ -210,7 +206,7 @@ def _their_cpu_rate(images: list[bytes], config: RunConfig, decoder: Decoder, pi
 
 
 def _cpu_rate(views: Callable[[Sequence[bytes], int], None], images: list[bytes], number: int, piece: int) -> float:
-    """Pairs for each second of CPU time, on one thread, after one piece to warm up."""
+    """Measure pairs per second of CPU time on one thread, after one chunk of warm-up."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     first = piece * (2 * number % (len(images) // piece - 1))

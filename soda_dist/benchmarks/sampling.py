@@ -1,4 +1,4 @@
-"""`benchmark.py sample`: our sampler against a plain loop over diffusers' scheduler, same network and same noise.
+"""`benchmark.py sample`: our sampler against a plain loop over a diffusers scheduler, with the same network and noise.
 
 Needs no Ray.
 """
@@ -28,42 +28,42 @@ from soda_dist.training.build import build_objective
 
 DEFAULTS = {"cpu": ["evaluation.images=2", "sampling.steps=5"], "cuda": ["evaluation.images=128", "sampling.steps=25"]}
 OURS, THEIRS, PLAIN = "float32", "diffusers, float32", "without guidance"
-CPU_COMPILES = "the compiled denoiser is left out on a CPU: there the compiler takes longer than this whole benchmark"
+CPU_COMPILES = "compiled denoiser skipped on CPU: compiling takes longer than the whole benchmark"
 
 
 @dataclass(frozen=True)
 class Task:
-    """Samples of one batch, to be drawn by either side."""
+    """A batch for either side to sample."""
 
     model: DiffusionMethod
     condition: Condition
     without: Condition
-    """As `Recipe.without`."""
+    """Unguided condition, as `Recipe.without`."""
     plan: list[ReverseStep]
     start: Tensor
     """x_T, float32 [B, 3, r, r]."""
-    how: Sampling
+    settings: Sampling
     w: float
     """Guidance scale."""
     seed: int
-    """Of the noise that steps add, in their order."""
+    """Seed of the noise that the steps add, in their order."""
 
     def generator(self) -> torch.Generator:
-        """Where both sides take the noise of their steps from."""
+        """Create the generator of the steps' noise, for either side."""
         return torch.Generator(self.start.device).manual_seed(self.seed)
 
 
 def measure_sampling(preset: str, overrides: list[str], device_name: Device, say: Say) -> list[Result]:
-    """Images a second of our sampler: against diffusers (limit 1.0), and what guidance and faster arithmetic do to it.
+    """Compare images/s of our sampler with diffusers (limit 1.0), without guidance, and in faster arithmetic.
 
-    `evaluation.images` images make a batch. Guidance is one batched call a step on both sides. Encoding is left out.
+    A batch has `evaluation.images` images. Guidance is one batched call per step on both sides. Encoding is excluded.
 
     Raises:
-        UserError: no such device, no diffusers, a method that does not denoise, or a setting that is varied here.
+        UserError: a missing device or diffusers, a method that does not denoise, or an override of a setting that the
+            benchmark varies.
     """
     device = device_of(device_name)
-    varied = ["train.precision"]
-    config = load_config(preset, [*DEFAULTS[device.type], *allowed_overrides(overrides, varied)])
+    config = load_config(preset, [*DEFAULTS[device.type], *allowed_overrides(overrides, ["train.precision"])])
     check_guided(config.sampling)
     task = make_task(config, device)
     plain = replace(task, w=1.0)
@@ -74,35 +74,35 @@ def measure_sampling(preset: str, overrides: list[str], device_name: Device, say
         PLAIN: partial(draw_ours, plain),
         "bf16": partial(_in_precision, task, "bf16"),
     }
-    turned = replace(task, model=_twin(config, device))
-    turned.model.to(memory_format=torch.channels_last)
-    draws["channels-last"] = partial(draw_ours, turned)
+    channels_last = replace(task, model=_build_model(config, device))
+    channels_last.model.to(memory_format=torch.channels_last)
+    draws["channels-last"] = partial(draw_ours, channels_last)
     if device.type == "cuda":
-        compiled = replace(task, model=_twin(config, device))
+        compiled = replace(task, model=_build_model(config, device))
         compiled.model.denoiser.compile()
         draws["compile"] = partial(draw_ours, compiled)
         draws["bf16 + compile"] = partial(_in_precision, compiled, "bf16")
     else:
         say(CPU_COMPILES)
-    calls = {name: calls_of(task.model, draws[name]) / config.sampling.steps for name in (OURS, THEIRS, PLAIN)}
-    say("calls of the network a step: " + ", ".join(f"{name} {number:g}" for name, number in calls.items()))
+    calls = {name: count_calls(task.model, draws[name]) / config.sampling.steps for name in (OURS, THEIRS, PLAIN)}
+    say("network calls per step: " + ", ".join(f"{name} {number:g}" for name, number in calls.items()))
     sides = {name: _side(draw, device, len(task.start)) for name, draw in draws.items()}
     for name, side in sides.items():
-        say(f"{name}: first round, not counted, {side(-1):.4g} images/s")
+        say(f"{name}: warm-up round, {side(-1):.4g} images/s")
     rounds = alternate(f"sampling, {preset}", sides, "images/s", say)
     return _rows(f"sampling, {preset}", rounds, calls)
 
 
-def check_guided(how: Sampling) -> None:
-    """A `UserError` for settings that the loop over diffusers does not have."""
+def check_guided(settings: Sampling) -> None:
+    """Raise `UserError` for settings that the loop over diffusers does not support."""
     for field, got, allowed in [
-        ("guidance", how.guidance, how.guidance not in (0, 1)),
-        ("stochastic", how.stochastic, not how.stochastic),
-        ("masked_sections", list(how.masked_sections), not how.masked_sections),
+        ("guidance", settings.guidance, settings.guidance not in (0, 1)),
+        ("stochastic", settings.stochastic, not settings.stochastic),
+        ("masked_sections", list(settings.masked_sections), not settings.masked_sections),
     ]:
         if not allowed:
-            meant = {"guidance": "other than 0 and 1"}.get(field, "its default")
-            raise UserError(f"sampling.{field}", got, meant, "leave it out: this is a benchmark of guided sampling")
+            allowed_values = {"guidance": "other than 0 and 1"}.get(field, "its default")
+            raise UserError(f"sampling.{field}", got, allowed_values, "remove it: this benchmark needs guidance")
 
 
 def _rows(name: str, rounds: dict[str, list[float]], calls: dict[str, float]) -> list[Result]:
@@ -116,12 +116,12 @@ def _rows(name: str, rounds: dict[str, list[float]], calls: dict[str, float]) ->
 
 
 def make_task(config: RunConfig, device: torch.device) -> Task:
-    """A fresh model of the configuration, and noise images as sources.
+    """Build a model with initial weights, with noise images as sources.
 
     Raises:
         UserError: the method does not denoise.
     """
-    model, how = _twin(config, device), config.sampling
+    model, settings = _build_model(config, device), config.sampling
     count, side = config.evaluation.images, config.data.target_size
     batch = noise_batches(with_batch(config, count), device)[0]
     posed = batch.target_pose.shape[1] > 0
@@ -130,19 +130,21 @@ def make_task(config: RunConfig, device: torch.device) -> Task:
     generator = torch.Generator(device).manual_seed(config.seed)
     with torch.no_grad():
         condition = model.condition(sources, pose, None, None)
-        without = model.unguided(sources, pose, how.guide, how.guided_sections, None)
-    plan = reverse_steps(model.process.abar, method=how.method, steps=how.steps, variance=how.variance, eta=how.eta)
+        without = model.unguided(sources, pose, settings.guide, settings.guided_sections, None)
+    plan = reverse_steps(
+        model.process.abar, method=settings.method, steps=settings.steps, variance=settings.variance, eta=settings.eta
+    )
     start = torch.randn(count, 3, side, side, generator=generator, device=device)
-    return Task(model, condition, without, plan, start, how, how.guidance, config.seed + 1)
+    return Task(model, condition, without, plan, start, settings, settings.guidance, config.seed + 1)
 
 
 def with_batch(config: RunConfig, count: int) -> RunConfig:
-    """The configuration with updates of `count` pairs on one worker."""
+    """Set the batch to `count` pairs on one worker."""
     train = config.train.model_copy(update={"global_batch": count, "micro_batch": None})
     return config.model_copy(update={"train": train, "scale": config.scale.model_copy(update={"workers": 1})})
 
 
-def _twin(config: RunConfig, device: torch.device) -> DiffusionMethod:
+def _build_model(config: RunConfig, device: torch.device) -> DiffusionMethod:
     model = build_objective(config).model
     if not isinstance(model, DiffusionMethod):
         raise UserError("method", config.method, "soda, unconditional, palette", "choose one that denoises")
@@ -151,7 +153,7 @@ def _twin(config: RunConfig, device: torch.device) -> DiffusionMethod:
 
 
 def draw_ours(task: Task) -> Tensor:
-    """float32 [B, 3, r, r], by `Method.sample`."""
+    """Sample with `Method.sample`: float32 [B, 3, r, r]."""
     generator, x = task.generator(), task.start
     recipe = Recipe(
         conditions=[task.condition],
@@ -168,9 +170,9 @@ def draw_ours(task: Task) -> Tensor:
 
 @torch.no_grad()
 def draw_theirs(task: Task) -> Tensor:
-    """The same by a plain loop over a scheduler of diffusers, guided: float32 [B, 3, r, r].
+    """Sample with guidance in a plain loop over a diffusers scheduler: float32 [B, 3, r, r].
 
-    A step that reads eps at another level than its own (`reverse_steps`) tells them the eps that means the same x0.
+    If a step reads eps at a noise level other than its own (`reverse_steps`), eps is converted to keep x0 unchanged.
     """
     generator, x = task.generator(), task.start
     scheduler, numbers, options = _scheduler(task)
@@ -191,32 +193,32 @@ def _at_own_level(step: ReverseStep, x: Tensor, eps: Tensor) -> Tensor:
 
 
 def _scheduler(task: Task) -> tuple[Any, list[int], dict[str, Any]]:
-    """Theirs over our kept steps, with our table of abar; its numbers of these steps; further arguments of its step.
+    """Create a diffusers scheduler with our steps and abar; return it with its timesteps and arguments of its step.
 
-    Their DDIM strides otherwise, so it gets the kept levels alone.
+    Its DDIM strides differently, so its table holds only the levels of our steps.
     """
     try:
         from diffusers import DDIMScheduler, DDPMScheduler
     except ImportError:
-        raise UserError("diffusers", "no such package", "diffusers", "pip install diffusers") from None
-    abar, kept = task.model.process.abar.cpu(), [step.t for step in task.plan]
-    ddim = task.how.method == "ddim"
-    table = abar[kept[::-1]] if ddim else abar
+        raise UserError("diffusers", "not installed", "the package diffusers", "pip install diffusers") from None
+    abar, steps = task.model.process.abar.cpu(), [step.t for step in task.plan]
+    ddim = task.settings.method == "ddim"
+    table = abar[steps[::-1]] if ddim else abar
     betas = (1 - table / torch.cat([table.new_ones(1), table[:-1]])).tolist()
     if ddim:
         scheduler: Any = DDIMScheduler(len(table), trained_betas=betas, clip_sample=True)
         scheduler.set_timesteps(len(table))
     else:
-        variance = f"fixed_{task.how.variance}"
+        variance = f"fixed_{task.settings.variance}"
         scheduler = DDPMScheduler(len(table), trained_betas=betas, clip_sample=True, variance_type=variance)
-        scheduler.set_timesteps(timesteps=kept)
+        scheduler.set_timesteps(timesteps=steps)
     scheduler.alphas_cumprod = table
-    options = {"eta": task.how.eta, "use_clipped_model_output": True} if ddim else {}
+    options = {"eta": task.settings.eta, "use_clipped_model_output": True} if ddim else {}
     return scheduler, scheduler.timesteps.tolist(), options
 
 
-def calls_of(model: DiffusionMethod, draw: Callable[[], Tensor]) -> int:
-    """How often `draw` calls the model's denoiser."""
+def count_calls(model: DiffusionMethod, draw: Callable[[], Tensor]) -> int:
+    """Count the denoiser calls of `draw`."""
     calls = []
     handle = model.denoiser.register_forward_hook(lambda *_: calls.append(1))
     try:

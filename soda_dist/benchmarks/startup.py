@@ -1,9 +1,8 @@
-"""`benchmark.py import` and `start`: what comes before training: making shards, and the wait for the first batch.
+"""`benchmark.py import` and `start`: conversion of images to shards, and time to the first batch.
 
-An import of images is measured against reading and hashing the same files, and against writing their bytes as well, to
-the folder of temporary files. Those of a local folder are copied there first, and so come from the page cache, to as
-many threads as there are cores; those of an object store are read from there, by as many threads as imports on all CPUs
-of the cluster would use.
+Import is compared with reading and hashing the same files, and with also writing their bytes to the temporary folder.
+Local files are first copied there, so they come from the page cache, with one thread per core; files of an object store
+are read in place, with as many threads as imports on all CPUs of the cluster would use.
 """
 
 import hashlib
@@ -32,36 +31,36 @@ from soda_dist.errors import UserError
 from soda_dist.parallel.progress import Say, silent
 
 BYTES = 10**9
-"""Of images that are imported: those of a local source, over again or in part; at most, those of a store."""
+"""Bytes to import: a local source is repeated or cut to it; for an object store, the maximum."""
 PIECE = 64 * 2**20
-"""Bytes of a file that is written and flushed to the disk, as a shard is."""
+"""Bytes of a file that is written and synced to disk like a shard."""
 IMPORT, READING, WRITING = "import", "reading and hashing", "reading, hashing and writing"
 IMPORT_LIMIT = 0.7
 MOST_SECONDS = 10.0
-"""Until the first batch."""
+"""Longest acceptable time to the first batch."""
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def measure_import(source_uri: str, say: Say) -> list[Result]:
-    """Bytes of images a second, from files in folders to shards.
+    """Compare MB/s of an import from files to shards with reading, hashing and writing.
 
     Args:
-        source_uri: a folder with images in it or below, and nothing else: a store's other files would be looked at.
+        source_uri: a folder with images, also in subfolders, and no other files, which an import would inspect.
 
     Raises:
-        UserError: a folder without images, or one in a store with too many.
+        UserError: a folder without images, or more than `BYTES` in an object store.
     """
     with tempfile.TemporaryDirectory() as place:
         scratch, source = Path(place), open_folder(source_uri)
         if source.is_local:
-            source = _copied(source, scratch / "source")
+            source = _copy(source, scratch / "source")
         files = _images(source)
         size = sum(file.size for file in files) / 1e6
         if not source.is_local and size > BYTES / 1e6:
-            raise UserError(source.uri, f"{size:,.0f} MB", f"at most {BYTES / 1e6:,.0f}", "name a folder in it")
-        read = partial(_seconds, source, [file.name for file in files])
+            raise UserError(source.uri, f"{size:,.0f} MB", f"at most {BYTES / 1e6:,.0f} MB", "choose a subfolder")
+        read = partial(_read_seconds, source, [file.name for file in files])
         sides: dict[str, Side] = {
-            IMPORT: lambda number: size / _imported(source.uri, scratch / f"data {number}"),
+            IMPORT: lambda number: size / _import_seconds(source.uri, scratch / f"data {number}"),
             READING: lambda _: size / read(None),
             WRITING: lambda _: size / read(scratch / "written"),
         }
@@ -73,12 +72,12 @@ def measure_import(source_uri: str, say: Say) -> list[Result]:
 
 
 def measure_start(preset: str, data_uri: str, overrides: Sequence[str], say: Say) -> list[Result]:
-    """How often a first batch would fit into the seconds that it may take: of a start, and of a resume in mid-epoch.
+    """Compare the time to the first batch with `MOST_SECONDS`, for a start and for a resume in mid-epoch.
 
-    The slowest round counts: later ones find processes that have run, and what they keep.
+    The slowest round counts, since later rounds find warm processes and caches.
 
     Raises:
-        UserError: no shards, or what `load_config` refuses.
+        UserError: no shards, or an invalid configuration.
     """
     config = load_config(preset, ["scale.workers=1", *overrides])
     split = read_manifest(open_folder(data_uri)).split(config.data.train_split)
@@ -86,24 +85,24 @@ def measure_start(preset: str, data_uri: str, overrides: Sequence[str], say: Say
     starts = {"a start": 0, "a resume in mid-epoch": middle}
     name = f"first batch, {len(split.shards):,} shards"
     sides: dict[str, Side] = {
-        how: partial(lambda step, _: 1 / first_batch(data_uri, config, step), step) for how, step in starts.items()
+        start: partial(lambda step, _: 1 / first_batch(data_uri, config, step), step) for start, step in starts.items()
     }
     rates = alternate(name, sides, "1/s", say)
     allowed = f"{MOST_SECONDS:g} s"
     return [
         ratio(
-            f"{name}, {how}, against {allowed}",
-            {how: [min(rates[how])], allowed: [1 / MOST_SECONDS]},
+            f"{name}, {start}, against {allowed}",
+            {start: [min(rates[start])], allowed: [1 / MOST_SECONDS]},
             "1/s",
             1.0,
-            {"seconds": 1 / min(rates[how])},
+            {"seconds": 1 / min(rates[start])},
         )
-        for how in starts
+        for start in starts
     ]
 
 
 def first_batch(uri: str, config: RunConfig, step: int) -> float:
-    """Seconds from nothing but a URI to the batch of a step, with Ray running."""
+    """Measure seconds from opening the data to the batch of a step, with Ray running."""
     begun = time.perf_counter()
     check_shards(open_folder(uri), read_manifest(open_folder(uri)), config.data.train_split)
     batches = stream(uri, config, 0, step)
@@ -116,12 +115,12 @@ def first_batch(uri: str, config: RunConfig, step: int) -> float:
 def _images(source: Folder) -> list[Entry]:
     found = [entry for entry in source.list() if entry.size and entry.name.lower().endswith(IMAGES)]
     if not found:
-        raise UserError(source.uri, "no images", f"files in {', '.join(IMAGES)}", "name another folder")
+        raise UserError(source.uri, "no images", f"files in {', '.join(IMAGES)}", "choose another folder")
     return found
 
 
-def _copied(source: Folder, into: Path) -> Folder:
-    """BYTES of the source's images, as files of another folder."""
+def _copy(source: Folder, into: Path) -> Folder:
+    """Copy `BYTES` of the source's images to another folder, repeating them if it has fewer."""
     entries, size = _images(source), 0
     for number, entry in enumerate(cycle(entries)):
         file = into / f"{number // len(entries)}" / entry.name
@@ -133,8 +132,8 @@ def _copied(source: Folder, into: Path) -> Folder:
     return open_folder(str(into))
 
 
-def _imported(source_uri: str, data: Path) -> float:
-    """Seconds of an import into an empty folder."""
+def _import_seconds(source_uri: str, data: Path) -> float:
+    """Measure seconds of an import into an empty folder."""
     start = time.perf_counter()
     prepare("folder", source_uri, str(data), ["splits=drawn", "classes=false"], ActorPool(say=silent))
     seconds = time.perf_counter() - start
@@ -142,8 +141,8 @@ def _imported(source_uri: str, data: Path) -> float:
     return seconds
 
 
-def _seconds(source: Folder, names: Sequence[str], into: Path | None) -> float:
-    """Of reading and hashing files, and of writing their bytes if a folder is given."""
+def _read_seconds(source: Folder, names: Sequence[str], into: Path | None) -> float:
+    """Measure seconds of reading and hashing files and, if a folder is given, of writing their bytes."""
     if into:
         into.mkdir()
     cores = os.cpu_count() or 1

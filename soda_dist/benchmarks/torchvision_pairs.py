@@ -1,4 +1,4 @@
-"""The usual loader, as the benchmark's other side: a torch Dataset over torchvision's transforms."""
+"""View pairs by torchvision's transforms in a torch Dataset, as the baseline of the ingest benchmark."""
 
 import io
 from typing import Literal
@@ -16,10 +16,10 @@ GREY = 128
 
 
 class TorchvisionPairs(Dataset):
-    """Encoded images -> (source, target) uint8 [3, s, s] and [3, t, t], the same work as `data.views`.
+    """Compressed images -> (source, target) uint8 [3, s, s] and [3, t, t]: the same work as `data.views`.
 
     Args:
-        decoder: what the transforms work on: Pillow images, or tensors that torchvision decodes.
+        decoder: input of the transforms: Pillow images, or tensors decoded by torchvision.
     """
 
     def __init__(self, images: list[bytes], data: Data, decoder: Decoder) -> None:

@@ -25,12 +25,12 @@ TRAIN_STEPS = 12
 
 
 def measure_train(data_uri: str | None, overrides: list[str], say: Say) -> list[Result]:
-    """The loop through Ray Train and DeepSpeed against the same step in bare PyTorch on the same batches, one worker.
+    """Compare the loop through Ray Train and DeepSpeed with the same step in bare PyTorch, one worker, same batches.
 
-    The limit: at most 15% more time. The batch is 32, since the preset's 512 takes a CPU most of a minute; the ratio is
-    the harder for it, as the update's fixed costs weigh more.
+    Limit: at most 15% more time. The batch is 32, since the preset's 512 takes a CPU most of a minute; a smaller batch
+    makes the ratio worse, as fixed costs weigh more.
     """
-    # A long run, of which the first steps are done: the ingest runs ahead and is held back, as it is in earnest.
+    # Only the first steps of a long run, so that prefetch and back-pressure are as in real training.
     fields = [
         "optim.warmup_steps=2",
         "train.global_batch=32",
@@ -40,7 +40,7 @@ def measure_train(data_uri: str | None, overrides: list[str], say: Say) -> list[
     ]
     config = load_config("cifar10", [*fields, *overrides])
     with tempfile.TemporaryDirectory() as scratch:
-        data_uri = data_uri or rendered(f"{scratch}/data", say)
+        data_uri = data_uri or render(f"{scratch}/data", say)
         on_worker = ray.remote(num_cpus=config.scale.cpus_per_worker)(_bare_rate)
         sides = {
             "Ray + DeepSpeed": lambda number: _loop_rate(config, data_uri, f"{scratch}/run-{number}"),
@@ -49,13 +49,13 @@ def measure_train(data_uri: str | None, overrides: list[str], say: Say) -> list[
         return [compare("training loop", sides, "pairs/s", 1 / 1.15, say)]
 
 
-def rendered(uri: str, say: Say) -> str:
-    """Shards of 4,096 solids at 32 px in the folder `uri`, which is returned."""
+def render(uri: str, say: Say) -> str:
+    """Render 4,096 solids at 32 px to shards in the folder `uri`, which it returns."""
     return prepare("synthetic", None, uri, ["objects=4096", "views=1", "size=32"], ActorPool(say=say), say)
 
 
 def _bare_rate(config: RunConfig, data_uri: str) -> float:
-    """Pairs a second of forward, backward, clip, Adam and nothing else, on batches that are already in memory."""
+    """Measure pairs/s of forward, backward, clip and Adam alone, on batches in memory."""
     torch.set_num_threads(max(1, int(config.scale.cpus_per_worker)))
     batches = list(islice(stream(data_uri, config, 0, 0), 4))
     objective = build_objective(config)
@@ -73,7 +73,7 @@ def _bare_rate(config: RunConfig, data_uri: str) -> float:
 
 
 def _loop_rate(config: RunConfig, data_uri: str, run_uri: str) -> float:
-    """Pairs a second of the real loop after its first log window."""
+    """Measure pairs/s of the real loop after its first log window."""
     pretrain(config, data_uri, run_uri, lambda _: None, until=TRAIN_STEPS)
     lines = read_lines(open_folder(run_uri), METRICS)
     return statistics.median(line["images_per_second"] for line in lines[1:])

@@ -1,4 +1,4 @@
-"""`benchmark.py step`: one whole update in several precisions, and its share of what the machine's matmul reaches.
+"""`benchmark.py step`: an update in several precisions, and its FLOP/s relative to a large matmul.
 
 Needs no Ray.
 """
@@ -28,17 +28,17 @@ from soda_dist.training.randomness import draw
 
 Device = Literal["cpu", "cuda"]
 PAIRS = {"cpu": 4, "cuda": 256}
-"""Of an update, where the command does not say."""
+"""Default number of pairs per update."""
 STEPS = {"cpu": 1, "cuda": 10}
-"""Timed in a round."""
+"""Timed updates per round."""
 WARM_UP = {"cpu": 1, "cuda": 3}
 MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}
-CPU_COMPILES = "bf16 + compile is left out on a CPU: the compiler takes minutes for the way back"
+CPU_COMPILES = "bf16 + compile skipped on CPU: compiling the backward pass takes minutes"
 
 
 @dataclass(frozen=True)
 class Mode:
-    """How an update computes."""
+    """Arithmetic of an update."""
 
     bf16: bool
     tf32: bool = False
@@ -47,7 +47,7 @@ class Mode:
 
     @property
     def unit(self) -> str:
-        """The arithmetic unit that is its limit."""
+        """Matmul precision that bounds the update."""
         return "bf16" if self.bf16 else "TF32" if self.tf32 else "float32"
 
 
@@ -62,13 +62,13 @@ MODES = {
 
 
 def measure_step(preset: str, overrides: list[str], device_name: Device, say: Say) -> list[Result]:
-    """Pairs a second of forward, backward, clip, AdamW and EMA on batches in memory, against float32 in eager mode.
+    """Compare pairs/s of forward, backward, clip, AdamW and EMA on batches in memory with eager float32.
 
-    Each mode's arithmetic, as torch counts it in float32 (a multiplication and an addition are two), is set against a
-    large matmul of the same precision in the same run. How long the step's addressed random numbers take is told too.
+    FLOPs, as torch counts them in float32 (a multiply-add is two), are related to a large matmul of the same precision
+    in the same run. The time of the step's addressed random numbers is printed too.
 
     Raises:
-        UserError: no such device, a setting that the benchmark itself varies, or a batch beyond the GPU's memory.
+        UserError: a missing device, an override of a setting that the benchmark varies, or too little GPU memory.
     """
     device = device_of(device_name)
     fields = ["scale.workers=1", "scale.gpus_per_worker=0", f"train.global_batch={PAIRS[device.type]}"]
@@ -80,16 +80,14 @@ def measure_step(preset: str, overrides: list[str], device_name: Device, say: Sa
     try:
         engines = {name: _engine(config, mode, device) for name, mode in modes.items()}
         flops = _flops(engines[BASELINE], batches) / pairs
-        say(f"{flops / 1e9:.3g} GFLOP a pair, {pairs} pairs an update; {_draw_time(config, batches)}")
+        say(f"{flops / 1e9:.3g} GFLOP per pair, {pairs} pairs per update; {_draw_time(config, batches)}")
         sides = {name: _side(engine, modes[name], config, batches) for name, engine in engines.items()}
         for name, side in sides.items():
-            say(f"{name}: first round, not counted, {side(-1):.4g} pairs/s")
+            say(f"{name}: warm-up round, {side(-1):.4g} pairs/s")
         rounds = alternate(f"update, {preset}", sides, "pairs/s", say)
     except torch.OutOfMemoryError:
-        remedy = "lower it, or set train.micro_batch"
-        raise UserError(
-            "train.global_batch", config.train.global_batch, "what the GPU's memory holds", remedy
-        ) from None
+        allowed, remedy = "a batch that fits in GPU memory", "lower it, or set train.micro_batch"
+        raise UserError("train.global_batch", pairs, allowed, remedy) from None
     peaks = {unit: matmul_rate(unit, device) for unit in {mode.unit for mode in modes.values()}}
     results = []
     for name, mode in modes.items():
@@ -102,31 +100,31 @@ def measure_step(preset: str, overrides: list[str], device_name: Device, say: Sa
 
 
 def device_of(name: Device) -> torch.device:
-    """The device, or a `UserError` where there is none of it."""
+    """Return the device; raise `UserError` if the machine has none."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device", name, "cpu", "run it on a machine with a CUDA GPU")
     return torch.device(name)
 
 
 def allowed_overrides(overrides: list[str], varied: list[str]) -> list[str]:
-    """The overrides; a `UserError` if one sets a field that the benchmark sets itself."""
+    """Return the overrides; raise `UserError` if one sets a field that the benchmark varies."""
     for field in varied:
         for override in overrides:
             if override.partition("=")[0] == field:
                 got = override.partition("=")[2]
-                raise UserError(field, got, "none: the benchmark measures each of its values", "leave it out")
+                raise UserError(field, got, "no override: the benchmark varies it", "remove it")
     return overrides
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done all that it was given."""
+    """Wait for the device to finish its queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 @contextmanager
 def tf32(on: bool) -> Iterator[None]:
-    """Whether float32 matmuls and convolutions on CUDA may round their operands to TF32, inside."""
+    """Allow or forbid TF32 for float32 matmuls and convolutions on CUDA within the context."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
     try:
@@ -136,7 +134,7 @@ def tf32(on: bool) -> Iterator[None]:
 
 
 def noise_batches(config: RunConfig, device: torch.device) -> list[MicroBatch]:
-    """Two updates' micro-batches of seeded noise, all views present."""
+    """Generate the micro-batches of two updates: seeded noise, all views present."""
     data, size = config.data, config.micro_batch
     generator = torch.Generator().manual_seed(config.seed)
     pose = some_pose(config)
@@ -162,7 +160,7 @@ def noise_batches(config: RunConfig, device: torch.device) -> list[MicroBatch]:
 
 
 def matmul_rate(unit: str, device: torch.device) -> float:
-    """TFLOP/s of a large square matmul in `float32`, `TF32` or `bf16`: the best of ten."""
+    """Measure TFLOP/s of a large square matmul in `float32`, `TF32` or `bf16`: best of ten."""
     side = MATMUL_SIDE[device.type]
     left, right = (torch.randn(side, side, device=device).to(torch.bfloat16 if unit == "bf16" else torch.float32),) * 2
     times = []
@@ -207,14 +205,14 @@ def _side(engine: TorchEngine, mode: Mode, config: RunConfig, batches: list[Micr
 
 
 def _flops(engine: TorchEngine, batches: list[MicroBatch]) -> int:
-    """Of one update's matmuls and convolutions, there and back; `plan` says why attention is split into matmuls."""
+    """Count FLOPs of matmuls and convolutions, forward and backward; `training.plan` explains the math attention."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         engine.step(batches[: len(batches) // 2], 0.0)
     return counter.get_total_flops()
 
 
 def _draw_time(config: RunConfig, batches: list[MicroBatch]) -> str:
-    """How long the addressed random numbers of one update take."""
+    """Time the addressed random numbers of one update."""
     device, data = batches[0].source.device, config.data
 
     def draws() -> None:
@@ -231,11 +229,11 @@ def _draw_time(config: RunConfig, batches: list[MicroBatch]) -> str:
                 device=device,
             )
 
-    return f"its random numbers take {1e3 * seconds(draws, device):.1f} ms"
+    return f"random numbers take {1e3 * seconds(draws, device):.1f} ms"
 
 
 def seconds(work: Callable[[], None], device: torch.device) -> float:
-    """Of `work`, run for the second time."""
+    """Measure seconds of `work`, after one warm-up run."""
     work()
     wait(device)
     start = time.perf_counter()

@@ -4,26 +4,26 @@ import numpy as np
 import pytest
 
 from soda_dist.benchmarks import dci
-from soda_dist.benchmarks.dci import LEVELS, SLICE, measure_dci, planted, trees
+from soda_dist.benchmarks.dci import LEVELS, SLICE, count_trees, make_data, measure_dci
 from soda_dist.benchmarks.harness import conclude
 from soda_dist.errors import UserError
 from soda_dist.parallel.local_pool import LocalPool
 
 
 def test_a_round_grows_the_trees_that_scikit_learn_grows() -> None:
-    codes, values, _ = planted(60, 20, seed=0)
+    codes, values, _ = make_data(60, 20, seed=0)
     for factor in SLICE:
         model = dci.GradientBoostingClassifier(n_estimators=1, max_depth=1).fit(codes, values[:, factor])
-        assert model.estimators_.size == trees((LEVELS[factor],))
-    assert trees(LEVELS) == 70
+        assert model.estimators_.size == count_trees((LEVELS[factor],))
+    assert count_trees(LEVELS) == 70
 
 
 def test_factors_lie_in_their_sections() -> None:
-    codes, values, bounds = planted(4000, 100, seed=0)
+    codes, values, bounds = make_data(4000, 100, seed=0)
     assert bounds == [(10 * n, 10 * n + 10) for n in range(10)]
     seen = np.abs(np.corrcoef(codes.T, values.T)[:100, 100:])
     assert (seen.reshape(10, 10, 10).mean(axis=1).argmax(axis=0) == np.arange(10)).all()
-    again, other = planted(4000, 100, seed=0)[0], planted(4000, 100, seed=1)[0]
+    again, other = make_data(4000, 100, seed=0)[0], make_data(4000, 100, seed=1)[0]
     assert (again == codes).all() and (other != codes).all()
 
 
@@ -44,7 +44,7 @@ def test_a_small_measurement_names_both_sides_and_their_ratio() -> None:
     (ours,), theirs = result["rounds"].values()
     assert result["ratio"] == pytest.approx(ours / max(theirs), abs=0.001)
     assert list(result["median"].values()) == pytest.approx([ours, max(theirs)], rel=0.001)
-    slices = [float(line.split()[-2]) for line in said if "a slice of 6 trees" in line]
+    slices = [float(line.split()[-2]) for line in said if ", 6 trees" in line]
     conclude([result], None, said.append)
     assert said[-1].startswith(f"  ratio {result['ratio']:.3f}") and "; disentanglement 0." in said[-1]
     assert [3600 / rate for rate in theirs] == pytest.approx([s / 6 * 70 * 3 for s in slices], rel=0.01)

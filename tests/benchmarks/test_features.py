@@ -72,7 +72,7 @@ def test_a_small_measurement_names_the_sides_and_their_ratios(cluster: None, tmp
         ours, *others = result["median"].values()
         assert ours > 0 and result["ratio"] == pytest.approx(ours / max(others), rel=0.01)
         assert result["facts"]["seconds to start"] > 0
-    assert said[0].startswith("40 images a round in 2 pieces, ")
+    assert said[0].startswith("40 images per round in 2 chunks, ")
     assert [line.rpartition(": ")[2] for line in said if "threads of each" in line] == ["1", "1"]
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from soda_dist.benchmarks import harness, sampling, update
-from soda_dist.benchmarks.sampling import calls_of, draw_ours, draw_theirs, make_task, measure_sampling
+from soda_dist.benchmarks.sampling import count_calls, draw_ours, draw_theirs, make_task, measure_sampling
 from soda_dist.benchmarks.update import measure_step, noise_batches
 from soda_dist.config.load import dump_config
 from soda_dist.errors import UserError
@@ -48,7 +48,7 @@ def test_both_samplers_make_the_same_images_by_as_many_calls(how, schedule):
     ours, theirs = draw_ours(task), draw_theirs(task)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)
     assert ours.std() > 0.1
-    assert calls_of(task.model, lambda: draw_ours(task)) == calls_of(task.model, lambda: draw_theirs(task)) == 7
+    assert count_calls(task.model, lambda: draw_ours(task)) == count_calls(task.model, lambda: draw_theirs(task)) == 7
     assert (draw_ours(replace(task, w=1.0)) - ours).abs().max() > 1e-2, "guidance is at work"
     again = draw_ours(replace(task, seed=task.seed + 1))
     assert torch.equal(again, ours) == (how["method"] == "ddim" and how["eta"] == 0), "the steps' noise is at work"
@@ -75,7 +75,7 @@ def test_the_table_of_updates_has_rates_and_shares(preset, monkeypatch, tmp_path
     results = measure_step(preset, ["train.global_batch=2"], "cpu", said.append)
     assert [result["name"].rpartition(", ")[2] for result in results] == ["float32", "bf16", "bf16 + channels-last"]
     assert results[0]["ratio"] == 1.0 and all(result["limit"] is None for result in results)
-    pair = float(re.search(r"([\d.]+) GFLOP a pair, 2 pairs", "\n".join(said)).group(1)) * 1e9
+    pair = float(re.search(r"([\d.]+) GFLOP per pair, 2 pairs", "\n".join(said)).group(1)) * 1e9
     for result in results:
         rate, reached, peak = next(iter(result["median"].values())), *result["facts"].values()
         assert reached == pytest.approx(rate * pair / 1e12, rel=0.1, abs=6e-4)
