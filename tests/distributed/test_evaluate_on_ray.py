@@ -110,7 +110,7 @@ def test_a_gang_whose_member_is_killed_begins_again_and_finds_what_one_process_f
     settings = ["evaluation.baselines=false", "evaluation.probe.workers=2"]
     here = evaluate(runs[0], data, "probe", LocalPool(), overrides=settings)["probe"]
     monkeypatch.setattr(probe_passes, "fit_part", partial(_fit_until_killed, marker))
-    overrides = [*settings, "evaluation.actors=3", "scale.start_timeout_s=120"]
+    overrides = [*settings, "evaluation.actors=3", "scale.start_timeout_s=300"]
     there = evaluate_on_ray.evaluate(runs[1], data, "probe", "latest", overrides, said.append)["probe"]
     assert marker.exists() and "a worker of the gang died; starting again with a new gang" in said
     assert _timeless(there) == _timeless(here), "accuracies to the last digit, at each learning rate too"

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pytest
 
 from soda_dist.data.storage.folder import Folder, open_folder
-from soda_dist.errors import UserError
 from soda_dist.evaluation.piece_cache import address, load, store
 from soda_dist.parallel.pool import Held
 from tests.evaluation.local import Recording
@@ -67,20 +66,19 @@ def test_a_piece_that_is_stored_is_not_done_again(folder: Folder) -> None:
 
 
 def test_a_job_that_loses_rows_and_a_file_of_another_length_are_noticed(folder: Folder) -> None:
-    with pytest.raises(RuntimeError, match=r"1\.parquet came to 2 rows in place of 3"):
+    with pytest.raises(RuntimeError, match=r"1\.parquet became 2 rows, not 3"):
         _store(folder, PIECES[1:2], [], _too_short)
     assert folder.list() == []
     _store(folder, PIECES, [])
     folder.write(PIECES[2].file, folder.read(PIECES[1].file))
-    with pytest.raises(RuntimeError, match="holds 3 rows in place of 4"):
+    with pytest.raises(RuntimeError, match="holds 3 rows, not 4"):
         load(folder, PIECES[2])
 
 
-def test_a_damaged_file_is_told_in_one_line(folder: Folder) -> None:
+def test_a_damaged_file_is_noticed(folder: Folder) -> None:
     _store(folder, PIECES[:1], [])
     content = bytearray(folder.read(PIECES[0].file))
     content[20:40] = bytes(20)
     folder.write(PIECES[0].file, bytes(content))
-    with pytest.raises(UserError, match=r"0\.parquet") as caught:
+    with pytest.raises(OSError, match=r"Invalid|checksum|CRC"):
         load(folder, PIECES[0])
-    assert "\n" not in str(caught.value)

@@ -94,10 +94,10 @@ def test_a_lost_and_a_doubled_piece_are_noticed(models: Models, place: Folder) -
     pieces = plan_pieces("test", models.reader["test"].groups, None, 8)
     collect(ScatteredPool(0, Held(models)), place, pieces, silent)
     folder = place.child("test")
-    with pytest.raises(RuntimeError, match="lacks rows, or has some twice"):
+    with pytest.raises(RuntimeError, match="lacks rows or has some twice"):
         read_features(folder, [pieces[0], pieces[2]])
     folder.write(pieces[1].file, folder.read(pieces[0].file))
-    with pytest.raises(RuntimeError, match="lacks rows, or has some twice"):
+    with pytest.raises(RuntimeError, match="lacks rows or has some twice"):
         read_features(folder, pieces)
 
 

@@ -17,7 +17,7 @@ from soda_dist.metrics.classification import Labelled
 from soda_dist.metrics.probe import evaluate as evaluate_probe
 from tests.evaluation.local import ThreadGang, on_threads
 
-FIT = {"epochs": 60, "batch": 16, "learning_rates": (1e-2, 3e-2), "dropout": 0.1, "label_smoothing": 0.0}
+FIT = {"epochs": 20, "batch": 16, "learning_rates": (1e-2, 3e-2), "dropout": 0.1, "label_smoothing": 0.0}
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def _on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def probe(place: Path, *overrides: str, said: list[str] | None = None) -> dict:
     say = (lambda line: None) if said is None else said.append
-    fields = [f"evaluation.{override}" for override in overrides]
+    fields = [f"evaluation.{override}" for override in ("probe.epochs=20", *overrides)]
     found = evaluate(str(place / "run"), str(place / "data"), "probe", ThreadGang(), overrides=fields, say=say)["probe"]
     assert open_folder(str(place / "run")).read_json("eval/6/probe.json") == found
     return found
@@ -91,7 +91,7 @@ def _plain(place: Path, split: str) -> Features:
     return read_features(open_folder(str(folder)), pieces)
 
 
-@pytest.mark.parametrize("wrong", ["probe.workers=0", "probe.passes=-1", "probe.crop_flip_rate=1.5", "probe.passes=61"])
+@pytest.mark.parametrize("wrong", ["probe.workers=0", "probe.passes=-1", "probe.crop_flip_rate=1.5", "probe.passes=21"])
 def test_wrong_numbers_are_refused(place: Path, wrong: str) -> None:
     with pytest.raises(UserError, match=wrong.partition("=")[0]) as caught:
         probe(place, wrong)
