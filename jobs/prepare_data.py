@@ -36,10 +36,7 @@ def main(argv: list[str]) -> str:
     from soda_dist.distributed.runtime.cluster import ray_session
 
     # Reject bad input before Ray starts.
-    if args.check:
-        read_manifest(open_folder(args.check))
-    else:
-        parse_options(args.kind, options)
+    read_manifest(open_folder(args.check)) if args.check else parse_options(args.kind, options)
     with ray_session(cpus=2):
         from soda_dist.data.preparation import check, prepare
         from soda_dist.distributed.runtime.actor_pool import ActorPool

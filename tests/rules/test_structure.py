@@ -166,9 +166,10 @@ def no_file_imports_itself_in_a_circle(root: Path) -> list[str]:
 
 def the_package_imports_lazily(root: Path) -> list[str]:
     path = root / PACKAGE / "__init__.py"
-    name = str(path.relative_to(root))
     return [
-        f"{name}: imports {module}" for module, at_import in _imports(name, path) if at_import and module != "typing"
+        f"{path.relative_to(root)}: imports {module} with the package"
+        for module, at_import in _imports(str(path.relative_to(root)), path)
+        if at_import and _is(module, PACKAGE, *LIBRARIES, "numpy", "pyarrow")
     ]
 
 
