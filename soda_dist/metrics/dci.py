@@ -6,16 +6,15 @@ code for it. Codes are the D numbers of a latent, factors the K labels of an ima
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-import lightgbm as lgb
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, softmax
-from sklearn.ensemble import GradientBoostingClassifier
-from sklearn.linear_model import Lasso
 
 from soda_dist.metrics.factors import Floats, Integers, checked_codes, checked_values
+
+if TYPE_CHECKING:
+    import lightgbm as lgb
 
 Regressor = Literal["lightgbm", "sklearn", "lasso"]
 
@@ -265,6 +264,8 @@ Predictor = Callable[[NDArray[np.floating]], Integers]
 
 
 def _fit_sklearn(codes: NDArray[np.floating], index: Integers, *, rounds: int, seed: int) -> tuple[Floats, Predictor]:
+    from sklearn.ensemble import GradientBoostingClassifier
+
     model = GradientBoostingClassifier(
         n_estimators=rounds, learning_rate=LEARNING_RATE, max_depth=DEPTH, random_state=seed
     )
@@ -273,6 +274,8 @@ def _fit_sklearn(codes: NDArray[np.floating], index: Integers, *, rounds: int, s
 
 
 def _fit_lasso(codes: NDArray[np.floating], index: Integers) -> tuple[Floats, Predictor]:
+    from sklearn.linear_model import Lasso
+
     mean, scale = codes.mean(axis=0, dtype=np.float64), codes.std(axis=0, dtype=np.float64)
     scale[scale == 0] = 1.0
     centre, spread = index.mean(), index.std()
@@ -294,6 +297,8 @@ def _fit_lightgbm(
     grown on residuals with unit hessians, which makes its gain the fall in squared error, and its leaves are set to
     the Newton step afterwards.
     """
+    import lightgbm as lgb
+
     codes = np.ascontiguousarray(codes, dtype=np.float32)
     targets = np.eye(index.max() + 1)[index]
     share = targets.mean(axis=0)
@@ -348,7 +353,7 @@ def _unit_hessian(gradient: Floats) -> Callable[[object, object], tuple[NDArray[
 
 
 def _set_leaves(
-    booster: lgb.Booster, number: int, leaves: Integers, targets: Floats, chance: Floats, shrink: float
+    booster: "lgb.Booster", number: int, leaves: Integers, targets: Floats, chance: Floats, shrink: float
 ) -> Floats:
     """Set the leaves of round `number` to shrink * sum of residuals / sum of p (1 - p); return the gains [N, T]."""
     gained = np.empty_like(chance)
@@ -362,4 +367,6 @@ def _set_leaves(
 
 
 def _probabilities(logits: Floats) -> Floats:
+    from scipy.special import expit, softmax
+
     return expit(logits) if logits.shape[1] == 1 else softmax(logits, axis=1)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 BINS = 20
 """Bins of equal width between the smallest and largest value of a code (Locatello et al. 2019)."""
@@ -362,6 +361,8 @@ def _draw(
 
 def _least_varying(codes: NDArray[np.floating], active: Integers, rows: Integers) -> Integers:
     """The active code [V] of least variance over each vote's rows, relative to its variance over all rows."""
+    from scipy import sparse
+
     votes, batch = rows.shape
     starts = np.arange(0, votes * batch + 1, batch)
     chosen = sparse.csr_array((np.ones(votes * batch), rows.ravel(), starts), shape=(votes, len(codes)))

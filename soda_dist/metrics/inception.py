@@ -1,12 +1,9 @@
 """The Inception network of FID, KID, precision and recall (section E.2), with weights from the caller."""
 
-import io
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from soda_dist.weights import fill, read_weights
 
@@ -21,23 +18,6 @@ _FIELD = "inception.weights"
 _COUNTS = ".num_batches_tracked"
 
 
-class Inception(FeatureExtractorInceptionV3):
-    """torch-fidelity's network, without reading weights in its constructor.
-
-    The parent's constructor unpickles a file without protection, or downloads one. Here it gets an empty state dict,
-    which leaves the network as it is.
-    """
-
-    def __init__(self) -> None:
-        nothing = io.BytesIO()
-        torch.save({}, nothing)
-        nothing.seek(0)
-        super().__init__("inception-v3-compat", [str(FEATURES)], feature_extractor_weights_path=nothing)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        return super().load_state_dict(state_dict, strict=strict and bool(state_dict), assign=assign)
-
-
 def load_inception(content: bytes, sha256: str) -> nn.Module:
     """torch-fidelity's InceptionV3 (TensorFlow's resize to 299 included) in eval mode on the CPU, for `features`.
 
@@ -50,6 +30,8 @@ def load_inception(content: bytes, sha256: str) -> nn.Module:
     Raises:
         UserError: another digest, a file with other content than tensors, or weights of another network.
     """
+    from soda_dist.metrics.inception_network import Inception
+
     found = read_weights(content, sha256, field=_FIELD)
     with torch.device("meta"):
         net = Inception()

@@ -4,7 +4,6 @@ import warnings
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-import lpips
 import torch
 from torch import Tensor, nn
 
@@ -111,6 +110,8 @@ def is_published(sha256: str, *, net: Trunk) -> bool:
 
 def _unfilled(net: Trunk) -> Any:
     """The network without initial values: drawing those of the VGG classifier takes seconds."""
+    import lpips
+
     with torch.device("meta"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module=r"torchvision\.models")  # from the call in lpips
         model = lpips.LPIPS(net=net, version=_VERSION, pretrained=False, pnet_rand=True, verbose=False)
@@ -125,5 +126,7 @@ def _torchvisions(name: str) -> str:
 
 
 def _packaged(net: Trunk) -> dict[str, Tensor]:
+    import lpips
+
     path = Path(lpips.__file__).parent / "weights" / f"v{_VERSION}" / f"{net}.pth"
     return torch.load(path, map_location="cpu", weights_only=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision import models
 
-from soda_dist.metrics.inception import Inception
+from soda_dist.metrics.inception_network import Inception
 
 
 def saved(value: object) -> bytes:

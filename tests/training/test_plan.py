@@ -1,21 +1,120 @@
-"""The plan of every method: what it counts is what the model has."""
+"""Plans against built models, against a count by hooks, and against the sizes of the presets."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
 
+from soda_dist.config import RunConfig, load_config
+from soda_dist.config.load import preset_names, with_fields
+from soda_dist.models.condition import Sources
+from soda_dist.models.method import Batch, Method
 from soda_dist.training.build import build_model
-from soda_dist.training.plan import plan
+from soda_dist.training.plan import plan, some_pose
 from tests.models.methods import METHODS, config_of
+
+SIZES = {
+    # parameters; FLOPs of encoder and denoiser
+    "imagenet": (136107651, 32241811456, 33468142336),
+    **dict.fromkeys(("afhq", "celebahq", "lsun"), (61521987, 10684989440, 33468142336)),
+    **dict.fromkeys(("gso", "nmr", "shapenet"), (83314115, 12073312256, 36015436800)),
+    **dict.fromkeys(("cub", "flowers102"), (43013955, 4737990656, 33463644928)),
+    **dict.fromkeys(
+        ("mpi3d_complex", "mpi3d_real", "mpi3d_realistic", "mpi3d_toy", "shapes3d", "smallnorb"),
+        (42258755, 4737597440, 33462528512),
+    ),
+    "cifar10": (22866691, 1111359488, 3070099456),
+    **dict.fromkeys(("celebahq-small", "demo", "imagenet-small"), (3292259, 19759104, 31850688)),
+    "shapenet-small": (3528179, 21775104, 34088384),
+    "shapes3d-small": (3256451, 19726336, 31811968),
+    "solids": (1183635, 5554176, 31850688),
+}
+
+NETWORKS = ("method", "data", "pose", "encoder", "aggregation", "denoiser")
+"""Sections of a configuration that decide the networks' sizes."""
+
+
+class Hooks:
+    """FLOPs of forward passes by each layer's own formula: an independent count for `FlopCounterMode`."""
+
+    def __init__(self) -> None:
+        self.flops = 0
+
+    def convolution(self, layer: nn.Conv2d, inputs: Any, out: torch.Tensor) -> None:
+        self.flops += 2 * out.numel() * layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1] // layer.groups
+
+    def linear(self, layer: nn.Linear, inputs: Any, out: torch.Tensor) -> None:
+        self.flops += 2 * out.numel() * layer.in_features
+
+    def projections(self, layer: nn.MultiheadAttention, inputs: Any, out: Any) -> None:
+        self.flops += 2 * out[0].numel() * layer.embed_dim * 4  # query, key, value and output
+
+    def attention(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        batch, heads, queries, width = q.shape
+        self.flops += 2 * batch * heads * queries * k.shape[2] * width * 2  # q k^T, then times v
+        return torch.softmax(q @ k.mT / width**0.5, -1) @ v
+
+
+@contextmanager
+def hooked(model: Method, patch: pytest.MonkeyPatch) -> Iterator[Hooks]:
+    hooks = Hooks()
+    patch.setattr(F, "scaled_dot_product_attention", hooks.attention)
+    patch.setattr(torch.backends.mha, "get_fastpath_enabled", lambda: False)
+    kinds = ((nn.Conv2d, hooks.convolution), (nn.Linear, hooks.linear), (nn.MultiheadAttention, hooks.projections))
+    handles = [m.register_forward_hook(h) for m in model.modules() for kind, h in kinds if isinstance(m, kind)]
+    yield hooks
+    for handle in handles:
+        handle.remove()
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_parts_add_up_and_an_encoder_costs_something(name) -> None:
+def test_a_plan_counts_what_the_built_model_has_and_computes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(name)
-    facts, model = plan(config), build_model(config)
+    facts, model = plan(config), build_model(config).eval()
     counts = facts["parameters"]
     parts = sum(count for part, count in counts.items() if part not in ("total", "encoder_backbone"))
     assert counts["total"] == parts == sum(parameter.numel() for parameter in model.parameters())
     encodes = config.method in ("soda", "encdec")
     assert ("encoder_backbone" in counts) == encodes
-    assert (facts["flops_per_pair"]["encoder"] > 0) == encodes and facts["flops_per_pair"]["denoiser"] > 0
+    assert (facts["flops_per_pair"]["encoder"] > 0) == encodes
     pairs = config.denoiser.conditioning == "layer_modulation" and config.method == "soda"
     assert bool(facts["modulated_layers"]) == pairs
+    data, pose = config.data, some_pose(config)
+    image = torch.zeros(1, 1, 3, data.source_size, data.source_size)
+    sources = Sources(image, torch.ones(1, 1, dtype=torch.bool), None if pose is None else pose[:, None])
+    target = torch.zeros(1, 3, data.target_size, data.target_size)
+    with hooked(model, monkeypatch) as hooks, torch.no_grad():
+        model.condition(sources, pose, None, None)
+        encoder = hooks.flops
+        t = torch.zeros(1, dtype=torch.int64)
+        model.loss(Batch(sources, target, pose), t=t, eps=target, keep=None, pose_keep=None)
+    assert facts["flops_per_pair"] == {"encoder": encoder, "denoiser": hooks.flops - 2 * encoder}
+
+
+@cache
+def _sizes(config: str) -> tuple[int, int, int]:
+    facts = plan(RunConfig.model_validate_json(config))
+    return facts["parameters"]["total"], facts["flops_per_pair"]["encoder"], facts["flops_per_pair"]["denoiser"]
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_presets_have_the_sizes_that_they_had(preset: str) -> None:
+    config = load_config(preset)
+    # Presets that differ in other sections have equal networks, which are counted once.
+    networks = {name: getattr(config, name) for name in NETWORKS}
+    assert _sizes(RunConfig().model_copy(update=networks).model_dump_json()) == SIZES[preset]
+
+
+def test_a_plan_of_a_frozen_encoder_needs_no_weights() -> None:
+    frozen = {
+        "encoder.arch": "pretrained", "encoder.model": "test_vit.r160_in1k", "encoder.latent_dim": 64,
+        "encoder.weights": "/nowhere/file.safetensors", "encoder.weights_sha256": "a" * 64,
+    }  # fmt: skip
+    facts = plan(with_fields(load_config("demo"), frozen))
+    assert facts["parameters"]["encoder"] == facts["parameters"]["encoder_backbone"] > 300_000
+    assert facts["flops_per_pair"]["encoder"] > 10**7
