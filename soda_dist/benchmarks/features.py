@@ -31,7 +31,7 @@ from soda_dist.data.storage.folder import open_folder
 from soda_dist.distributed.runtime.actor_pool import ActorPool
 from soda_dist.errors import UserError
 from soda_dist.evaluation.features.extraction import collect
-from soda_dist.evaluation.pieces import Features, Piece, check_splits, plan_pieces
+from soda_dist.evaluation.pieces import Piece, check_splits, plan_pieces
 from soda_dist.evaluation.worker import load_models, readers, rows_of
 from soda_dist.models.method import Method
 from soda_dist.models.pixels import IMAGENET_MEAN, IMAGENET_STD
@@ -91,7 +91,8 @@ def measure_features(preset: str, data_uri: str | None, overrides: list[str], sa
     check_plain(config)
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as pools, one_thread():
         data_uri = data_uri or render(f"{scratch}/data", say)
-        reader = _reader(data_uri, config)
+        reader = readers(data_uri, config)[config.evaluation.train_split]
+        check_splits(reader.manifest, config)
         pieces = plan_pieces(reader.split, reader.groups, config.evaluation.max_train_images, config.evaluation.batch)
         say(f"{sum(piece.rows for piece in pieces):,} images per round in {len(pieces)} chunks, {os.cpu_count()} cores")
         sides: dict[str, Side] = {}
@@ -100,7 +101,7 @@ def measure_features(preset: str, data_uri: str | None, overrides: list[str], sa
             pool, started[name] = _start_pool(pools, config, data_uri, actors, say)
             sides[name] = partial(_extraction_rate, pool, f"{scratch}/{actors}", pieces)
         for number in WORKERS:
-            sides[_loop(number)] = partial(_loop_rate, config, encoded(reader, pieces), number)
+            sides[f"DataLoader, num_workers={number}"] = partial(_loop_rate, config, encoded(reader, pieces), number)
         for name, side in sides.items():
             say(f"{name}: warm-up round, {side(-1):.4g} images/s")
         rounds = alternate(f"features, {preset}", sides, "images/s", say)
@@ -118,12 +119,6 @@ def check_plain(config: RunConfig) -> None:
     ]:
         if got not in allowed:
             raise UserError(field, got, ", ".join(map(str, allowed)), "the benchmark needs an encoder of single images")
-
-
-def _reader(data_uri: str, config: RunConfig) -> ShardReader:
-    found = readers(data_uri, config)[config.evaluation.train_split]
-    check_splits(found.manifest, config)
-    return found
 
 
 def _rows(name: str, rounds: Rates, started: dict[str, float]) -> list[Result]:
@@ -177,14 +172,10 @@ def _extraction_rate(pool: Pool, uri: str, pieces: list[Piece], number: int) -> 
     start = time.perf_counter()
     found = collect(pool, folder, pieces, silent)
     seconds = time.perf_counter() - start
-    _check_readable(found)
-    return len(found) / seconds
-
-
-def _check_readable(found: Features) -> None:
     if found.unreadable:
         got = f"{len(found.unreadable)} images that cannot be read, such as {found.unreadable[0]}"
         raise UserError("--data", got, "readable images", "lower evaluation.max_train_images, or choose other data")
+    return len(found) / seconds
 
 
 def encoded(reader: ShardReader, pieces: Sequence[Piece]) -> list[bytes]:
@@ -223,10 +214,6 @@ def plain_latents(encoder: nn.Module, batches: Iterator[Tensor], config: RunConf
             z = encoder(images)
             found.append((z.mean(1) if z.ndim == 3 else z).float())
     return torch.cat(found)
-
-
-def _loop(workers: int) -> str:
-    return f"DataLoader, num_workers={workers}"
 
 
 def _loop_rate(config: RunConfig, images: list[bytes], workers: int, number: int) -> float:

@@ -71,7 +71,7 @@ def measure_data(
 def _reencoded(config: RunConfig, published: str, reencoded: str, say: Say) -> Result:
     batch = config.train.global_batch
     sides: dict[str, Side] = {
-        name: partial(lambda uri, number: _rate(_streamed(uri, config, number), batch), uri)
+        name: partial(lambda uri, number: _rate(stream(uri, config, 0, 1000 * number), batch), uri)
         for name, uri in {"encoded anew": reencoded, "as published": published}.items()
     }
     settings = read_manifest(open_folder(reencoded)).reencoded
@@ -88,7 +88,7 @@ def _ratios(name: str, preset: str, overrides: list[str], uri: str, limit: float
     rates = alternate(
         f"ingest, {name}",
         {
-            OURS: lambda number: _rate(_streamed(uri, config, number), batch),
+            OURS: lambda number: _rate(stream(uri, config, 0, 1000 * number), batch),
             **loaders,
             POOL: lambda number: _rate(_pooled(uri, config, number), batch),
             DECODING: lambda number: _rate(_decoded(images, batch, number), batch),
@@ -132,11 +132,6 @@ def _images(config: RunConfig, uri: str, count: int) -> list[bytes]:
         if len(found) >= count:
             break
     return list(islice(cycle(found), count))
-
-
-def _streamed(uri: str, config: RunConfig, number: int) -> Generator[Any, None, None]:
-    """Yield our batches, from a different position of the run in each round."""
-    yield from stream(uri, config, 0, 1000 * number)
 
 
 def _pooled(uri: str, config: RunConfig, number: int) -> Generator[Any, None, None]:
