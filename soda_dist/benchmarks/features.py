@@ -134,12 +134,8 @@ def _rows(name: str, rounds: Rates, started: dict[str, float]) -> list[Result]:
 def _start_pool(pools: ExitStack, config: RunConfig, data_uri: str, actors: int, say: Say) -> tuple[Pool, float]:
     """Start a pool and return it with the seconds until all actors were ready."""
     began = time.perf_counter()
-    pool = ActorPool(
-        say=say,
-        actors=actors,
-        start_timeout_s=config.scale.start_timeout_s,
-        setup=partial(load_models, Initial(config), data_uri, config),
-    )
+    setup = partial(load_models, Initial(config), data_uri, config)
+    pool = ActorPool(say=say, actors=actors, start_timeout_s=config.scale.start_timeout_s, setup=setup)
     pools.enter_context(pool)
     threads: dict[int, int] = {}
     while len(threads) < actors:
@@ -188,15 +184,9 @@ class CentralViews(Dataset):
 
     def __init__(self, images: list[bytes], data: Data) -> None:
         self._images, size = images, data.source_size
-        self._transform = v2.Compose(
-            [
-                v2.Resize(round(size * data.eval_resize)),
-                v2.CenterCrop(size),
-                v2.ToImage(),
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-            ]
-        )
+        crop = [v2.Resize(round(size * data.eval_resize)), v2.CenterCrop(size)]
+        values = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+        self._transform = v2.Compose([*crop, *values])
 
     def __len__(self) -> int:
         return len(self._images)

@@ -66,12 +66,10 @@ def measure_sampling(preset: str, overrides: list[str], device_name: Device, say
     config = load_config(preset, [*DEFAULTS[device.type], *allowed_overrides(overrides, ["train.precision"])])
     check_guided(config.sampling)
     task = make_task(config, device)
-    plain = replace(task, w=1.0)
-    ours = partial(draw_ours, task)
     draws: dict[str, Callable[[], Tensor]] = {
-        OURS: ours,
+        OURS: partial(draw_ours, task),
         THEIRS: partial(draw_theirs, task),
-        PLAIN: partial(draw_ours, plain),
+        PLAIN: partial(draw_ours, replace(task, w=1.0)),
         "bf16": partial(_in_precision, task, "bf16"),
     }
     channels_last = replace(task, model=_build_model(config, device))

@@ -41,19 +41,11 @@ class TorchvisionPairs(Dataset):
 
 def _view(data: Data, size: int, decoder: Decoder) -> v2.Compose:
     a = data.augmentation
-    crop = v2.Compose(
-        [
-            v2.RandomResizedCrop(size, scale=a.crop_area, ratio=a.crop_aspect, antialias=True),
-            v2.RandomHorizontalFlip(0.5),
-        ]
-    )
+    resized = v2.RandomResizedCrop(size, scale=a.crop_area, ratio=a.crop_aspect, antialias=True)
+    crop = v2.Compose([resized, v2.RandomHorizontalFlip(0.5)])
     plain = v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
     magnitude = round(a.randaugment_magnitude * 3)  # torchvision counts 31 bins for the paper's 0..10
     distort = v2.RandAugment(a.randaugment_layers, magnitude, fill=[GREY] * 3)
-    return v2.Compose(
-        [
-            v2.RandomChoice([crop, plain], p=[a.crop_flip_rate, 1 - a.crop_flip_rate]),
-            v2.RandomApply([distort], p=a.randaugment_rate),
-            *([v2.PILToTensor()] if decoder == "Pillow" else []),
-        ]
-    )
+    shape = v2.RandomChoice([crop, plain], p=[a.crop_flip_rate, 1 - a.crop_flip_rate])
+    to_tensor = [v2.PILToTensor()] if decoder == "Pillow" else []
+    return v2.Compose([shape, v2.RandomApply([distort], p=a.randaugment_rate), *to_tensor])

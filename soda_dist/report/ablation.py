@@ -231,10 +231,8 @@ def _outcome(claim: Claim, other: str, heads: Sequence[Head], figures: Figures) 
     theirs_at = claim.measure if claim.their_measure is None else claim.their_measure
     head, sign = heads[claim.measure], 1.0 if heads[claim.measure].better == "higher" else -1.0
     named = other if theirs_at == claim.measure else f"{other} ({heads[theirs_at].name})"
-    pairs = [
-        (ours[claim.measure], theirs[theirs_at])
-        for ours, theirs in zip(figures[claim.variant], figures[other], strict=True)
-    ]
+    seeds = zip(figures[claim.variant], figures[other], strict=True)
+    pairs = [(ours[claim.measure], theirs[theirs_at]) for ours, theirs in seeds]
     known = [(ours, theirs) for ours, theirs in pairs if ours is not None and theirs is not None]
     if not known:
         return Outcome(claim.variant, named, head.name, None, None, "not measured")
