@@ -17,7 +17,7 @@ Variance = Literal["small", "large"]
 Predict = Callable[[Tensor, Tensor], Tensor]
 """(x [B, ...], t int64 [B] in 0..T-1) -> eps of x's shape."""
 Condition = TypeVar("Condition")
-"""What a denoiser is told of B samples beside x and t; only the denoiser knows what is in it."""
+"""A denoiser's input for B samples beside x and t; only the denoiser knows its content."""
 Denoise = Callable[[Tensor, Tensor, Condition], Tensor]
 """(x [B, ...], t int64 [B], condition of B samples) -> eps of x's shape."""
 BLIND = 1.001 / (1 - MAX_BETA)
@@ -42,14 +42,14 @@ class ReverseStep:
 
 
 class Denoised(NamedTuple):
-    """What one step leaves behind."""
+    """The result of one step."""
 
     t: int
     """Index of the noise level that the step started from."""
     x: Tensor
     """State after the step."""
     x0: Tensor
-    """The clean image as predicted at t, clipped if asked."""
+    """The clean image as predicted at t, clipped if `clip`."""
 
 
 def sample(
@@ -175,10 +175,10 @@ def alternating(predicts: Sequence[Predict], choose: Callable[[int], int]) -> Pr
     Args:
         predicts: one for each source view.
         choose: t in 0..T-1 -> index of the prediction that the whole batch gets at that level. A function of t alone:
-            `invert` asks several times at each level and must be told the same as the sampler.
+            `invert` calls it several times at each level and must get the same answer as the sampler.
 
     Raises:
-        ValueError: no predictions; in use, a batch at several levels or an index that is none.
+        ValueError: no predictions; in use, a batch at several levels or an index out of range.
     """
     if not predicts:
         raise ValueError("predicts: got none; allowed: at least one")
@@ -200,12 +200,12 @@ def reverse_steps(abar: Tensor, *, method: Method, steps: int, variance: Varianc
 
     Our reading: a step over which abar grows more than BLIND times predicts x0 at the level that it goes to. Of the
     inverted schedule that is the first one, from an abar of 1e-5 to one near 0.1: at 1e-5 an error of 0.01 in eps is
-    one of 3 in x0, of which 0.3 would enter the sample, clipped, and no later step takes it out again. Without strides
-    nothing is changed: the chain then passes through an abar of 0.01.
+    one of 3 in x0, of which 0.3 would enter the sample, clipped, and no later step takes it out again. A chain without
+    strides is unchanged: it passes through an abar of 0.01.
 
     Args:
         abar: float64 [T], as in `GaussianProcess.abar`.
-        steps: how many of the T steps are kept.
+        steps: number of the T steps that are kept.
         variance: DDPM's fixed variance: the posterior's (small) or beta (large); DDIM does not read it.
         eta: DDIM's share of the small variance's standard deviation, 0..1; DDPM does not read it.
 

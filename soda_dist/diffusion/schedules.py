@@ -28,7 +28,7 @@ def alpha_bar(name: ScheduleName, steps: int) -> Tensor:
     the product of 1 - beta: the table and its betas agree. Values lie in (0, 1) and never rise.
 
     Raises:
-        UserError: a name that is none of the four, or fewer than one step.
+        UserError: an unknown name, or fewer than one step.
     """
     if steps < 1:
         raise UserError("diffusion.steps", steps, ">= 1", "give the number of noise levels")

@@ -31,7 +31,7 @@ class ModelSource(Protocol):
     """Says where networks come from; small enough to be sent to every actor."""
 
     def configuration(self) -> RunConfig:
-        """How images are prepared for the network, and all else of a run's configuration."""
+        """The run's configuration, with the network's image sizes."""
 
     def load(self) -> Method | EncoderAlone:
         """The network, in eval mode on the CPU."""
@@ -56,7 +56,7 @@ class Checkpoint:
         return read_config(self.run)
 
     def load(self) -> Method:
-        """With the running mean of the weights, or those that training goes on from."""
+        """Load the EMA weights, or those that training resumes from."""
         return load_model(self.run, self.step, ema=self.ema)[0]
 
     def fresh(self, config: RunConfig) -> Method:
@@ -177,7 +177,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def encoder_source(text: str, weights: str | None, sha256: str | None) -> ModelSource:
-    """What `--encoder` names.
+    """The model source that `--encoder` names.
 
     Raises:
         UserError: weights without a digest or the other way round, or weights beside an encoder's file.

@@ -22,7 +22,7 @@ class MeanAggregation(nn.Module):
 class TransformerAggregation(nn.Module):
     """A shallow transformer over the set of latents (table 12), then their mean; a single one stays as it is.
 
-    That is how table 5 has the same figures for one source in all of its rows.
+    So table 5 has the same figures for one source in all of its rows.
 
     Our readings: layers norm first and have neither dropout nor a norm after the last; sources have no order, and so no
     encoding of their places.

@@ -1,4 +1,4 @@
-"""What the UNet is made of: the timestep's embedding, residual blocks, attention over the grid and to tokens of z."""
+"""Blocks of the UNet: the timestep's embedding, residual blocks, attention over the grid and to tokens of z."""
 
 import math
 from functools import partial
@@ -47,13 +47,13 @@ class ResidualBlock(nn.Module):
     Args:
         in_channels: channels of x.
         out_channels: channels of the result; `in_channels` where it resamples.
-        time_dim: width of the timestep embedding; none: no timesteps.
+        time_dim: width of the timestep embedding; None = no timesteps.
         latent_dim: width of its part of z; 0: z does not modulate it.
-        modulation: how t and z are joined.
+        modulation: the way in which t and z are joined.
         dropout: rate before the last convolution.
         resample: `down` halves the grid, `up` doubles it.
-        head_dim: width of an attention head; none: no attention.
-        token_dim: width of the tokens that it attends to after itself; none: none. Needs `head_dim`.
+        head_dim: width of an attention head; None = no attention.
+        token_dim: width of the tokens of its cross attention; None = no cross attention. Needs `head_dim`.
     """
 
     def __init__(
@@ -87,9 +87,9 @@ class ResidualBlock(nn.Module):
         """[B, in, h, w] float to [B, out, h', w'].
 
         Args:
-            time: [B, time_dim], or none.
-            latent: [B, latent_dim], its part of z, or none.
-            tokens: [B, N, token_dim], what it attends to, or none.
+            time: [B, time_dim], or None.
+            latent: [B, latent_dim], its part of z, or None.
+            tokens: [B, N, token_dim], for cross attention, or None.
         """
         h = self._resampled(F.gelu(self.modulation_in(x, time, latent)))
         h = F.gelu(self.modulation_out(self.conv_in(h), time, latent))

@@ -1,4 +1,4 @@
-"""What the networks are told beside the noised target: source views on the one side, their digest on the other."""
+"""Inputs of the networks beside the noised target: source views, and the condition that is made of them."""
 
 from typing import NamedTuple
 
@@ -14,28 +14,28 @@ class Sources(NamedTuple):
     present: Tensor
     """bool [B, S]: which slots hold a view; at least one in each row."""
     poses: Tensor | None
-    """float32 [B, S, P], or none where the data has no poses."""
+    """float32 [B, S, P]; None = the data has no poses."""
 
 
 class Condition(NamedTuple):
-    """What a denoiser is told of B samples (section 3.1: z and c_D). A part that a method does not have is None."""
+    """A denoiser's condition for B samples (section 3.1: z and c_D). A part that a method does not have is None."""
 
     z: Tensor | None = None
     """float [B, D]; [B, N, D], a grid's cells as tokens, without a bottleneck."""
     keep: Tensor | None = None
-    """bool [B, sections]: False where a section of z is masked, as if it were zero. None: nothing is."""
+    """bool [B, sections]: False where a section of z is masked, as if it were zero; None = no mask."""
     pose: Tensor | None = None
     """float32 [B, P]: the target's pose."""
     source_pose: Tensor | None = None
     """float32 [B, P]: the first source's pose, for those that modulate by both and for Palette."""
     pose_keep: Tensor | None = None
-    """bool [B]: False where the poses are masked, as if there were none. None: nothing is."""
+    """bool [B]: False where the poses are masked, as if the data had none; None = no mask."""
     image: Tensor | None = None
     """float [B, 3, r, r] in [-1, 1]: Palette's source, in the denoiser's own size."""
 
 
 def join(one: Condition, other: Condition) -> Condition:
-    """The conditions of two batches as one of twice the size; a mask that only one of them has is filled up."""
+    """Join the conditions of two batches; a mask that only one of them has is filled up with True."""
     parts: dict[str, Tensor | None] = {}
     for name in Condition._fields:
         a, b = getattr(one, name), getattr(other, name)

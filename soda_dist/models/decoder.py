@@ -22,7 +22,7 @@ class Decoder(Conditioned):
 
     Args:
         as `Denoiser`'s; `conditioning` is `layer_modulation` or `modulation`.
-        grid: embeds the target's pose beside the constant; none: no poses.
+        grid: embeds the target's pose beside the constant; None = no poses.
     """
 
     def __init__(

@@ -32,21 +32,21 @@ class ModulatedLayer(NamedTuple):
 
 
 class Conditioned(nn.Module):
-    """What the UNet and the auto-encoder's decoder share: z in sections, and what of it each layer is told.
+    """Base of the UNet and the auto-encoder's decoder: splits z into sections and gives each layer its part.
 
     - `layer_modulation`: section i modulates layer i and the layer that mirrors it (section 3.2.1). The default.
     - `modulation`: all of z modulates every layer (tables 9, 11: without layer modulation).
     - `broadcast`: z is copied to each pixel behind the first convolution (table 1: without modulation).
     - `cross_attention`: the layers with attention attend to z's sections as tokens (section 3.3).
     - `grid_attention`: they attend to the cells of the encoder's grid (table 1: without bottleneck).
-    - `none`: there is no z.
+    - `none`: the network has no z.
 
     Args:
-        conditioning: which of these.
+        conditioning: one of these.
         latent_dim: D.
         pairs: m / 2, pairs of layers.
-        token_dim: width of the tokens, where there are any.
-        vector_dim: width of a pose vector that joins each layer's part of z; 0: none.
+        token_dim: width of the tokens; used by the two kinds of attention.
+        vector_dim: width of a pose vector that joins each layer's part of z; 0 = no pose vector.
     """
 
     section_of: Tensor
@@ -72,7 +72,7 @@ class Conditioned(nn.Module):
                 self.tokens = None
 
     def latent_width(self, section: int) -> int:
-        """Width of what modulates a layer of this section: its part of z, and the pose vector if there is one."""
+        """Width of a layer's modulating input: its section's part of z, and the pose vector if the network has one."""
         match self.conditioning:
             case "layer_modulation":
                 return self.section_sizes[section] + self.vector_dim
@@ -93,7 +93,7 @@ class Conditioned(nn.Module):
         return z.masked_fill(~keep[:, self.section_of], 0)
 
     def parts(self, z: Tensor | None, vector: Tensor | None) -> list[Tensor | None]:
-        """What the layers of each section are told: float [B, latent_width], or None."""
+        """Each section's input to its layers: float [B, latent_width], or None."""
         if z is None or self.conditioning not in ("layer_modulation", "modulation"):
             return [None] * self.sections
         cut = z.split(self.section_sizes, 1)
@@ -130,21 +130,21 @@ class Denoiser(Conditioned):
     without one in the first two.
 
     Args:
-        conditioning: how z reaches the layers, see `Conditioned`.
-        modulation: how t and z are joined where z modulates.
+        conditioning: the way in which z reaches the layers, see `Conditioned`.
+        modulation: the way in which t and z are joined where z modulates.
         latent_dim: D, at least `sections`.
         resolution: r, a multiple of 2 ** (levels - 1).
         base_channels: channels at multiplier 1.
-        channel_multipliers: one a level, from the largest grid on.
-        blocks: residual blocks a level, on either path.
+        channel_multipliers: one per level, from the largest grid on.
+        blocks: residual blocks per level, on either path.
         attention_resolutions: sides of the grids that have attention.
         head_dim: width of an attention head; divides the channels there.
         dropout: rate in each residual block.
         position_dim: width of the timestep encoding.
         image: whether a source image is stacked on x_t (Palette).
-        grid: embeds the target's pose, as many channels as the first convolution gives; none: no pose grid.
+        grid: embeds the target's pose, with as many channels as the first convolution; None = no pose grid.
         source_grid: the same for the source's pose (Palette).
-        vector: encodes both poses as what modulates; none: no pose vector.
+        vector: encodes both poses as a modulating vector; None = no pose vector.
 
     Raises:
         ValueError: sizes that do not fit.
@@ -213,7 +213,7 @@ class Denoiser(Conditioned):
         Args:
             x: [B, 3, r, r] float, x_t.
             t: int64 [B] in 0..T-1.
-            condition: what it is told of the B samples.
+            condition: of the B samples.
             tap: called with each layer's output.
         """
         z = self.masked(condition)

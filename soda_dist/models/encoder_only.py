@@ -1,4 +1,4 @@
-"""An encoder by itself: latents, and nothing to draw with."""
+"""An encoder without a denoiser: it gives latents and draws no images."""
 
 import torch
 from torch import Tensor, nn

@@ -26,20 +26,20 @@ class Directions(NamedTuple):
     """[count]: share of the variance of the chosen columns; zero where these do not vary at all."""
 
 
-def interpolate(a: Tensor, b: Tensor, weights: Tensor, *, how: Interpolation) -> Tensor:
+def interpolate(a: Tensor, b: Tensor, weights: Tensor, *, method: Interpolation) -> Tensor:
     """Latents between a and b (E.3, latent interpolation): [n, .., D] of their dtype, a at weight 0 and b at 1.
 
     The paper's are `linear`. `spherical` turns the direction along the great circle at an even pace, and changes the
     length linearly: unlike the geometric mean, that stays finite where a latent is zero. A zero latent has the other
-    one's direction. Parallel latents stay on their line. Between opposite ones there is no single great circle: taken
-    is the one towards the axis on which a is smallest, which is finite and repeatable but has no other merit.
+    one's direction. Parallel latents stay on their line. Opposite ones have no single great circle: the one
+    towards the axis on which a is smallest is taken, which is finite and repeatable but has no other merit.
 
     Args:
         a, b: [.., D] float, of one shape and dtype.
         weights: [n] float in [0, 1].
 
     Raises:
-        ValueError: shapes, dtypes, weights or a way that are none of these.
+        ValueError: other shapes, dtypes, weights or methods.
     """
     if a.shape != b.shape or a.dtype != b.dtype or not a.is_floating_point() or a.ndim == 0:
         got = f"{a.dtype} {list(a.shape)} and {b.dtype} {list(b.shape)}"
@@ -47,13 +47,13 @@ def interpolate(a: Tensor, b: Tensor, weights: Tensor, *, how: Interpolation) ->
     if weights.ndim != 1 or not bool(((weights >= 0) & (weights <= 1)).all()):
         raise ValueError(f"weights: got {weights.tolist()}; allowed: [n] in [0, 1]")
     w = weights.to(a).view(-1, *[1] * a.ndim)
-    match how:
+    match method:
         case "linear":
             return torch.lerp(a, b, w)
         case "spherical":
             return _spherical(a.double(), b.double(), w.double()).to(a.dtype)
         case _:
-            raise ValueError(f"how: got {how}; allowed: linear, spherical")
+            raise ValueError(f"method: got {method}; allowed: linear, spherical")
 
 
 def _spherical(a: Tensor, b: Tensor, w: Tensor) -> Tensor:
@@ -77,11 +77,11 @@ def principal_directions(latents: Tensor, *, columns: Tensor | None, count: int)
 
     Args:
         latents: [n, D] float, finite; the paper takes 1,000 to 10,000.
-        columns: int64 [c], all different, as `section_columns` gives them; None: all of z.
+        columns: int64 [c], all different, as `section_columns` gives them; None = all of z.
         count: 1..min(n - 1, c); n latents vary in no more than n - 1 directions.
 
     Raises:
-        ValueError: arguments that are none of these.
+        ValueError: other arguments.
     """
     if latents.ndim != 2 or not latents.is_floating_point() or not bool(latents.isfinite().all()):
         raise ValueError(f"latents: got {latents.dtype} {list(latents.shape)}; allowed: float [n, D], finite")
@@ -119,7 +119,7 @@ def traverse(z: Tensor, direction: Tensor, sigma: float, ks: Sequence[float]) ->
         z: [B, D] float.
         direction: v, [D] float.
         sigma: standard deviation along v.
-        ks: how many of them to go.
+        ks: steps, in multiples of sigma.
 
     Raises:
         ValueError: shapes that do not fit.
@@ -146,7 +146,7 @@ def attribute_direction(weights: Tensor, index: int, *, std: Tensor) -> Tensor:
         std: [D] float, >= 0: the root of the probe's variance.
 
     Raises:
-        ValueError: arguments that are none of these, or a row that is zero wherever z varies.
+        ValueError: other arguments, or a row that is zero wherever z varies.
     """
     if weights.ndim != 2 or std.shape != weights.shape[1:]:
         got = f"{list(weights.shape)} with std {list(std.shape)}"
@@ -166,7 +166,7 @@ def section_columns(section_of: Tensor, sections: Sequence[int]) -> Tensor:
     """The elements of z that belong to these sections: int64, rising.
 
     Raises:
-        ValueError: a section that there is not.
+        ValueError: a section that does not exist.
     """
     count = _count(section_of)
     for section in sections:
@@ -185,7 +185,7 @@ def mix_sections(latents: Tensor, choice: Tensor, section_of: Tensor) -> Tensor:
         section_of: int64 [D].
 
     Raises:
-        ValueError: arguments that are none of these.
+        ValueError: other arguments.
     """
     count = _count(section_of)
     if latents.ndim != 3 or latents.shape[2] != len(section_of):
@@ -213,7 +213,7 @@ def resample_sections(
         generator: B rows are drawn from it, on its device.
 
     Raises:
-        ValueError: arguments that are none of these.
+        ValueError: other arguments.
     """
     dim = len(section_of)
     if z.ndim != 2 or z.shape[1] != dim:
@@ -228,7 +228,7 @@ def resample_sections(
 
 
 def _count(section_of: Tensor) -> int:
-    """How many sections there are."""
+    """Number of sections."""
     if section_of.ndim != 1 or len(section_of) == 0 or not _within(section_of, len(section_of)):
         got = f"{section_of.dtype} {list(section_of.shape)}"
         raise ValueError(f"section_of: got {got}; allowed: int64 [D], sections counted from 0")

@@ -1,4 +1,4 @@
-"""Layers that both networks share: addressed dropout, norms over groups and over workers, attention, initialisation."""
+"""Layers that both networks share: addressed dropout, norms over groups or workers, attention, initialisation."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -56,7 +56,7 @@ def addressed_apart(rows: Tensor, places: Tensor) -> Iterator[None]:
 
 
 def number_modules(model: nn.Module) -> int:
-    """Gives each addressed module of `model` its number, in the order of `model.modules()`; returns their count."""
+    """Number the addressed modules of `model` in the order of `model.modules()`; return their count."""
     modules = [m for m in model.modules() if isinstance(m, AddressedDropout | AddressedDropPath)]
     for number, module in enumerate(modules):
         module.number = number
@@ -66,7 +66,7 @@ def number_modules(model: nn.Module) -> int:
 class AddressedDropout(nn.Module):
     """Dropout whose mask is a pure function of (sample's seed, this module's number, element's index in the sample).
 
-    So it depends neither on the device nor on how a batch is split. Without `addressed` it is torch's own dropout. The
+    So it depends neither on the device nor on the split of a batch. Without `addressed` it is torch's own dropout. The
     rate is realised to 2**-16. On a CPU it takes a third of `F.dropout`'s time or less, up to four million elements.
 
     Args:
@@ -117,7 +117,7 @@ class AddressedDropPath(nn.Module):
 
 
 def dropped(x: Tensor, seeds: Tensor, *, rate: float, number: int) -> Tensor:
-    """What `AddressedDropout` number `number` makes of `x` [B, ...], B from 0 on, under `addressed(seeds)`."""
+    """Apply `AddressedDropout` number `number` under `addressed(seeds)` to `x` [B, ...]; B may be 0."""
     if rate == 0 or len(x) == 0:
         return x
     return _dropped(x, _mixed(seeds), rate, number, x[0].numel())
@@ -246,7 +246,7 @@ class _ChannelSums(torch.autograd.Function):
 
 
 def synchronize_norms(model: nn.Module, reduce: Reduce | None) -> int:
-    """Sets the sum over workers of each batch norm of `model` (none: each worker by itself); returns their count."""
+    """Set the sum over workers of each batch norm of `model` (None = no sum); return the count of norms."""
     norms = [m for m in model.modules() if isinstance(m, SyncedBatchNormAct2d)]
     for norm in norms:
         norm.reduce = reduce
@@ -347,9 +347,9 @@ def lecun_normal_(weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def settle_norms(module: nn.Module, batches: Sequence[tuple[Tensor | None, ...]]) -> None:
-    """Batch norms of a module in eval mode get the mean statistics of `batches`, each the module's arguments.
+    """Give the batch norms of a module in eval mode the mean statistics of `batches`, each the module's arguments.
 
-    Everything else stays in eval mode. Without batch norms nothing happens.
+    Everything else stays in eval mode. A module without batch norms is left as it is.
     """
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]

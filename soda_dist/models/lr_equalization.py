@@ -28,8 +28,8 @@ def equalize(module: nn.Module, ratio: float) -> None:
     """Learning-rate equalization (appendix C): parameters are stored divided by `ratio` and used multiplied by it.
 
     The function is unchanged; gradients are scaled by `ratio`, and an optimizer of Adam's kind moves the weights in use
-    `ratio` times as fast. Our reading: this holds for every parameter, biases and norms included. At a ratio of 1
-    nothing is changed.
+    `ratio` times as fast. Our reading: this holds for every parameter, biases and norms included. A ratio of 1
+    changes nothing.
     """
     if ratio == 1:
         return

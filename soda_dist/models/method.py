@@ -1,4 +1,4 @@
-"""What SODA and every baseline offer: a loss, latents, samples."""
+"""The interface of SODA and every baseline: a loss, a condition, samples."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -27,17 +27,17 @@ class Batch(NamedTuple):
     target: Tensor
     """float [B, 3, r, r] in [-1, 1]."""
     pose: Tensor | None
-    """float32 [B, P], the target's; none where the data has no poses."""
+    """float32 [B, P], the target's; None = the data has no poses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How samples are drawn."""
+    """Settings of one draw of samples."""
 
     conditions: Sequence[Condition]
     """One, or several that take turns: stochastic conditioning (section 3.3, table 5)."""
     without: Condition
-    """What guidance's other branch is told, see `Method.unguided`."""
+    """The condition of guidance's other branch, see `Method.unguided`."""
     w: float
     """Guidance scale."""
     plan: Sequence[ReverseStep]
@@ -71,15 +71,15 @@ class Method(nn.Module, ABC):
         Args:
             t: int64 [B] in 0..T-1.
             eps: [B, 3, r, r] float, standard normal.
-            keep: bool [B, sections], False where a section of z is masked; None: nothing is.
-            pose_keep: bool [B], False where the poses are masked; None: nothing is.
+            keep: bool [B, sections], False where a section of z is masked; None = no mask.
+            pose_keep: bool [B], False where the poses are masked; None = no mask.
         """
 
     @abstractmethod
     def condition(
         self, sources: Sources, pose: Tensor | None, keep: Tensor | None, pose_keep: Tensor | None
     ) -> Condition:
-        """What the sources (and the target's pose, [B, P]) come to for the denoiser; arguments as `loss`'s."""
+        """The denoiser's condition from the sources and the target's pose, [B, P]; arguments as `loss`'s."""
 
     @abstractmethod
     def sample(self, recipe: Recipe, x_T: Tensor) -> Iterator[Denoised]:
@@ -91,7 +91,7 @@ class Method(nn.Module, ABC):
         """The condition of guidance's other branch (section 3.3): without z, or poses, or both.
 
         Args:
-            sections: those of z that it goes without; none: all.
+            sections: those of z that it goes without; None = all.
             keep: as the conditional branch has it.
         """
         rows, device = len(sources.images), sources.images.device
@@ -147,7 +147,7 @@ class DiffusionMethod(Method):
 
     @torch.no_grad()
     def activations(self, x0: Tensor, condition: Condition, t: int, eps: Tensor) -> dict[str, Tensor]:
-        """What each layer makes of a noised image, pooled (section F.1, unconditional): float32 [B, C] by layer.
+        """Pooled output of each layer for a noised image (section F.1, unconditional): float32 [B, C] by layer.
 
         Args:
             x0: [B, 3, r, r] float in [-1, 1].

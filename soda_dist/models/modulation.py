@@ -1,4 +1,4 @@
-"""How t and z reach the denoiser's features: adaptive group norm in its variants (3.1, G.1, tables 7, 9, 11)."""
+"""Modulation of the denoiser's features by t and z: variants of adaptive group norm (3.1, G.1, tables 7, 9, 11)."""
 
 from abc import ABC, abstractmethod
 from typing import Literal
@@ -12,12 +12,12 @@ Kind = Literal["two_stage", "no_scale", "sum", "concat"]
 
 
 def adaptive_norm(*, kind: Kind, channels: int, time_dim: int | None, latent_dim: int) -> "AdaptiveNorm":
-    """The variant called `kind`; without a latent all of them are the same, and `TimeNorm` it is.
+    """Build the variant `kind`; without a latent all variants are the same: `TimeNorm`.
 
     Args:
         channels: C.
-        time_dim: width of the timestep embedding; none: the layer is not told of t.
-        latent_dim: width of the part of z that it sees; 0: none.
+        time_dim: width of the timestep embedding; None = the layer gets no t.
+        latent_dim: width of the part of z that it sees; 0 = no z.
 
     Raises:
         ValueError: an unknown kind.
@@ -61,15 +61,15 @@ class AdaptiveNorm(nn.Module, ABC):
 
         Args:
             h: features.
-            time: [B, time_dim] float, the timestep's embedding; none where the layer is not told of t.
-            latent: [B, latent_dim] float, its part of z, zeros where masked; none where it sees no z.
+            time: [B, time_dim] float, the timestep's embedding; None where the layer gets no t.
+            latent: [B, latent_dim] float, its part of z, zeros where masked; None where it sees no z.
         """
         scale, shift = (each.expand(len(h), -1) for each in self.affine(time, latent))
         return group_norm(h, self.groups, scale, shift)
 
 
 class TimeNorm(AdaptiveNorm):
-    """t_s * GroupNorm(h) + t_b: what is left where z is not told to the layer. Without t, an affine that is learnt."""
+    """t_s * GroupNorm(h) + t_b, for layers without z. Without t, a learnt affine."""
 
     def __init__(self, *, channels: int, time_dim: int | None) -> None:
         super().__init__(channels)
@@ -152,6 +152,6 @@ class Concatenated(AdaptiveNorm):
 
     def affine(self, time: Tensor | None, latent: Tensor | None) -> tuple[Tensor, Tensor]:
         assert latent is not None
-        told = latent if time is None else torch.cat([time, latent.to(time.dtype)], 1)
-        scale, shift = self.both(told).chunk(2, 1)
+        joined = latent if time is None else torch.cat([time, latent.to(time.dtype)], 1)
+        scale, shift = self.both(joined).chunk(2, 1)
         return 1 + scale, shift

@@ -73,7 +73,7 @@ def viewing_directions(cameras: Tensor) -> Tensor:
 
 
 def ray_points(origins: Tensor, directions: Tensor, *, form: Form, forward: Tensor, radius: float) -> Tensor:
-    """What stands for a ray (table 8): o and d, or the point o + s d.
+    """Representation of a ray (table 8): o and d, or the point o + s d.
 
     - `concat`: o and d themselves.
     - `normalized`: s = 1, so that |s d| = 1.
@@ -209,7 +209,7 @@ class PoseGrid(nn.Module):
         Args:
             poses: float32 [B, P], see `PIXEL_POSE` and `CAMERA_POSE`.
             h, w: rows and columns.
-            keep: bool [B]: False where the result is zero, as if there were no pose. None: all are kept.
+            keep: bool [B]: False where the result is zero, as if the data had no poses; None = no mask.
 
         Returns:
             float32 [B, channels, h, w], contiguous; of autocast's dtype under autocast.
@@ -276,13 +276,13 @@ class PoseVector(nn.Module):
 
     def _places_and_directions(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """float32 [B, N, 3] each: of both cameras in the world, or of the target alone in the source's frame."""
-        (rotation, here, _), (_, there, _) = _parts(source), _parts(target)
+        (rotation, origin, _), (_, place, _) = _parts(source), _parts(target)
         direction = viewing_directions(target)
         if self.form == "absolute":
-            return torch.stack([here, there], 1), torch.stack([viewing_directions(source), direction], 1)
+            return torch.stack([origin, place], 1), torch.stack([viewing_directions(source), direction], 1)
         right, down, forward = rotation.unbind(2)
         axes = torch.stack([forward, -right, -down], 1)
-        return _turned(axes, there - here)[:, None], _turned(axes, direction)[:, None]
+        return _turned(axes, place - origin)[:, None], _turned(axes, direction)[:, None]
 
 
 def _parts(cameras: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -28,17 +28,17 @@ class UnsuitableModelError(ValueError):
 
 
 class FrozenEncoder(nn.Module):
-    """z = E(image) by a model of timm without its classifier, which nothing trains (section F.1, unCLIP).
+    """z = E(image) by a timm model without its classifier, never trained (section F.1, unCLIP).
 
     Weights are random until `load_frozen`: nothing is ever downloaded. They are buffers, not parameters: no optimizer,
-    DDP or ZeRO sees them, while state dicts hold them under the names that they have in timm. The model stays in eval
-    mode whatever is asked for. For unCLIP as in table 6: `vit_large_patch14_clip_224.openai`, 1024 features.
+    DDP or ZeRO sees them, while state dicts hold them under the names that they have in timm. `train(True)`
+    leaves the model in eval mode. For unCLIP as in table 6: `vit_large_patch14_clip_224.openai`, 1024 features.
 
     Our reading: the model sees the whole image, resampled to the size that it was trained on.
 
     Args:
         model: timm's name, such as `vit_base_patch16_224` or, with a tag, `vit_base_patch16_clip_224.openai`; the tag
-            decides about the mean and variance that the model takes.
+            decides the mean and variance of the model's input.
         image_size: side of the images.
 
     Raises:
@@ -69,7 +69,7 @@ class FrozenEncoder(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> "FrozenEncoder":
-        """Eval mode, whatever `mode` is: neither dropout nor running statistics may move the features."""
+        """Stay in eval mode for either `mode`: neither dropout nor running statistics may move the features."""
         return super().train(False)
 
     @torch.no_grad()
@@ -78,7 +78,7 @@ class FrozenEncoder(nn.Module):
 
         Args:
             images: float [B, 3, image_size, image_size], ImageNet mean and variance.
-            poses: must be none, as must `pose_keep`.
+            poses: must be None, as must `pose_keep`.
         """
         if poses is not None or pose_keep is not None:
             raise ValueError("poses: got poses; allowed: none, a frozen encoder takes images alone")
@@ -95,14 +95,14 @@ class FrozenEncoder(nn.Module):
 
 
 def load_frozen(encoder: FrozenEncoder, content: bytes, sha256: str) -> None:
-    """Copies a file's weights into `encoder`, all or none.
+    """Copy a file's weights into `encoder`, all or none.
 
     The file has the names of timm's model, the classifier among them or not.
 
     Args:
-        encoder: what to fill.
-        content: the file's bytes: safetensors, or what `torch.save` makes of a state dict.
-        sha256: digest that they must have, in hexadecimal.
+        encoder: the encoder to fill.
+        content: the file's bytes: safetensors, or a state dict by `torch.save`.
+        sha256: their required digest, in hexadecimal.
 
     Raises:
         UserError: another digest, a file of anything but tensors, or another model's weights.

@@ -16,7 +16,7 @@ from soda_dist.models.method import Batch, DiffusionMethod, Method, Precision, R
 
 
 class Encoding(Method):
-    """What methods with an encoder share: z of one source or of several."""
+    """Base of the methods with an encoder: z of one source or of several."""
 
     encoder: nn.Module
     aggregation: nn.Module
@@ -118,6 +118,6 @@ class EncDec(Encoding):
 
     @torch.no_grad()
     def sample(self, recipe: Recipe, x_T: Tensor) -> Iterator[Denoised]:
-        """The decoded image, at once: there is no noise to start from, and nothing to guide."""
+        """Yield the decoded image at once: the method has neither noise nor guidance."""
         image = self.decode(recipe.conditions[0]).clamp(-1, 1)
         yield Denoised(0, image, image)

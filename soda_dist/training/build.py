@@ -1,4 +1,4 @@
-"""From a configuration to modules: the only place where the two meet."""
+"""From a configuration to models, objectives and engines: the only place where configuration and modules meet."""
 
 from typing import Any
 
@@ -115,7 +115,7 @@ def load_frozen_weights(model: Method, config: RunConfig) -> None:
         content = folder.read(name)
     except FileNotFoundError:
         raise UserError(
-            "encoder.weights", config.encoder.weights, "an existing file", "download the weights to there"
+            "encoder.weights", config.encoder.weights, "an existing file", "download the weights to that path"
         ) from None
     load_frozen(encoder, content, config.encoder.weights_sha256)
 
@@ -133,7 +133,7 @@ def build_optimizer(config: RunConfig, objective: Objective) -> torch.optim.Adam
 
 
 def torch_engine(config: RunConfig, objective: Objective, *, rank: int = 0, world: int = 1) -> TorchEngine:
-    """The engine of bare PyTorch for one of `world` workers, on the device where `objective` is."""
+    """The PyTorch engine for one of `world` workers, on the device where `objective` is."""
     return TorchEngine(
         objective=objective,
         optimizer=build_optimizer(config, objective),

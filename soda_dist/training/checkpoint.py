@@ -2,9 +2,9 @@
 
 `checkpoints/STEP/` holds the fragments that each rank owns in `state-RANK-of-WORLD-PART.safetensors` (tensors named
 KIND/PARAMETER/START; in parts, so that memory stays bounded), the running statistics, the EMA weights in plain names
-(`model.safetensors`, and alone in `encoder.safetensors` the encoder, if there is one), an online probe with its
+(`model.safetensors`, and the encoder alone in `encoder.safetensors`, if the method has one), an online probe with its
 optimizer's state, the configuration, and `manifest.json`, written last: a folder without it does not count. A frozen
-encoder lies in `model.safetensors` alone; a run that goes on reads it where it came from.
+encoder lies in `model.safetensors` alone; a resumed run reads its weights from `encoder.weights`.
 """
 
 import hashlib
@@ -133,7 +133,7 @@ def read_manifest(run: Folder, step: int) -> dict[str, Any]:
 
 def _read(folder: Folder, manifest: dict[str, Any], name: str) -> bytes:
     expected = next(entry for entry in manifest["files"] if entry["name"] == name)
-    where, remedy = f"{folder.uri}/{name}", "remove this checkpoint's folder to go on from the one before it"
+    where, remedy = f"{folder.uri}/{name}", "remove this checkpoint's folder to resume from the one before it"
     try:
         content = folder.read(name)
     except FileNotFoundError:
@@ -191,7 +191,7 @@ def load_online_probe(run: Folder, step: int) -> LinearProbe:
 
 
 def _state_files(manifest: dict[str, Any], context: WorkerContext) -> list[str]:
-    """This rank's own files first: at an unchanged number of workers they are all that is needed."""
+    """This rank's own files first: with an unchanged number of workers no others are needed."""
     names = sorted(entry["name"] for entry in manifest["files"] if entry["name"].startswith("state-"))
     return sorted(names, key=lambda name: not name.startswith(_state_prefix(context)))
 
@@ -210,9 +210,9 @@ def _copy_overlaps(key: str, values: Tensor, pieces: list[Fragment], missing: di
 
 
 def load_model(run: Folder, step: int | None = None, *, ema: bool = True) -> tuple[Method, RunConfig, int]:
-    """A run's model in eval mode, its configuration and its step (none: the latest complete one).
+    """A run's model in eval mode, its configuration and its step (None = the latest complete one).
 
-    `ema`: with the running mean of the weights, or with those that training goes on from.
+    `ema`: with the EMA weights, or with those that training resumes from.
     """
     (step,) = chosen_steps(run, "latest" if step is None else str(step))
     folder, manifest = checkpoint_folder(run, step), read_manifest(run, step)

@@ -1,4 +1,4 @@
-"""What the loop asks of the process it runs in. `LocalContext` answers without Ray."""
+"""The training loop's view of its process: rank, device, collectives. `LocalContext` is a single process."""
 
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ class WorkerContext(Protocol):
         """Show a line to the user; only rank 0's are shown."""
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has called this."""
 
     def gather(self, value: Any) -> list[Any]:
         """Every process's small `value`, in the order of ranks, on every process."""

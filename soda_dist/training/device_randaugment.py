@@ -24,7 +24,7 @@ MOST_PIXELS = 1 << 24
 
 
 def distort(images: Tensor, layers: NDArray[np.float32]) -> None:
-    """Puts views through their layers, in place.
+    """Apply the views' layers in place.
 
     Args:
         images: uint8 [n, h, w, 3], on any device.
@@ -135,7 +135,7 @@ def _matrix(name: str, amount: float, height: int, width: int) -> list[list[floa
 
 @cache
 def _stretches() -> NDArray[np.uint8]:
-    """uint8 [256, 256, 256]: `stretch(low, high)`. Made where it is first needed: most processes never are there."""
+    """uint8 [256, 256, 256]: `stretch(low, high)`. Built on first use: most processes never need it."""
     return np.stack([[stretch(low, high) for high in range(256)] for low in range(256)])
 
 

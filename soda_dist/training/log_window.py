@@ -1,4 +1,4 @@
-"""The window between two log lines."""
+"""Metrics of the window between two log lines: collected on the device, written once a window."""
 
 import math
 import time
@@ -21,10 +21,10 @@ FLUSH_SECONDS = 20.0
 
 
 @dataclass
-class Book:
-    """The window between two log lines: sums on the device, waiting time, unreadable rows, retries.
+class LogWindow:
+    """Sums on the device, waiting time, unreadable rows and retries since the last log line.
 
-    Read only at a log step.
+    The device is read only at a log step.
     """
 
     context: WorkerContext
@@ -49,7 +49,7 @@ class Book:
         self._step = self._logged = self.first_step
 
     def timed(self, batches: Iterator[Pairs], count: int) -> Iterator[MicroBatch]:
-        """The next `count` micro-batches on the device; waiting for them is booked."""
+        """The next `count` micro-batches on the device; time spent waiting is recorded."""
         for _ in range(count):
             start = time.perf_counter()
             pairs = next(batches)
@@ -145,4 +145,4 @@ def _shown(line: dict[str, Any], total: int, remaining: float) -> str:
     if "probe_accuracy" in line:
         text += f"  probe {line['probe_accuracy']:.1%}"
     text += f"  unreadable rows {line['unreadable']}" if line["unreadable"] else ""
-    return text + (f"  store asked again {line['store_retries']} times" if line["store_retries"] else "")
+    return text + (f"  {line['store_retries']} storage retries" if line["store_retries"] else "")

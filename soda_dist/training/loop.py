@@ -1,4 +1,4 @@
-"""The loop: from the last complete checkpoint to the last step."""
+"""The training loop: from the last complete checkpoint to the last step."""
 
 from collections.abc import Callable, Iterable
 
@@ -9,11 +9,11 @@ from soda_dist.runs.folder import complete_steps
 from soda_dist.training import checkpoint
 from soda_dist.training.context import WorkerContext
 from soda_dist.training.engines.engine import Engine
-from soda_dist.training.log_window import Book
+from soda_dist.training.log_window import LogWindow
 from soda_dist.training.schedule import learning_rate
 
 Feed = Callable[[int], Iterable[Pairs]]
-"""From a step on: this worker's micro-batches, `config.accumulation` of them a step."""
+"""From a first step on, this worker's micro-batches: `config.accumulation` of them for each step."""
 
 
 def fit(
@@ -25,40 +25,40 @@ def fit(
     rows: int,
     until: int | None = None,
 ) -> None:
-    """Train from the run's latest complete checkpoint to step `until` (none: `train.steps`), which is checkpointed.
+    """Train from the run's latest complete checkpoint to step `until` (None = `train.steps`), which is checkpointed.
 
     Args:
-        feed: called once with the first step to do.
+        feed: called once, with the first step.
         run: the run's folder: checkpoints, metrics.jsonl and quarantine.jsonl.
         rows: rows of the training split, for the epoch in the log.
-        until: where to stop; the learning-rate schedule stays that of the whole run.
+        until: the last step; the learning-rate schedule stays that of the whole run.
 
     Raises:
         FloatingPointError: the loss is not finite.
     """
     step = resume(context, engine, run)
-    book = Book(context, config, run, rows, step)
+    window = LogWindow(context, config, run, rows, step)
     batches = iter(feed(step))
     end = config.train.steps if until is None else min(until, config.train.steps)
     while step < end:
         lr = learning_rate(step, config.optim, config.train.steps)
-        result = engine.step(book.timed(batches, config.accumulation), lr)
+        result = engine.step(window.timed(batches, config.accumulation), lr)
         step += 1
-        book.add(result)
+        window.add(result)
         last = step == end
         save = last or step % config.train.checkpoint_every_steps == 0
         if save or step % config.train.log_every_steps == 0:  # a log window never spans a checkpoint: resumes are exact
-            book.log(step, lr)
+            window.log(step, lr)
         if save:
-            book.flush()
+            window.flush()
             checkpoint.save(run, step, engine, context, config)
 
 
 def resume(context: WorkerContext, engine: Engine, run: Folder) -> int:
-    """Restore the latest complete checkpoint; the step to go on with (0: a new run)."""
+    """Restore the latest complete checkpoint; return its step (0 = a new run)."""
     steps = complete_steps(run)
     if not steps:
         return 0
     checkpoint.restore(run, steps[-1], engine, context)
-    context.say(f"going on from step {steps[-1]} of {run.uri}")
+    context.say(f"resuming from step {steps[-1]} of {run.uri}")
     return steps[-1]

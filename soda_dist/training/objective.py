@@ -103,7 +103,7 @@ class Objective(nn.Module):
 
     @contextmanager
     def _latents(self) -> Iterator[list[Tensor]]:
-        """What the model's aggregation returns meanwhile: z as the loss meets it. Nothing without an online probe."""
+        """Record the outputs of the model's aggregation: z as in the loss. Empty without an online probe."""
         seen: list[Tensor] = []
         if self.online_probe is None:
             yield seen

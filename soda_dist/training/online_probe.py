@@ -23,7 +23,7 @@ class OnlineProbe(nn.Module):
     is over the global batch, whatever the workers and micro-batches; every worker holds the whole probe.
 
     Our reading: z is what the denoiser is given in training, before masking; the label is that of the first source's
-    image; the learning rate is constant, since z goes on changing.
+    image; the learning rate is constant, since z keeps changing.
 
     Args:
         width: D, of z.
@@ -85,7 +85,7 @@ class OnlineProbe(nn.Module):
 
     @torch.no_grad()
     def update(self) -> Tensor:
-        """One step on all that was taken; float32 [3]: summed cross entropy, hits and labels, over the workers.
+        """One step on everything taken; float32 [3]: summed cross entropy, hits and labels, over the workers.
 
         Hits are counted before the step and without dropout. On every worker.
         """

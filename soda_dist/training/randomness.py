@@ -25,14 +25,14 @@ def mix64(*words: int) -> int:
 
 @dataclass(frozen=True)
 class Draws:
-    """One micro-batch's random numbers: what each sample meets in the step."""
+    """One micro-batch's random numbers: those of each sample."""
 
     t: Tensor
     """[B] int64, index of the timestep in 0..T-1."""
     eps: Tensor
     """[B, 3, r, r] float32, noise of the target."""
     source_noise: Tensor | None
-    """[B, S, 3, s, s] float32, noise of the sources at unit scale; none where no source was asked for."""
+    """[B, S, 3, s, s] float32, noise of the sources at unit scale; None if no source gets noise."""
     keep: Tensor
     """[B, sections] bool: False where the section of z is zeroed."""
     pose_keep: Tensor
@@ -57,7 +57,7 @@ def draw(
 
     `rates` are those of layer, guidance and pose masking (sections 3.2.1 and 3.3): a section is zeroed by itself with
     the first, the whole of z with the second, the poses with the third. `sources` are the views S that get noise.
-    The numbers are made on `device`, none being that of `index`. An index on the CPU spares the GPU a wait.
+    The numbers are made on `device` (None = that of `index`). An index on the CPU spares the GPU a wait.
     """
     device = index.device if device is None else device
     layer_rate, guidance_rate, pose_rate = rates
@@ -66,7 +66,7 @@ def draw(
     uniform = torch.empty(len(positions), sections + 2, device=device)
     eps = torch.empty(len(positions), 3, target_size, target_size, device=device)
     source = torch.empty(len(positions), sources, 3, source_size, source_size, device=device)
-    for row, position in enumerate(positions):  # as few launches as there are: on a GPU they are the cost
+    for row, position in enumerate(positions):  # few launches per row: on a GPU they are the cost
         generator.manual_seed(mix64(seed, position) >> 1)
         torch.rand(sections + 2, generator=generator, out=uniform[row])
         torch.randn(3, target_size, target_size, generator=generator, out=eps[row])

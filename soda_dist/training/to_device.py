@@ -8,14 +8,14 @@ from soda_dist.training.engines.engine import MicroBatch
 
 
 def to_device(pairs: Pairs, device: torch.device) -> MicroBatch:
-    """A micro-batch's arrays as tensors on `device`, where RandAugment is done if the workers left it to do.
+    """A micro-batch's arrays as tensors on `device`, and RandAugment if the data workers left it to the device.
 
     `index` stays on the CPU, where it is read.
     """
     tensors = {name: torch.from_numpy(getattr(pairs, name)) for name in MicroBatch._fields}
     moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items() if name != "index"}
     if pairs.target_layers.size:
-        if device.type == "cpu":  # there nothing was copied
+        if device.type == "cpu":  # `to` has copied nothing
             moved["source"], moved["target"] = moved["source"].clone(), moved["target"].clone()
         distort(moved["source"].flatten(0, 1), pairs.source_layers.reshape(-1, *pairs.source_layers.shape[2:]))
         distort(moved["target"], pairs.target_layers)

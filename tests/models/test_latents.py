@@ -41,7 +41,7 @@ def correlated(n, dim, seed=0):
 
 def test_linear_interpolation_equals_its_formula():
     a, b, weights = randn(2, 3, 5), randn(2, 3, 5, seed=1), torch.tensor([0.0, 0.3, 0.9, 1.0])
-    out = interpolate(a, b, weights, how="linear")
+    out = interpolate(a, b, weights, method="linear")
     assert out.shape == (4, 2, 3, 5)
     for i, w in enumerate(weights.tolist()):
         torch.testing.assert_close(out[i], (1 - w) * a + w * b)
@@ -51,7 +51,7 @@ def test_linear_interpolation_equals_its_formula():
 def test_spherical_interpolation_equals_scipy_on_the_directions_and_a_line_on_the_lengths():
     a, b = randn(6, 5, dtype=torch.float64), 3 * randn(6, 5, seed=1, dtype=torch.float64)
     weights = torch.linspace(0, 1, 7, dtype=torch.float64)
-    out = interpolate(a, b, weights, how="spherical")
+    out = interpolate(a, b, weights, method="spherical")
     for i in range(6):
         u, v = (x / x.norm() for x in (a[i], b[i]))
         expected = geometric_slerp(u.numpy(), v.numpy(), weights.numpy())
@@ -61,39 +61,39 @@ def test_spherical_interpolation_equals_scipy_on_the_directions_and_a_line_on_th
 
 def test_spherical_interpolation_between_axes_in_closed_form():
     out = interpolate(
-        torch.tensor([2.0, 0.0, 0.0]), torch.tensor([0.0, 6.0, 0.0]), torch.tensor([1 / 3]), how="spherical"
+        torch.tensor([2.0, 0.0, 0.0]), torch.tensor([0.0, 6.0, 0.0]), torch.tensor([1 / 3]), method="spherical"
     )
     torch.testing.assert_close(
         out, torch.tensor([[10 / 3 * math.cos(math.pi / 6), 10 / 3 * math.sin(math.pi / 6), 0.0]])
     )
 
 
-@pytest.mark.parametrize("how", ["linear", "spherical"])
+@pytest.mark.parametrize("method", ["linear", "spherical"])
 @pytest.mark.parametrize("nearness", [1.0, 1e-3, 1e-6])
-def test_the_ends_are_the_two_latents_however_near_or_opposite(how, nearness):
+def test_the_ends_are_the_two_latents_however_near_or_opposite(method, nearness):
     a = randn(4, 5)
     b = torch.stack([a[0] * 2, -a[1] / 3, -a[2], a[3]]) + nearness * randn(4, 5, seed=1)
-    out = interpolate(a, b, torch.tensor([0.0, 1.0]), how=how)
+    out = interpolate(a, b, torch.tensor([0.0, 1.0]), method=method)
     torch.testing.assert_close(out, torch.stack([a, b]), rtol=1e-6, atol=1e-6)
 
 
 def test_spherical_interpolation_of_parallel_latents_stays_on_their_line():
     a, weights = randn(3, 5), torch.tensor([0.0, 0.25, 1.0])
-    out = interpolate(a, 3 * a, weights, how="spherical")
+    out = interpolate(a, 3 * a, weights, method="spherical")
     torch.testing.assert_close(out, (1 + 2 * weights)[:, None, None] * a)
 
 
 def test_spherical_interpolation_of_opposite_latents_turns_towards_the_smallest_axis():
     a = torch.tensor([3.0, 0.0, -4.0])
-    out = interpolate(a, -2 * a, torch.tensor([0.0, 0.5, 1.0]), how="spherical")
+    out = interpolate(a, -2 * a, torch.tensor([0.0, 0.5, 1.0]), method="spherical")
     torch.testing.assert_close(out, torch.stack([a, torch.tensor([0.0, 7.5, 0.0]), -2 * a]), rtol=0, atol=1e-6)
 
 
 def test_spherical_interpolation_from_zero_is_straight_and_between_zeros_is_zero():
     a, zero, weights = randn(5), torch.zeros(5), torch.tensor([0.0, 0.25, 1.0])
-    torch.testing.assert_close(interpolate(zero, a, weights, how="spherical"), weights[:, None] * a)
-    torch.testing.assert_close(interpolate(a, zero, weights, how="spherical"), (1 - weights)[:, None] * a)
-    assert torch.equal(interpolate(zero, zero, weights, how="spherical"), torch.zeros(3, 5))
+    torch.testing.assert_close(interpolate(zero, a, weights, method="spherical"), weights[:, None] * a)
+    torch.testing.assert_close(interpolate(a, zero, weights, method="spherical"), (1 - weights)[:, None] * a)
+    assert torch.equal(interpolate(zero, zero, weights, method="spherical"), torch.zeros(3, 5))
 
 
 # Principal directions
@@ -259,11 +259,11 @@ def test_resampling_is_decided_by_the_generator():
 Z, ROW = torch.zeros(2, 7), torch.ones(7)
 GENERATOR = torch.Generator()
 WRONG = {
-    "a, b": (interpolate, (Z, ROW, ROW), {"how": "linear"}),
-    "a, b: got torch.float32": (interpolate, (Z, Z.double(), ROW), {"how": "linear"}),
-    "weights: got [2.0]": (interpolate, (Z, Z, torch.tensor([2.0])), {"how": "linear"}),
-    "weights: got [nan]": (interpolate, (Z, Z, torch.tensor([math.nan])), {"how": "spherical"}),
-    "how: got cubic; allowed: linear, spherical": (interpolate, (Z, Z, ROW), {"how": "cubic"}),
+    "a, b": (interpolate, (Z, ROW, ROW), {"method": "linear"}),
+    "a, b: got torch.float32": (interpolate, (Z, Z.double(), ROW), {"method": "linear"}),
+    "weights: got [2.0]": (interpolate, (Z, Z, torch.tensor([2.0])), {"method": "linear"}),
+    "weights: got [nan]": (interpolate, (Z, Z, torch.tensor([math.nan])), {"method": "spherical"}),
+    "method: got cubic; allowed: linear, spherical": (interpolate, (Z, Z, ROW), {"method": "cubic"}),
     "latents: got torch.float32 [7]": (principal_directions, (ROW,), {"columns": None, "count": 1}),
     "latents: got torch.float32 [2, 7]": (principal_directions, (Z / 0,), {"columns": None, "count": 1}),
     "count: got 2; allowed: 1..1": (principal_directions, (Z,), {"columns": None, "count": 2}),

@@ -12,10 +12,13 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from soda_dist.config.load import load_config, with_fields
 from soda_dist.errors import UserError
+from soda_dist.evaluation.model_sources import TimmEncoder
 from soda_dist.models.lr_equalization import load_plain_state_dict, plain_state_dict
 from soda_dist.models.pixels import IMAGENET_MEAN, IMAGENET_STD
-from soda_dist.models.pretrained import FrozenEncoder, load_frozen
+from soda_dist.models.pretrained import FrozenEncoder, UnsuitableModelError, load_frozen
+from soda_dist.training.build import build_model
 
 SIDE = 160
 """Of what the models named test_* were trained on."""
@@ -285,3 +288,23 @@ def test_poses_are_refused():
     for told in ((torch.zeros(1, 4), None), (None, torch.ones(1, dtype=torch.bool))):
         with pytest.raises(ValueError, match="poses"):
             e(x, *told)
+
+
+def test_a_wrong_model_is_an_error_with_fields() -> None:
+    wrong = "vit_bas_patch16_224"
+    with pytest.raises(UnsuitableModelError) as caught:
+        FrozenEncoder(model=wrong, image_size=SIDE)
+    got, allowed = caught.value.got, caught.value.allowed
+    assert got == wrong and allowed.startswith("timm's models, such as ") and "vit_base_patch16_224" in allowed
+    fields = {"arch": "pretrained", "model": wrong, "weights": "file.safetensors", "weights_sha256": "a" * 64}
+    config = with_fields(load_config("demo"), {f"encoder.{name}": value for name, value in fields.items()})
+    with pytest.raises(UserError) as refused:
+        build_model(config)
+    error = refused.value
+    assert (error.field, error.got, error.allowed, error.remedy) == (
+        "encoder.model", wrong, allowed, "name a model of timm",
+    )  # fmt: skip
+    with pytest.raises(UserError) as refused:
+        TimmEncoder(wrong, None, None).configuration()
+    error = refused.value
+    assert (error.field, error.got, error.allowed) == ("--encoder", f"timm:{wrong}", allowed)

@@ -81,7 +81,7 @@ def test_prepare_pretrain_kill_resume_evaluate(head: Head, tmp_path: Path, s3_ur
     os.kill(driver_of(killed), signal.SIGKILL)
     job.wait(timeout=60)
     printed = done(head, *again)
-    assert "going on from step" in printed or "already finished" in printed
+    assert "resuming from step" in printed or "already finished" in printed
     assert exact(open_folder(killed)) == exact(open_folder(straight))
     assert weights(open_folder(killed)) == weights(open_folder(straight))
 

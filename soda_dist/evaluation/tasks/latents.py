@@ -151,13 +151,13 @@ class _Sheets:
     def interpolation(self) -> Pictures:
         count = self.context.config.evaluation.tools.weights
         weights = torch.linspace(0, 1, count)
-        ways = [(a, b, how) for a, b in self.pairs for how in ("linear", "spherical")]
-        z = torch.stack([interpolate(self.z[a], self.z[b], weights, how=how) for a, b, how in ways])  # type: ignore[arg-type]
+        ways = [(a, b, method) for a, b in self.pairs for method in ("linear", "spherical")]
+        z = torch.stack([interpolate(self.z[a], self.z[b], weights, method=method) for a, b, method in ways])  # type: ignore[arg-type]
         drawn = self.rows(z, [a for a, _, _ in ways], "interpolation")
         target = self.shown.target
         rows = [[target[a], *row, target[b]] for (a, b, _), row in zip(ways, drawn, strict=True)]
         columns = ["A", *(f"{weight:.2g}" for weight in weights.tolist()), "B"]
-        return {"interpolation.png": image_grid(rows, columns, [how for _, _, how in ways])}
+        return {"interpolation.png": image_grid(rows, columns, [method for _, _, method in ways])}
 
     def mixing(self) -> Pictures:
         """B's sections into A's, from the outside inwards and from the inside outwards."""

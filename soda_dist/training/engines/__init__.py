@@ -1,1 +1,1 @@
-"""Who owns gradients, the update and the sharding of state."""
+"""Engines: owners of gradients, the update and the sharding of state."""

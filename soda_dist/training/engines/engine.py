@@ -1,4 +1,4 @@
-"""The seam between the loop and who owns gradients, clipping, the update, and the sharding of their state.
+"""The interface between the loop and the owner of gradients, clipping, the update and sharded state.
 
 An engine takes an update's micro-batches and returns the loss and the gradient norm. Its state is seen as fragments:
 contiguous pieces of flattened float32 parameters, with the optimizer's moments and the EMA beside them. Every element
@@ -47,7 +47,7 @@ class Fragment:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What an update says: all of it stays on the device until it is read."""
+    """The result of an update, which stays on the device until it is read."""
 
     loss: Tensor
     """Mean loss of this worker's micro-batches."""
@@ -73,7 +73,7 @@ class Engine(Protocol):
         """The optimizer's own count of updates (Adam's bias correction)."""
 
     def restored(self, updates: int) -> None:
-        """To be called on every rank after the fragments were overwritten."""
+        """Call on every rank after the fragments were overwritten."""
 
     def ema_weights(self) -> AbstractContextManager[dict[str, Tensor] | None]:
         """On every rank: inside, rank 0 has the EMA weights whole by name (CPU); the others have None."""

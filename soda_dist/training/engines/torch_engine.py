@@ -1,4 +1,4 @@
-"""The engine of bare PyTorch."""
+"""The engine of plain PyTorch, with DistributedDataParallel for several workers."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
