@@ -53,7 +53,7 @@ def test_images_of_a_store_are_read_where_they_are(s3_uri: str, monkeypatch: pyt
     assert said[0].startswith("import, 30 images, 0 MB, round 1 of 1, MB/s: import ")
     assert [min(result["median"].values()) > 0 for result in found] == [True, True]
     monkeypatch.setattr(startup, "BYTES", 1000)
-    with pytest.raises(UserError, match=r"got 0 MB; allowed: at most 0; name a folder in it"):
+    with pytest.raises(UserError, match=r"got 0 MB; allowed: at most 0 MB; choose a subfolder"):
         startup.measure_import(s3_uri, said.append)
 
 

@@ -88,16 +88,18 @@ def test_every_kind_of_view_comes_through_as_it_was_made(variant, tmp_path):
 
 def test_a_block_holds_no_more_than_its_bytes_however_large_the_micro_batch(data, monkeypatch):
     """Nine sources of 64 px: a micro-batch of 16 is cut, and comes together again."""
-    from soda_dist.distributed import ingest
+    from soda_dist.distributed import ingest, ingest_plan
 
     train = {"global_batch": 16, "steps": 8, "checkpoint_every_steps": 100}
     config = tiny_config(train=train, data={"source_size": 64, "sources": (9, 9), "pose": "pixels"})
     pairs = next(ingest.stream(data, config, 0, 0))
     size = sum(np.asarray(getattr(pairs, name)).nbytes for name in ingest.TENSORS) / 16
-    assert ingest.row_bytes(config.data) == size
-    monkeypatch.setattr(ingest, "BYTES_PER_BLOCK", int(5.5 * size))
+    assert ingest_plan.row_bytes(config.data) == size
+    monkeypatch.setattr(ingest_plan, "BYTES_PER_BLOCK", int(5.5 * size))
     order = Order([g for shard in GROUPS for g in shard], config.seed, 16, config.data.shuffle_groups)
-    blocks = [block for plans in ingest._datasets(order, config, 0, 0, stays=False) for plan in plans for block in plan]
+    blocks = [
+        block for plans in ingest_plan.datasets(order, config, 0, 0, stays=False) for plan in plans for block in plan
+    ]
     assert max(sum(stop - start for start, stop in block) for block in blocks) == 4
     cut = list(ingest.stream(data, config, 0, 0))
     assert [pairs.index.tolist() for pairs in cut] == np.arange(128).reshape(8, 16).tolist()
@@ -210,16 +212,16 @@ SLOW_CONSUMER = """
 import json, os, sys, time
 import psutil, ray
 from ray._private.internal_api import node_stats
-from soda_dist.distributed import ingest
+from soda_dist.distributed import ingest, ingest_plan
 from tests.sizes import sized
 from tests.tiny import tiny_config
 
 ray.init(address=sys.argv[2], log_to_driver=False)
-ingest.BYTES_PER_BLOCK = 2 << 20
+ingest_plan.BYTES_PER_BLOCK = 2 << 20
 steps = int(sys.argv[3])
 train = {"global_batch": 16, "steps": steps, "checkpoint_every_steps": 100}
 config = tiny_config(data={"source_size": 192}, train=train, scale={"data_memory_mb": 64})
-assert ingest.least_memory_mb(config.data) <= 64
+assert ingest_plan.least_memory_mb(config.data) <= 64
 node = ray.nodes()[0]
 
 def used():

@@ -15,7 +15,7 @@ from tests.tiny import tiny_config
 from tests.training.labelled import ATTRIBUTES, labelled_feed
 
 CPU = torch.device("cpu")
-STEPS, SAVED = 3, 2
+STEPS, SAVED = 2, 1
 LR = 1e-6
 """Of the model: engines differ in its rounding, which a larger one would amplify to 1e-4 of the probe's loss."""
 
