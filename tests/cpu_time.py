@@ -42,14 +42,16 @@ class ProcessTree:
             if process not in now:
                 gone[self._heir(seen.parent, now)] += seen.own + seen.waited
         for heir, seconds in gone.items():
-            self._unwaited += max(0.0, seconds - (now[heir].waited - self._alive[heir].waited))
+            before = self._alive.get(heir)
+            self._unwaited += max(0.0, seconds - (now[heir].waited - (before.waited if before else 0.0)))
         self._alive = now
         return self._unwaited + sum(seen.own + seen.waited for seen in now.values())
 
     def _heir(self, parent: psutil.Process | None, now: dict[psutil.Process, Seen]) -> psutil.Process:
-        """The nearest ancestor that is still alive."""
+        """The nearest ancestor that is still alive; the root beyond one that could not be looked at."""
         while parent is not None and parent not in now:
-            parent = self._alive[parent].parent
+            seen = self._alive.get(parent)
+            parent = seen.parent if seen else None
         return parent or self._root
 
     def _look(self) -> dict[psutil.Process, Seen]:
