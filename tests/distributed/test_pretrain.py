@@ -135,6 +135,7 @@ def test_memory_is_checked_before_the_start(tmp_path, data):
     assert not (tmp_path / "run/metrics.jsonl").exists()
 
 
+@pytest.mark.long  # a group of ablations has such a run too
 def test_a_diverged_run_ends_once_with_its_reason(tmp_path, data):
     with pytest.raises(FloatingPointError, match="loss is nan between steps"):
         run_to(
