@@ -49,9 +49,9 @@ def _copied(place: Path, to: Path) -> str:
 
 
 def _timeless(value: Any) -> Any:
-    """A result without what the clock decides."""
+    """A result without what the clock decides, and the time and the command of its provenance."""
     if isinstance(value, dict):
-        return {name: _timeless(each) for name, each in value.items() if name != "seconds"}
+        return {name: _timeless(each) for name, each in value.items() if name not in ("seconds", "provenance")}
     return value
 
 
