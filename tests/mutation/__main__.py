@@ -10,9 +10,9 @@
 The mutants are written for one commit and found again in another by the text of their statement within its function,
 so files and functions may move. `locate` lists those not found; `--by-hand FILE` then maps an id to
 {"file": ..., "old": ..., "new": ...}, where `old` occurs once in the file. Only a copy of `--commit` under `--scratch`
-is changed: `scratch/tree`, made by `git archive`. Records and results lie beside it under the commit's hash; a record
-that exists is not made again. Results are appended to `results-HASH.jsonl` as they come; a run that was stopped
-resumes after the last one.
+is changed: `scratch/tree`, made by `git archive`. Records and results lie beside it under the commit's hash; a part
+of the suite that is recorded is not recorded again. Results are appended to `results-HASH.jsonl` as they come; a run
+that was stopped resumes after the last one.
 
 Lines that run only in other processes, such as Ray's actors, leave no trace. `--actor-tests FILE` maps their source
 file to test files, whose tests marked `ray` are recorded too and judge those lines.
@@ -55,27 +55,27 @@ def main() -> int:
 
 
 def _record(copy: Copy, commit: str, arguments: argparse.Namespace) -> None:
-    of_suite, of_actors = _records(copy, commit)
-    if not of_suite.exists():
-        copy.record(of_suite, ["-m", WITHOUT_ACTORS, *arguments.tests])
-    files = sorted({file for files in _json(arguments.actor_tests).values() for file in files})
-    if files and not of_actors.exists():
-        copy.record(of_actors, ["-m", WITH_ACTORS, *files])
-    tests = _read_record(copy, commit).tests
-    unusable = [f"{test}: {about['outcome']}" for test, about in tests.items() if about["outcome"] != "passed"]
-    print(f"recorded {len(tests)} tests; these did not pass and judge nothing:", *unusable, sep="\n  ")
+    """Record part by part, so that a stopped run loses one part only."""
+    inits, files = copy.tree.glob("tests/*/__init__.py"), copy.tree.glob("tests/test_*.py")
+    whole = sorted(str(path.relative_to(copy.tree)) for path in [*(init.parent for init in inits), *files])
+    of_actors = sorted({tests for several in _json(arguments.actor_tests).values() for tests in several})
+    parts = [(WITHOUT_ACTORS, arguments.tests or whole), (WITH_ACTORS, of_actors)]
+    for marker, tests in ((marker, tests) for marker, several in parts for tests in several):
+        name = f"{marker} {tests}".replace(" ", "-").replace("/", ".")
+        path = copy.scratch / f"record-{commit}" / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists():
+            copy.record(path, ["-m", marker, tests])
+    recorded = _read_record(copy, commit).tests
+    unusable = [f"{test}: {about['outcome']}" for test, about in recorded.items() if about["outcome"] != "passed"]
+    print(f"recorded {len(recorded)} tests; these did not pass and judge nothing:", *unusable, sep="\n  ")
 
 
 def _read_record(copy: Copy, commit: str) -> Record:
-    paths = [path for path in _records(copy, commit) if path.exists()]
+    paths = sorted((copy.scratch / f"record-{commit}").glob("*.json"))
     if not paths:
-        raise SystemExit(f"no {_records(copy, commit)[0]}; record first")
+        raise SystemExit(f"{copy.scratch}: no record of {commit}; run `record` first")
     return Record.read(paths)
-
-
-def _records(copy: Copy, commit: str) -> list[Path]:
-    """The file of the suite's record, and that of the tests of actors."""
-    return [copy.scratch / f"record-{commit}{of}.json" for of in ("", "-actors")]
 
 
 def _locate(copy: Copy, commit: str, arguments: argparse.Namespace) -> None:
@@ -134,7 +134,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--by-hand", type=Path, help="JSON: mutant id to its place, where none is found")
     parser.add_argument("--before", type=Path, help="results of the mutants' own commit")
     parser.add_argument("--cpu-minutes", type=float, default=60.0, help="judge no more mutants after these")
-    parser.add_argument("--tests", nargs="*", default=[], help="record these test files only")
+    parser.add_argument(
+        "--tests", nargs="*", default=[], help="record these test folders or files; default: all folders"
+    )
     return parser.parse_args()
 
 

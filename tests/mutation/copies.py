@@ -17,6 +17,7 @@ from pathlib import Path
 from .records import Seconds
 
 PLUGIN = "mutation_pytest_plugin"
+PASSED, FAILED, NONE_COLLECTED = 0, 1, 5  # pytest's exit status
 LIMITED = 'ulimit -S -t "$0" && exec "$@"'  # a process that uses more seconds of the CPU is ended by SIGXCPU
 PLANTED_AT = 1_000_000_000  # a planted file's time of change; no two are the same, so that no stale bytecode is run
 
@@ -83,16 +84,20 @@ class Copy:
             path.write_bytes(before)
             os.utime(path, ns=times)
 
-    def record(self, path: Path, arguments: list[str]) -> int:
-        """Run pytest with the arguments, and write to `path` which test runs which line; the exit status."""
+    def record(self, path: Path, arguments: list[str]) -> None:
+        """Run pytest with the arguments, and write to `path` which test runs which line."""
         variables = {
             "MUTATION_RECORD": str(path.resolve()),
             "MUTATION_PACKAGE": str(self.tree / self.package),
             "COVERAGE_CORE": "ctrace",
         }
-        return subprocess.run(
+        status = subprocess.run(
             self._pytest(arguments), cwd=self.tree, env=self._environment(variables), check=False
         ).returncode
+        path.with_suffix(".coverage").unlink(missing_ok=True)
+        if status not in (PASSED, FAILED, NONE_COLLECTED):
+            path.unlink(missing_ok=True)
+            raise RuntimeError(f"pytest ended with status {status}; nothing is recorded of {' '.join(arguments)}")
 
     def run(self, tests: list[str], expected: Seconds) -> Outcome:
         """Run the tests in this order until one fails; a limit of time is several times what is expected."""

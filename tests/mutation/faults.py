@@ -130,7 +130,9 @@ def _name(function: ast.expr) -> str:
 
 
 def _is_log(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and _name(node.func).lstrip("_") in LOGS
+    if not isinstance(node, ast.Call):
+        return False
+    return _name(node.func).lstrip("_") in LOGS or ast.unparse(node.func).startswith("progress.")
 
 
 def _of_statement(node: ast.stmt) -> Iterator[Fault]:

@@ -22,11 +22,12 @@ WEIGHTS = {
     "slice": 2,
     "return": 1,
     "min and max": 2,
-    "deleted": 2,
+    "deleted": 1,
     "swapped": 1,
 }
 PER_FILE, PER_FUNCTION = 4, 2
 SHORT = 12  # a shorter text says too little to be found by itself
+LONG = 160  # a longer statement passes things on rather than computes, and is the first to be written anew
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ def choose(tree: Tree, areas: list[Area], record: Record, unseen: set[str], seed
             (file, statement, fault)
             for file in files
             for statement in tree.by_file[file]
+            if len(statement.text) <= LONG
             for fault in faults(statement)
             if record.covering(file, _lines(statement, fault))
             or (file in unseen and not record.covering(file, statement.lines))
