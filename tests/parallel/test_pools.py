@@ -19,10 +19,10 @@ from soda_dist.parallel.progress import Progress, silent
 WORKERS = 2
 
 
-def _actor_pool(**options: Any) -> Pool:
+def _actor_pool(setup: Any) -> Pool:
     from soda_dist.distributed.runtime.actor_pool import ActorPool
 
-    return ActorPool(say=silent, **{"actors": WORKERS, "start_timeout_s": 60, **options})
+    return ActorPool(say=silent, needs={"CPU": 0.25}, actors=WORKERS, start_timeout_s=60, setup=setup)
 
 
 HERE = "this process"
@@ -35,7 +35,7 @@ OUTSIDE = [
 def _made(kind: str, request: pytest.FixtureRequest, setup: Any) -> Pool:
     if kind == "actors":
         request.getfixturevalue("cluster")
-        return _actor_pool(setup=setup)
+        return _actor_pool(setup)
     return LocalPool(0 if kind == HERE else WORKERS, setup=setup)
 
 
@@ -224,31 +224,3 @@ def _no_meeting(host: str, size: int) -> tuple[Any, Any]:
 def test_a_gang_has_a_seat_for_each_piece(pool: Pool) -> None:
     size = pool.gang_size(2, "evaluation.probe.workers")
     assert pool.gang(_first_rank, list(range(size)), _no_meeting) == size
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("cluster")
-class TestActors:
-    """What only a cluster has."""
-
-    def test_actors_without_room_are_the_users_to_know(self) -> None:
-        with pytest.raises(UserError, match="needs 1000 CPU"), _actor_pool(needs={"CPU": 1000}) as pool:
-            pool.map(_add, [1])
-
-    def test_actors_that_wait_too_long_for_a_busy_cluster_are_the_users_to_know(self) -> None:
-        said: list[str] = []
-        with _actor_pool(setup=_hundred, needs={"CPU": 4}, actors=1) as holder:
-            holder.map(_add, [1])
-            message = "no actor running within 1 s, each with 4 CPU"
-            busy = _actor_pool(needs={"CPU": 4}, start_timeout_s=1)
-            with pytest.raises(UserError, match=message), busy as pool:
-                pool.map(_add, [1], Progress(said.append, "waiting", "pieces"))
-
-    def test_work_begins_though_only_some_actors_find_room(self) -> None:
-        with _actor_pool(setup=_hundred, needs={"CPU": 3}) as pool:  # two of three CPUs each do not fit into four
-            assert pool.map(_add, range(10)) == [100 + i for i in range(10)]
-
-    def test_an_actor_that_dies_between_two_works_is_replaced(self) -> None:
-        with _actor_pool(setup=_hundred, actors=1) as pool:
-            os.kill(pool.call(_process, 0), signal.SIGKILL)
-            assert pool.map(_add, [1]) == [101]
