@@ -56,7 +56,7 @@ def relative_error(covariance, expected):
     return float((covariance - expected).abs().max() / expected.abs().max())
 
 
-@pytest.mark.parametrize("position", range(len(STRIDES)), ids=[str(steps) for steps in STRIDES])
+@pytest.mark.parametrize("position", [0, 1, 2, 3, pytest.param(4, marks=pytest.mark.long)], ids=map(str, STRIDES))
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("schedule", ["inverted", "cosine", "linear"])
 def test_samples_have_the_mean_and_covariance_of_the_data(schedule, sampler, position):
@@ -72,7 +72,7 @@ def test_samples_have_the_mean_and_covariance_of_the_data(schedule, sampler, pos
     assert relative_error(covariance, posterior_mean) < allowed
 
 
-@pytest.mark.parametrize("steps", [1000, 50])
+@pytest.mark.parametrize("steps", [50, 250, pytest.param(1000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_law_follows_the_recursion_of_the_formulas(sampler, steps):
     process = GaussianProcess(alpha_bar("inverted", 1000))

@@ -14,6 +14,11 @@ from soda_dist.models.soda import EncDec, Encoding
 from tests.models.methods import METHODS, batch_of, config_of, model_of, rows
 
 EVERY = pytest.mark.parametrize("name", METHODS)
+CASTS = (
+    "soda", "concat", "no modulation", "cross attention", "no bottleneck", "rays and a vector",
+    "transformer of sources", "encdec with rays", "palette with rays",
+)  # fmt: skip
+"""Methods that between them reach every cast between float32 and bfloat16."""
 
 
 def gradient_norm(model) -> float:
@@ -82,7 +87,7 @@ def test_a_masked_latent_hides_the_source(name):
     assert torch.equal(*losses) and not torch.allclose(losses[0], shown, atol=1e-5)
 
 
-@EVERY
+@pytest.mark.parametrize("name", [n if n in CASTS else pytest.param(n, marks=pytest.mark.long) for n in METHODS])
 def test_bf16_changes_loss_and_gradient_little(name):
     """Widths at which a group has many values: small groups amplify the rounding."""
     wide = {"encoder": {"width": 0.5}, "denoiser": {"base_channels": 32, "head_dim": 16, "position_dim": 64}}
@@ -207,7 +212,9 @@ def test_views_of_one_sample_have_dropout_masks_of_their_own():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["soda", "cross attention", "encdec"])
+@pytest.mark.parametrize(
+    "name", ["soda", *(pytest.param(n, marks=pytest.mark.long) for n in ("cross attention", "encdec"))]
+)
 def test_a_captured_graph_changes_nothing_beyond_rounding(name):
     """What torch.compile traces, forward and backward, run without its code generator, which takes minutes."""
     model = model_of(name).eval()
@@ -222,7 +229,7 @@ def test_a_captured_graph_changes_nothing_beyond_rounding(name):
     assert results[0][1] == pytest.approx(results[1][1], rel=1e-2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_denoiser_changes_nothing_beyond_rounding():
     model = model_of("soda").eval()
     batch, draws = batch_of(config_of("soda"))

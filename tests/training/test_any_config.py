@@ -19,9 +19,9 @@ from soda_dist.training.to_device import to_device
 from tests.tiny import pairs_at, tiny_config
 from tests.training.test_engine import engine_of
 
-DRAWN = 300
 CPU = torch.device("cpu")
 OUTCOMES = {"refused": 0, "trained": 0}
+"""Of the configurations drawn so far."""
 
 
 def _some(fields: dict[str, list[Any]]) -> st.SearchStrategy[dict[str, Any]]:
@@ -85,8 +85,6 @@ def _output(model: Any, config: RunConfig) -> torch.Tensor:
     return model.denoise(x, torch.arange(4) % config.diffusion.steps, condition)
 
 
-@settings(max_examples=DRAWN, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-@given(tree=TREES)
 def _any_configuration(tmp_path_factory: pytest.TempPathFactory, tree: dict[str, Any]) -> None:
     note(str(tree))
     try:
@@ -117,6 +115,10 @@ def _any_configuration(tmp_path_factory: pytest.TempPathFactory, tree: dict[str,
     OUTCOMES["trained"] += 1
 
 
-def test_any_configuration_is_refused_in_a_line_or_runs_and_comes_back_equal(tmp_path_factory) -> None:
-    _any_configuration(tmp_path_factory)
-    assert sum(OUTCOMES.values()) >= DRAWN and min(OUTCOMES.values()) > DRAWN // 10, OUTCOMES
+@pytest.mark.parametrize("drawn", [40, pytest.param(300, marks=pytest.mark.long)])
+def test_any_configuration_is_refused_in_a_line_or_runs_and_comes_back_equal(drawn, tmp_path_factory) -> None:
+    OUTCOMES.update(refused=0, trained=0)
+    health = list(HealthCheck)
+    drawing = settings(max_examples=drawn, deadline=None, derandomize=True, database=None, suppress_health_check=health)
+    drawing(given(tree=TREES)(_any_configuration))(tmp_path_factory)
+    assert sum(OUTCOMES.values()) >= drawn and min(OUTCOMES.values()) > drawn // 10, OUTCOMES
