@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from soda_dist.torch_internals import own_parameters, own_persistent_buffers
+
 
 class Scaled(nn.Module):
     """A parameter that is stored divided by `ratio` and used multiplied by it."""
@@ -36,9 +38,8 @@ def equalize(module: nn.Module, ratio: float) -> None:
     if not (ratio > 0 and math.isfinite(ratio)):
         raise ValueError(f"lr_ratio: got {ratio}; allowed: positive and finite")
     for owner in list(module.modules()):
-        for name in list(owner._parameters):
-            if owner._parameters[name] is not None:
-                parametrize.register_parametrization(owner, name, Scaled(ratio))
+        for name in own_parameters(owner):
+            parametrize.register_parametrization(owner, name, Scaled(ratio))
 
 
 def plain_state_dict(module: nn.Module) -> dict[str, Tensor]:
@@ -76,9 +77,7 @@ def _tensors(module: nn.Module) -> list[tuple[str, nn.Module, str]]:
     for path, owner in module.named_modules():
         if isinstance(owner, Scaled | parametrize.ParametrizationList) or path.endswith("parametrizations"):
             continue
-        names = [name for name, value in owner._parameters.items() if value is not None]
-        names += list(getattr(owner, "parametrizations", {}))
-        names += [n for n, b in owner._buffers.items() if b is not None and n not in owner._non_persistent_buffers_set]
+        names = [*own_parameters(owner), *getattr(owner, "parametrizations", {}), *own_persistent_buffers(owner)]
         found += [(f"{path}.{name}" if path else name, owner, name) for name in names]
     return found
 

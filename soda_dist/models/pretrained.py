@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from soda_dist.models.pixels import IMAGENET_MEAN, IMAGENET_STD
+from soda_dist.torch_internals import own_parameters
 from soda_dist.weights import fill, read_weights
 
 _SHOWN = 5
@@ -136,6 +137,6 @@ def _classifiers(info: dict[str, Any]) -> tuple[str, ...]:
 def _freeze(model: nn.Module) -> None:
     """Parameters become persistent buffers of the same names; a shared one becomes two equal ones."""
     for owner in model.modules():
-        for name, parameter in list(owner._parameters.items()):
-            del owner._parameters[name]
-            owner.register_buffer(name, None if parameter is None else parameter.detach().clone())
+        for name, parameter in own_parameters(owner).items():
+            delattr(owner, name)
+            owner.register_buffer(name, parameter.detach().clone())

@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from soda_dist.torch_internals import set_group_timeouts
+
 
 class _SumOverWorkers(torch.autograd.Function):
     """Sum of a tensor over the ranks; its gradient is the sum of theirs, as each rank's loss depends on every input."""
@@ -60,6 +62,4 @@ def set_collective_timeout(seconds: float) -> None:
 
     `init_distributed(timeout=...)` does not reach the groups that DeepSpeed clones (measured).
     """
-    set_timeout = getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)  # its name before torch 2.14
-    for group in list(dist.distributed_c10d._world.pg_map):
-        set_timeout(timedelta(seconds=seconds), group)
+    set_group_timeouts(timedelta(seconds=seconds))

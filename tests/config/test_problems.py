@@ -174,7 +174,7 @@ def test_a_label_with_a_bar_ends_a_job_with_code_2(
 
 
 def test_too_many_synthetic_objects_are_refused_with_their_number() -> None:
-    with pytest.raises(UserError, match=r"^objects: got 600000 in all splits; allowed: up to 480000; lower it, or raise views"):
+    with pytest.raises(UserError, match=r"^objects: got 600000 in all splits; allowed: up to 480000; lower it"):
         parse_options("synthetic", ["objects=480000"])
 
 

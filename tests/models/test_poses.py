@@ -8,15 +8,8 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from soda_dist.models.pose_encoding import (
-    PoseGrid,
-    PoseVector,
-    pixel_grid,
-    ray_points,
-    rays,
-    sinusoidal,
-    viewing_directions,
-)
+from soda_dist.models import pose_encoding
+from soda_dist.models.pose_encoding import PoseGrid, PoseVector, pixel_grid, ray_points, rays, sinusoidal
 
 FORMS = ("concat", "normalized", "plane", "sphere")
 WHOLE = torch.tensor([[-1.0, -1.0, 1.0, 1.0]])
@@ -29,9 +22,8 @@ def matrix(eye, at, roll=0.0):
     right = np.cross(forward, [0, 0, 1])
     right /= np.linalg.norm(right)
     placed = np.eye(4)
-    placed[:3, :3] = (
-        np.stack([right, np.cross(forward, right), forward], 1) @ Rotation.from_euler("z", roll).as_matrix()
-    )
+    turn = Rotation.from_euler("z", roll).as_matrix()
+    placed[:3, :3] = np.stack([right, np.cross(forward, right), forward], 1) @ turn
     placed[:3, 3] = eye
     return placed
 
@@ -130,7 +122,7 @@ def test_rays_go_through_the_centres_of_the_cells():
     cameras = [packed(*each) for each in zip(places, ks, strict=True)]
     origins, directions = rays(to_tensor(cameras), 3, 4)
     assert origins.shape == (5, 1, 1, 3) and directions.dtype == torch.float32
-    forward = viewing_directions(to_tensor(cameras))
+    forward = pose_encoding.viewing_directions(to_tensor(cameras))
     for b, i, j in np.ndindex(5, 3, 4):
         expected = slow_ray(cameras[b], i, j, 3, 4)
         got = origins[b, 0, 0], directions[b, i, j], forward[b]

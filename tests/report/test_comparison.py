@@ -121,9 +121,7 @@ def test_another_data_set_a_part_of_one_and_an_unknown_one(tmp_path: Path) -> No
     assert "different data set: cifar10; the paper's is ImageNet1K." in noted(rows["other"][0], text)
     said = "subset of the data: 150,000 images; the paper's has 1,280,000."
     assert said in noted(rows["part"][0], text) and said not in noted(rows["other"][0], text)
-    assert noted(rows["unknown"][0], text)[0] == (
-        "unknown data set: no result names it; the paper's is ImageNet1K."
-    )
+    assert noted(rows["unknown"][0], text)[0] == ("unknown data set: no result names it; the paper's is ImageNet1K.")
     assert "measured on 50,000 images of val, whose size is unknown." in noted(rows["unknown"][2], text)
     assert "(an unknown number of epochs)" in noted(rows["unknown"][0], text)[-1]
 
