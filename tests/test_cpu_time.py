@@ -17,7 +17,7 @@ def test_a_child_counts_while_it_lives_and_once_after_it() -> None:
         child.stdout.readline()
         alive = tree.seconds()
         child.communicate(b"\n")
-    assert alive - before >= 0.4
+    assert alive - before >= 0.38  # of 0.4 s; the kernel counts in hundredths
     assert 0 <= tree.seconds() - alive < 0.4
 
 
@@ -33,5 +33,5 @@ def test_a_grandchild_whose_parent_is_killed_still_counts() -> None:
         parent.wait()
         orphaned = tree.seconds()
         parent.communicate(b"\n")
-    assert alive - before >= 0.4
+    assert alive - before >= 0.38  # of 0.4 s; the kernel counts in hundredths
     assert orphaned >= alive and tree.seconds() >= orphaned
