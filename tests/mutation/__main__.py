@@ -17,7 +17,8 @@ that was stopped resumes after the last one.
 Lines that run only in other processes, such as Ray's actors, leave no trace. `--actor-tests FILE` maps their source
 file to test files, whose tests marked `ray` are recorded too and judge those lines.
 
-`record` needs the package `coverage` in the environment of `--python`; the project itself does not.
+`record` needs the package `coverage`, which the project itself does not: `pip install --target SITE coverage`, and
+PYTHONPATH=SITE before the command.
 """
 
 import argparse

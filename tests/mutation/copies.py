@@ -140,7 +140,8 @@ class Copy:
         return ["nice", "-n", str(self.niceness), self.python, "-m", "pytest", *options, *arguments]
 
     def _environment(self, variables: dict[str, str]) -> dict[str, str]:
-        path = os.pathsep.join([str(self.tree), str(self.scratch / "plugin")])
+        inherited = filter(None, [os.environ.get("PYTHONPATH")])
+        path = os.pathsep.join([str(self.tree), str(self.scratch / "plugin"), *inherited])
         return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables}
 
 
