@@ -116,8 +116,9 @@ def choose(tree: Tree, areas: list[Area], record: Record, unseen: set[str], seed
             if record.covering(file, _lines(statement, fault))
             or (file in unseen and not record.covering(file, statement.lines))
         ]
-        for file, statement, fault in _drawn(candidates, area.count, random.Random(f"{seed} {area.name}")):
-            chosen.append(_mutant(tree, area.name, file, statement, fault, f"m{len(chosen) + 1:03d}"))
+        drawn = _drawn(candidates, area.count, random.Random(f"{seed} {area.name}"))
+        for number, (file, statement, fault) in enumerate(drawn, 1):
+            chosen.append(_mutant(tree, area.name, file, statement, fault, f"{area.name}-{number:02d}"))
     return chosen
 
 
