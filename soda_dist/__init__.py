@@ -9,7 +9,7 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 ROOMS = ("data", "diffusion", "evaluation", "metrics", "models")
-"""Packages for use in a notebook; each is imported when it is first named."""
+"""Packages for use in a notebook, imported on first access."""
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""Shared by all jobs: arguments, progress lines, exit codes. Imports nothing heavy."""
+"""Command line of the jobs: arguments, progress lines, exit codes. Imports nothing heavy."""
 
 import argparse
 import os
@@ -15,8 +15,6 @@ URI_HELP = "local path, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports wrong arguments as a `UserError`."""
-
     def error(self, message: str) -> NoReturn:
         raise UserError("arguments", message, f"see {self.prog} --help", "correct the command")
 
@@ -27,7 +25,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def add_uri(arguments: argparse.ArgumentParser, flag: str, meaning: str, required: bool = True) -> None:
-    """Add a flag that takes a local path or an object-store URI; invalid ones are rejected before anything starts."""
+    """Add a flag for a local path or an object-store URI, which parsing validates."""
     arguments.add_argument(flag, required=required, metavar="URI", type=_uri, help=f"{meaning} ({URI_HELP})")
 
 
@@ -49,7 +47,7 @@ def add_config(arguments: argparse.ArgumentParser, preset: str | None) -> None:
 
 
 def config_of(args: argparse.Namespace) -> RunConfig:
-    """Load the configuration of the arguments; the preset may be in an object store, where sweeps write it."""
+    """Load the configuration of the arguments; the preset may be a YAML file in an object store."""
     if "://" in args.preset:
         from soda_dist.data.storage.folder import locate
 
@@ -62,7 +60,7 @@ def config_of(args: argparse.Namespace) -> RunConfig:
 
 
 def parse(arguments: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """Parse the arguments; `--print-config` needs no URIs: it prints and exits here."""
+    """Parse the arguments; `--print-config`, which needs no URIs, prints and exits."""
     if "--print-config" in argv:
         config_parser = _Parser(add_help=False)
         default = arguments.get_default("preset")
@@ -75,10 +73,7 @@ def parse(arguments: argparse.ArgumentParser, argv: list[str]) -> argparse.Names
 
 
 def say(line: str) -> None:
-    """Print a progress line without buffering.
-
-    If the reader has closed the pipe, as `| head` does, the job cleans up and exits with code 141, without a traceback.
-    """
+    """Print a progress line without buffering; if the pipe is closed, as by `| head`, exit cleanly with code 141."""
     try:
         print(line, flush=True)
     except BrokenPipeError:

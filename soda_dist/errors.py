@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """A mistake in the user's input: one line, exit code 2, no traceback.
+    """A mistake in the user's input, shown as one line without traceback; exit code 2.
 
     Args:
         field: the setting, flag, file or URI at fault.

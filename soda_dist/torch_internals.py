@@ -1,4 +1,4 @@
-"""Private names of torch, in this file alone."""
+"""Private names of torch; no other file uses any."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -7,23 +7,23 @@ from typing import Final, Self
 from torch import Tensor, nn
 
 CHECKED_AGAINST: Final = "2.14"
-"""The torch version that these names were checked against."""
+"""Torch version for which the names were checked."""
 
 
 class FixedDtype(nn.Module):
-    """A module without parameters whose buffers follow its device and never its dtype."""
+    """Module without parameters whose buffers follow its device but keep their dtype."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         return super()._apply(lambda buffer: buffer.to(fn(buffer).device), recurse)
 
 
 def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of a module without those of its children, shared ones included."""
+    """Return a module's parameters without those of its children, shared ones included."""
     return {name: value for name, value in module._parameters.items() if value is not None}
 
 
 def own_persistent_buffers(module: nn.Module) -> list[str]:
-    """Names of a module's buffers that its state dict holds, without those of its children."""
+    """List a module's buffers in its state dict, without those of its children."""
     return [name for name, value in module._buffers.items() if value is not None and _is_persistent(module, name)]
 
 
@@ -32,7 +32,7 @@ def _is_persistent(module: nn.Module, name: str) -> bool:
 
 
 def set_group_timeouts(limit: timedelta) -> None:
-    """Bound the collectives of every process group of this process, those that libraries made included."""
+    """Set the collective timeout of all process groups of this process, including those made by libraries."""
     import torch.distributed as dist
 
     set_timeout = dist.set_timeout if hasattr(dist, "set_timeout") else dist.distributed_c10d._set_pg_timeout

@@ -1,4 +1,4 @@
-"""Weights that others trained: verified by digest, and read without running any code in them."""
+"""Third-party weights, verified by digest and read without running code in them."""
 
 import hashlib
 import io
@@ -20,19 +20,18 @@ def read_weights(content: bytes, sha256: str, *, field: str) -> dict[str, Tensor
     """Read a file's tensors by name, on the CPU.
 
     Args:
-        content: the file's bytes: safetensors, or a state dict written by `torch.save`.
-        sha256: their required digest, in hexadecimal; it is checked before anything is parsed.
+        content: safetensors, or a state dict written by `torch.save`.
+        sha256: required digest in hexadecimal, checked before parsing.
         field: name of the file in errors; with `_sha256` appended, of the digest.
 
     Raises:
-        UserError: another digest, or content other than named tensors, such as a pickle that would run code.
+        UserError: another digest, or content other than named tensors, such as a pickle with code.
     """
     digest = hashlib.sha256(content).hexdigest()
     if digest != sha256.lower():
         got = f"{sha256} for a file with digest {digest}"
-        raise UserError(
-            f"{field}_sha256", got, "the digest of the weights", "correct the digest, or download the right file"
-        )
+        remedy = "correct the digest, or download the right file"
+        raise UserError(f"{field}_sha256", got, "the digest of the weights", remedy)
     if content[8:9] == b"{":
         return _safetensors(content, field)
     return _state_dict(content, field)
@@ -41,10 +40,8 @@ def read_weights(content: bytes, sha256: str, *, field: str) -> dict[str, Tensor
 def fill(own: Mapping[str, Tensor], found: Mapping[str, Tensor], *, field: str, network: str) -> None:
     """Copy `found` into the tensors of `own`, all or none; floats are cast to the dtype of `own`.
 
-    `network` names the owner of the tensors in errors.
-
     Raises:
-        UserError: names, shapes or kinds of number differ from those of `own`.
+        UserError: names, shapes or kinds of number differ from those of `own`, which belong to `network`.
     """
     complaints = {
         "without": sorted(own.keys() - found.keys()),
@@ -69,7 +66,7 @@ def _safetensors(content: bytes, field: str) -> dict[str, Tensor]:
 def _state_dict(content: bytes, field: str) -> dict[str, Tensor]:
     try:
         found: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes make the reader raise almost anything
+    except Exception as error:  # damaged files raise almost anything
         raise _unreadable(content, error, field) from None
     if not isinstance(found, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in found.items()):
         raise _unreadable(content, TypeError(), field)
@@ -77,9 +74,9 @@ def _state_dict(content: bytes, field: str) -> dict[str, Tensor]:
 
 
 def _unreadable(content: bytes, error: Exception, field: str) -> UserError:
-    """Name only the type of the error: the text of torch fills many lines and advises to turn the protection off."""
+    """Report only the type of `error`: torch's text is long and advises to turn the protection off."""
     got = f"{len(content)} bytes that are neither ({type(error).__name__})"
-    allowed = "safetensors or a PyTorch file of nothing but tensors by name"
+    allowed = "safetensors, or a PyTorch file of named tensors only"
     return UserError(field, got, allowed, "convert the weights, or download them again")
 
 

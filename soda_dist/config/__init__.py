@@ -1,4 +1,4 @@
-"""Configuration: one strict tree, presets that state differences, overrides. Imports neither torch nor ray."""
+"""Configuration: schema, presets, overrides. Imports neither torch nor ray."""
 
 from soda_dist.config.load import dump_config, load_config, parse_config
 from soda_dist.config.schema import RunConfig

@@ -1,4 +1,4 @@
-"""A group of ablations as a YAML file: variants of one configuration, measures, and claims of the paper."""
+"""Groups of ablations from YAML: variants of one configuration, measures, and claims of the paper."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,13 +18,13 @@ GROUPS = resources.files("soda_dist.config") / "ablations"
 
 
 class PaperColumn(Node):
-    """Place of a measure in the paper."""
+    """Column of a table in the paper."""
 
     table: str
     data: str
     """Data set of the table."""
     ours: str
-    """Its name in `soda_dist.report.paper_columns.OURS`."""
+    """Key in `soda_dist.report.paper_columns.OURS`."""
     sources: Sources | None = None
     """Number of source views, if the table has several columns of one measure."""
 
@@ -33,7 +33,7 @@ class Measure(Node):
     """Column of the group's table."""
 
     ours: str
-    """A row of `soda_dist.report.paper_columns.OURS`."""
+    """Key in `soda_dist.report.paper_columns.OURS`."""
     sources: Sources | None = None
     """Number of source views that novel views are sampled from."""
     paper: tuple[PaperColumn, ...] = ()
@@ -96,10 +96,8 @@ class Ablation(Node):
         names = [variant.name for variant in self.variants]
         for at, slug in enumerate(slugs):
             if slug in slugs[:at]:
-                problem = Problem(
-                    "variants", f"{names[at]} twice", "names that differ in letters", "rename one of them"
-                )
-                raise ProblemError(problem)
+                allowed = "names that differ in letters or digits"
+                raise ProblemError(Problem("variants", f"{names[at]} twice", allowed, "rename one of them"))
         if len(set(self.seeds)) < len(self.seeds):
             got = ", ".join(map(str, self.seeds))
             raise ProblemError(Problem("seeds", got, "each seed once", "remove the duplicates"))
@@ -114,33 +112,29 @@ class Ablation(Node):
         return self
 
     def config_of(self, variant: Variant, seed: int, base: RunConfig) -> RunConfig:
-        """The configuration of a variant over `base`; UserError as in `load_config`."""
+        """Apply a variant and a seed to `base`; raise `UserError` as `load_config` does."""
         return with_fields(base, {"seed": seed, **variant.fields})
 
     def base(self, preset: str | None, overrides: Sequence[str]) -> RunConfig:
-        """The base of the variants: the small setting, or `preset`, with overrides `a.b=value`."""
+        """Load the base of the variants: the small setting, or `preset`, with overrides `a.b=value`."""
         if preset is not None:
             return load_config(preset, overrides)
         return load_config(self.preset, [*(f"{path}={flow(value)}" for path, value in self.fields.items()), *overrides])
 
 
 def flow(value: Any) -> str:
-    """A value as one line of YAML, for an override."""
+    """Format a value as one line of YAML, for an override."""
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(flow, value))}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def group_names() -> list[str]:
-    """Names of the groups that ship with the package."""
     return sorted(entry.name.removesuffix(".yaml") for entry in GROUPS.iterdir() if entry.name.endswith(".yaml"))
 
 
 def load_group(name: str, instead: Mapping[str, str | None] | None = None) -> Ablation:
-    """The shipped group of that name, or the group in a YAML file; UserError as in `load_config`.
-
-    `instead` replaces `seeds` (numbers with commas) and `concurrent` of the group by what the user typed.
-    """
+    """Load a shipped group or a YAML file; `instead` replaces its `seeds` and `concurrent` by text, unless None."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else GROUPS / f"{name}.yaml"
     if not path.is_file():
         raise UserError("--group", name, f"{', '.join(group_names())}, or a .yaml file", "choose one of them")
@@ -155,5 +149,5 @@ def load_group(name: str, instead: Mapping[str, str | None] | None = None) -> Ab
 
 def _numbers(field: str, text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise UserError(f"--{field}", text, "numbers with commas" if field == "seeds" else "a number", "correct it")
+        raise UserError(f"--{field}", text, "comma-separated numbers" if field == "seeds" else "a number", "correct it")
     return tuple(map(int, text.split(",")))

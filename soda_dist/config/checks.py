@@ -1,4 +1,4 @@
-"""Checks that the fields of a configuration fit together. Each check yields the problems that it finds."""
+"""Checks that fields of a configuration are compatible; each check yields the problems it finds."""
 
 from collections.abc import Callable, Iterator
 from math import isqrt
@@ -14,7 +14,7 @@ MODULATED = ("layer_modulation", "modulation")
 
 
 def _divisors(number: int) -> str:
-    """All divisors of `number` as text; fast for any number that a user may type."""
+    """List the divisors of `number` as text, in time proportional to its square root."""
     low = [n for n in range(1, isqrt(number) + 1) if number % n == 0]
     return ", ".join(str(n) for n in sorted({*low, *(number // n for n in low)}))
 
@@ -43,36 +43,32 @@ def attention(config: Sections) -> Iterator[Problem]:
             yield Problem("denoiser.head_dim", got, allowed, "change one of them")
     if d.conditioning in ("cross_attention", "grid_attention") and not d.attention_resolutions:
         got = f"none with denoiser.conditioning={d.conditioning}"
-        yield Problem(
-            "denoiser.attention_resolutions", got, "at least one resolution", "choose the resolutions that attend to z"
-        )
+        yield Problem("denoiser.attention_resolutions", got, "at least one", "choose resolutions that attend to z")
 
 
 def latent(config: Sections) -> Iterator[Problem]:
     sections = config.denoiser.sections
     if config.encoder.latent_dim < sections:
         got = f"{config.encoder.latent_dim} with {sections} sections (one per pair of layers)"
-        yield Problem("encoder.latent_dim", got, f">= {sections}", "widen the latent or use a shallower denoiser")
+        yield Problem("encoder.latent_dim", got, f">= {sections}", "increase latent_dim or use a shallower denoiser")
     for name in ("guided_sections", "masked_sections"):
         wrong = [section for section in getattr(config.sampling, name) or () if section >= sections]
         if wrong:
-            got, remedy = f"{wrong[0]} with {sections} sections", "sections are numbered from 0, outermost first"
+            got, remedy = f"{wrong[0]} with {sections} sections", "number sections from 0, the outermost"
             yield Problem(f"sampling.{name}", got, f"0..{sections - 1}", remedy)
     if config.aggregation.kind == "transformer" and config.encoder.latent_dim % config.aggregation.heads:
         got = f"{config.aggregation.heads} with encoder.latent_dim={config.encoder.latent_dim}"
-        yield Problem(
-            "aggregation.heads", got, _divisors(config.encoder.latent_dim), "choose a count that divides the latent"
-        )
+        yield Problem("aggregation.heads", got, _divisors(config.encoder.latent_dim), "choose a divisor of latent_dim")
 
 
 def conditioning(config: Sections) -> Iterator[Problem]:
-    """Layer masking needs sections, `modulation` modulated layers, and grid attention a single trained encoder."""
+    """Layer masking needs sections, `modulation` modulated layers, grid attention one source and a trained encoder."""
     d = config.denoiser
     if d.layer_mask_rate and d.sections == 1:
-        got = f"{d.layer_mask_rate} with denoiser.conditioning={d.conditioning}, where z has no sections"
+        got = f"{d.layer_mask_rate} with denoiser.conditioning={d.conditioning}, which has no sections of z"
         yield Problem("denoiser.layer_mask_rate", got, "0", "set it to 0")
     if d.modulation != "two_stage" and d.conditioning not in MODULATED:
-        got = f"{d.modulation} with denoiser.conditioning={d.conditioning}, where z does not modulate"
+        got = f"{d.modulation} with denoiser.conditioning={d.conditioning}, which does not modulate"
         yield Problem("denoiser.modulation", got, "two_stage", "remove it")
     if d.conditioning == "grid_attention":
         yield from _one_source(config, "denoiser.conditioning=grid_attention", "feature grids are not aggregated")
@@ -80,14 +76,13 @@ def conditioning(config: Sections) -> Iterator[Problem]:
             got = f"{config.aggregation.kind} with denoiser.conditioning=grid_attention"
             yield Problem("aggregation.kind", got, "mean", "feature grids are not aggregated")
         if config.encoder.arch == "pretrained":
+            got = "pretrained with denoiser.conditioning=grid_attention"
             allowed = "resnet18, resnet50, resnet50x2, vit_small, vit_base"
-            yield Problem(
-                "encoder.arch", "pretrained with denoiser.conditioning=grid_attention", allowed, "train the encoder"
-            )
+            yield Problem("encoder.arch", got, allowed, "train the encoder")
 
 
 def method(config: Sections) -> Iterator[Problem]:
-    """A baseline accepts no settings of parts that it does not have."""
+    """Baselines reject settings of parts that they lack."""
     d, name = config.denoiser, config.method
     if name == "soda":
         return
@@ -111,63 +106,46 @@ def method(config: Sections) -> Iterator[Problem]:
             yield Problem(field, f"{got} {without}", f"{allowed}", f"set it to {allowed}, or choose another method")
     if name == "encdec" and d.conditioning not in MODULATED:
         got = f"{d.conditioning} {without}"
-        yield Problem("denoiser.conditioning", got, ", ".join(MODULATED), "the decoder of encdec needs modulation")
+        yield Problem("denoiser.conditioning", got, ", ".join(MODULATED), "choose one that modulates the decoder")
 
 
 def views(config: Sections) -> Iterator[Problem]:
     data = config.data
     if data.sources[0] > data.sources[1]:
         got = f"{data.sources[0]}, {data.sources[1]}"
-        yield Problem("data.sources", got, "fewest, most", "give the smaller number first")
+        yield Problem("data.sources", got, "minimum, maximum", "give the smaller number first")
     if config.sampling.sources > 1 and data.views != "object":
         got = f"{config.sampling.sources} with data.views={data.views}"
-        yield Problem("sampling.sources", got, "1", "only objects have several views; or set data.views=object")
+        yield Problem("sampling.sources", got, "1", "use one source, or set data.views=object")
     if config.sampling.stochastic and config.sampling.sources == 1:
-        got = "true with sampling.sources=1"
-        yield Problem(
-            "sampling.stochastic", got, "false", "a single source leaves nothing to draw; or raise sampling.sources"
-        )
+        yield Problem("sampling.stochastic", "true with sampling.sources=1", "false", "raise sampling.sources")
     if data.views == "same":
         if data.augment not in ("both", "none"):
-            yield Problem(
-                "data.augment", f"{data.augment} with data.views=same", "both, none", "both views are one image"
-            )
-        yield from _one_source(config, "data.views=same", "all sources would be one image")
+            yield Problem("data.augment", f"{data.augment} with data.views=same", "both, none", "choose one of them")
+        yield from _one_source(config, "data.views=same", "use one source, since all would be the same image")
 
 
 def poses(config: Sections) -> Iterator[Problem]:
-    """Cameras need objects and views that are not mirrored; pixel coordinates need a single image."""
+    """Cameras need objects and unflipped views (a flip has no camera), pixel coordinates need views of one image."""
     data, pose = config.data, config.pose
     if data.pose == "none":
         if config.sampling.guide != "latent":
-            yield Problem(
-                "sampling.guide",
-                f"{config.sampling.guide} with data.pose=none",
-                "latent",
-                "set it to latent, or set data.pose",
-            )
+            got = f"{config.sampling.guide} with data.pose=none"
+            yield Problem("sampling.guide", got, "latent", "set it to latent, or set data.pose")
         if pose.mask_rate:
-            yield Problem(
-                "pose.mask_rate", f"{pose.mask_rate} with data.pose=none", "0", "set it to 0, or set data.pose"
-            )
+            got = f"{pose.mask_rate} with data.pose=none"
+            yield Problem("pose.mask_rate", got, "0", "set it to 0, or set data.pose")
         return
     if data.pose == "cameras":
         if data.views not in ("object", "same"):
-            yield Problem(
-                "data.views", f"{data.views} with data.pose=cameras", "object, same", "only objects have cameras"
-            )
+            got = f"{data.views} with data.pose=cameras"
+            yield Problem("data.views", got, "object, same", "only objects have cameras")
         if data.augment != "none" and data.augmentation.flip:
-            got = "true with data.pose=cameras"
-            yield Problem(
-                "data.augmentation.flip", got, "false", "mirrored views have no camera; or set data.augment=none"
-            )
+            got, remedy = "true with data.pose=cameras", "set it to false, or set data.augment=none"
+            yield Problem("data.augmentation.flip", got, "false", remedy)
     elif data.views not in ("augmented", "same"):
-        yield Problem(
-            "data.views",
-            f"{data.views} with data.pose=pixels",
-            "augmented, same",
-            "pixel coordinates need views of one image",
-        )
+        got = f"{data.views} with data.pose=pixels"
+        yield Problem("data.views", got, "augmented, same", "choose views of one image")
     yield from _vectors(config)
 
 
@@ -180,15 +158,13 @@ def _vectors(config: Sections) -> Iterator[Problem]:
         yield Problem("pose.conditioning", got, "grid", "vector conditioning needs data.pose=cameras")
     if config.method != "soda" or config.denoiser.conditioning not in MODULATED:
         got = f"{pose.conditioning} with method={config.method}, denoiser.conditioning={config.denoiser.conditioning}"
-        yield Problem(
-            "pose.conditioning", got, "grid", f"vector conditioning needs method=soda and one of {', '.join(MODULATED)}"
-        )
-    setting = f"pose.conditioning={pose.conditioning}"
-    yield from _one_source(config, setting, "vector conditioning takes the camera of one source")
+        remedy = f"vector conditioning needs method=soda and one of {', '.join(MODULATED)}"
+        yield Problem("pose.conditioning", got, "grid", remedy)
+    yield from _one_source(config, f"pose.conditioning={pose.conditioning}", "vector conditioning takes one camera")
 
 
 def _one_source(config: Sections, setting: str, remedy: str) -> Iterator[Problem]:
-    """Problems of several source views with a setting that allows only one."""
+    """Yield a problem for several source views with a setting that allows only one."""
     if config.data.sources != (1, 1):
         yield Problem("data.sources", f"{config.data.sources} with {setting}", "1, 1", remedy)
     if config.sampling.sources != 1:
@@ -201,19 +177,11 @@ def encoder(config: Sections) -> Iterator[Problem]:
     if e.arch == "pretrained":
         for name, value in frozen.items():
             if value is None:
-                yield Problem(
-                    f"encoder.{name}",
-                    "nothing with encoder.arch=pretrained",
-                    "a value",
-                    "set encoder.model, weights and weights_sha256; nothing is downloaded",
-                )
+                remedy = "set encoder.model, weights and weights_sha256; nothing is downloaded"
+                yield Problem(f"encoder.{name}", "nothing with encoder.arch=pretrained", "a value", remedy)
         if e.lr_ratio != 1:
-            yield Problem(
-                "encoder.lr_ratio",
-                f"{e.lr_ratio} with encoder.arch=pretrained",
-                "1",
-                "a frozen encoder is not trained; remove it",
-            )
+            got = f"{e.lr_ratio} with encoder.arch=pretrained"
+            yield Problem("encoder.lr_ratio", got, "1", "a frozen encoder is not trained; remove it")
         return
     for name, value in frozen.items():
         if value is not None:
@@ -240,14 +208,14 @@ def batch(config: Sections) -> Iterator[Problem]:
     micro = config.train.micro_batch
     if micro is not None and size % (micro * workers):
         got = f"{micro} with train.global_batch={size} and scale.workers={workers}"
-        remedy = "micro_batch times workers must divide the global batch"
+        remedy = "choose a micro_batch that divides each worker's batch"
         yield Problem("train.micro_batch", got, _divisors(size // workers), remedy)
 
 
 def steps(config: Sections) -> Iterator[Problem]:
     if config.sampling.steps > config.diffusion.steps:
         got = f"{config.sampling.steps} with diffusion.steps={config.diffusion.steps}"
-        yield Problem("sampling.steps", got, f"1..{config.diffusion.steps}", "stride to fewer steps")
+        yield Problem("sampling.steps", got, f"1..{config.diffusion.steps}", "sample in fewer steps")
     if config.optim.decay == "cosine" and config.optim.warmup_steps >= config.train.steps:
         got = f"{config.optim.warmup_steps} with train.steps={config.train.steps}"
         yield Problem("optim.warmup_steps", got, f"< {config.train.steps}", "shorten the warm-up or train longer")
@@ -261,18 +229,12 @@ def evaluation(config: Sections) -> Iterator[Problem]:
 def online_probe(config: Sections) -> Iterator[Problem]:
     train, name = config.train, config.method
     if train.online_probe and name in ("unconditional", "palette"):
-        yield Problem(
-            "train.online_probe",
-            f"true with method={name}",
-            "false",
-            "this method has no encoder; or choose another one",
-        )
+        yield Problem("train.online_probe", f"true with method={name}", "false", "choose a method with an encoder")
     if train.online_probe_label is not None and not train.online_probe:
         got = f"{train.online_probe_label} with train.online_probe=false"
         yield Problem("train.online_probe_label", got, "nothing", "remove it, or set train.online_probe=true")
 
 
 CHECKS: tuple[Check, ...] = (
-    levels, attention, encoder, method, conditioning, latent, views, poses, batch, steps, evaluation,
-    online_probe,
+    levels, attention, encoder, method, conditioning, latent, views, poses, batch, steps, evaluation, online_probe,
 )  # fmt: skip

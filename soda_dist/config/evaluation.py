@@ -1,4 +1,4 @@
-"""The section `evaluation` of the configuration; see `sections`."""
+"""Section `evaluation` of the configuration."""
 
 from typing import Annotated, Literal
 
@@ -12,12 +12,8 @@ class Probe(Node):
 
     epochs: Count = 20
     batch: Count = 256
-    learning_rates: Annotated[tuple[Positive, ...], Field(min_length=1)] = (
-        *(3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
-        *(1e-1, 3e-1),
-    )
-    """All are trained together; the best on held-out training rows is reported. Without dropout, latents of a short run
-    (eigenvalues of their correlations from 3e-6 to 32) need the largest."""
+    learning_rates: Annotated[tuple[Positive, ...], Field(min_length=1)] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+    """Trained together; the best on held-out training rows is reported. Latents of short runs need the largest."""
     dropout: Rate = 0.1
     label_smoothing: Rate = 0.0
     """0.1 for ImageNet."""
@@ -25,13 +21,12 @@ class Probe(Node):
     bias: float = 0.0
     """Initial bias; -10 for ImageNet."""
     passes: CountOrZero = 0
-    """Encodings of each training image with fresh crops and flips, which the epochs use in turn (D.3 and E.1, for
-    ImageNet); 0 = one encoding without augmentation."""
+    """Encodings per training image with fresh crops and flips, for the epochs in turn (D.3, E.1); 0 = one, without."""
     crop_flip_rate: Fraction = 0.65
     """Replaces `data.augmentation.crop_flip_rate` for these encodings. Table 12 gives the rate of crops; our reading is
     that flips go with them as in training. RandAugment is not applied."""
     workers: Count = 1
-    """Workers that fit each probe together, each on a part of the training rows."""
+    """Data-parallel workers per probe."""
 
 
 class Knn(Node):
@@ -42,14 +37,14 @@ class Knn(Node):
 
 
 class Activations(Node):
-    """Latents of a denoiser without encoder (section F.1): pooled activations of a layer for a noised image."""
+    """Latents of a denoiser without encoder (section F.1): pooled activations of a layer, for a noised image."""
 
     layers: tuple[str, ...] = ()
     """Candidate layers, such as `up.0`; empty = all."""
     noise_levels: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (0.01, 0.05, 0.1, 0.25)
-    """Candidate noise levels, as shares of `diffusion.steps` (our reading)."""
+    """Candidate noise levels, as fractions of `diffusion.steps` (our reading)."""
     search_images: Annotated[int, Field(ge=20)] = 2000
-    """First training images, a fifth of them held out, on which the best layer and noise level are searched."""
+    """First training images for the search of layer and noise level, a fifth of them held out."""
 
 
 class Dci(Node):
@@ -65,7 +60,7 @@ class Dci(Node):
 
 
 class Reconstruction(Node):
-    """Images sampled from their own latents (section 4.2.1), and the sweep of figure 9."""
+    """Images sampled from their latents (section 4.2.1), and the sweep of figure 9."""
 
     images: Count = 64
     guidance: tuple[NotNegative, ...] = (1.0, 2.0, 3.0)
@@ -82,7 +77,7 @@ class NovelViews(Node):
     views: Count = 8
     """Target cameras per object, at most."""
     sources: tuple[Sources, ...] = ()
-    """Numbers of source views; empty = those of 1, 3, 5, 7 and 9 that leave every object a target view."""
+    """Numbers of source views; empty = 1, 3, 5, 7 and 9, as far as every object has a target view left."""
 
 
 class Weights(Node):
@@ -91,7 +86,7 @@ class Weights(Node):
     weights: str | None = None
     """File or URI: safetensors, or a PyTorch file, of which only tensors are read."""
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    """None = the published file is required. A digest allows any file that has it, and results then say so."""
+    """None = the published file is required; a digest allows another file, which results then record."""
 
 
 class Lpips(Weights):
@@ -106,7 +101,7 @@ class Fid(Node):
     sets: tuple[Literal["reconstruction", "samples", "novel_views"], ...] = ()
     """Sets to generate; empty = all that the run can generate."""
     images: Annotated[int, Field(ge=2)] = 10_000
-    """Images per set, at most; it is compared with as many images of the test split."""
+    """Maximum images per set, compared with as many of the test split."""
     feature_images: Annotated[int, Field(ge=2)] = 10_000
     """First images whose features are kept for KID, precision and recall."""
 
@@ -125,9 +120,9 @@ class Tools(Node):
     noises: Count = 4
     """Samples of each masked latent."""
     attributes: Count = 4
-    """First attributes, or values of a class or factor, of `evaluation.label` to move images along."""
+    """First attributes, or values of a class or factor, of `evaluation.label` along which to move images."""
     measured_images: Annotated[int, Field(ge=2)] = 32
-    """Images of the test split on which the effect of these moves is measured."""
+    """Images of the test split on which to measure the effect of these moves."""
 
 
 class Evaluation(Node):

@@ -12,11 +12,11 @@ Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 
 Sources = Annotated[int, Field(ge=1, le=16)]
-"""A number of source views."""
+"""Number of source views."""
 
 
 class Node(BaseModel):
-    """A strict, frozen part of the tree: unknown keys and wrong types are errors."""
+    """Strict, frozen node: unknown keys and wrong types are errors."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True

@@ -1,4 +1,4 @@
-"""Load a `RunConfig`: preset or file, then overrides, then validation."""
+"""Load a configuration from a preset or file, with overrides, and validate it."""
 
 import re
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _SEE_CONFIG = "see --print-config for the whole configuration"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which `1e-4` is a float, as in Python and YAML 1.2, and duplicate keys are errors."""
+    """Reads `1e-4` as a float, as in YAML 1.2, and rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -42,12 +42,11 @@ for _yaml in (_Loader, _Dumper):
 
 
 def preset_names() -> list[str]:
-    """Names of the presets that ship with the package."""
     return sorted(entry.name.removesuffix(".yaml") for entry in PRESETS.iterdir() if entry.name.endswith(".yaml"))
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """YAML text to plain values, lists as tuples; `where` names the text in errors."""
+    """Parse YAML to plain values, with lists as tuples; `where` names the text in errors."""
     try:
         return _frozen(yaml.load(text, Loader=_Loader))
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
@@ -65,16 +64,12 @@ def _frozen(value: Any) -> Any:
 
 
 def load_config(preset: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration named by `preset` (a shipped preset or a YAML file) with `a.b=value` overrides applied.
-
-    Raises:
-        UserError: unknown preset, key or type, a value out of range, or fields that contradict each other.
-    """
+    """Load a shipped preset or a YAML file and apply `a.b=value` overrides; raise `UserError` for any mistake."""
     return parse_config(_preset_text(preset), preset, overrides)
 
 
 def parse_config(text: str, where: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration written as YAML (or JSON) in `text`, as `load_config`; `where` names it in errors."""
+    """Load YAML or JSON text as `load_config` does; `where` names it in errors."""
     tree = parse_yaml(text, where)
     if not isinstance(tree, dict | None):
         raise UserError(where, type(tree).__name__, "a mapping of sections", "start from a shipped preset")
@@ -85,7 +80,7 @@ def parse_config(text: str, where: str, overrides: Sequence[str] = ()) -> RunCon
 
 
 def with_fields(config: RunConfig, fields: dict[str, Any]) -> RunConfig:
-    """A copy of `config` with fields such as `encoder.lr_ratio` replaced; UserError as in `load_config`."""
+    """Replace fields such as `encoder.lr_ratio` in a copy; raise `UserError` as `load_config` does."""
     tree = config.model_dump()
     for path, value in fields.items():
         *parents, leaf = path.split(".")
@@ -99,11 +94,7 @@ def with_fields(config: RunConfig, fields: dict[str, Any]) -> RunConfig:
 
 
 def with_overrides(config: RunConfig, overrides: Sequence[str], sections: Sequence[str], remedy: str) -> RunConfig:
-    """`config` with `a.b=value` overrides of some sections only.
-
-    Raises:
-        UserError: an override of another section, with `remedy`; or as in `load_config`.
-    """
+    """Apply `a.b=value` overrides; raise `UserError` as `load_config` does, with `remedy` for other sections."""
     fields = {}
     for override in overrides:
         path, equals, value = override.partition("=")
@@ -115,7 +106,7 @@ def with_overrides(config: RunConfig, overrides: Sequence[str], sections: Sequen
 
 
 def leaves(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """The leaves of a tree by dotted path."""
+    """Flatten a tree to its leaves by dotted path."""
     found: dict[str, Any] = {}
     for name, value in tree.items():
         found |= leaves(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
@@ -139,7 +130,7 @@ def _preset_text(preset: str) -> str:
 def _apply(tree: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path:
-        raise UserError("override", override, "section.field=value", "write for example train.steps=1000")
+        raise UserError("override", override, "section.field=value", "write, for example, train.steps=1000")
     *parents, leaf = path.split(".")
     for key in parents:
         tree = tree.setdefault(key, {})
@@ -152,7 +143,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def validate(model: type[Model], tree: dict[str, Any], remedy: str = "correct it") -> Model:
-    """`tree` as a `model`, or its first problem as a `UserError`; `remedy` as in `first_problem`."""
+    """Validate `tree`; raise its first problem as `UserError`, with `remedy` as in `first_problem`."""
     try:
         return model.model_validate(tree)
     except ValidationError as error:
@@ -160,7 +151,7 @@ def validate(model: type[Model], tree: dict[str, Any], remedy: str = "correct it
 
 
 def dump_config(config: BaseModel) -> str:
-    """Every field as YAML that `load_config` reads back to an equal configuration."""
+    """Format all fields as YAML that `load_config` reads back to an equal configuration."""
     plain = _plain(config.model_dump())
     return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100)
 

@@ -1,4 +1,4 @@
-"""A mistake in a configuration as a value: validators raise it, pydantic's errors become it, `UserError` shows it."""
+"""Configuration mistakes as values, from our validators or pydantic's, to be shown as `UserError`."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -10,17 +10,17 @@ from pydantic_core import ErrorDetails
 
 
 class Problem(NamedTuple):
-    """One mistake, with the arguments of `UserError`."""
+    """A mistake, with the arguments of `UserError`."""
 
     field: str
-    """Dotted path from the node that found it."""
+    """Dotted path, relative to the node that found it."""
     got: object
     allowed: str
     remedy: str
 
 
 class ProblemError(ValueError):
-    """A problem that a pydantic validator raises; pydantic keeps the exception in its error's `ctx`."""
+    """Raised by validators; pydantic keeps it in its error's `ctx`."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(*problem)
@@ -48,16 +48,12 @@ _ALLOWED = {
     "too_short": "{min_length} or more items",
     "tuple_type": "list",
 }
-"""What a pydantic error of each type that our models can raise allows; `{}` names an entry of its `ctx`."""
+"""Pydantic error type -> allowed values; `{}` names an entry of the error's `ctx`."""
 
 
 def first_problem(model: type[BaseModel], error: ValidationError, remedy: str) -> Problem:
-    """The mistake to show of those that pydantic found in input for `model`.
-
-    Args:
-        remedy: what to do about a value that a field does not accept.
-    """
-    # An unknown key first: a misspelt field is also reported as a missing one.
+    """Choose the mistake to show; `remedy` is for values that a field rejects."""
+    # Unknown keys first, since a misspelt field is also reported as missing.
     found = min(error.errors(), key=lambda details: details["type"] != "extra_forbidden")
     field = ".".join(map(str, found["loc"]))
     if found["type"] == "extra_forbidden":
@@ -78,7 +74,7 @@ def _unknown_key(field: str, loc: tuple[int | str, ...], model: type[BaseModel])
 
 
 def _model_at(annotation: Any, loc: tuple[int | str, ...]) -> type[BaseModel]:
-    """The model at a path through models, optional fields, tuples of one type and mappings."""
+    """Find the model at a path through models, optional fields, tuples of one type and mappings."""
     if get_origin(annotation) in (Union, UnionType):
         annotation = next(member for member in get_args(annotation) if member is not type(None))
     if not loc:
@@ -96,5 +92,5 @@ def _allowed(found: ErrorDetails) -> str:
 
 
 def _shown(ctx: Mapping[str, Any]) -> dict[str, Any]:
-    """Bounds as people write them: 1, not 1.0."""
+    """Convert whole floats to integers: bounds read 1, not 1.0."""
     return {name: int(v) if isinstance(v, float) and v.is_integer() else v for name, v in ctx.items()}

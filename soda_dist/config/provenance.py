@@ -1,4 +1,4 @@
-"""Provenance of a run: commit, command, versions, machine. It records no environment, so it holds no secrets."""
+"""Provenance of a run: commit, command, versions, machine; no environment variables, which may hold secrets."""
 
 import platform
 import shlex
@@ -10,20 +10,12 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "soda_dist",
-    "torch",
-    "deepspeed",
-    "ray",
-    "timm",
-    "numpy",
-    "pyarrow",
-    "opencv-python-headless",
-    "simplejpeg",
-)
+    "soda_dist", "torch", "deepspeed", "ray", "timm", "numpy", "pyarrow", "opencv-python-headless", "simplejpeg",
+)  # fmt: skip
 
 
 def provenance() -> dict[str, Any]:
-    """The facts as plain JSON values."""
+    """Collect the facts as JSON values."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -43,13 +35,12 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """HEAD of the package's repository, with `+changes` if the tree differs; None outside a repository."""
+    """Find HEAD of the package's repository, with `+changes` if the tree differs; None outside a repository."""
     folder = Path(__file__).parent
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
-        changes = subprocess.run(
-            ["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True
-        )
+        status = ["git", "status", "--porcelain"]
+        changes = subprocess.run(status, cwd=folder, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")

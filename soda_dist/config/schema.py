@@ -1,4 +1,4 @@
-"""The configuration of a run: the sections, and the checks that they fit together."""
+"""Configuration of a run: the sections, and checks of their combination."""
 
 from pydantic import model_validator
 
@@ -8,7 +8,7 @@ from soda_dist.config.sections import Sections
 
 
 class RunConfig(Sections):
-    """A whole run. Section names are the fields; `a.b=value` on the command line overrides one leaf."""
+    """Configuration of a run."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "RunConfig":

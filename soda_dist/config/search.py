@@ -1,4 +1,4 @@
-"""The search file of a sweep: search space, number of trials, early stopping."""
+"""Search file of a sweep: search space, number of trials, early stopping."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ from soda_dist.errors import UserError
 
 
 class Range(Node):
-    """Distribution of a field's value: exactly one of the three."""
+    """Distribution of a field's value: exactly one of three."""
 
     uniform: tuple[float, float] | None = None
     log_uniform: tuple[float, float] | None = None
@@ -44,9 +44,9 @@ class Search(Node):
     trials: Count = 8
     concurrent: Count = 1
     steps: Count
-    """Steps of a trial that is never stopped."""
+    """Steps of a trial that is not stopped early."""
     first_rung: Count
-    """Steps before a trial is first ranked; each later rung is `reduction` times as far."""
+    """Steps before the first ranking; each later rung is `reduction` times as far."""
     reduction: Annotated[int, Field(ge=2)] = 2
     """ASHA keeps one in `reduction` trials at each rung."""
     space: Annotated[dict[str, Range], Field(min_length=1)]
@@ -72,7 +72,7 @@ class Search(Node):
 
 
 def load_search(path: str) -> Search:
-    """The search in the YAML file at `path`; UserError as in `load_config`."""
+    """Load a search from a YAML file; raise `UserError` as `load_config` does."""
     file = Path(path)
     if not file.is_file():
         raise UserError("--search", path, "an existing YAML file", "start from jobs/searches/")

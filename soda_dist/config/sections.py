@@ -1,4 +1,4 @@
-"""The sections of the configuration tree. Each default stands here and nowhere else; presets state differences.
+"""Sections of the configuration with all defaults; presets state differences.
 
 Values are the paper's (table 12) unless a docstring says "our reading". Sizes are pixels, rates are probabilities,
 steps are optimizer updates, and batches count view pairs.
@@ -29,7 +29,7 @@ class Augmentation(Node):
     randaugment_magnitude: Annotated[float, Field(ge=0.0, le=10.0)] = 9.0
     randaugment_magnitude_std: NotNegative = 0.5
     randaugment_on: Literal["worker", "device"] = "worker"
-    """Where it runs: in the data workers, or in batches on the training device, which frees the workers."""
+    """Where to run it: in data workers, or in batches on the training device."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "Augmentation":
@@ -56,15 +56,14 @@ class Data(Node):
     shuffle_groups: Count = 16
     """Row groups shuffled together: a batch draws evenly from this many."""
     views: Literal["augmented", "same", "object", "class"] = "augmented"
-    """What the views share (section 3.3). `augmented`: an image, augmented for each view anew; `same`: an image and its
-    augmentation, which makes an auto-encoder; `object`: an object, seen by several cameras; `class`: a class."""
+    """What views share (3.3), in this order: an image; also its augmentation (an auto-encoder); an object; a class."""
     sources: tuple[Sources, Sources] = (1, 1)
-    """Fewest and most source views; in training each number between them is equally likely."""
+    """Minimum and maximum number of source views; training draws it uniformly."""
     augment: Literal["both", "source", "target", "none"] = "both"
-    """Views that are augmented (figure 6); the others are central squares of their images."""
+    """Views that are augmented (figure 6); others are center-cropped."""
     augmentation: Augmentation = Augmentation()
     pose: Literal["none", "pixels", "cameras"] = "none"
-    """Pose of each view (section 3.3): none, the coordinates of its pixels in the image, or its camera."""
+    """Pose of a view (section 3.3): none, the coordinates of its pixels in the image, or its camera."""
 
 
 class Encoder(Node):
@@ -85,7 +84,7 @@ class Encoder(Node):
     stem: Literal["imagenet", "small"] = "imagenet"
     """`imagenet`: 7x7 stride 2 and max pooling; `small`: 3x3 stride 1, for images up to 64 px (our reading)."""
     norm: Literal["batch", "group"] = "batch"
-    """Batch norm is synchronised over the workers; only group norm is independent of the split into micro-batches."""
+    """Batch norm is synchronized over workers; only group norm is independent of the micro-batch."""
     latent_dim: Annotated[int, Field(ge=2, le=16384)] = 2048
     lr_ratio: Positive = 1.0
     """Encoder learning rate over denoiser learning rate, by learning-rate equalization; 2 for ImageNet."""
@@ -95,7 +94,7 @@ class Encoder(Node):
 
 
 class Aggregation(Node):
-    """Aggregation of the latents of several sources (section 3.3, tables 5, 12); a single latent stays as it is."""
+    """Aggregation of the latents of several sources (section 3.3, tables 5, 12); a single latent is unchanged."""
 
     kind: Literal["mean", "transformer"] = "mean"
     depth: Count = 2
@@ -105,14 +104,14 @@ class Aggregation(Node):
 
 
 class Pose(Node):
-    """Pose conditioning (section 3.3, G.3, table 8). Used where `data.pose` is not `none`."""
+    """Pose conditioning (section 3.3, G.3, table 8), used unless `data.pose` is `none`."""
 
     conditioning: Literal["grid", "absolute", "relative", "grid_absolute", "grid_relative"] = "grid"
-    """`grid`: channels beside those of the first layer; `absolute`, `relative`: a vector that modulates; or both."""
+    """`grid`: extra channels of the first layer; `absolute`, `relative`: a modulating vector; or both."""
     rays: Literal["concat", "normalized", "plane", "sphere"] = "sphere"
     coordinates: Literal["cartesian", "polar"] = "polar"
     radius: Positive = 1.0
-    """Radius of the sphere around the object that rays meet, in the unit of the camera positions (our reading)."""
+    """Radius of the sphere that rays intersect, in the unit of the camera positions (our reading)."""
     extent: Positive = 4.0
     """Length that is scaled to 1 before encoding, in the same unit (our reading)."""
     encoding_dim: Annotated[int, Field(ge=24, multiple_of=2)] = 512
@@ -129,11 +128,10 @@ class Denoiser(Node):
     conditioning: Literal["layer_modulation", "modulation", "broadcast", "cross_attention", "grid_attention"] = (
         "layer_modulation"
     )
-    """Path of z to the layers, in this order: a section of z modulates each pair of layers; all of z modulates all; z
-    beside the first channels (no modulation); attention to the sections of z; attention to the encoder's grid (no
-    bottleneck)."""
+    """How z reaches the layers, in this order: a section modulates each pair of layers; all of z modulates all layers;
+    channels of the first layer (no modulation); attention to z's sections; to the encoder's grid (no bottleneck)."""
     modulation: Literal["two_stage", "no_scale", "sum", "concat"] = "two_stage"
-    """Combination of t and z where z modulates (tables 9, 11)."""
+    """Combination of t and z in modulation (tables 9, 11)."""
     base_channels: Annotated[int, Field(ge=8, le=1024)] = 64
     channel_multipliers: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 1, 2, 3, 4)
     blocks: Count = 2
@@ -177,11 +175,11 @@ class Sampling(Node):
     guided_sections: tuple[CountOrZero, ...] | None = None
     """Sections of z that this branch drops; None = all."""
     masked_sections: tuple[CountOrZero, ...] = ()
-    """Sections of z that are dropped throughout, so that samples vary in them (section 4.3.1)."""
+    """Sections of z that are always dropped, so that samples vary in them (section 4.3.1)."""
     sources: Sources = 1
     """Source views per sample."""
     stochastic: bool = False
-    """Condition each step on one source drawn at random instead of their aggregation (table 5)."""
+    """Condition each step on a random source instead of the aggregation (table 5)."""
     variance: Literal["small", "large"] = "small"
     """Fixed variance of DDPM: that of the posterior (small) or beta (large)."""
     eta: Fraction = 0.0
@@ -199,7 +197,7 @@ class Optim(Node):
     clip_norm: Positive = 0.5
     warmup_steps: CountOrZero = 5000
     decay: Literal["none", "cosine"] = "none"
-    """`cosine`: from the peak after warm-up down to `final_lr_fraction` of it at the last step."""
+    """`cosine`: from the peak after warm-up to `final_lr_fraction` of it at the last step."""
     final_lr_fraction: Fraction = 0.25
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9999
 
@@ -211,21 +209,19 @@ class Train(Node):
     global_batch: Count = 1024
     """View pairs per update, over all workers."""
     micro_batch: Count | None = None
-    """View pairs per forward pass of a worker; None = its whole share of the global batch."""
+    """View pairs per forward pass of a worker; None = no gradient accumulation."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16`: the networks run under autocast; weights, optimizer state and EMA stay fp32."""
+    """`bf16`: autocast; weights, optimizer state and EMA stay fp32."""
     log_every_steps: Count = 50
     checkpoint_every_steps: Count = 1000
     keep_checkpoints: Count = 2
     """Complete checkpoints to keep; older ones are removed."""
     max_unreadable: Fraction = 0.05
-    """Share of unreadable images among the rows seen above which a run stops; each is listed, and another row of its
-    group replaces it."""
+    """Maximum share of rows with unreadable images; each is listed and replaced by another row of its group."""
     online_probe: bool = False
-    """Train a linear probe alongside, behind a stopped gradient (section E.1), and log its accuracy. Its dropout, label
-    smoothing and initial values are those of `evaluation.probe`."""
+    """Train a linear probe alongside (E.1), with dropout, label smoothing and initial values of `evaluation.probe`."""
     online_probe_label: str | None = None
-    """Column that it predicts; `attributes`: all of them; None = the main label of the data set."""
+    """Column to predict, or `attributes` for all of them; None = the main label of the data set."""
     online_probe_lr: Positive = 1e-3
     """Its constant learning rate (our reading)."""
 
@@ -239,21 +235,21 @@ class Scale(Node):
     data_cpus_per_worker: Count = 1
     """Concurrent Ray Data tasks that decode and augment for one worker, one CPU each."""
     data_memory_mb: Annotated[int, Field(ge=64)] = 512
-    """Limit of the object-store memory of one worker's pipeline; a run starts only where the cluster has as much."""
+    """Object-store memory limit of one worker's pipeline, which the cluster must have."""
     engine: Literal["deepspeed", "torch"] = "deepspeed"
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     max_failures: Annotated[int, Field(ge=-1)] = 3
-    """Restarts of a lost worker group; -1 = no limit (spot machines)."""
+    """Restarts after lost workers; -1 = no limit (spot machines)."""
     start_timeout_s: Positive = 600.0
     """Longest wait for the workers' resources, including autoscaling."""
 
 
 class Sections(Node):
-    """Every section and top-level field, each valid by itself; `RunConfig` checks that they fit together."""
+    """All sections and top-level fields, each valid by itself; `RunConfig` checks their combination."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     method: Literal["soda", "encdec", "unconditional", "palette"] = "soda"
-    """The model: SODA and its ablations, or a baseline over the same networks (section F.1)."""
+    """SODA and its ablations, or a baseline with the same networks (section F.1)."""
     data: Data = Data()
     encoder: Encoder = Encoder()
     aggregation: Aggregation = Aggregation()
@@ -268,7 +264,6 @@ class Sections(Node):
 
     @property
     def micro_batch(self) -> int:
-        """View pairs per forward pass of a worker."""
         return self.train.micro_batch or self.train.global_batch // self.scale.workers
 
     @property

@@ -1,4 +1,4 @@
-"""Schedules, the forward process and samplers, over torch alone."""
+"""Noise schedules, the forward process and samplers, with torch only."""
 
 from soda_dist.diffusion.process import GaussianProcess
 from soda_dist.diffusion.sampling import (

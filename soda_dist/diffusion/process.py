@@ -1,4 +1,4 @@
-"""The forward process: clean images to noised ones in one step (section 3.1, appendix B)."""
+"""Forward process: clean images to noised ones in one step (section 3.1, appendix B)."""
 
 import torch
 from torch import Tensor
@@ -10,15 +10,12 @@ from soda_dist.torch_internals import FixedDtype
 class GaussianProcess(FixedDtype):
     """q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I) (appendix B).
 
-    `abar` stays the float64 table on the CPU, for samplers to take strided steps from. Training reads float32 buffers,
-    which follow the module's device and never its dtype: a cast of the whole model to bf16 must not round the noise
-    levels. Neither is in the state dict: the schedule belongs to the configuration.
+    `abar` stays a float64 table on the CPU, from which samplers take strided steps. Training reads float32 buffers that
+    follow the module's device but never its dtype: casting the model to bf16 must not round the noise levels. Neither
+    is in the state dict: the schedule belongs to the configuration.
 
     Args:
-        abar: float64 [T], in (0, 1), never rising; index i is t = i + 1.
-
-    Raises:
-        UserError: a table of another dtype, shape, range or order.
+        abar: float64 [T], in (0, 1), never rising; index i is t = i + 1. Other tables raise UserError.
     """
 
     sqrt_abar: Tensor
@@ -37,12 +34,11 @@ class GaussianProcess(FixedDtype):
         return len(self.abar)
 
     def noised(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (appendix B, closed form).
+        """Compute x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (appendix B, closed form).
 
         Args:
-            x0: [B, ...] float in [-1, 1].
+            x0, eps: [B, ...] float: images in [-1, 1] and standard normal noise.
             t: int64 [B] in 0..T-1, the table's index.
-            eps: standard normal noise of x0's shape.
         """
         shape = (-1,) + (1,) * (x0.ndim - 1)
         return self.sqrt_abar[t].view(shape) * x0 + self.sqrt_one_minus_abar[t].view(shape) * eps

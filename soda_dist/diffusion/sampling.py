@@ -1,4 +1,7 @@
-"""The reverse process: DDPM and DDIM over strided steps, and what eps they follow (section 3.1, appendices B and C)."""
+"""The reverse process: DDPM and DDIM over strided steps, guidance, inversion (section 3.1, appendices B and C).
+
+Options outside their documented ranges raise UserError.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -17,18 +20,18 @@ Variance = Literal["small", "large"]
 Predict = Callable[[Tensor, Tensor], Tensor]
 """(x [B, ...], t int64 [B] in 0..T-1) -> eps of x's shape."""
 Condition = TypeVar("Condition")
-"""A denoiser's input for B samples beside x and t; only the denoiser knows its content."""
+"""A denoiser's input for B samples besides x and t; only the denoiser knows its content."""
 Denoise = Callable[[Tensor, Tensor, Condition], Tensor]
 """(x [B, ...], t int64 [B], condition of B samples) -> eps of x's shape."""
 BLIND = 1.001 / (1 - MAX_BETA)
-"""Growth of abar over one kept step that no step of the training's chain has, but for rounding."""
+"""Growth of abar over one kept step that no step of a chain without strides exceeds, rounding included."""
 Noise = Callable[[int], Tensor]
 """i, the number of steps taken before (0 at x_T) -> standard normal noise of x's shape."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReverseStep:
-    """One kept step: x_prev = x0_weight * x0 + x_weight * x + noise_scale * n, with x0 as predicted at t."""
+    """One kept step: x_prev = x0_weight * x0 + x_weight * x + noise_scale * n, with x0 as predicted at `read_t`."""
 
     t: int
     """Index into the process's table, 0..T-1."""
@@ -42,14 +45,14 @@ class ReverseStep:
 
 
 class Denoised(NamedTuple):
-    """The result of one step."""
+    """Result of one step."""
 
     t: int
-    """Index of the noise level that the step started from."""
+    """Index of the noise level at which the step started."""
     x: Tensor
     """State after the step."""
     x0: Tensor
-    """The clean image as predicted at t, clipped if `clip`."""
+    """The predicted clean image, clipped if `clip`."""
 
 
 def sample(
@@ -64,17 +67,14 @@ def sample(
     clip: bool,
     noise: Noise,
 ) -> Tensor:
-    """x_0 from x_T (section 3.1, reverse step; appendix C, strided sampling): x_T's shape and dtype.
+    """Sample x_0 from x_T (section 3.1, reverse step; appendix C, strided sampling): x_T's shape and dtype.
 
     Args:
         predict: eps of a batch; see `guided`.
         x_T: [B, ...] float, standard normal for a fresh sample.
         method, steps, variance, eta: as in `reverse_steps`.
         clip: as in `denoise_loop`.
-        noise: called with i before each step that adds noise. The last step never does; DDIM with eta 0 never calls it.
-
-    Raises:
-        UserError: as `reverse_steps`.
+        noise: called with i before each step that adds noise: never the last, never in DDIM with eta 0.
     """
     plan = reverse_steps(process.abar, method=method, steps=steps, variance=variance, eta=eta)
     x = x_T
@@ -87,12 +87,11 @@ def sample(
 def denoise_loop(
     predict: Predict, plan: Sequence[ReverseStep], x_T: Tensor, *, clip: bool, noise: Noise
 ) -> Iterator[Denoised]:
-    """The steps of `plan` one by one from x_T (appendix B), each with the clean image as predicted there.
+    """Yield the result of each step of `plan`, starting from x_T (appendix B).
 
     Args:
-        clip: the predicted x0 is clipped to [-1, 1] before it is used. Our reading: the paper is silent; it is the
-            practice of Ho et al.'s and Nichol and Dhariwal's code. DDIM then takes its direction from the clipped x0,
-            as theirs does.
+        clip: clip the predicted x0 to [-1, 1] before it is used. Our reading: the paper is silent; the code of Ho et
+            al. and of Nichol and Dhariwal clips. DDIM then takes its direction from the clipped x0, as theirs does.
     """
     x = x_T
     for i, step in enumerate(plan):
@@ -108,20 +107,17 @@ def denoise_loop(
 
 @torch.no_grad()
 def invert(predict: Predict, process: GaussianProcess, x_0: Tensor, *, steps: int, iterations: int) -> Tensor:
-    """x_T from which DDIM without noise and without clipping arrives at x_0 again (Song et al. 2021, section 4.3).
+    """Find the x_T from which DDIM without noise or clipping returns to x_0 (Song et al. 2021, section 4.3).
 
-    Each step F(x, t) = x_prev is solved for x by x <- x - (F(x, t) - x_prev) / F', where F' is the slope that F has for
-    standard normal data. For Gaussian data of a smaller variance the error shrinks in every iteration, at every noise
+    Each step F(x, t) = x_prev is solved for x by x <- x - (F(x, t) - x_prev) / F', where F' is the slope of F for
+    standard normal data. For Gaussian data of a smaller variance every iteration shrinks the error, at every noise
     level; the usual form, which keeps eps fixed, stalls at the noisiest steps.
 
     Args:
-        predict: eps of a batch, as the sampler will be given; see `guided`.
+        predict: eps of a batch, as the sampler will use it; see `guided`.
         x_0: [B, ...] float in [-1, 1].
         steps: kept steps, as in `reverse_steps`.
-        iterations: evaluations of `predict` for each step, at least 1.
-
-    Raises:
-        UserError: as `reverse_steps`, or iterations below 1.
+        iterations: evaluations of `predict` per step, at least 1.
     """
     if iterations < 1:
         raise UserError("iterations", iterations, ">= 1", "more are closer to the exact inverse")
@@ -145,16 +141,15 @@ def guided(
     *,
     join: Callable[[Condition, Condition], Condition],
 ) -> Predict:
-    """eps(without) + w (eps(condition) - eps(without)) (section 3.2.1), with both branches in one batch of 2 B.
+    """Predict eps(without) + w (eps(condition) - eps(without)) (section 3.2.1), both branches in one batch of 2 B.
 
-    `without` comes first in that batch. It is the condition with all of it masked or, to guide by a part alone, with
-    that part masked (section 3.3: the latent, the pose, or both). w = 1 and w = 0 need one branch and run only that.
+    `without` comes first in that batch. It is the condition fully masked or, to guide by one part only, with that part
+    masked (section 3.3: the latent, the pose, or both). w = 1 and w = 0 run only the one branch they need.
 
     Args:
-        condition: of B samples.
-        without: of the same B samples.
+        condition, without: of the same B samples.
         w: guidance scale; 1 is plain conditional sampling, 2 to 3 the paper's range.
-        join: two conditions of B samples each as one of 2 B, the first one's samples first; called once.
+        join: concatenates two conditions of B samples, the first one's samples first; called once.
     """
     if w == 1:
         return lambda x, t: denoise(x, t, condition)
@@ -170,15 +165,15 @@ def guided(
 
 
 def alternating(predicts: Sequence[Predict], choose: Callable[[int], int]) -> Predict:
-    """Stochastic conditioning (section 4.2.2, after 3DiM): at each noise level one of several predictions.
+    """Choose one of several predictions at each noise level: stochastic conditioning (section 4.2.2, after 3DiM).
 
     Args:
-        predicts: one for each source view.
-        choose: t in 0..T-1 -> index of the prediction that the whole batch gets at that level. A function of t alone:
-            `invert` calls it several times at each level and must get the same answer as the sampler.
+        predicts: one per source view.
+        choose: t in 0..T-1 -> index of the prediction for the whole batch at that level. A function of t alone:
+            `invert` calls it several times per level and must get the sampler's answer.
 
     Raises:
-        ValueError: no predictions; in use, a batch at several levels or an index out of range.
+        ValueError: no predictions; when called, a batch at several levels or an index out of range.
     """
     if not predicts:
         raise ValueError("predicts: got none; allowed: at least one")
@@ -196,21 +191,18 @@ def alternating(predicts: Sequence[Predict], choose: Callable[[int], int]) -> Pr
 
 
 def reverse_steps(abar: Tensor, *, method: Method, steps: int, variance: Variance, eta: float) -> list[ReverseStep]:
-    """The kept steps from the noisiest down, with betas recomputed from their abar (Nichol and Dhariwal 2021, sec. 4).
+    """Plan the kept steps from the noisiest down, with betas recomputed from abar (Nichol and Dhariwal 2021, sec. 4).
 
-    Our reading: a step over which abar grows more than BLIND times predicts x0 at the level that it goes to. Of the
+    Our reading: a step over which abar grows more than BLIND times predicts x0 at the level that it goes to. In the
     inverted schedule that is the first one, from an abar of 1e-5 to one near 0.1: at 1e-5 an error of 0.01 in eps is
-    one of 3 in x0, of which 0.3 would enter the sample, clipped, and no later step takes it out again. A chain without
+    one of 3 in x0, of which 0.3 would enter the sample despite clipping, and no later step removes it. A chain without
     strides is unchanged: it passes through an abar of 0.01.
 
     Args:
         abar: float64 [T], as in `GaussianProcess.abar`.
-        steps: number of the T steps that are kept.
-        variance: DDPM's fixed variance: the posterior's (small) or beta (large); DDIM does not read it.
-        eta: DDIM's share of the small variance's standard deviation, 0..1; DDPM does not read it.
-
-    Raises:
-        UserError: steps outside 1..T, eta outside 0..1, or an unknown method or variance.
+        steps: number of kept steps, 1..T.
+        variance: DDPM's fixed variance: the posterior's (small) or beta (large); DDIM ignores it.
+        eta: DDIM's share of the small variance's standard deviation, 0..1; DDPM ignores it.
     """
     _check_options(method, variance, eta)
     kept = kept_steps(len(abar), steps)[::-1]
@@ -229,22 +221,19 @@ def reverse_steps(abar: Tensor, *, method: Method, steps: int, variance: Varianc
 
 
 def kept_steps(total: int, steps: int) -> list[int]:
-    """Indices of the kept steps, rising, spread evenly from the first to the last (Nichol and Dhariwal 2021, sec. 4).
+    """Return the kept indices, ascending, spread evenly from first to last (Nichol and Dhariwal 2021, sec. 4).
 
-    A single step is the last one, where x_T lives.
-
-    Raises:
-        UserError: steps outside 1..total.
+    `steps` is in 1..total. A single step is the last one, where x_T lives.
     """
     if not 1 <= steps <= total:
-        raise UserError("sampling.steps", steps, f"1..{total}", "stride to fewer steps")
+        raise UserError("sampling.steps", steps, f"1..{total}", "choose a number in this range")
     if steps == 1:
         return [total - 1]
     return [round(i * (total - 1) / (steps - 1)) for i in range(steps)]
 
 
 def _ddpm_weights(now: float, before: float, variance: Variance) -> tuple[float, float, float]:
-    """Weights of x0 and x in the posterior's mean, and sigma (Ho et al. 2020, eq. 7 and section 3.2).
+    """Return the weights of x0 and x in the posterior's mean, and sigma (Ho et al. 2020, eq. 7 and section 3.2).
 
     With x0 unclipped the mean is 1/sqrt(alpha) (x - beta/sqrt(1-abar) eps), the paper's reverse step. The last step
     adds no noise, as in their algorithm 2.
@@ -260,8 +249,8 @@ def _ddpm_weights(now: float, before: float, variance: Variance) -> tuple[float,
 
 
 def _ddim_weights(now: float, before: float, eta: float) -> tuple[float, float, float]:
-    """Weights of x0 and x, and sigma (Song et al. 2021, eq. 12 and 16), with eps written out in x and x0."""
-    # The share of 1 - before that is fresh noise; at most 1 under rounding too, since now / before >= now.
+    """Return the weights of x0 and x, and sigma (Song et al. 2021, eq. 12 and 16), with eps written in x and x0."""
+    # The share of 1 - before that is fresh noise; at most 1 even with rounding, since now / before >= now.
     fresh = eta**2 * (1 - now / before) / (1 - now)
     x_weight = math.sqrt((1 - before) * (1 - fresh) / (1 - now))
     return math.sqrt(before) - x_weight * math.sqrt(now), x_weight, math.sqrt((1 - before) * fresh)

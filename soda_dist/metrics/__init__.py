@@ -7,6 +7,6 @@ from soda_dist.metrics import knn, probe
 from soda_dist.metrics.classification import Estimate, Labelled, Scores
 
 METRICS: Final[dict[str, Callable[..., Scores]]] = {"probe": probe.evaluate, "knn": knn.evaluate}
-"""Called as metric(train, test, classes=, seed=, **settings of that metric)."""
+"""Called as metric(train, test, classes=, seed=, **settings of the metric)."""
 
 __all__ = ["METRICS", "Estimate", "Labelled", "Scores"]

@@ -40,13 +40,12 @@ class Scores:
 
 
 def score(logits: Tensor, labels: Tensor, *, seed: int) -> dict[str, Estimate]:
-    """Section E.1: accuracy of classes (also top-5 for more than five), F1 of binary attributes.
+    """Measure accuracy of classes (also top-5 for more than five) or F1 of binary attributes (section E.1).
 
     Classes also get macro F1, the mean over the classes that occur among labels or predictions.
 
     Args:
-        logits: [N, C] for labels [N]; [N, A, 2] for labels [N, A].
-        labels: int64.
+        logits: [N, C] for int64 labels [N]; [N, A, 2] for [N, A].
         seed: seed of the bootstrap for the standard error of F1.
     """
     predicted = logits.argmax(dim=-1)
@@ -61,19 +60,19 @@ def score(logits: Tensor, labels: Tensor, *, seed: int) -> dict[str, Estimate]:
 
 
 def details_of(logits: Tensor, labels: Tensor) -> dict[str, list[float]]:
-    """Details that accompany `score`: for labels [N, A] the F1 of each attribute in order; empty for classes."""
+    """Return details beside `score`: for labels [N, A] the F1 of each attribute in order; empty for classes."""
     if labels.ndim == 1:
         return {}
     return {"f1_by_attribute": f1_by_attribute(logits.argmax(dim=-1), labels)}
 
 
 def headline(logits: Tensor, labels: Tensor) -> float:
-    """The value that ranks classifiers: top-1 accuracy, or macro F1 for attributes."""
+    """Return the value that ranks classifiers: top-1 accuracy, or macro F1 for attributes."""
     return headline_of(tally(logits, labels))
 
 
 def tally(logits: Tensor, labels: Tensor) -> Tensor:
-    """Counts behind `headline`, float64; those of several sets of rows can be summed.
+    """Count what `headline` needs, in float64; counts of several sets of rows can be summed.
 
     For classes hits and rows, [2]; for attributes hits, predicted positives and positives of each, [3, A].
     """
@@ -83,24 +82,20 @@ def tally(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def headline_of(counts: Tensor) -> float:
-    """`headline` from the sum of tallies."""
+    """Compute `headline` from the sum of tallies."""
     if counts.ndim == 1:
         return float(counts[0] / counts[1])
     return float(_f1(*counts).mean())
 
 
 def top_k(logits: Tensor, labels: Tensor, k: int) -> float:
-    """Share of rows whose label is among the `k` highest logits; ties go to the lower class.
-
-    Args:
-        logits: [N, C].
-        labels: int64 [N].
+    """Return the share of rows of logits [N, C] whose label is among the `k` highest; ties go to the lower class.
 
     Raises:
-        ValueError: `k` exceeds the number of classes.
+        ValueError: `k` exceeds C.
     """
     if k > logits.shape[1]:
-        raise ValueError(f"top_k: got k={k} for {logits.shape[1]} classes")
+        raise ValueError(f"top_k: got k={k} for {logits.shape[1]} classes; allowed: at most {logits.shape[1]}")
     return float(_among_top(logits, labels, k).double().mean())
 
 
@@ -112,43 +107,42 @@ def _among_top(logits: Tensor, labels: Tensor, k: int) -> Tensor:
 
 
 def macro_f1(predicted: Tensor, labels: Tensor) -> float:
-    """Section E.1: F1 of each attribute's positive class, averaged; 0 if neither side has a positive.
+    """Average the F1 of each attribute's positive class (section E.1).
 
-    Args:
-        predicted, labels: int64 [N, A], 0 or 1.
+    Takes int64 [N, A] of 0 and 1; an attribute without positives on both sides has F1 0.
     """
     return float(np.mean(f1_by_attribute(predicted, labels)))
 
 
 def f1_by_attribute(predicted: Tensor, labels: Tensor) -> list[float]:
-    """F1 of each attribute, A values; `macro_f1` is their mean."""
+    """Compute the F1 of each attribute, A values; `macro_f1` is their mean."""
     return _f1(*_f1_counts(predicted, labels)).tolist()
 
 
 def binomial(share: float, count: int) -> Estimate:
-    """`share` of `count` independent rows with its binomial standard error, sqrt(p (1 - p) / n)."""
+    """Return `share` of `count` independent rows with its binomial standard error, sqrt(p (1 - p) / n)."""
     return Estimate(share, (share * (1.0 - share) / count) ** 0.5)
 
 
 def _f1_counts(predicted: Tensor, labels: Tensor) -> Tensor:
-    """Hits, predicted positives and positives: float64 [3, A]."""
+    """Count hits, predicted positives and positives: float64 [3, A]."""
     return torch.stack([(column > 0).double().sum(0) for column in (predicted * labels, predicted, labels)])
 
 
 def _f1(hits: Tensor, predicted: Tensor, positives: Tensor) -> Tensor:
-    """2 hits / (predicted + positives), 0 if both are 0; all are whole counts."""
+    """Compute 2 hits / (predicted + positives), 0 if both are 0; all are whole counts."""
     return 2 * hits / (predicted + positives).clamp(min=1.0)
 
 
 def _draws(count: int, seed: int) -> Iterator[Tensor]:
-    """Multiplicity of each of `count` rows, float64 [count], for each draw of the bootstrap."""
+    """Yield the multiplicity of each of `count` rows, float64 [count], for each draw of the bootstrap."""
     generator = np.random.default_rng([seed, 0xF1])
     for _ in range(BOOTSTRAP_DRAWS):
         yield torch.from_numpy(np.bincount(generator.integers(count, size=count), minlength=count)).double()
 
 
 def _f1_error(predicted: Tensor, labels: Tensor, seed: int) -> float:
-    """Standard deviation of macro F1 over bootstrap draws of the rows."""
+    """Return the standard deviation of macro F1 over bootstrap draws of the rows."""
     predicted, labels = predicted.cpu().double(), labels.cpu().double()
     values = []
     for weights in _draws(len(labels), seed):

@@ -1,7 +1,8 @@
 """Distances between two sets of images by their features: FID, KID, precision and recall (section E.2).
 
 FID needs only the moments of the features, which merge exactly across workers; KID, precision and recall need the
-features themselves. All compute in float64, since FID and KID are small differences of large sums.
+features themselves. All compute in float64, since FID and KID are small differences of large sums. Features must be
+finite and of equal width, or ValueError is raised.
 """
 
 from dataclasses import dataclass
@@ -20,12 +21,12 @@ NEIGHBOURS: Final = 3
 """Kynkaanniemi et al. 2019, and torch-fidelity."""
 BLOCK = 2048
 ROUNDING = 1e-13
-"""Rounding of squared distances relative to squared norms: features are equal within 3e-7 of their length."""
+"""Rounding of squared distances over squared norms: features within 3e-7 of their length are equal."""
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Moments of a set of features, for FID; numpy arrays, ready to send between processes.
+    """Moments of a set of features, for FID, as numpy arrays to send between processes.
 
     Attributes:
         count: number of features, N.
@@ -40,7 +41,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """KID over random subsets: mean, which may be slightly below 0, and standard deviation."""
+    """KID over random subsets: mean (which may be slightly below 0) and standard deviation."""
 
     mean: float
     std: float
@@ -55,11 +56,7 @@ class PrecisionRecall:
 
 
 def moments(features: Tensor) -> Moments:
-    """Count, mean and scatter of features [N, D], any real dtype and device; N may be 0.
-
-    Raises:
-        ValueError: not two axes, or values that are not finite.
-    """
+    """Compute count, mean and scatter of features [N, D], any real dtype and device; N may be 0."""
     _check(features)
     rows = features.double()
     mean = rows.sum(dim=0) / max(len(rows), 1)
@@ -68,11 +65,7 @@ def moments(features: Tensor) -> Moments:
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """Moments of the union of both sets (Chan et al. 1979, pairwise), exact up to rounding in any order.
-
-    Raises:
-        ValueError: features of two widths.
-    """
+    """Return the moments of both sets together (Chan et al. 1979, pairwise), exact up to rounding in any order."""
     _check_widths(len(a.mean), len(b.mean))
     count = a.count + b.count
     share, apart = 1.0 / max(count, 1), a.mean - b.mean
@@ -81,23 +74,18 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 
 def fid(a: Moments, b: Moments) -> float:
-    """Heusel et al. 2017: |mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), covariances S with N - 1.
+    """Compute |mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), covariances S with N - 1 (Heusel et al. 2017).
 
     With S = R R^T, of the symmetric eigenvalue problem, the last trace is the sum of the singular values of R_a^T R_b.
     Eigenvalues below rounding are dropped from R, so singular covariances (N <= D) cost no digits; the eigenvalues of
     the product S_a S_b, which torch-fidelity sums, have an error of 1e-16 whose root, 1e-8, enters up to D times.
 
-    The value falls as N grows: compare only FIDs of equal counts.
-
-    Args:
-        a, b: moments of at least two features each; the order does not matter.
-
-    Raises:
-        ValueError: fewer features, or of two widths.
+    The value falls as N grows: compare only FIDs of equal counts. The order of `a` and `b`, of at least two features
+    each, does not matter.
     """
     _check_widths(len(a.mean), len(b.mean))
     if min(a.count, b.count) < 2:
-        raise ValueError(f"fid: got {a.count} and {b.count} features, needs two or more of each")
+        raise ValueError(f"fid: got {a.count} and {b.count} features; allowed: two or more of each")
     covariance_a, covariance_b = a.scatter / (a.count - 1), b.scatter / (b.count - 1)
     shared = np.linalg.svd(_root(covariance_a).T @ _root(covariance_b), compute_uv=False).sum()
     apart = a.mean - b.mean
@@ -112,17 +100,14 @@ def kid(
     subset_size: int = KID_SUBSET_SIZE,
     seed: int = KID_SEED,
 ) -> KernelDistance:
-    """Binkowski et al. 2018: unbiased squared MMD with the kernel (x . y / D + 1)^3, over random subsets.
+    """Compute the unbiased squared MMD of the kernel (x . y / D + 1)^3 over random subsets (Binkowski et al. 2018).
 
     Subsets are drawn as torch-fidelity draws them, so equal seeds give its values; it computes in the features' dtype.
 
     Args:
-        generated: [N, D], any real dtype; real: [M, D].
+        generated, real: [N, D] and [M, D], any real dtype.
         subsets: number of subsets of each side, each drawn without replacement.
         subset_size: 2 to min(N, M).
-
-    Raises:
-        ValueError: too few features for a subset, of two widths, or not finite.
     """
     _check_pair(generated, real)
     if subsets < 1 or not 2 <= subset_size <= min(len(generated), len(real)):
@@ -139,17 +124,14 @@ def kid(
 def precision_recall(
     generated: Tensor, real: Tensor, *, neighbours: int = NEIGHBOURS, block: int = BLOCK
 ) -> PrecisionRecall:
-    """Kynkaanniemi et al. 2019: the share of each side inside the balls of the other.
+    """Compute the share of each side inside the balls of the other (Kynkaanniemi et al. 2019).
 
     The closed ball of a feature reaches its `neighbours`-th nearest neighbour on its own side. Equal features, such as
     those of a generator that repeats itself, are at distance exactly 0; in torch-fidelity it is rounding error.
 
     Args:
-        generated: [N, D], any real dtype; real: [M, D].
+        generated, real: [N, D] and [M, D], any real dtype, more than `neighbours` on each side.
         block: side of the blocks of the distance matrix; it does not change the result.
-
-    Raises:
-        ValueError: not more than `neighbours` features on a side, of two widths, or not finite.
     """
     _check_pair(generated, real)
     if not 1 <= neighbours < min(len(generated), len(real)):
@@ -160,7 +142,7 @@ def precision_recall(
 
 
 def _root(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """R [D, rank] with R R^T = covariance; eigenvalues below numpy's bound for rounding are dropped."""
+    """Return R [D, rank] with R R^T = covariance; eigenvalues below numpy's bound for rounding are dropped."""
     values, vectors = np.linalg.eigh(covariance)
     kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
     return vectors[:, kept] * np.sqrt(values[kept])
@@ -171,7 +153,7 @@ def _drawn(rng: np.random.RandomState, count: int, size: int) -> Tensor:
 
 
 def _squared_mmd(x: Tensor, y: Tensor) -> float:
-    """Unbiased squared MMD of x, y [m, D]: a feature is not compared with itself."""
+    """Compute the unbiased squared MMD of x, y [m, D]: a feature is not compared with itself."""
     m = len(x)
     within = sum(kernel.sum() - kernel.trace() for kernel in (_kernel(x, x), _kernel(y, y)))
     return float(within / (m * (m - 1)) - 2.0 * _kernel(x, y).mean())
@@ -182,7 +164,7 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _inside(queries: Tensor, centres: Tensor, neighbours: int, block: int) -> float:
-    """Share of queries inside the ball of any centre."""
+    """Return the share of queries inside the ball of any centre."""
     radii = torch.cat([_squared_radii(rows, centres, neighbours, block) for rows in centres.split(block)])
     hits = 0
     for rows in queries.split(block):
@@ -194,7 +176,7 @@ def _inside(queries: Tensor, centres: Tensor, neighbours: int, block: int) -> fl
 
 
 def _squared_radii(rows: Tensor, centres: Tensor, neighbours: int, block: int) -> Tensor:
-    """Distance of each row to its `neighbours`-th nearest centre, not counting the row itself."""
+    """Return the squared distance of each row to its `neighbours`-th nearest centre, not counting the row itself."""
     nearest = torch.empty(len(rows), 0, dtype=torch.float64, device=rows.device)
     for some in centres.split(block):
         nearest = torch.cat([nearest, _squared_distances(rows, some)], dim=1)
@@ -203,7 +185,7 @@ def _squared_radii(rows: Tensor, centres: Tensor, neighbours: int, block: int) -
 
 
 def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """Squared distances by matrix products; those within their rounding error count as 0."""
+    """Compute squared distances by matrix products; those within their rounding error count as 0."""
     x, y = x.double(), y.double()
     squares = x.square().sum(dim=1)[:, None] + y.square().sum(dim=1)
     apart = squares - 2.0 * (x @ y.T)

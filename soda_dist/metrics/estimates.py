@@ -7,6 +7,6 @@ from numpy.typing import NDArray
 
 
 def mean_of(values: NDArray[np.float64]) -> dict[str, float]:
-    """Mean and standard error of a sample, as a dict for a result file."""
+    """Return mean and standard error of a sample, as a dict for a result file."""
     spread = math.sqrt(max(len(values) - 1, 1) * len(values))
     return {"value": float(values.mean()), "standard_error": float(np.linalg.norm(values - values.mean())) / spread}

@@ -1,6 +1,8 @@
 """Alignment of codes with known factors: MIG, SAP, modularity, FactorVAE score, as in Locatello et al. (2019).
 
-Codes are the D numbers of a latent, factors the K labels of an image; both have one row per image.
+Codes are the D numbers of a latent, [N, D] and finite; values those of an image's K factors, integers [N, K]. Other
+arguments raise ValueError, as does a factor with a single value; `mutual_information` does not check, and `factor_vae`
+allows single values.
 """
 
 from collections.abc import Iterator
@@ -20,19 +22,10 @@ Integers = NDArray[np.int64]
 
 
 def mig(codes: NDArray[np.floating], values: NDArray[np.integer], *, bins: int = BINS) -> float:
-    """Mutual information gap (Chen et al. 2018): the lead of a factor's best code over its second best.
+    """Compute the mutual information gap (Chen et al. 2018): the lead of a factor's best code over its second best.
 
-    The lead in mutual information is divided by the factor's entropy and averaged over factors.
-
-    Args:
-        codes: [N, D], finite, D at least 2.
-        values: integers [N, K].
-
-    Returns:
-        0 if two codes are equally informative about every factor, 1 if each factor is in one code alone.
-
-    Raises:
-        ValueError: fewer than two codes, a factor with a single value, codes that are not finite.
+    The lead in mutual information is divided by the factor's entropy and averaged over factors: 0 if two codes are
+    equally informative about every factor, 1 if each factor is in one code alone. D is at least 2.
     """
     codes, values = checked_codes("codes", codes, at_least=2), checked_values("values", values, len(codes), varied=True)
     best = np.sort(mutual_information(codes, values, bins=bins), axis=0)
@@ -41,14 +34,10 @@ def mig(codes: NDArray[np.floating], values: NDArray[np.integer], *, bins: int =
 
 
 def modularity(codes: NDArray[np.floating], values: NDArray[np.integer], *, bins: int = BINS) -> float:
-    """Modularity (Ridgeway and Mozer 2018): whether a code is informative about one factor only, averaged over codes.
+    """Compute modularity (Ridgeway and Mozer 2018): how far codes are informative about one factor only, on average.
 
     A code scores 1 minus the squared mutual information with its other factors, relative to K - 1 times that with its
-    best. A code without information scores 0 and counts.
-
-    Args:
-        codes: [N, D], finite.
-        values: integers [N, K], K at least 2.
+    best. A code without information scores 0 and counts. K is at least 2.
     """
     codes, values = checked_codes("codes", codes), checked_values("values", values, len(codes), varied=True)
     factors = values.shape[1]
@@ -62,12 +51,7 @@ def modularity(codes: NDArray[np.floating], values: NDArray[np.integer], *, bins
 
 
 def mutual_information(codes: NDArray[np.floating], values: NDArray[np.integer], *, bins: int = BINS) -> Floats:
-    """Mutual information in nats of each binned code with each factor, from counts; float64 [D, K].
-
-    Args:
-        codes: [N, D], finite.
-        values: integers [N, K].
-    """
+    """Estimate the mutual information in nats of each binned code with each factor, from counts; float64 [D, K]."""
     classes = [np.unique(column, return_inverse=True) for column in values.T]
     table = np.zeros((codes.shape[1], values.shape[1]))
     for start in range(0, codes.shape[1], CODES_AT_ONCE):
@@ -86,20 +70,14 @@ def sap(
     test_codes: NDArray[np.floating],
     test_values: NDArray[np.integer],
 ) -> float:
-    """Separated attribute predictability (Kumar et al. 2018): the best single code of a factor minus its second best.
+    """Compute separated attribute predictability (Kumar et al. 2018): a factor's best code minus its second best.
 
     What a code predicts is the test accuracy of a linear support vector machine on that code alone (C = 0.01, balanced
-    class weights, one class against the rest); the lead is averaged over factors.
+    class weights, one class against the rest); the lead is averaged over factors. D is at least 2; a test value that
+    training lacks counts as wrong.
 
     Our reading: on one code a machine has two parameters and a strictly convex loss, so Newton's method over sorted
     codes finds the minimum itself, where an iterative solver stops at a tolerance and takes hours at 2,048 codes.
-
-    Args:
-        train_codes: [N, D], test_codes: [M, D], finite, D at least 2.
-        train_values: integers [N, K], test_values: [M, K]; a test value that training lacks counts as wrong.
-
-    Raises:
-        ValueError: fewer than two codes, a factor with a single training value, shapes that do not match.
     """
     best = np.sort(code_accuracy(train_codes, train_values, test_codes, test_values), axis=0)
     if len(best) < 2:
@@ -113,7 +91,7 @@ def code_accuracy(
     test_codes: NDArray[np.floating],
     test_values: NDArray[np.integer],
 ) -> Floats:
-    """Test accuracy of `sap`'s machines for each code and factor, float64 [D, K]."""
+    """Measure the test accuracy of `sap`'s machines for each code and factor, float64 [D, K]."""
     train, test = checked_codes("train_codes", train_codes), checked_codes("test_codes", test_codes)
     labels = checked_values("train_values", train_values, len(train), varied=True)
     truth = checked_values("test_values", test_values, len(test))
@@ -142,19 +120,14 @@ def factor_vae(
     batch: int = 64,
     threshold: float = 0.05,
 ) -> float:
-    """FactorVAE score (Kim and Mnih 2018): accuracy of naming the fixed factor from the code that varies least.
+    """Compute the FactorVAE score (Kim and Mnih 2018): accuracy of naming the fixed factor by the least varying code.
 
     A vote holds one factor at the value of a random row, draws `batch` rows of that value with replacement and names
     the code whose variance fell most, relative to its variance over all rows. Codes are then matched to factors by
     majority, and the score is the share of further votes that the match gets right. Codes that do not vary, or whose
-    standard deviation is below `threshold`, take no part; 0 where none is left.
+    standard deviation is below `threshold`, take no part; 0 if none is left. Equal seeds give equal scores.
 
     Our reading: rows come from a labelled set in place of a generator, so a value that one row alone has is never held.
-
-    Args:
-        codes: [N, D], finite.
-        values: integers [N, K].
-        seed: equal seeds give equal scores.
     """
     codes, values = checked_codes("codes", codes), checked_values("values", values, len(codes))
     spread = np.std(codes, axis=0, ddof=1, dtype=np.float64)
@@ -194,7 +167,7 @@ def checked_values(name: str, values: NDArray[np.integer], rows: int, *, varied:
 
 
 def _binned(codes: NDArray[np.floating], bins: int) -> Integers:
-    """Bin of each code, 0..bins-1, of equal width between its smallest and largest value; a constant code has one."""
+    """Bin each code, 0..bins-1, in equal widths between its smallest and largest value; a constant code has one bin."""
     columns = np.ascontiguousarray(codes.T, dtype=np.float64)
     binned = np.empty(columns.shape, dtype=np.int64)
     for column, out in zip(columns, binned, strict=True):
@@ -204,7 +177,7 @@ def _binned(codes: NDArray[np.floating], bins: int) -> Integers:
 
 
 def _information(counts: Floats) -> Floats:
-    """Mutual information in nats of tables of counts, [.., A, B] to [..]; exactly 0 if a side has one value."""
+    """Compute mutual information in nats from counts, [.., A, B] to [..]; exactly 0 if a side has one value."""
     total = counts.sum(axis=(-2, -1), keepdims=True)
     expected = counts.sum(axis=-1, keepdims=True) * counts.sum(axis=-2, keepdims=True)
     ratio = np.divide(counts * total, expected, out=np.ones_like(counts), where=counts > 0)
@@ -222,7 +195,7 @@ class _Machines:
     """One machine per class, over all factors in order; a factor of two values has one, for its larger value.
 
     Attributes:
-        labels: [K, N] class numbers, small integers so that sorting by class is quick.
+        labels: [K, N] class numbers, small integers to sort quickly.
         names: each factor's values, ascending.
         group: [P] the number of a machine's positive class among the classes of all factors; first: [K + 1] offsets.
         positive, negative: [P] loss weights of the two sides.
@@ -237,7 +210,7 @@ class _Machines:
 
     @classmethod
     def of(cls, values: NDArray[np.integer]) -> "_Machines":
-        """Balanced weights, N / (classes * count), on a machine's own class; the rest keep 1 unless it is one class."""
+        """Balance a machine's own class by N / (classes * count); the rest keep weight 1 unless it is one class."""
         split = [np.unique(column, return_inverse=True, return_counts=True) for column in values.T]
         first = np.cumsum([0, *(len(names) for names, _, _ in split)])
         group, positive, negative = [], [], []
@@ -258,7 +231,7 @@ class _Machines:
         )
 
     def predict(self, margins: Floats) -> Iterator[NDArray[np.integer]]:
-        """Each factor's values [M] from the margins [P, M] of all machines."""
+        """Yield each factor's values [M] from the margins [P, M] of all machines."""
         start = 0
         for names in self.names:
             if len(names) == 2:
@@ -292,13 +265,13 @@ class _Moments:
         self.own = self.classes[:, stop] - self.classes[:, self.start]
 
     def below(self, thresholds: Floats) -> tuple[Floats, Floats]:
-        """[3, P] of each machine's own class below its threshold, and of the rest."""
+        """Sum each machine's own class below its threshold, and the rest: [3, P] each."""
         ranks = np.searchsorted(self.sorted, thresholds)
         own = self.classes[:, np.searchsorted(self.keys, self.group * self.rows + ranks)] - self.classes[:, self.start]
         return own, self.all[:, ranks] - own
 
     def active(self, slope: Floats, offset: Floats) -> tuple[Floats, Floats]:
-        """Moments of the rows within the margin: own class with margin below 1, the rest with margin above -1."""
+        """Sum the rows within the margin: own class with margin below 1, and the rest with margin above -1."""
         with np.errstate(divide="ignore", invalid="ignore"):
             upper, lower = np.nan_to_num((1.0 - offset) / slope), np.nan_to_num((-1.0 - offset) / slope)
         own, rest = self.below(upper)[0], self.below(lower)[1]
@@ -313,26 +286,26 @@ def _prefix_sums(values: Floats) -> Floats:
 
 
 def _fit_machines(code: Floats, machines: _Machines) -> tuple[Floats, Floats]:
-    """Slope and offset [P] that minimise (slope^2 + offset^2) / 2 + sum of weight * max(0, 1 - sign * margin)^2.
+    """Find slope and offset [P] that minimise (slope^2 + offset^2) / 2 + sum of weight * max(0, 1 - sign * margin)^2.
 
     Newton's method: the loss is quadratic as long as the same rows lie within the margin, so a step ends at the minimum
-    once these are right. Whole steps reached it in at most 16 on 3,000 codes of every scale, heavy tails among them.
+    once these are right. Whole steps took at most 16 on codes of every scale, heavy tails among them.
 
     Raises:
         ArithmeticError: no minimum within `SVM_ITERATIONS` steps.
     """
     moments = _Moments(code, machines)
-    at = np.zeros((2, len(machines.group)))
+    point = np.zeros((2, len(machines.group)))
     for _ in range(SVM_ITERATIONS):
-        before, at = at, _newton(at, moments, machines)
-        if np.all(np.abs(at - before) <= 1e-9 * (1.0 + np.abs(at))):
-            return at[0], at[1]
-    raise ArithmeticError(f"a support vector machine on one code has no minimum within {SVM_ITERATIONS} steps")
+        before, point = point, _newton(point, moments, machines)
+        if np.all(np.abs(point - before) <= 1e-9 * (1.0 + np.abs(point))):
+            return point[0], point[1]
+    raise ArithmeticError(f"sap: a support vector machine found no minimum within {SVM_ITERATIONS} steps")
 
 
-def _newton(at: Floats, moments: _Moments, machines: _Machines) -> Floats:
-    """The minimum, (slope, offset) [2, P], of the quadratic that the loss is around `at`."""
-    own, rest = moments.active(*at)
+def _newton(point: Floats, moments: _Moments, machines: _Machines) -> Floats:
+    """Return the minimum, (slope, offset) [2, P], of the quadratic that the loss is around `point`."""
+    own, rest = moments.active(*point)
     curvature = 2.0 * (machines.positive * own + machines.negative * rest)
     pull = 2.0 * (machines.positive * own - machines.negative * rest)
     a, b, c = 1.0 + curvature[2], curvature[1], 1.0 + curvature[0]
@@ -342,7 +315,7 @@ def _newton(at: Floats, moments: _Moments, machines: _Machines) -> Floats:
 def _draw(
     values: NDArray[np.integer], votes: int, batch: int, generator: np.random.Generator
 ) -> tuple[Integers, Integers]:
-    """The factor that each vote holds fixed [V], and its rows [V, batch], all with one value of that factor."""
+    """Draw the factor that each vote holds fixed [V], and its rows [V, batch], all with one value of that factor."""
     factors = generator.integers(values.shape[1], size=votes)
     anchors, places = generator.random(votes), generator.random((votes, batch))
     rows = np.empty((votes, batch), dtype=np.int64)
@@ -360,7 +333,7 @@ def _draw(
 
 
 def _least_varying(codes: NDArray[np.floating], active: Integers, rows: Integers) -> Integers:
-    """The active code [V] of least variance over each vote's rows, relative to its variance over all rows."""
+    """Return the active code [V] of least variance over each vote's rows, relative to its variance over all rows."""
     from scipy import sparse
 
     votes, batch = rows.shape

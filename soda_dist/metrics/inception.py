@@ -19,7 +19,7 @@ _COUNTS = ".num_batches_tracked"
 
 
 def load_inception(content: bytes, sha256: str) -> nn.Module:
-    """torch-fidelity's InceptionV3 (TensorFlow's resize to 299 included) in eval mode on the CPU, for `features`.
+    """Load torch-fidelity's InceptionV3 (TensorFlow's resize to 299 included), in eval mode on the CPU, for `features`.
 
     Downloads nothing and draws no random numbers. The weights may lack `num_batches_tracked`, which is unused.
 
@@ -28,7 +28,7 @@ def load_inception(content: bytes, sha256: str) -> nn.Module:
         sha256: their required digest, in hexadecimal.
 
     Raises:
-        UserError: another digest, a file with other content than tensors, or weights of another network.
+        UserError: another digest, content other than tensors, or weights of another network.
     """
     from soda_dist.metrics.inception_network import Inception
 
@@ -43,16 +43,13 @@ def load_inception(content: bytes, sha256: str) -> nn.Module:
 
 
 def features(net: nn.Module, images: Tensor) -> Tensor:
-    """Section E.2: pool features, float32 [B, 2048] on the network's device, without a gradient.
+    """Compute pool features (section E.2): float32 [B, 2048] on the network's device, without gradients.
 
     The network resamples any size to 299 x 299 itself: do not resize images beforehand.
 
     Args:
-        net: of `load_inception`.
-        images: uint8 [B, 3, h, w] on the network's device.
-
-    Raises:
-        ValueError: images of another dtype or shape.
+        net: from `load_inception`.
+        images: uint8 [B, 3, h, w] on the network's device; others raise ValueError.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"features: got {images.dtype} {list(images.shape)}; allowed: torch.uint8 [B, 3, h, w]")
@@ -62,5 +59,5 @@ def features(net: nn.Module, images: Tensor) -> Tensor:
 
 
 def is_published(sha256: str) -> bool:
-    """Whether weights of this (verified) digest are those of `PUBLISHED_URL`, so that FIDs can be compared."""
+    """Return whether this (verified) digest is that of `PUBLISHED_URL`, so that FIDs can be compared."""
     return sha256.lower().startswith(PUBLISHED_SHA256_PREFIX)

@@ -1,4 +1,4 @@
-"""Weighted nearest neighbours: prediction of a label from the geometry of the latents, without fitting."""
+"""Weighted nearest neighbours: labels predicted from the geometry of the latents, without fitting."""
 
 import torch
 from torch import Tensor
@@ -22,10 +22,10 @@ def evaluate(
 def knn_votes(
     train: Tensor, labels: Tensor, test: Tensor, *, classes: int, k: int, temperature: float, block: int = BLOCK
 ) -> Tensor:
-    """Votes for each class: neighbours vote with weight exp(cosine similarity / temperature).
+    """Sum votes for each class: neighbours vote with weight exp(cosine similarity / temperature).
 
     Args:
-        train: [N, D], any real dtype; test: [M, D].
+        train, test: [N, D] and [M, D], any real dtype.
         labels: int64 [N], or [N, A] of 0 and 1.
         temperature: near 0 only the nearest row votes, near infinity all votes are equal.
 
@@ -42,13 +42,10 @@ def knn_votes(
 
 
 def nearest(train: Tensor, test: Tensor, *, k: int, block: int) -> tuple[Tensor, Tensor]:
-    """The `k` rows of `train` most similar to each row of `test`, by cosine: exact, in blocks of `block` rows.
+    """Find the `k` rows of `train` most similar to each row of `test`, by cosine: exact, in blocks of `block` rows.
 
-    Returns:
-        similarity: float32 [M, k], descending; index: int64 [M, k] into `train`. A zero row has similarity 0.
-
-    Raises:
-        ValueError: `k` is not in 1..N.
+    Returns similarity, float32 [M, k], descending, and index, int64 [M, k] into `train`. A zero row has similarity 0.
+    ValueError if `k` is not in 1..N.
     """
     if not 1 <= k <= len(train):
         raise ValueError(f"nearest: got k={k} for {len(train)} rows; allowed: 1..{len(train)}")

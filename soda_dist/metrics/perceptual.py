@@ -1,4 +1,4 @@
-"""LPIPS (section E.2): distance of two images to a network that was fitted to human judgement."""
+"""LPIPS (section E.2): distance of two images in a network fitted to human judgement."""
 
 import warnings
 from pathlib import Path
@@ -20,7 +20,7 @@ PUBLISHED_SHA256_PREFIXES: Final[dict[Trunk, str]] = {"alex": "7be5be79", "vgg":
 """First eight digits of the digests, as in the file names."""
 
 SMALLEST_SIDE: Final[dict[Trunk, int]] = {"alex": 31, "vgg": 16}
-"""Smallest side of an image that survives the last pooling of a trunk."""
+"""Smallest side of an image that survives a trunk's last pooling."""
 
 _NETWORKS: Final[dict[Trunk, str]] = {"alex": "AlexNet", "vgg": "VGG-16"}
 _VERSION = "0.1"
@@ -29,26 +29,20 @@ _CLASSIFIER = "classifier."
 
 
 class ImagesTooSmallError(ValueError):
-    """Images too small for the last pooling of the trunk.
-
-    Args:
-        size: their height and width.
-        smallest: the shortest side that the trunk accepts.
-    """
+    """Images of `size` (height, width) are too small for the trunk, which needs sides of `smallest`."""
 
     def __init__(self, size: tuple[int, int], smallest: int) -> None:
         super().__init__(size, smallest)
         self.size, self.smallest = size, smallest
 
     def __str__(self) -> str:
-        return f"lpips: got images of {list(self.size)}; needs {self.smallest} or more on each side"
+        return f"lpips: got images of {list(self.size)}; allowed: {self.smallest} or more on each side"
 
 
 def load_lpips(trunk_content: bytes, sha256: str, *, net: Trunk) -> nn.Module:
-    """Package lpips' LPIPS, version 0.1, in eval mode on the CPU, for `lpips_distance`.
+    """Load package lpips' LPIPS, version 0.1, in eval mode on the CPU, for `lpips_distance`.
 
-    The package provides the linear weights, the caller those of the trunk. Downloads nothing and draws no random
-    numbers.
+    The package provides the linear weights, the caller those of the trunk. Downloads nothing, draws no random numbers.
 
     Args:
         trunk_content: bytes of torchvision's state dict of AlexNet or VGG-16, with or without its classifier:
@@ -58,7 +52,7 @@ def load_lpips(trunk_content: bytes, sha256: str, *, net: Trunk) -> nn.Module:
 
     Raises:
         ValueError: an unknown trunk.
-        UserError: another digest, a file with other content than tensors, or weights of another network.
+        UserError: another digest, content other than tensors, or weights of another network.
     """
     if net not in get_args(Trunk):
         raise ValueError(f"net: got {net}; allowed: {', '.join(get_args(Trunk))}")
@@ -77,10 +71,10 @@ def load_lpips(trunk_content: bytes, sha256: str, *, net: Trunk) -> nn.Module:
 
 
 def lpips_distance(net: nn.Module, images: Tensor, reference: Tensor) -> Tensor:
-    """Section E.2: the perceptual distance of each image to its reference, float32 [B], 0 for equal images.
+    """Measure the perceptual distance of each image to its reference (section E.2): float32 [B], 0 for equal images.
 
-    The library takes RGB in [-1, 1] and normalises it for its trunk. It accepts any size from `SMALLEST_SIDE` on
-    without resizing, but distances depend on the size: its linear weights were fitted on 64 x 64.
+    The package normalises for its trunk. It accepts any size from `SMALLEST_SIDE` on without resizing, but distances
+    depend on the size: its linear weights were fitted on 64 x 64.
 
     Args:
         net: from `load_lpips`.
@@ -88,11 +82,11 @@ def lpips_distance(net: nn.Module, images: Tensor, reference: Tensor) -> Tensor:
 
     Raises:
         ImagesTooSmallError: a side is shorter than the trunk's `SMALLEST_SIDE`.
-        ValueError: the shapes differ, or images are not RGB or not floats.
+        ValueError: other shapes or dtypes.
     """
     if images.shape != reference.shape or images.ndim != 4 or images.shape[1] != 3:
         got = f"{list(images.shape)} and {list(reference.shape)}"
-        raise ValueError(f"lpips: got {got}; allowed: [B, 3, h, w] twice")
+        raise ValueError(f"lpips: got {got}; allowed: equal shapes [B, 3, h, w]")
     if not (images.is_floating_point() and reference.is_floating_point()):
         raise ValueError(f"lpips: got {images.dtype} and {reference.dtype}; allowed: floats in [-1, 1]")
     smallest = SMALLEST_SIDE[net.pnet_type]  # type: ignore[index]
@@ -104,12 +98,12 @@ def lpips_distance(net: nn.Module, images: Tensor, reference: Tensor) -> Tensor:
 
 
 def is_published(sha256: str, *, net: Trunk) -> bool:
-    """Whether a trunk of this (verified) digest is that of `PUBLISHED_URLS`, so that distances can be compared."""
+    """Return whether this (verified) digest is that of `PUBLISHED_URLS`, so that distances can be compared."""
     return sha256.lower().startswith(PUBLISHED_SHA256_PREFIXES[net])
 
 
 def _unfilled(net: Trunk) -> Any:
-    """The network without initial values: drawing those of the VGG classifier takes seconds."""
+    """Build the network without initial values: drawing those of the VGG classifier takes seconds."""
     import lpips
 
     with torch.device("meta"), warnings.catch_warnings():
@@ -121,7 +115,7 @@ def _unfilled(net: Trunk) -> Any:
 
 
 def _torchvisions(name: str) -> str:
-    """torchvision's name of a tensor: the package renames `features.3.weight` to `slice2.3.weight`."""
+    """Return torchvision's name of a tensor: the package renames `features.3.weight` to `slice2.3.weight`."""
     return f"features.{name.partition('.')[2]}"
 
 

@@ -8,34 +8,22 @@ WINDOW = 7
 
 
 def psnr(images: Tensor, reference: Tensor) -> Tensor:
-    """Section E.2: peak signal-to-noise ratio in dB, -10 log10 of the mean squared error, on [0, 1].
+    """Compute the peak signal-to-noise ratio in dB (section E.2): -10 log10 of the mean squared error, on [0, 1].
 
-    Args:
-        images, reference: [B, C, h, w] float in [0, 1].
-
-    Returns:
-        float64 [B]; infinite for equal images.
+    Takes [B, C, h, w] float in [0, 1]; returns float64 [B], infinite for equal images.
     """
     error = (images.double() - reference.double()).square().flatten(1).mean(dim=1)
     return -10.0 * torch.log10(error)
 
 
 def ssim(images: Tensor, reference: Tensor) -> Tensor:
-    """Section E.2: structural similarity with a uniform kernel, 7x7, K1 = 0.01 and K2 = 0.03, on [0, 1].
+    """Compute structural similarity (section E.2) with a uniform 7x7 kernel, K1 = 0.01 and K2 = 0.03, on [0, 1].
 
-    Variances are the unbiased ones of a window; the mean is over whole windows and channels.
-
-    Args:
-        images, reference: [B, C, h, w] float in [0, 1], h and w at least 7.
-
-    Returns:
-        float64 [B], at most 1.
-
-    Raises:
-        ValueError: an image smaller than the window.
+    Variances are the unbiased ones of a window; the mean is over whole windows and channels. Takes [B, C, h, w] float
+    in [0, 1]; returns float64 [B], at most 1. ValueError if a side is below 7.
     """
     if min(images.shape[-2:]) < WINDOW:
-        raise ValueError(f"ssim: got images of {tuple(images.shape[-2:])}, needs {WINDOW} or more on each side")
+        raise ValueError(f"ssim: got images of {list(images.shape[-2:])}; allowed: {WINDOW} or more on each side")
     x, y = images.double(), reference.double()
     unbiased = WINDOW**2 / (WINDOW**2 - 1)
     mean_x, mean_y = _windows(x), _windows(y)

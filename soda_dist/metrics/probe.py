@@ -1,6 +1,6 @@
 """The linear probe (section E.1, table 12): a linear classifier of labels on frozen latents.
 
-Several workers, each with a part of the rows, fit the same probe as one worker with all rows.
+Several workers, each with some of the rows, fit the same probe as one worker with all rows.
 """
 
 import math
@@ -23,13 +23,13 @@ _BLOCK = 65536
 
 
 class Workers(Protocol):
-    """The group of processes that fit a probe together, seen from one of them."""
+    """The processes that fit a probe together, seen from one of them."""
 
     rank: int
     world: int
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum of a tensor over the workers, on the latents' device."""
+        """Sum a tensor over the workers, on the latents' device."""
 
 
 class _Alone:
@@ -51,7 +51,7 @@ class LinearProbe:
         weight: [heads * classes, D]; bias: [heads * classes].
         heads: 0 for class labels, else the number of attributes.
         learning_rate: the chosen one.
-        held_out: headline value of each learning rate on the held-out training rows; empty if there was no choice.
+        held_out: headline value of each learning rate on held-out training rows; empty without a choice.
     """
 
     mean: Tensor
@@ -63,7 +63,7 @@ class LinearProbe:
     held_out: dict[float, float]
 
     def predict(self, latents: Tensor) -> Tensor:
-        """Latents [N, D] to float32 logits, [N, classes] or [N, heads, classes]."""
+        """Map latents [N, D] to float32 logits, [N, classes] or [N, heads, classes]."""
         normal = (latents.float() - self.mean) * (self.variance + NORM_EPS).rsqrt()
         outputs = F.linear(normal, self.weight, self.bias)
         return outputs.unflatten(1, (self.heads, -1)) if self.heads else outputs
@@ -111,7 +111,7 @@ def evaluate(
 
 
 def probe_scores(probe: LinearProbe, test: Labelled, *, seed: int) -> Scores:
-    """Score a fitted probe on `test` (latents [M, D]), with details of its choice; `seed` seeds the bootstrap of F1."""
+    """Score a fitted probe on `test` (latents [M, D]), with details of its choice; `seed` is the bootstrap's."""
     logits = probe.predict(test.latents)
     held_out = {f"{rate:g}": value for rate, value in probe.held_out.items()}
     details = {"learning_rate": probe.learning_rate, "held_out": held_out, **details_of(logits, test.labels)}
@@ -134,13 +134,13 @@ def fit_probe(
     plain: Tensor | None = None,
     workers: Workers = ALONE,
 ) -> LinearProbe:
-    """Section E.1: batch norm without affine, dropout, one linear layer, softmax cross entropy, no weight decay.
+    """Fit batch norm (no affine), dropout and a linear layer by softmax cross entropy, no weight decay (section E.1).
 
-    All learning rates train at once over the same batches; a seeded tenth of the rows is held out to choose among
-    them, and the chosen one is then trained anew on all rows. Several binary attributes get a head of two classes each.
+    All learning rates train at once over the same batches; a seeded tenth of the rows is held out to choose among them,
+    and the chosen one is then retrained on all rows. Several binary attributes get a head of two classes each.
 
-    Our reading: Adam, with a cosine decay to zero. Batches are normalised by their own statistics, as batch norm
-    does; the fitted probe uses those of all training rows, which the running averages of batch norm approach.
+    Our reading: Adam, with a cosine decay to zero. Batches are normalised by their own statistics, as batch norm does;
+    the fitted probe uses those of all training rows, which batch norm's running averages approach.
 
     With several workers a row's number is its index in their parts, concatenated in rank order. Batches, held-out rows
     and dropout masks are functions of the seed, the epoch and that number; sums over a batch run over all workers. So
@@ -152,12 +152,11 @@ def fit_probe(
         labels: int64 [N] in 0..classes-1, or [N, A] of 0 and 1 (`classes` is then 2).
         batch: rows per step, over all workers.
         seed: decides initial weights, held-out rows, order and dropout; equal seeds give equal probes.
-        plain: [N, D], the same images without crops and flips, like the test images, to score the held-out rows on;
-            None = `latents`.
+        plain: [N, D], the same images without crops and flips, to score the held-out rows on; None = `latents`.
         workers: the group that fits together; each must call this with the same other arguments.
 
     Raises:
-        ValueError: fewer than two rows in all, or labels outside 0..classes-1; on every worker.
+        ValueError: fewer than two rows, unequal counts, or labels outside 0..classes-1; on every worker.
     """
     recipe = _Recipe(classes, seed, epochs, batch, dropout, label_smoothing, weight_std, bias)
     rows = _Rows(latents if latents.ndim == 3 else latents[None], labels, *_place(latents, labels, classes, workers))
@@ -198,30 +197,26 @@ class _Rows:
     total: int
 
     def own(self, numbers: Tensor) -> Tensor:
-        """Local indices of those of the given global rows that this worker has."""
+        """Return the local indices of those of the given global rows that this worker has."""
         return numbers[(numbers >= self.first) & (numbers < self.first + len(self.labels))] - self.first
 
 
 def _place(latents: Tensor, labels: Tensor, classes: int, workers: Workers) -> tuple[int, int]:
-    """Global index of this worker's first row, and the total; every worker validates the rows of all.
-
-    Raises:
-        ValueError: as `fit_probe`.
-    """
+    """Return the global index of this worker's first row, and the total; every worker validates the rows of all."""
     count = latents.shape[-2]
     facts = torch.zeros(workers.world, 4, dtype=torch.int64, device=latents.device)
     low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
     facts[workers.rank] = torch.tensor([count, len(labels), low, high])
     counts, labelled, lows, highs = workers.sum(facts).T.tolist()
     if sum(counts) < 2 or counts != labelled:
-        raise ValueError(f"probe: got {sum(counts)} latents and {sum(labelled)} labels, needs two or more of each")
+        raise ValueError(f"probe: got {sum(counts)} latents, {sum(labelled)} labels; allowed: equal counts, 2 or more")
     if min(lows) < 0 or max(highs) >= classes:
         raise ValueError(f"probe: got labels {min(lows)}..{max(highs)} for {classes} classes")
     return sum(counts[: workers.rank]), sum(counts)
 
 
 def _headline(probe: LinearProbe, rows: _Rows, numbers: Tensor, workers: Workers) -> float:
-    """The probe's headline value on the given rows, over all draws of them."""
+    """Compute the probe's headline value on the given rows, over all draws of them."""
     own = rows.own(numbers)
     counts = torch.stack([tally(probe.predict(draw[own]), rows.labels[own]) for draw in rows.latents]).sum(0)
     return headline_of(workers.sum(counts))
@@ -230,7 +225,7 @@ def _headline(probe: LinearProbe, rows: _Rows, numbers: Tensor, workers: Workers
 def _train(
     rows: _Rows, numbers: Tensor, rates: Sequence[float], recipe: _Recipe, workers: Workers
 ) -> list[LinearProbe]:
-    """One probe for each learning rate, fitted on the given rows with shared batches and dropout masks."""
+    """Fit one probe per learning rate on the given rows, with shared batches and dropout masks."""
     heads = rows.labels.shape[1] if rows.labels.ndim == 2 else 0
     width, outputs = rows.latents.shape[2], max(heads, 1) * recipe.classes
     mean, variance = _statistics(rows, numbers, workers)
@@ -263,7 +258,7 @@ def _train(
 
 
 def moments(latents: Tensor, workers: Workers) -> tuple[Tensor, Tensor]:
-    """Batch-norm statistics over the rows of all workers: mean and variance, float64 [D], of float64 [B, D].
+    """Compute mean and variance over the rows of all workers, as batch norm does: float64 [D], of float64 [B, D].
 
     The latents should lie near zero: the variance is a difference of sums.
     """
@@ -282,7 +277,7 @@ def _sum_gradients(parameters: Sequence[nn.Parameter], workers: Workers) -> None
 
 
 def _batches(numbers: Tensor, batch: int, epochs: int, generator: torch.Generator) -> Iterator[tuple[int, int, Tensor]]:
-    """(epoch, base of its dropout seeds, rows) of full batches; the left-over rows differ between epochs."""
+    """Yield (epoch, base of its dropout seeds, rows) of full batches; the left-over rows differ between epochs."""
     full = len(numbers) - len(numbers) % batch
     for epoch in range(epochs):
         salt = int(torch.randint(2**62, (), generator=generator))
@@ -296,10 +291,10 @@ def _loss(logits: Tensor, labels: Tensor, recipe: _Recipe) -> Tensor:
 
 
 def _statistics(rows: _Rows, numbers: Tensor, workers: Workers) -> tuple[Tensor, Tensor]:
-    """Mean and variance over the given rows and all draws of them, float64 [D]."""
+    """Compute mean and variance over the given rows and all draws of them, float64 [D]."""
     parts = [(draw, part) for draw in rows.latents for part in rows.own(numbers).split(_BLOCK)]
     count = len(numbers) * len(rows.latents)
-    nothing = torch.zeros(rows.latents.shape[2], dtype=torch.float64, device=rows.latents.device)
-    mean = workers.sum(sum((draw[part].double().sum(0) for draw, part in parts), nothing)) / count
-    square = workers.sum(sum(((draw[part].double() - mean).square().sum(0) for draw, part in parts), nothing))
+    zeros = torch.zeros(rows.latents.shape[2], dtype=torch.float64, device=rows.latents.device)
+    mean = workers.sum(sum((draw[part].double().sum(0) for draw, part in parts), zeros)) / count
+    square = workers.sum(sum(((draw[part].double() - mean).square().sum(0) for draw, part in parts), zeros))
     return mean, square / count

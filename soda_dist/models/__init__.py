@@ -1,1 +1,4 @@
-"""The encoder, the denoiser and SODA over both: torch and timm alone, plain arguments, no configuration objects."""
+"""Encoder, denoiser, SODA and its baselines: torch and timm only, plain arguments, no configuration objects.
+
+Wrong arguments raise ValueError where they are checked.
+"""

@@ -1,4 +1,4 @@
-"""Latents of several sources to one (section 3.3, tables 5 and 12)."""
+"""Aggregation of the latents of several sources into one (section 3.3, tables 5 and 12)."""
 
 import torch
 import torch.nn.functional as F
@@ -6,31 +6,27 @@ from torch import Tensor, nn
 
 
 class MeanAggregation(nn.Module):
-    """The mean of the latents."""
+    """Mean of the latents."""
 
     def forward(self, z: Tensor, present: Tensor) -> Tensor:
-        """Float [B, ..., D], of z's dtype.
+        """Average the latents: float [B, ..., D], of z's dtype.
 
         Args:
-            z: float [B, S, ..., D], a latent (or its cells) for each source; absent ones are never read.
-            present: bool [B, S], which slots hold one; at least one in each row.
+            z: float [B, S, ..., D], the latent (or its grid of cells) of each source; empty slots are never read.
+            present: bool [B, S], the filled slots; at least one per row.
         """
-        place = present.view(*present.shape, *(1,) * (z.ndim - 2))
-        return z.masked_fill(~place, 0).sum(1) / place.sum(1)
+        mask = present.view(*present.shape, *(1,) * (z.ndim - 2))
+        return z.masked_fill(~mask, 0).sum(1) / mask.sum(1)
 
 
 class TransformerAggregation(nn.Module):
-    """A shallow transformer over the set of latents (table 12), then their mean; a single one stays as it is.
+    """Shallow transformer over the set of latents, then their mean (table 12); a single latent is returned unchanged.
 
-    So table 5 has the same figures for one source in all of its rows.
-
-    Our readings: layers norm first and have neither dropout nor a norm after the last; sources have no order, and so no
-    encoding of their places.
+    All rows of table 5 are therefore equal for one source. Our readings: pre-norm layers without dropout or a final
+    norm; sources are unordered and have no position encoding.
 
     Args:
         latent_dim: D, a multiple of `heads`.
-        depth: layers.
-        heads: attention heads.
         multiplier: width of the hidden layers over D.
     """
 
@@ -38,7 +34,7 @@ class TransformerAggregation(nn.Module):
         super().__init__()
         if latent_dim % heads:
             raise ValueError(f"heads: got {heads} with latent_dim {latent_dim}; allowed: divisors of latent_dim")
-        # nn.TransformerEncoder would start its layers as copies of one.
+        # nn.TransformerEncoder would initialise its layers as copies of one.
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
                 latent_dim,
@@ -54,11 +50,11 @@ class TransformerAggregation(nn.Module):
         self.mean = MeanAggregation()
 
     def forward(self, z: Tensor, present: Tensor) -> Tensor:
-        """Float [B, D]. Sources may be permuted; absent ones neither attend nor are attended to.
+        """Aggregate to float [B, D], whatever the order of the sources; empty slots take no part in attention.
 
         Args:
-            z: float [B, S, D], a latent for each source; absent ones are never read.
-            present: bool [B, S], which slots hold one; at least one in each row.
+            z: float [B, S, D], the latent of each source; empty slots are never read.
+            present: bool [B, S], the filled slots; at least one per row.
         """
         if z.ndim != 3:
             raise ValueError(f"z: got {list(z.shape)}; allowed: [B, S, D]")
@@ -70,5 +66,5 @@ class TransformerAggregation(nn.Module):
 
 
 def _gelu(x: Tensor) -> Tensor:
-    """By a name of our own: for `F.gelu` torch has a fused layer in eval mode, of another dtype under autocast."""
+    """Hide `F.gelu` from torch, which has a fused eval layer for it with another dtype under autocast."""
     return F.gelu(x)

@@ -1,6 +1,6 @@
-"""The encoder's backbones over timm: ResNet v2 and ViT (appendix C).
+"""timm backbones of the encoder: ResNet v2 and ViT (appendix C).
 
-timm takes seconds of CPU time to import, so this module is imported where an encoder is built.
+Import this module only to build an encoder: timm takes seconds of CPU time to import.
 """
 
 from collections import OrderedDict
@@ -32,10 +32,7 @@ RESNETS = {
     "resnet50": _ResNetSize((3, 4, 6, 3), (256, 512, 1024, 2048), basic=False, width=1),
     "resnet50x2": _ResNetSize((3, 4, 6, 3), (256, 512, 1024, 2048), basic=False, width=2),
 }
-VITS = {
-    "vit_small": _ViTSize(dim=384, depth=12, heads=6),
-    "vit_base": _ViTSize(dim=768, depth=12, heads=12),
-}
+VITS = {"vit_small": _ViTSize(dim=384, depth=12, heads=6), "vit_base": _ViTSize(dim=768, depth=12, heads=12)}
 _STEM_CHANNELS = 64
 
 
@@ -43,11 +40,11 @@ class ResNet(ResNetV2):
     """timm's ResNet v2, split after its first convolution."""
 
     def first(self, images: Tensor) -> Tensor:
-        """[B, 3, h, w] to the first convolution's [B, C, h', w']."""
+        """Apply the first convolution: [B, 3, h, w] to [B, C, h', w']."""
         return self.stem[0](images)
 
     def rest(self, x: Tensor) -> Tensor:
-        """The output of `first` to the cells of the last grid, [B, N, num_features]."""
+        """Map the output of `first` to the cells of the last grid, [B, N, num_features]."""
         for layer in list(self.stem)[1:]:
             x = layer(x)
         return self.norm(self.stages(x)).flatten(2).transpose(1, 2)
@@ -57,21 +54,21 @@ class ViT(VisionTransformer):
     """timm's ViT, split after its patch embedding."""
 
     def first(self, images: Tensor) -> Tensor:
-        """[B, 3, h, w] to the embedded patches, [B, C, h / patch, w / patch]."""
+        """Embed the patches: [B, 3, h, w] to [B, C, h / patch, w / patch]."""
         side = self.patch_embed.patch_size[0]
         if images.shape[2] % side or images.shape[3] % side:
             raise ValueError(
-                f"images: got {images.shape[2]}x{images.shape[3]}; allowed: multiples of the patch, {side}"
+                f"images: got {images.shape[2]}x{images.shape[3]}; allowed: multiples of the patch size, {side}"
             )
         return self.patch_embed(images).permute(0, 3, 1, 2)
 
     def rest(self, x: Tensor) -> Tensor:
-        """The output of `first` to the tokens of the last block, [B, N, num_features], after the last norm."""
+        """Map the output of `first` to the tokens of the last block, [B, N, num_features], after the final norm."""
         return self.norm(self.blocks(self._pos_embed(x.permute(0, 2, 3, 1))))
 
 
 def build_resnet(arch: str, *, width: float, stem: str, norm: str, drop_path: float) -> ResNet:
-    """A ResNet of `RESNETS`; arguments as `Encoder`'s."""
+    """Build a ResNet of `RESNETS`; arguments as in `Encoder`."""
     size = RESNETS[arch]
 
     def norm_layer(channels: int, **_: Any) -> nn.Module:
@@ -97,14 +94,10 @@ def build_resnet(arch: str, *, width: float, stem: str, norm: str, drop_path: fl
 
 
 def build_vit(arch: str, *, width: float, patch: int, image_size: int, drop_path: float) -> ViT:
-    """A ViT of `VITS`; arguments as `Encoder`'s.
-
-    Raises:
-        ValueError: patches that do not tile the images.
-    """
+    """Build a ViT of `VITS`; arguments as in `Encoder`, with `image_size` a multiple of `patch`."""
     size = VITS[arch]
     if image_size % patch:
-        raise ValueError(f"image_size: got {image_size} with patch {patch}; allowed: multiples of the patch")
+        raise ValueError(f"image_size: got {image_size} with patch {patch}; allowed: multiples of the patch size")
     step = 8 * size.heads
     vit = ViT(
         img_size=image_size,
@@ -131,9 +124,9 @@ def _address_drop_paths(backbone: nn.Module) -> None:
 
 
 def xavier(module: nn.Module) -> None:
-    """Xavier initialisation of one module, for `nn.Module.apply`.
+    """Initialise one module by Xavier's uniform distribution, for `nn.Module.apply`.
 
-    `apply` visits children first, so a ViT's modules overwrite the values that their layers got by themselves.
+    `apply` visits children first, so `PatchEmbed` and `Attention` overwrite the values that their layers got alone.
     """
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.xavier_uniform_(module.weight)

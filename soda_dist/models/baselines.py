@@ -1,4 +1,4 @@
-"""The denoiser alone: unconditional diffusion and Palette (section F.1)."""
+"""Baselines of the denoiser alone: unconditional diffusion and Palette (section F.1)."""
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ from soda_dist.models.pixels import source_as_target
 
 
 class Unconditional(DiffusionMethod):
-    """eps = D(x_t, t): no source at all. Its latents are a layer's activations over a lightly noised image."""
+    """eps = D(x_t, t): no source. Its latents are a layer's activations for a lightly noised image."""
 
     def __init__(self, *, denoiser: Denoiser, process: GaussianProcess, precision: Precision) -> None:
         super().__init__(denoiser=denoiser, process=process, precision=precision)
@@ -20,18 +20,17 @@ class Unconditional(DiffusionMethod):
     def condition(
         self, sources: Sources, pose: Tensor | None, keep: Tensor | None, pose_keep: Tensor | None
     ) -> Condition:
-        """Nothing."""
+        """Return the empty condition."""
         return Condition()
 
 
 class Palette(DiffusionMethod):
-    """eps = D([x_t, source], t): no encoder; the source is stacked on the noised target, in its size.
+    """eps = D([x_t, source], t): no encoder; the source is resized and stacked on the noised target.
 
-    Our readings: masking for guidance zeroes the stacked source; with poses, the denoiser has the grids of both views.
+    Our readings: guidance masks by zeroing the stacked source; with poses, the denoiser gets the grids of both views.
 
     Args:
-        size: side of the target.
-        denoiser, process, precision: as `DiffusionMethod`'s.
+        size: side of the target; the other arguments are `DiffusionMethod`'s.
     """
 
     def __init__(self, *, size: int, denoiser: Denoiser, process: GaussianProcess, precision: Precision) -> None:
@@ -42,7 +41,7 @@ class Palette(DiffusionMethod):
     def condition(
         self, sources: Sources, pose: Tensor | None, keep: Tensor | None, pose_keep: Tensor | None
     ) -> Condition:
-        """The first source as an image, with both poses and the masks."""
+        """Return the first source as an image, with both poses and the masks."""
         image = source_as_target(sources.images[:, 0], self.size)
         source_pose = None if sources.poses is None else sources.poses[:, 0]
         return Condition(image=image, keep=keep, pose=pose, source_pose=source_pose, pose_keep=pose_keep)

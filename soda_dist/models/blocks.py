@@ -1,4 +1,4 @@
-"""Blocks of the UNet: the timestep's embedding, residual blocks, attention over the grid and to tokens of z."""
+"""UNet blocks: timestep embedding, residual blocks, cross attention to tokens of z."""
 
 import math
 from functools import partial
@@ -17,11 +17,7 @@ Resample = Literal["none", "down", "up"]
 class TimestepEmbedding(nn.Module):
     """Sinusoidal encoding of t (appendix C), then two linear layers, each with GELU.
 
-    Our reading: timesteps are whole numbers apart, so that their arguments need no scale; the layers keep the width of
-    the encoding.
-
-    Args:
-        dim: width of the encoding and of the embedding.
+    Our reading: timesteps are whole numbers apart, so the angles need no scale; encoding and layers are `dim` wide.
     """
 
     def __init__(self, *, dim: int) -> None:
@@ -30,7 +26,7 @@ class TimestepEmbedding(nn.Module):
         self.layers = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.GELU())
 
     def forward(self, t: Tensor) -> Tensor:
-        """int64 [B] to float [B, dim]."""
+        """Embed t: int64 [B] to float [B, dim]."""
         half = (self.dim + 1) // 2
         frequencies = torch.exp(-math.log(10_000) / half * torch.arange(half, device=t.device, dtype=torch.float32))
         angles = t[:, None].float() * frequencies
@@ -38,22 +34,20 @@ class TimestepEmbedding(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """A layer of the UNet: (skip(x) + branch(x)) / sqrt 2, then attention where its grid has it.
+    """Layer of the UNet: (skip(x) + branch(x)) / sqrt 2, then attention if its grid has any.
 
-    Branch: norm, GELU, resampling, convolution, norm, GELU, dropout, convolution: BigGAN's order, resampling inside the
-    block and on both paths (appendix C). Both norms are modulated. Our reading: means of 2x2 pixels down, nearest
-    neighbour up; GELU by the error function, since JAX's tanh form takes two to four times as long on a CPU.
+    Branch: norm, GELU, resampling, convolution, norm, GELU, dropout, convolution: BigGAN's order, with resampling
+    inside the block and on both paths (appendix C). Both norms are modulated. Our reading: 2x2 means to downsample,
+    nearest neighbour to upsample; GELU by the error function, since JAX's tanh form is slower on a CPU.
 
     Args:
-        in_channels: channels of x.
-        out_channels: channels of the result; `in_channels` where it resamples.
         time_dim: width of the timestep embedding; None = no timesteps.
-        latent_dim: width of its part of z; 0: z does not modulate it.
-        modulation: the way in which t and z are joined.
+        latent_dim: width of the layer's part of z; 0 = no modulation by z.
+        modulation: the way to combine t and z, see `adaptive_norm`.
         dropout: rate before the last convolution.
         resample: `down` halves the grid, `up` doubles it.
         head_dim: width of an attention head; None = no attention.
-        token_dim: width of the tokens of its cross attention; None = no cross attention. Needs `head_dim`.
+        token_dim: width of the tokens for cross attention, which also needs `head_dim`; None = no cross attention.
     """
 
     def __init__(
@@ -84,12 +78,10 @@ class ResidualBlock(nn.Module):
             self.cross = CrossAttention(channels=out_channels, head_dim=head_dim, token_dim=token_dim)
 
     def forward(self, x: Tensor, time: Tensor | None, latent: Tensor | None, tokens: Tensor | None) -> Tensor:
-        """[B, in, h, w] float to [B, out, h', w'].
+        """Map float [B, in, h, w] to [B, out, h', w'].
 
         Args:
-            time: [B, time_dim], or None.
-            latent: [B, latent_dim], its part of z, or None.
-            tokens: [B, N, token_dim], for cross attention, or None.
+            time, latent, tokens: [B, time_dim], [B, latent_dim] (its part of z) and [B, N, token_dim]; None if unused.
         """
         h = self._resampled(F.gelu(self.modulation_in(x, time, latent)))
         h = F.gelu(self.modulation_out(self.conv_in(h), time, latent))
@@ -108,12 +100,9 @@ class ResidualBlock(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of cells to tokens of z (section 3.3), rescaled: (x + attention(GroupNorm(x), tokens)) / sqrt 2.
+    """Attention of cells to tokens of z (section 3.3): (x + attention(GroupNorm(x), tokens)) / sqrt 2.
 
-    Args:
-        channels: C, a multiple of `head_dim`.
-        head_dim: width of a head.
-        token_dim: width of a token.
+    `head_dim`, the width of a head, divides `channels`.
     """
 
     def __init__(self, *, channels: int, head_dim: int, token_dim: int) -> None:
@@ -125,7 +114,7 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """[B, C, h, w] float and tokens [B, N, token_dim] to [B, C, h, w]."""
+        """Map x, float [B, C, h, w], and tokens [B, N, token_dim] to [B, C, h, w]."""
         cells = self.norm(x).flatten(2).transpose(1, 2)
         q = self.query(cells).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
         k, v = self.key_value(tokens).unflatten(2, (2, -1, self.head_dim)).permute(2, 0, 3, 1, 4)

@@ -1,4 +1,4 @@
-"""The plain decoder of the encoder-decoder baselines (section F.1): the UNet's way up, with no denoising."""
+"""Plain decoder of the encoder-decoder baselines (section F.1): the UNet's up path, without denoising."""
 
 from collections.abc import Sequence
 
@@ -16,13 +16,13 @@ from soda_dist.models.unet import LayerPlan, down_plan, middle_plan, up_plan
 
 
 class Decoder(Conditioned):
-    """The target from z alone: the middle and the way up of `Denoiser`, without skips and without timesteps.
+    """The target from z alone: middle and up path of `Denoiser`, without skips and timesteps.
 
-    Our readings: it starts from a constant grid that is learnt, and z modulates its layers as it does the denoiser's.
+    Our readings: it starts from a learnt constant grid, and z modulates its layers as in the denoiser.
 
     Args:
-        as `Denoiser`'s; `conditioning` is `layer_modulation` or `modulation`.
-        grid: embeds the target's pose beside the constant; None = no poses.
+        grid: embeds the target's pose beside the constant; None = no poses. The other arguments are `Denoiser`'s, with
+            `conditioning` one of `layer_modulation` and `modulation`.
     """
 
     def __init__(
@@ -68,15 +68,15 @@ class Decoder(Conditioned):
         self.start()
 
     def forward(self, condition: Condition) -> Tensor:
-        """The target, float [B, 3, r, r], nominally in [-1, 1]."""
+        """Decode the target, float [B, 3, r, r], nominally in [-1, 1]."""
         z = self.masked(condition)
         if z is None:
-            raise ValueError("condition: got no z; allowed: one a sample")
+            raise ValueError("condition: got no z; allowed: one per sample")
         parts = self.parts(z, None)
         h = self.constant.expand(len(z), -1, -1, -1)
         if self.grid is not None:
             if condition.pose is None:
-                raise ValueError("condition: got no pose; allowed: one a sample, for the pose grid")
+                raise ValueError("condition: got no pose; allowed: one per sample, for the pose grid")
             h = torch.cat([h, self.grid(condition.pose, *h.shape[2:], condition.pose_keep).to(h.dtype)], 1)
         for plan, layer in zip(self._plans, self.layers, strict=True):
             h = layer(h, None, parts[self.part_of(plan.section)], None)

@@ -1,4 +1,4 @@
-"""The denoising UNet D (section 3.1, appendices B, C) and the ways in which z reaches it (3.2.1, 3.3, tables 1, 9)."""
+"""The denoising UNet D (section 3.1, appendices B, C) and its conditioning on z (3.2.1, 3.3, tables 1, 9)."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -17,36 +17,35 @@ from soda_dist.models.unet import LayerPlan, down_plan, middle_plan, section_siz
 
 Conditioning = Literal["layer_modulation", "modulation", "broadcast", "cross_attention", "grid_attention", "none"]
 Tap = Callable[[str, Tensor], None]
-"""(a layer's name, its output [B, C, h, w])."""
+"""(layer name, its output [B, C, h, w])."""
 
 
 class ModulatedLayer(NamedTuple):
-    """A layer that a section of z modulates."""
+    """A layer modulated by a section of z."""
 
     name: str
-    """The module's path in the denoiser."""
+    """Path of the module in the denoiser."""
     resolution: int
-    """Side of its grid; of the larger one where it resamples."""
+    """Side of its grid; the larger one if it resamples."""
     section: int
-    """Index of its section, counted from the outermost pair inwards."""
+    """Index of its section, counted from the outermost pair of layers inwards."""
 
 
 class Conditioned(nn.Module):
-    """Base of the UNet and the auto-encoder's decoder: splits z into sections and gives each layer its part.
+    """Base of the denoiser and the decoder: splits z into sections and gives each layer its part.
 
-    - `layer_modulation`: section i modulates layer i and the layer that mirrors it (section 3.2.1). The default.
+    - `layer_modulation`: section i modulates layer i and its mirror layer (section 3.2.1). The default.
     - `modulation`: all of z modulates every layer (tables 9, 11: without layer modulation).
-    - `broadcast`: z is copied to each pixel behind the first convolution (table 1: without modulation).
-    - `cross_attention`: the layers with attention attend to z's sections as tokens (section 3.3).
+    - `broadcast`: z is copied to each pixel after the first convolution (table 1: without modulation).
+    - `cross_attention`: layers with attention attend to z's sections as tokens (section 3.3).
     - `grid_attention`: they attend to the cells of the encoder's grid (table 1: without bottleneck).
-    - `none`: the network has no z.
+    - `none`: no z.
 
     Args:
-        conditioning: one of these.
         latent_dim: D.
         pairs: m / 2, pairs of layers.
-        token_dim: width of the tokens; used by the two kinds of attention.
-        vector_dim: width of a pose vector that joins each layer's part of z; 0 = no pose vector.
+        token_dim: width of the tokens, for the two kinds of attention.
+        vector_dim: width of a pose vector appended to each layer's part of z; 0 = no pose vector.
     """
 
     section_of: Tensor
@@ -72,7 +71,7 @@ class Conditioned(nn.Module):
                 self.tokens = None
 
     def latent_width(self, section: int) -> int:
-        """Width of a layer's modulating input: its section's part of z, and the pose vector if the network has one."""
+        """Return the width of a layer's modulating input: its part of z, plus the pose vector if any."""
         match self.conditioning:
             case "layer_modulation":
                 return self.section_sizes[section] + self.vector_dim
@@ -82,7 +81,7 @@ class Conditioned(nn.Module):
                 return 0
 
     def masked(self, condition: Condition) -> Tensor | None:
-        """z with its masked sections at zero."""
+        """Return z with masked sections set to zero."""
         z, keep = condition.z, condition.keep
         if z is None or keep is None:
             return z
@@ -93,18 +92,18 @@ class Conditioned(nn.Module):
         return z.masked_fill(~keep[:, self.section_of], 0)
 
     def parts(self, z: Tensor | None, vector: Tensor | None) -> list[Tensor | None]:
-        """Each section's input to its layers: float [B, latent_width], or None."""
+        """Return each section's input to its layers: float [B, latent_width], or None."""
         if z is None or self.conditioning not in ("layer_modulation", "modulation"):
             return [None] * self.sections
         cut = z.split(self.section_sizes, 1)
         return [part if vector is None else torch.cat([part, vector.to(part.dtype)], 1) for part in cut]
 
     def part_of(self, section: int) -> int:
-        """Index in `parts` for a layer of this section."""
+        """Return the index in `parts` for a layer of this section."""
         return section if self.conditioning == "layer_modulation" else 0
 
     def start(self) -> None:
-        """Initial weights: LeCun's, and each norm's own."""
+        """Set the initial weights: LeCun's, and each norm's own."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 lecun_normal_(module.weight)
@@ -116,38 +115,32 @@ class Conditioned(nn.Module):
 
 
 class Denoiser(Conditioned):
-    """eps = D(x_t, t, z, c_D) (section 3.1): a symmetric UNet.
+    """eps = D(x_t, t, z, c_D) (section 3.1): a symmetric UNet of residual blocks.
 
-    Down: at each resolution `blocks` residual blocks, then, but for the last, one that downsamples. Middle: two, and
-    attention between them if the last resolution has it. Up: the mirror image; a block takes, concatenated, what the
-    down block that it mirrors gave. Layers are residual blocks.
+    Down: `blocks` blocks at each resolution, then, except at the last, one that downsamples. Middle: two blocks, with
+    attention between them if the last resolution has it. Up: the mirror image, where a block also takes, concatenated,
+    the output of the down block that it mirrors.
 
-    Our readings: both norms of a block are modulated, and t's embedding is as wide as its encoding; together they bring
-    the ImageNet denoiser to 33.8 M parameters (table 1: 36 M), 30.8 M of them without z's projections. Attention
-    follows the residual blocks at its resolutions but not those that resample, and cross attention follows it; its
-    norms and the head's are plain. Tokens are as wide as t's embedding. The last convolution starts like the others: at
-    zero, with z's projections at zero too, it would leave these without a gradient in the first step, and the encoder
-    without one in the first two.
+    Our readings: both norms of a block are modulated, and t's embedding is as wide as its encoding; together they give
+    the ImageNet denoiser 33.8 M parameters (table 1: 36 M), 30.8 M of them without z's projections. Attention follows
+    blocks at its resolutions but not those that resample, and cross attention follows it; its norms and the output's
+    are not modulated. Tokens are as wide as t's embedding. The last convolution starts like the others: at zero, with
+    z's projections at zero too, these would get no gradient in the first step, and the encoder none in the first two.
 
     Args:
-        conditioning: the way in which z reaches the layers, see `Conditioned`.
-        modulation: the way in which t and z are joined where z modulates.
+        conditioning, modulation: see `Conditioned` and `adaptive_norm`.
         latent_dim: D, at least `sections`.
         resolution: r, a multiple of 2 ** (levels - 1).
         base_channels: channels at multiplier 1.
         channel_multipliers: one per level, from the largest grid on.
         blocks: residual blocks per level, on either path.
-        attention_resolutions: sides of the grids that have attention.
+        attention_resolutions: sides of the grids with attention.
         head_dim: width of an attention head; divides the channels there.
-        dropout: rate in each residual block.
         position_dim: width of the timestep encoding.
         image: whether a source image is stacked on x_t (Palette).
-        grid: embeds the target's pose, with as many channels as the first convolution; None = no pose grid.
+        grid: embeds the target's pose, as wide as the first convolution; None = no pose grid.
         source_grid: the same for the source's pose (Palette).
         vector: encodes both poses as a modulating vector; None = no pose vector.
-
-    Raises:
-        ValueError: sizes that do not fit.
     """
 
     def __init__(
@@ -208,12 +201,11 @@ class Denoiser(Conditioned):
         self.start()
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition, tap: Tap | None = None) -> Tensor:
-        """eps, float [B, 3, r, r].
+        """Predict eps, float [B, 3, r, r].
 
         Args:
-            x: [B, 3, r, r] float, x_t.
+            x: x_t, float [B, 3, r, r].
             t: int64 [B] in 0..T-1.
-            condition: of the B samples.
             tap: called with each layer's output.
         """
         z = self.masked(condition)
@@ -243,11 +235,11 @@ class Denoiser(Conditioned):
         return self.conv_out(F.gelu(self.norm_out(h)))
 
     def layer_names(self) -> list[str]:
-        """Names of the layers, in the order in which they run."""
+        """Return the names of the layers, in execution order."""
         return [f"{part}.{i}" for part, plans in self._plans.items() for i in range(len(plans))]
 
     def modulated_layers(self) -> list[ModulatedLayer]:
-        """The layers in the order in which they run, with their sections; none where no section modulates."""
+        """Return the layers in execution order, with their sections; empty if no section modulates."""
         if self.conditioning != "layer_modulation":
             return []
         return [
@@ -260,23 +252,23 @@ class Denoiser(Conditioned):
         if self.vector is None:
             return None
         if condition.pose is None or condition.source_pose is None:
-            raise ValueError("condition: got no poses; allowed: the source's and the target's, to modulate by")
+            raise ValueError("condition: got no source or target pose; allowed: both, for the pose vector")
         return self.vector(condition.source_pose, condition.pose, condition.pose_keep)
 
     def _first(self, x: Tensor, z: Tensor | None, condition: Condition) -> Tensor:
-        """The first convolution's channels, and what is concatenated to them."""
+        """Apply the first convolution; concatenate the broadcast z and the pose grids."""
         if condition.image is not None:
             image = condition.image
             if condition.keep is not None:
                 image = image * condition.keep[:, :1, None, None]
             x = torch.cat([x, image], 1)
-        # The norms work on planes: an input in another memory order would be copied at each of them.
+        # The norms work on planes: each would copy an input in another memory format.
         found = [self.conv_in(x.contiguous())]
         if self.conditioning == "broadcast" and z is not None:
             found.append(z[:, :, None, None].expand(-1, -1, *x.shape[2:]))
         for grid, poses in ((self.grid, condition.pose), (self.source_grid, condition.source_pose)):
             if grid is not None:
                 if poses is None:
-                    raise ValueError("condition: got no pose; allowed: one a sample, for the pose grid")
+                    raise ValueError("condition: got no pose; allowed: one per sample, for the pose grid")
                 found.append(grid(poses, *x.shape[2:], condition.pose_keep))
         return found[0] if len(found) == 1 else torch.cat([part.to(found[0].dtype) for part in found], 1)

@@ -18,30 +18,26 @@ Arch = Literal["resnet18", "resnet50", "resnet50x2", "vit_small", "vit_base"]
 class Encoder(nn.Module):
     """z = E(image) (section 3.2): ResNet v2 with ReLU, or ViT; drop path and mean pooling (appendix C).
 
-    Our readings: a linear layer leads from the pooled features to z, so that z's size is free; drop path grows linearly
-    from zero at the first block to `drop_path` at the last; Xavier initialisation is the uniform one, a ViT's patch
-    embedding and its maps to queries, keys and values taken as the linear maps that they are. A ViT has no class token:
-    its patches are pooled as a ResNet's cells are, after the last norm. A pose grid joins the first layer's channels
-    (section 3.3), and a 1x1 convolution brings both to the first layer's count. `backbone` is everything but these two
-    layers and the grid.
+    Our readings: a linear layer maps the pooled features to z, so z may have any size; drop path grows linearly from
+    zero at the first block to `drop_path` at the last; Xavier initialisation is uniform, and takes a ViT's patch
+    embedding and its maps to queries, keys and values as linear maps. A ViT has no class token: its patches are pooled
+    after the last norm, like a ResNet's cells. A pose grid joins the first layer's channels (section 3.3), and a 1x1
+    convolution reduces both to the first layer's width. `backbone` is everything except these two layers and the grid.
 
     Args:
         arch: resnet18 (basic blocks), resnet50, resnet50x2 (twice the channels), vit_small or vit_base.
-        width: multiplier of every channel count of `arch`; counts are rounded to multiples of 8. A ViT keeps its number
-            of heads, and each head's width is rounded.
+        width: multiplier of all channel counts, rounded to multiples of 8. A ViT keeps its number of heads; the width
+            of a head is rounded.
         patch: side of a ViT's patches; unused by ResNets, as is `image_size`.
-        image_size: side of the images that a ViT's position table is made for; it is resampled for others.
-        stem: `imagenet`, 7x7 stride 2 and max pooling, or `small`, 3x3 stride 1. ResNets only, as is `group`.
+        image_size: side of the images of a ViT's position table, which is resampled for others.
+        stem: `imagenet` (7x7 stride 2, max pooling) or `small` (3x3 stride 1); ResNets only, as is `group`.
         norm: `batch`, synchronised by `synchronize_norms`, or `group`. ViTs have layer norm.
         latent_dim: D.
-        lr_ratio: r, the encoder's learning rate over the denoiser's, by `equalize`.
+        lr_ratio: r, the encoder's learning rate over the denoiser's, see `equalize`.
         drop_path: the last block's rate of stochastic depth.
         dropout: rate on z (bottleneck dropout).
-        pool: False: z is a grid of cells (section F.1, without bottleneck).
-        pose: embeds the source's pose; None = the encoder takes no poses.
-
-    Raises:
-        ValueError: an unknown architecture, or options that it does not have.
+        pool: False = z is a grid of cells (section F.1, without bottleneck).
+        pose: embeds the source's pose; None = no poses.
     """
 
     def __init__(
@@ -85,16 +81,16 @@ class Encoder(nn.Module):
         equalize(self, lr_ratio)
 
     def forward(self, images: Tensor, poses: Tensor | None = None, pose_keep: Tensor | None = None) -> Tensor:
-        """Latents, float [B, D]; without pooling a token for each cell, [B, N, D], in row-major order.
+        """Encode to float [B, D]; without pooling, to one token per cell, [B, N, D], in row-major order.
 
         Args:
-            images: float [B, 3, h, w], ImageNet mean and variance. Any size from 32 up, or 8 with the small stem;
-                multiples of the patch for a ViT.
+            images: float [B, 3, h, w], ImageNet mean and variance; sides from 32 up, or 8 with the small stem;
+                multiples of the patch size for a ViT.
             poses: [B, P], as the pose grid takes them; None if and only if the encoder has no pose grid.
-            pose_keep: bool [B]: False where the pose is masked; None = no mask.
+            pose_keep: bool [B]: False = the pose is masked; None = no mask.
         """
         if (poses is None) != (self.pose is None):
-            got, allowed = ("none", "one an image") if poses is None else ("poses", "none without a pose grid")
+            got, allowed = ("none", "one per image") if poses is None else ("poses", "none without a pose grid")
             raise ValueError(f"poses: got {got}; allowed: {allowed}")
         x = self.backbone.first(images)
         if self.pose is not None:

@@ -1,4 +1,4 @@
-"""An encoder without a denoiser: it gives latents and draws no images."""
+"""Encoder without a denoiser: gives latents, draws no images."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from soda_dist.models.condition import Sources
 
 
 class EncoderAlone(nn.Module):
-    """Any encoder of images [B, 3, s, s] under evaluation; of several sources the first one is encoded."""
+    """Any encoder of images [B, 3, s, s] under evaluation; encodes the first source only."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -15,6 +15,6 @@ class EncoderAlone(nn.Module):
 
     @torch.no_grad()
     def encode(self, sources: Sources) -> Tensor:
-        """z, float32 [B, D]; [B, N, D] where the encoder does not pool."""
+        """Encode to z, float32 [B, D]; [B, N, D] if the encoder does not pool."""
         poses = None if sources.poses is None or getattr(self.encoder, "pose", None) is None else sources.poses[:, 0]
         return self.encoder(sources.images[:, 0], poses, None).float()

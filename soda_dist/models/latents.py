@@ -1,6 +1,7 @@
-"""Tools for the latent space: interpolation, directions, traversal and sections (sections 4.3.1 and E.3).
+"""Latent space tools: interpolation, directions, traversal and sections (sections 4.3.1 and E.3).
 
-Latents are float [.., D]. `section_of` is int64 [D]: the section that each element of z belongs to, counted from 0.
+Latents are float [.., D]. `section_of` is int64 [D]: the section of each element of z, counted from 0. Other arguments
+raise ValueError.
 """
 
 import math
@@ -14,32 +15,29 @@ Interpolation = Literal["linear", "spherical"]
 
 
 class Directions(NamedTuple):
-    """Principal directions of latents, the one of the greatest variance first: float32."""
+    """Principal directions of latents, largest variance first; float32."""
 
     mean: Tensor
     """[D]."""
     directions: Tensor
-    """[count, D]: unit rows, zero outside the chosen columns, their largest entry positive."""
+    """[count, D]: unit rows, zero outside the chosen columns; the entry of largest magnitude is positive."""
     sigmas: Tensor
-    """[count]: standard deviation of the latents along each (n - 1 in the denominator)."""
+    """[count]: standard deviation of the latents along each direction (n - 1 in the denominator)."""
     explained: Tensor
-    """[count]: share of the variance of the chosen columns; zero where these do not vary at all."""
+    """[count]: share of the variance of the chosen columns; zero if they do not vary."""
 
 
 def interpolate(a: Tensor, b: Tensor, weights: Tensor, *, method: Interpolation) -> Tensor:
-    """Latents between a and b (E.3, latent interpolation): [n, .., D] of their dtype, a at weight 0 and b at 1.
+    """Interpolate between latents a and b (E.3): [n, .., D] of their dtype, a at weight 0 and b at 1.
 
-    The paper's are `linear`. `spherical` turns the direction along the great circle at an even pace, and changes the
-    length linearly: unlike the geometric mean, that stays finite where a latent is zero. A zero latent has the other
-    one's direction. Parallel latents stay on their line. Opposite ones have no single great circle: the one
-    towards the axis on which a is smallest is taken, which is finite and repeatable but has no other merit.
+    The paper's method is `linear`. `spherical` turns the direction along the great circle at constant speed and changes
+    the length linearly, which unlike the geometric mean stays finite at a zero latent. A zero latent takes the other's
+    direction; parallel latents stay on their line. Opposite ones have no single great circle: the one towards the axis
+    on which a is smallest is taken, an arbitrary but finite and repeatable choice.
 
     Args:
-        a, b: [.., D] float, of one shape and dtype.
+        a, b: [.., D] float, of equal shape and dtype.
         weights: [n] float in [0, 1].
-
-    Raises:
-        ValueError: other shapes, dtypes, weights or methods.
     """
     if a.shape != b.shape or a.dtype != b.dtype or not a.is_floating_point() or a.ndim == 0:
         got = f"{a.dtype} {list(a.shape)} and {b.dtype} {list(b.shape)}"
@@ -60,7 +58,7 @@ def _spherical(a: Tensor, b: Tensor, w: Tensor) -> Tensor:
     a_length, b_length = (x.norm(dim=-1, keepdim=True) for x in (a, b))
     u, v = (x / length.where(length > 0, 1) for x, length in ((a, a_length), (b, b_length)))
     u, v = torch.where(a_length > 0, u, v), torch.where(b_length > 0, v, u)
-    # The arccosine of their product would lose half the digits near 0 and near pi.
+    # The arccosine of the dot product would lose half the digits near 0 and near pi.
     angle = 2 * torch.atan2((u - v).norm(dim=-1, keepdim=True), (u + v).norm(dim=-1, keepdim=True))
     axis = torch.zeros_like(u).scatter_(-1, u.abs().argmin(-1, keepdim=True), 1)
     across = torch.where(math.pi - angle > 1e-8, v, axis)
@@ -71,17 +69,14 @@ def _spherical(a: Tensor, b: Tensor, w: Tensor) -> Tensor:
 
 
 def principal_directions(latents: Tensor, *, columns: Tensor | None, count: int) -> Directions:
-    """The directions of the greatest variance (E.3, PCA), over all of z or over some of its sections.
+    """Find the directions of largest variance (E.3, PCA), over all of z or some of its sections.
 
-    Computed in float64, by the covariance where there are more latents than columns, else by the latents themselves.
+    Computed in float64, from the covariance if there are more latents than columns, else from the latents.
 
     Args:
         latents: [n, D] float, finite; the paper takes 1,000 to 10,000.
-        columns: int64 [c], all different, as `section_columns` gives them; None = all of z.
-        count: 1..min(n - 1, c); n latents vary in no more than n - 1 directions.
-
-    Raises:
-        ValueError: other arguments.
+        columns: int64 [c], all different, as from `section_columns`; None = all of z.
+        count: 1..min(n - 1, c); n latents vary in at most n - 1 directions.
     """
     if latents.ndim != 2 or not latents.is_floating_point() or not bool(latents.isfinite().all()):
         raise ValueError(f"latents: got {latents.dtype} {list(latents.shape)}; allowed: float [n, D], finite")
@@ -103,7 +98,7 @@ def principal_directions(latents: Tensor, *, columns: Tensor | None, count: int)
 
 
 def _principal(centred: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit rows and the variances along them, falling, of float64 [n, c]."""
+    """Return unit rows and the variances along them, descending, of float64 [n, c]."""
     n, c = centred.shape
     if c < n:
         values, vectors = torch.linalg.eigh(centred.T @ centred / (n - 1))
@@ -113,16 +108,11 @@ def _principal(centred: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def traverse(z: Tensor, direction: Tensor, sigma: float, ks: Sequence[float]) -> Tensor:
-    """z + k sigma v for each k (E.3, PCA): [len(ks), B, D] of z's dtype.
+    """Compute z + k sigma v for each k (E.3, PCA): [len(ks), B, D] of z's dtype.
 
     Args:
-        z: [B, D] float.
-        direction: v, [D] float.
-        sigma: standard deviation along v.
-        ks: steps, in multiples of sigma.
-
-    Raises:
-        ValueError: shapes that do not fit.
+        z, direction: [B, D] and [D] float.
+        sigma: standard deviation along `direction`, the unit of `ks`.
     """
     if z.ndim != 2 or direction.shape != z.shape[1:]:
         raise ValueError(f"direction: got {list(direction.shape)} for z {list(z.shape)}; allowed: [D] for [B, D]")
@@ -131,22 +121,18 @@ def traverse(z: Tensor, direction: Tensor, sigma: float, ks: Sequence[float]) ->
 
 
 def attribute_direction(weights: Tensor, index: int, *, std: Tensor) -> Tensor:
-    """The direction of an attribute: the normalised row of the linear probe's weight matrix (E.3): unit float32 [D].
+    """Return an attribute's direction, the normalised row of the probe's weight matrix (E.3): unit float32 [D].
 
     Our reading: the probe sees z divided by `std`, and its row is a direction in that space. A step along it moves z by
-    row * std, and this is what is returned: per standard deviation moved, it raises the logit fastest. row / std would
-    raise it fastest per unit length of z, but nearly all of it would lie in elements that hardly vary; one that never
-    does keeps the weight that it started with.
+    row * std, which is returned: per standard deviation moved, it raises the logit fastest. row / std would raise it
+    fastest per unit length of z, but would lie almost wholly in elements that hardly vary; one that never varies keeps
+    its initial weight.
 
-    A softmax does not see what its rows have in common; where that is not small, subtract the rows' mean first.
+    Softmax ignores what its rows have in common; if that is not small, subtract the rows' mean first.
 
     Args:
-        weights: [classes, D] float.
-        index: the class, 0..classes-1.
+        weights: [classes, D] float; row `index` must not be zero wherever z varies.
         std: [D] float, >= 0: the root of the probe's variance.
-
-    Raises:
-        ValueError: other arguments, or a row that is zero wherever z varies.
     """
     if weights.ndim != 2 or std.shape != weights.shape[1:]:
         got = f"{list(weights.shape)} with std {list(std.shape)}"
@@ -163,11 +149,7 @@ def attribute_direction(weights: Tensor, index: int, *, std: Tensor) -> Tensor:
 
 
 def section_columns(section_of: Tensor, sections: Sequence[int]) -> Tensor:
-    """The elements of z that belong to these sections: int64, rising.
-
-    Raises:
-        ValueError: a section that does not exist.
-    """
+    """Return the elements of z that belong to these sections: int64, ascending."""
     count = _count(section_of)
     for section in sections:
         if not 0 <= section < count:
@@ -177,15 +159,11 @@ def section_columns(section_of: Tensor, sections: Sequence[int]) -> Tensor:
 
 
 def mix_sections(latents: Tensor, choice: Tensor, section_of: Tensor) -> Tensor:
-    """Style mixing (section 3.2.1): each section from one of K latents: [B, D], bit for bit.
+    """Mix styles (section 3.2.1): take each section from one of K latents, bit for bit: [B, D].
 
     Args:
         latents: [K, B, D].
-        choice: int64 [sections] in 0..K-1: which of the latents gives the section, to all B.
-        section_of: int64 [D].
-
-    Raises:
-        ValueError: other arguments.
+        choice: int64 [sections] in 0..K-1: the latent that gives the section, to all B.
     """
     count = _count(section_of)
     if latents.ndim != 3 or latents.shape[2] != len(section_of):
@@ -199,21 +177,16 @@ def mix_sections(latents: Tensor, choice: Tensor, section_of: Tensor) -> Tensor:
 def resample_sections(
     z: Tensor, pool: Tensor, sections: Sequence[int], section_of: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """z with chosen sections from random rows of `pool` (section 4.3.1): [B, D], the other sections bit for bit z's.
+    """Replace sections of z by those of random rows of `pool` (section 4.3.1): [B, D], the others bit for bit z's.
 
-    The paper masks those sections, for the denoiser to fill in; this gives them values that real images have. Our
-    reading: each of the B latents gets one row, drawn evenly with replacement, for all of the chosen sections, which so
-    stay true to one image. Call once a section to draw a row for each.
+    The paper masks those sections, for the denoiser to fill in; this gives them values of real images. Our reading:
+    each of the B latents gets one row, drawn uniformly with replacement, for all chosen sections, which thus stay
+    consistent. Call once per section to draw a row for each.
 
     Args:
         z: [B, D].
         pool: [n, D], n >= 1, of z's dtype.
-        sections: which to replace.
-        section_of: int64 [D].
         generator: B rows are drawn from it, on its device.
-
-    Raises:
-        ValueError: other arguments.
     """
     dim = len(section_of)
     if z.ndim != 2 or z.shape[1] != dim:

@@ -1,4 +1,4 @@
-"""Layers that both networks share: addressed dropout, norms over groups or workers, attention, initialisation."""
+"""Layers of both networks: addressed dropout, norms over groups or workers, attention, initialisation."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -19,12 +19,9 @@ _TRUNCATED_STD = 0.87962566103423978
 
 @contextmanager
 def addressed(seeds: Tensor) -> Iterator[None]:
-    """Within, dropout and drop path take each sample's mask from its seed: int64 [B], on the activations' device.
+    """Draw each sample's dropout and drop path masks from its seed, int64 [B], within this context.
 
-    Seen by the thread that entered it alone; so a recomputation that autograd starts in another thread does not see it.
-
-    Raises:
-        ValueError: seeds of another dtype or shape.
+    The context belongs to one thread: a recomputation that autograd starts in another does not see it.
     """
     if seeds.dtype != torch.int64 or seeds.ndim != 1:
         raise ValueError(f"seeds: got {seeds.dtype} {list(seeds.shape)}; allowed: int64 [B]")
@@ -37,11 +34,11 @@ def addressed(seeds: Tensor) -> Iterator[None]:
 
 @contextmanager
 def addressed_apart(rows: Tensor, places: Tensor) -> Iterator[None]:
-    """Within `addressed`, for a batch of views: view i has the seed of sample rows[i], told apart by places[i].
+    """Within `addressed`, seed a batch of views: view i gets the seed of sample rows[i], told apart by places[i].
 
     Args:
-        rows: int64 [V], each view's sample.
-        places: int64 [V], its place among the sample's views; place 0 has the sample's own stream.
+        rows: int64 [V], the sample of each view.
+        places: int64 [V], its index among the sample's views; place 0 has the sample's own stream.
     """
     streams = _STREAMS.get()
     if streams is None:
@@ -66,11 +63,8 @@ def number_modules(model: nn.Module) -> int:
 class AddressedDropout(nn.Module):
     """Dropout whose mask is a pure function of (sample's seed, this module's number, element's index in the sample).
 
-    So it depends neither on the device nor on the split of a batch. Without `addressed` it is torch's own dropout. The
-    rate is realised to 2**-16. On a CPU it takes a third of `F.dropout`'s time or less, up to four million elements.
-
-    Args:
-        rate: probability that an element is zeroed, in [0, 1).
+    So it depends neither on the device nor on the split of a batch. Without `addressed` it is torch's own dropout.
+    `rate` in [0, 1) is the probability that an element is zeroed, rounded to a multiple of 2**-16.
     """
 
     def __init__(self, rate: float) -> None:
@@ -79,7 +73,7 @@ class AddressedDropout(nn.Module):
         self.number: int | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, ...] float to the same; kept elements are divided by the probability of keeping."""
+        """Drop elements of float [B, ...]; kept ones are divided by the probability of keeping."""
         if not self.training or self.rate == 0:
             return x
         streams = _STREAMS.get()
@@ -92,11 +86,7 @@ class AddressedDropout(nn.Module):
 
 
 class AddressedDropPath(nn.Module):
-    """Stochastic depth (appendix C): zeroes a sample's whole residual branch; addressed as `AddressedDropout` is.
-
-    Args:
-        rate: probability that a sample's branch is zeroed, in [0, 1).
-    """
+    """Stochastic depth (appendix C): zeroes a sample's whole branch at `rate`; addressed like `AddressedDropout`."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -104,7 +94,7 @@ class AddressedDropPath(nn.Module):
         self.number: int | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, ...] float to the same; kept branches are divided by the probability of keeping."""
+        """Drop branches of float [B, ...]; kept ones are divided by the probability of keeping."""
         if not self.training or self.rate == 0:
             return x
         streams = _STREAMS.get()
@@ -124,24 +114,24 @@ def dropped(x: Tensor, seeds: Tensor, *, rate: float, number: int) -> Tensor:
 
 
 def _dropped(x: Tensor, streams: Tensor, rate: float, number: int | None, draws: int) -> Tensor:
-    """`x` [B, ...] times an addressed mask of `draws` draws a sample (all of its elements, or one for all)."""
+    """Multiply `x` [B, ...] by an addressed mask of `draws` draws per sample: one per element, or one for all."""
     if number is None:
-        raise RuntimeError("an addressed module has no number: call number_modules(model) once it is built")
+        raise RuntimeError("addressed module without a number; call number_modules(model) once it is built")
     if len(streams) != len(x):
-        raise ValueError(f"addressed: got {len(streams)} seeds with a batch of {len(x)}; allowed: one a sample")
+        raise ValueError(f"addressed: got {len(streams)} seeds with a batch of {len(x)}; allowed: one per sample")
     dropped = min(round(rate * _LEVELS), _LEVELS - 1)
     lanes = _opaque_lanes if torch.compiler.is_compiling() else _lanes
     keep = lanes(streams.to(x.device), number, draws).ge_(dropped - _LEVELS // 2)
     shape = x.shape if draws > 1 else (len(x),) + (1,) * (x.ndim - 1)
-    # The scale is a multiplication of its own: folded into a bf16 mask it would be off by 0.2%.
+    # Scale separately: folded into a bf16 mask, the factor would be off by 0.2%.
     return x * (_LEVELS / (_LEVELS - dropped)) * keep.reshape(shape)
 
 
 def _lanes(streams: Tensor, number: int, count: int) -> Tensor:
-    """int16 [B, count], uniform: the halves of 32-bit words in rows of 64.
+    """Draw uniform int16 [B, count]: the halves of 32-bit words in rows of 64.
 
-    Each row and each column has a word of a strong 64-bit hash. A cell is the sum of the two, mixed once more: four
-    passes over the cells, where a hash of each would take ten. In place, since passes over memory are the cost.
+    Each row and each column has a word of a strong 64-bit hash; a cell is their sum, mixed once more. That takes fewer
+    passes over the cells than a hash of each, and in place, since memory traffic is the cost.
     """
     rows = -(-count // (2 * _WIDTH))
     rows += rows % 2
@@ -156,7 +146,7 @@ def _lanes(streams: Tensor, number: int, count: int) -> Tensor:
 
 @torch.library.custom_op("soda_dist::lanes", mutates_args=())
 def _opaque_lanes(streams: Tensor, number: int, count: int) -> Tensor:
-    """`_lanes` for torch.compile, which does not look inside: Triton refuses its constants of 64 bits."""
+    """Hide `_lanes` from torch.compile: Triton rejects its 64-bit constants."""
     return _lanes(streams, number, count).contiguous()
 
 
@@ -166,25 +156,25 @@ def _(streams: Tensor, number: int, count: int) -> Tensor:
 
 
 def _mixed(x: Tensor) -> Tensor:
-    """The finaliser of SplitMix64 on int64, with the wrap-around and the logical shifts of unsigned words."""
+    """Apply SplitMix64's finaliser to int64, with the wrap-around and logical shifts of unsigned words."""
     x = (x ^ ((x >> 30) & (1 << 34) - 1)) * _signed(0xBF58476D1CE4E5B9)
     x = (x ^ ((x >> 27) & (1 << 37) - 1)) * _signed(0x94D049BB133111EB)
     return x ^ ((x >> 31) & (1 << 33) - 1)
 
 
 def _signed(word: int) -> int:
-    """The int64 with the bits of `word` modulo 2**64."""
+    """Return the int64 with the bits of `word` modulo 2**64."""
     return (word + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 Reduce = Callable[[Tensor], Tensor]
-"""Differentiable sum of a tensor over the workers; batch norm gives it float64 [2 C + 1]."""
+"""Differentiable sum of a tensor over the workers; batch norm passes float64 [2 C + 1]."""
 
 
 class SyncedBatchNormAct2d(nn.BatchNorm2d):
-    """Batch norm, then ReLU; with `reduce` its statistics are those of all workers' batches together.
+    """Batch norm, then ReLU; with `reduce`, statistics are over the batches of all workers.
 
-    Without `reduce` it is torch's. Running statistics are torch's too: unbiased variance, momentum 0.1; with `reduce`
+    Without `reduce` it is torch's. Running statistics are torch's too (unbiased variance, momentum 0.1); with `reduce`
     they are equal on all workers.
     """
 
@@ -194,7 +184,7 @@ class SyncedBatchNormAct2d(nn.BatchNorm2d):
         super().__init__(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, h, w] float to the same shape and dtype; at least two values for each channel over all workers."""
+        """Normalise float [B, C, h, w], shape and dtype kept; needs two values per channel over all workers."""
         synchronized = self.training and self.reduce is not None
         return F.relu(self._normalized(x) if synchronized else super().forward(x), inplace=True)
 
@@ -207,8 +197,8 @@ class SyncedBatchNormAct2d(nn.BatchNorm2d):
         variance = (square - mean.square()).clamp_min(0)
         self._track(mean.detach(), variance.detach(), count)
         deviation, mean, variance = torch.rsqrt(variance + self.eps).float(), mean.float(), variance.float()
-        # The kernel takes the statistics as constants. These factors do not change its result; they carry the
-        # gradients of the statistics, and spare the passes of an elementwise formula.
+        # The kernel treats the statistics as constants. These factors leave its result unchanged and carry the
+        # gradients of the statistics, with fewer passes than an elementwise formula.
         weight = self.weight * (deviation / deviation.detach())
         bias = self.bias + (mean.detach() - mean) * deviation * self.weight
         return F.batch_norm(x, mean.detach(), variance.detach(), weight, bias, False, 0.0, self.eps)
@@ -223,10 +213,10 @@ class SyncedBatchNormAct2d(nn.BatchNorm2d):
 
 
 class _ChannelSums(torch.autograd.Function):
-    """[B, C, h, w] to float64 [2, C]: sums and sums of squares; keeps `x` alone, not its float32 copy.
+    """Sums and sums of squares of [B, C, h, w], float64 [2, C]; saves `x` only, not its float32 copy.
 
-    Squares are summed around the mean, in float32, and moved to zero in float64: a variance that is small beside the
-    squared mean survives the subtraction that follows.
+    Squares are summed around the mean in float32 and moved to zero in float64, so that a variance much smaller than the
+    squared mean survives the later subtraction.
     """
 
     @staticmethod
@@ -246,7 +236,7 @@ class _ChannelSums(torch.autograd.Function):
 
 
 def synchronize_norms(model: nn.Module, reduce: Reduce | None) -> int:
-    """Set the sum over workers of each batch norm of `model` (None = no sum); return the count of norms."""
+    """Set the sum over workers in each batch norm of `model` (None = no sum); return the number of norms."""
     norms = [m for m in model.modules() if isinstance(m, SyncedBatchNormAct2d)]
     for norm in norms:
         norm.reduce = reduce
@@ -254,30 +244,29 @@ def synchronize_norms(model: nn.Module, reduce: Reduce | None) -> int:
 
 
 def autocast(device: torch.device, *, enabled: bool) -> AbstractContextManager[Any]:
-    """Autocast to bf16, or none; the meta device has no autocast and computes nothing that it would change."""
+    """Autocast to bf16 if enabled; do nothing on the meta device, which has no autocast."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 def group_count(channels: int) -> int:
-    """32 groups, or the nearest power of two below that divides `channels` with no group of a single channel.
+    """Return the largest power of two up to 32 that divides `channels`, halved if groups would be single channels.
 
-    Our reading: the paper names group norm alone; a group of one channel would be instance norm.
+    Our reading: the paper says only group norm; groups of one channel would be instance norm.
     """
     groups = math.gcd(32, channels)
     return groups // 2 if groups == channels and groups > 1 else groups
 
 
 def group_norm(x: Tensor, groups: int, scale: Tensor, shift: Tensor) -> Tensor:
-    """scale * GroupNorm(x) + shift, a scale and a shift for each sample and channel.
+    """Compute scale * GroupNorm(x) + shift, with a scale and a shift per sample and channel.
 
-    Samples are taken as further groups, so that the kernel's own affine does it all in one pass. The result has the
-    dtype of `x`, under autocast too; statistics are float32 in the kernel.
+    Samples become further groups, so the kernel's own affine does it all in one pass. The result has the dtype of `x`,
+    under autocast too; the kernel's statistics are float32.
 
     Args:
         x: [B, C, h, w] float.
         groups: a divisor of C.
-        scale: [B, C].
-        shift: [B, C].
+        scale, shift: [B, C].
     """
     b, c, h, w = x.shape
     with autocast(x.device, enabled=False):
@@ -286,30 +275,23 @@ def group_norm(x: Tensor, groups: int, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm over `group_count(channels)` groups, which keeps its input's dtype under autocast.
-
-    Args:
-        channels: C.
-        act: whether ReLU follows.
-    """
+    """Group norm over `group_count(channels)` groups, then ReLU if `act`; keeps its input's dtype under autocast."""
 
     def __init__(self, channels: int, act: bool) -> None:
         super().__init__(group_count(channels), channels)
         self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, h, w] float to the same shape and dtype."""
+        """Normalise float [B, C, h, w], shape and dtype kept."""
         with autocast(x.device, enabled=False):
             x = F.group_norm(x.contiguous(), self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
         return F.relu(x, inplace=True) if self.act else x
 
 
 class SelfAttention(nn.Module):
-    """Self attention over the grid with the rescaled residual (appendix C): (x + attention(GroupNorm(x))) / sqrt 2.
+    """Self attention over the grid (appendix C): (x + attention(GroupNorm(x))) / sqrt 2.
 
-    Args:
-        channels: C, a multiple of `head_dim`.
-        head_dim: width of a head.
+    `head_dim`, the width of a head, divides `channels`.
     """
 
     def __init__(self, *, channels: int, head_dim: int) -> None:
@@ -322,7 +304,7 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, h, w] float to the same shape."""
+        """Attend: float [B, C, h, w] to the same shape."""
         tokens = self.norm(x).flatten(2).transpose(1, 2)
         q, k, v = self.qkv(tokens).unflatten(2, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
@@ -330,26 +312,22 @@ class SelfAttention(nn.Module):
 
 
 def rescaled(x: Tensor, branch: Tensor) -> Tensor:
-    """(x + branch) / sqrt 2: rescaled residual (appendix C), which keeps the variance of two independent terms."""
+    """Return (x + branch) / sqrt 2 (appendix C), which keeps the variance of two independent terms."""
     return (x + branch) * math.sqrt(0.5)
 
 
 @torch.no_grad()
 def lecun_normal_(weight: Tensor) -> Tensor:
-    """Truncated normal initialisation, JAX's default (appendix C): variance 1 / fan_in after truncation at two std.
-
-    Args:
-        weight: [out, in, ...], changed in place and returned.
-    """
+    """Fill [out, in, ...] by JAX's truncated normal (appendix C): variance 1 / fan_in after truncation at two std."""
     std = weight[0].numel() ** -0.5 / _TRUNCATED_STD
     return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 
 @torch.no_grad()
 def settle_norms(module: nn.Module, batches: Sequence[tuple[Tensor | None, ...]]) -> None:
-    """Give the batch norms of a module in eval mode the mean statistics of `batches`, each the module's arguments.
+    """Set the batch norms of a module in eval mode to the mean statistics of `batches`, its arguments call by call.
 
-    Everything else stays in eval mode. A module without batch norms is left as it is.
+    Everything else stays in eval mode. A module without batch norms is unchanged.
     """
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]

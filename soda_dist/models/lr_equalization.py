@@ -1,4 +1,4 @@
-"""Learning-rate equalization (appendix C), and state dicts that do not show it."""
+"""Learning-rate equalization (appendix C), hidden from state dicts."""
 
 import math
 from typing import Any
@@ -11,26 +11,26 @@ from soda_dist.torch_internals import own_parameters, own_persistent_buffers
 
 
 class Scaled(nn.Module):
-    """A parameter that is stored divided by `ratio` and used multiplied by it."""
+    """Parametrization that stores a parameter divided by `ratio` and uses it multiplied by `ratio`."""
 
     def __init__(self, ratio: float) -> None:
         super().__init__()
         self.ratio = ratio
 
     def forward(self, stored: Tensor) -> Tensor:
-        """The value in use."""
+        """Return the value in use."""
         return stored * self.ratio
 
     def right_inverse(self, used: Tensor) -> Tensor:
-        """The value to store."""
+        """Return the value to store."""
         return used / self.ratio
 
 
 def equalize(module: nn.Module, ratio: float) -> None:
-    """Learning-rate equalization (appendix C): parameters are stored divided by `ratio` and used multiplied by it.
+    """Equalize learning rates (appendix C): store parameters divided by `ratio` and use them multiplied by it.
 
-    The function is unchanged; gradients are scaled by `ratio`, and an optimizer of Adam's kind moves the weights in use
-    `ratio` times as fast. Our reading: this holds for every parameter, biases and norms included. A ratio of 1
+    The network computes the same function; gradients are scaled by `ratio`, and optimizers like Adam move the weights
+    in use `ratio` times as fast. Our reading: every parameter takes part, biases and norms included. A ratio of 1
     changes nothing.
     """
     if ratio == 1:
@@ -43,13 +43,13 @@ def equalize(module: nn.Module, ratio: float) -> None:
 
 
 def plain_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters in use and buffers, under the names that the module would have without `equalize`; detached copies."""
+    """Copy the parameters in use and the buffers, detached, under their names without `equalize`."""
     return {name: _used(owner, leaf).detach().clone() for name, owner, leaf in _tensors(module)}
 
 
 @torch.no_grad()
 def load_plain_state_dict(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Inverse of `plain_state_dict`, for any ratio of either module. Storage is kept: values are copied in.
+    """Copy in what `plain_state_dict` returned, for any ratio of either module; the tensors keep their storage.
 
     Raises:
         ValueError: names or shapes that are not the module's.
@@ -72,7 +72,7 @@ def load_plain_state_dict(module: nn.Module, tensors: dict[str, Tensor]) -> None
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, nn.Module, str]]:
-    """(plain name, owner, attribute) of each parameter and persistent buffer."""
+    """List (plain name, owner, attribute) of each parameter and persistent buffer."""
     found = []
     for path, owner in module.named_modules():
         if isinstance(owner, Scaled | parametrize.ParametrizationList) or path.endswith("parametrizations"):

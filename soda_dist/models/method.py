@@ -1,4 +1,4 @@
-"""The interface of SODA and every baseline: a loss, a condition, samples."""
+"""Interface of SODA and every baseline: a loss, a condition, samples."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -27,33 +27,29 @@ class Batch(NamedTuple):
     target: Tensor
     """float [B, 3, r, r] in [-1, 1]."""
     pose: Tensor | None
-    """float32 [B, P], the target's; None = the data has no poses."""
+    """float32 [B, P], the target's pose; None = the data has no poses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Settings of one draw of samples."""
+    """Sampling settings of one batch."""
 
     conditions: Sequence[Condition]
-    """One, or several that take turns: stochastic conditioning (section 3.3, table 5)."""
+    """One, or several that alternate: stochastic conditioning (section 3.3, table 5)."""
     without: Condition
-    """The condition of guidance's other branch, see `Method.unguided`."""
+    """Condition of guidance's other branch, see `Method.unguided`."""
     w: float
     """Guidance scale."""
     plan: Sequence[ReverseStep]
     """The kept steps, see `diffusion.reverse_steps`."""
     noise: Noise
-    """Called with the step's number where a step adds noise."""
+    """Called with the step's index when a step adds noise."""
     choose: Callable[[int], int]
-    """The index of the condition at noise level t; read where there are several."""
+    """Noise level t -> index of its condition; read if there are several."""
 
 
 class Method(nn.Module, ABC):
-    """A model over images. Its networks compute under autocast with `bf16`; weights and results are float32.
-
-    Args:
-        precision: `fp32` or `bf16`.
-    """
+    """Model of images. With `bf16` its networks run under autocast; weights and results are float32."""
 
     sections: int
     """Sections of z that can be masked."""
@@ -66,33 +62,33 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, batch: Batch, *, t: Tensor, eps: Tensor, keep: Tensor | None, pose_keep: Tensor | None) -> Tensor:
-        """The loss of each sample, float32 [B].
+        """Compute the loss of each sample, float32 [B].
 
         Args:
             t: int64 [B] in 0..T-1.
             eps: [B, 3, r, r] float, standard normal.
-            keep: bool [B, sections], False where a section of z is masked; None = no mask.
-            pose_keep: bool [B], False where the poses are masked; None = no mask.
+            keep: bool [B, sections], False = the section of z is masked; None = no mask.
+            pose_keep: bool [B], False = the poses are masked; None = no mask.
         """
 
     @abstractmethod
     def condition(
         self, sources: Sources, pose: Tensor | None, keep: Tensor | None, pose_keep: Tensor | None
     ) -> Condition:
-        """The denoiser's condition from the sources and the target's pose, [B, P]; arguments as `loss`'s."""
+        """Build the denoiser's condition from the sources and the target's pose, [B, P]; masks as in `loss`."""
 
     @abstractmethod
     def sample(self, recipe: Recipe, x_T: Tensor) -> Iterator[Denoised]:
-        """Images from `x_T` ([B, 3, r, r] float), step by step; the last state is the sample."""
+        """Yield the states from `x_T` ([B, 3, r, r] float) step by step; the last one is the sample."""
 
     def unguided(
         self, sources: Sources, pose: Tensor | None, guide: Guide, sections: Sequence[int] | None, keep: Tensor | None
     ) -> Condition:
-        """The condition of guidance's other branch (section 3.3): without z, or poses, or both.
+        """Build the condition of guidance's other branch (section 3.3): without z, or poses, or both.
 
         Args:
-            sections: those of z that it goes without; None = all.
-            keep: as the conditional branch has it.
+            sections: sections of z to mask; None = all.
+            keep: mask of the conditional branch.
         """
         rows, device = len(sources.images), sources.images.device
         pose_keep = None
@@ -111,9 +107,7 @@ class DiffusionMethod(Method):
     """The objective E || eps - D(x_t, t, condition) ||^2 (section 3.1, appendix B).
 
     Args:
-        denoiser: noised targets, timesteps and conditions to noise.
-        process: the forward process, with its buffers.
-        before: modules that come before the denoiser in the order of parameters and of addressed layers.
+        before: modules that precede the denoiser in the order of parameters and of addressed layers.
     """
 
     def __init__(
@@ -127,18 +121,18 @@ class DiffusionMethod(Method):
         self.sections = denoiser.sections
 
     def loss(self, batch: Batch, *, t: Tensor, eps: Tensor, keep: Tensor | None, pose_keep: Tensor | None) -> Tensor:
-        """Each sample's squared error, its mean over pixels and channels: float32 [B]; arguments as `Method.loss`'s."""
+        """Compute each sample's squared error, averaged over pixels and channels: float32 [B]; see `Method.loss`."""
         condition = self.condition(batch.sources, batch.pose, keep, pose_keep)
         predicted = self.denoise(self.process.noised(batch.target, t, eps), t, condition)
         return F.mse_loss(predicted, eps.float(), reduction="none").mean((1, 2, 3))
 
     def denoise(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """The predicted noise, float32 [B, 3, r, r]; arguments as `Denoiser.forward`'s."""
+        """Predict the noise, float32 [B, 3, r, r]; arguments as in `Denoiser.forward`."""
         with self._autocast(x.device):
             return self.denoiser(x, t, condition).float()
 
     def sample(self, recipe: Recipe, x_T: Tensor) -> Iterator[Denoised]:
-        """As `Method.sample`; x_0 is clipped at each step."""
+        """Sample as in `Method.sample`, clipping x_0 at each step."""
         predicts = [
             guided(self.denoise, condition, recipe.without, recipe.w, join=join) for condition in recipe.conditions
         ]
@@ -147,12 +141,11 @@ class DiffusionMethod(Method):
 
     @torch.no_grad()
     def activations(self, x0: Tensor, condition: Condition, t: int, eps: Tensor) -> dict[str, Tensor]:
-        """Pooled output of each layer for a noised image (section F.1, unconditional): float32 [B, C] by layer.
+        """Return each layer's pooled output for noised images (section F.1, unconditional): float32 [B, C] by layer.
 
         Args:
-            x0: [B, 3, r, r] float in [-1, 1].
+            x0, eps: images [B, 3, r, r] float in [-1, 1], and noise of their shape.
             t: index of the noise level, 0..T-1.
-            eps: the noise, of x0's shape.
         """
         found: dict[str, Tensor] = {}
         times = torch.full((len(x0),), t, dtype=torch.int64, device=x0.device)

@@ -12,15 +12,11 @@ Kind = Literal["two_stage", "no_scale", "sum", "concat"]
 
 
 def adaptive_norm(*, kind: Kind, channels: int, time_dim: int | None, latent_dim: int) -> "AdaptiveNorm":
-    """Build the variant `kind`; without a latent all variants are the same: `TimeNorm`.
+    """Build the variant `kind`; without a latent every variant is `TimeNorm`.
 
     Args:
-        channels: C.
-        time_dim: width of the timestep embedding; None = the layer gets no t.
-        latent_dim: width of the part of z that it sees; 0 = no z.
-
-    Raises:
-        ValueError: an unknown kind.
+        time_dim: width of the timestep embedding; None = no t.
+        latent_dim: width of the layer's part of z; 0 = no z.
     """
     if latent_dim == 0:
         return TimeNorm(channels=channels, time_dim=time_dim)
@@ -38,9 +34,9 @@ def adaptive_norm(*, kind: Kind, channels: int, time_dim: int | None, latent_dim
 
 
 class AdaptiveNorm(nn.Module, ABC):
-    """scale * GroupNorm(h) + shift, a scale and a shift for each sample and channel.
+    """scale * GroupNorm(h) + shift, with a scale and a shift per sample and channel.
 
-    The norm has no affine of its own: the biases of t's projection are one. Our reading: scales are 1 + s.
+    The norm has no affine of its own: the bias of t's projection is one. Our reading: scales are 1 + s.
     """
 
     def __init__(self, channels: int) -> None:
@@ -50,26 +46,25 @@ class AdaptiveNorm(nn.Module, ABC):
 
     @abstractmethod
     def affine(self, time: Tensor | None, latent: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scale and shift, [B, C] or [1, C] each."""
+        """Return scale and shift, [B, C] or [1, C] each."""
 
     @abstractmethod
     def start(self) -> None:
-        """Initial weights."""
+        """Set the initial weights."""
 
     def forward(self, h: Tensor, time: Tensor | None, latent: Tensor | None) -> Tensor:
-        """[B, C, h, w] float to the same shape and dtype.
+        """Normalise and modulate float [B, C, h, w], shape and dtype kept.
 
         Args:
-            h: features.
-            time: [B, time_dim] float, the timestep's embedding; None where the layer gets no t.
-            latent: [B, latent_dim] float, its part of z, zeros where masked; None where it sees no z.
+            time: [B, time_dim] float, the timestep embedding; None if the layer takes no t.
+            latent: [B, latent_dim] float, its part of z, zeros where masked; None if it takes no z.
         """
         scale, shift = (each.expand(len(h), -1) for each in self.affine(time, latent))
         return group_norm(h, self.groups, scale, shift)
 
 
 class TimeNorm(AdaptiveNorm):
-    """t_s * GroupNorm(h) + t_b, for layers without z. Without t, a learnt affine."""
+    """t_s * GroupNorm(h) + t_b, for layers without z; a learnt affine if they take no t."""
 
     def __init__(self, *, channels: int, time_dim: int | None) -> None:
         super().__init__(channels)
@@ -79,7 +74,7 @@ class TimeNorm(AdaptiveNorm):
 
     @torch.no_grad()
     def start(self) -> None:
-        """LeCun weights of t's projection."""
+        """Set LeCun weights in t's projection."""
         if self.time is not None:
             lecun_normal_(self.time.weight)
             nn.init.zeros_(self.time.bias)
@@ -91,7 +86,7 @@ class TimeNorm(AdaptiveNorm):
 
 
 class _WithLatent(TimeNorm):
-    """A projection of z beside that of t: no bias, so that a masked part leaves t's stage alone; zero at the start."""
+    """A projection of z besides that of t: no bias, so that masking leaves t's stage unchanged; zero at the start."""
 
     outputs = 2
 
@@ -101,13 +96,13 @@ class _WithLatent(TimeNorm):
 
     @torch.no_grad()
     def start(self) -> None:
-        """The network does not depend on z yet."""
+        """Set z's projection to zero: at first the network does not depend on z."""
         super().start()
         nn.init.zeros_(self.latent.weight)
 
 
 class TwoStage(_WithLatent):
-    """The paper's own (section 3.1, G.1, appendix B): z_s * (t_s * GroupNorm(h) + t_b) + z_b."""
+    """The paper's default (section 3.1, G.1, appendix B): z_s * (t_s * GroupNorm(h) + t_b) + z_b."""
 
     def affine(self, time: Tensor | None, latent: Tensor | None) -> tuple[Tensor, Tensor]:
         t_scale, t_shift = super().affine(time, None)
@@ -116,7 +111,7 @@ class TwoStage(_WithLatent):
 
 
 class ShiftOnly(_WithLatent):
-    """Without scale modulation (tables 9, 11): t_s * GroupNorm(h) + t_b + z_b. Our reading: t keeps its scale."""
+    """No scale modulation (tables 9, 11): t_s * GroupNorm(h) + t_b + z_b. Our reading: t keeps its scale."""
 
     outputs = 1
 
@@ -137,7 +132,7 @@ class Summed(_WithLatent):
 class Concatenated(AdaptiveNorm):
     """Concat modulation (tables 9, 11): (s, b) = Linear([t, z]).
 
-    The same functions as `Summed`; what differs is the start, since here one projection is initialised for both.
+    The same functions as `Summed`, but initialised as one projection of both inputs.
     """
 
     def __init__(self, *, channels: int, time_dim: int | None, latent_dim: int) -> None:
@@ -146,7 +141,7 @@ class Concatenated(AdaptiveNorm):
 
     @torch.no_grad()
     def start(self) -> None:
-        """LeCun weights for t and z alike: the network depends on both from the start."""
+        """Set LeCun weights for t and z alike: the network depends on both from the start."""
         lecun_normal_(self.both.weight)
         nn.init.zeros_(self.both.bias)
 

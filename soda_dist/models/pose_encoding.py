@@ -1,7 +1,7 @@
-"""Where a view was taken, as grids of pixels or rays or as one vector (section 3.3, appendix C, G.3, table 8).
+"""Pose encodings: grids of pixels or rays, or one vector (section 3.3, appendix C, G.3, table 8).
 
-Everything up to the linear layer is elementwise float32, since neither autocast nor TF32 reaches that: with a scale of
-1e-4 an error of 1e-4 in a coordinate is a radian in its encoding.
+Everything before the linear layer is elementwise float32, which neither autocast nor TF32 changes: with a scale of 1e-4
+an error of 1e-4 in a coordinate is a radian in its encoding.
 """
 
 import math
@@ -16,10 +16,9 @@ PIXEL_POSE = 4
 """A frame: (y0, x0, y1, x1), top left and bottom right corner of the view in its original image, which spans [-1, 1]. A
 mirrored view has x0 > x1."""
 CAMERA_POSE = 21
-"""The first three rows of camera_to_world, [3, 4] row-major, then intrinsics, [3, 3] row-major.
-
-OpenCV's axes: x right, y down, z forward. The world's origin is the object's centre, its z axis points up. Intrinsics
-map camera coordinates to multiples of (u, v, 1), u and v in [0, 1] over the view's width and height."""
+"""The first three rows of camera_to_world, [3, 4] row-major, then intrinsics, [3, 3] row-major. OpenCV's axes: x right,
+y down, z forward. The world's origin is the object's centre, its z axis points up. Intrinsics map camera coordinates to
+multiples of (u, v, 1), u and v in [0, 1] over the view's width and height."""
 
 Kind = Literal["pixels", "cameras"]
 Form = Literal["concat", "normalized", "plane", "sphere"]
@@ -27,18 +26,13 @@ Coordinates = Literal["cartesian", "polar"]
 Reference = Literal["absolute", "relative"]
 
 LEAST_COSINE = 1e-3
-"""Rays more than acos(this) = 89.94 degrees off the camera's axis meet the plane as if they were at that angle."""
+"""Rays more than acos(this) = 89.94 degrees off the camera's axis are cast at that angle."""
 
 
 def pixel_grid(frames: Tensor, h: int, w: int) -> Tensor:
-    """The 2D grid of G.3: where the centres of a view's cells lie in its original image.
+    """Locate the cells of views in their original images (the 2D grid of G.3): float32 [B, h, w, 2] of (x, y).
 
-    Args:
-        frames: float [B, 4], see `PIXEL_POSE`.
-        h, w: rows and columns.
-
-    Returns:
-        float32 [B, h, w, 2], (x, y), in [-1, 1] for a view inside its image.
+    Takes frames, float [B, 4] (see `PIXEL_POSE`); centres of cells are in [-1, 1] for a view inside its image.
     """
     y0, x0, y1, x1 = _checked("frames", frames, PIXEL_POSE)[:, :, None].unbind(1)
     u, v = _centres(w, frames.device), _centres(h, frames.device)
@@ -47,19 +41,18 @@ def pixel_grid(frames: Tensor, h: int, w: int) -> Tensor:
 
 
 def rays(cameras: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
-    """The grid of rays, origin and direction, through the centres of a view's cells (section 3.3, G.3).
+    """Cast rays through the centres of a view's h x w cells (section 3.3, G.3), in world coordinates.
 
     Args:
         cameras: float [B, 21], see `CAMERA_POSE`. Intrinsics may have skew and any principal point. A singular matrix,
-            as in a pose of zeros, gives finite numbers without meaning.
-        h, w: rows and columns.
+            as in a pose of zeros, gives finite but meaningless numbers.
 
     Returns:
-        origins, float32 [B, 1, 1, 3], and directions, float32 [B, h, w, 3], of length one, both in the world.
+        origins, float32 [B, 1, 1, 3], and unit directions, float32 [B, h, w, 3].
     """
     rotation, position, intrinsics = _parts(cameras)
     first, second, third = intrinsics.unbind(1)
-    # The columns of the inverse times the determinant, of which the sign alone matters to a direction.
+    # Columns of the inverse times the determinant, of which only the sign matters for a direction.
     columns = [torch.linalg.cross(*pair) for pair in ((second, third), (third, first), (first, second))]
     sign = torch.where((first * columns[0]).sum(-1, keepdim=True) < 0, -1.0, 1.0)
     right, down, corner = (_turned(rotation, sign * column)[:, None, None] for column in columns)
@@ -68,29 +61,25 @@ def rays(cameras: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
 
 
 def viewing_directions(cameras: Tensor) -> Tensor:
-    """The cameras' forward axes in the world: float [B, 21] to float32 [B, 3], of length one."""
+    """Return the cameras' forward axes in the world: float [B, 21] to unit float32 [B, 3]."""
     return F.normalize(_parts(cameras)[0][:, :, 2], dim=-1)
 
 
 def ray_points(origins: Tensor, directions: Tensor, *, form: Form, forward: Tensor, radius: float) -> Tensor:
-    """Representation of a ray (table 8): o and d, or the point o + s d.
+    """Represent rays (table 8) by o and d, or by the point o + s d: float32 [B, h, w, 3], or 6 for `concat`.
 
-    - `concat`: o and d themselves.
+    - `concat`: o and d.
     - `normalized`: s = 1, so that |s d| = 1.
-    - `plane`: on the plane through the world's origin that faces the camera, perpendicular to its forward axis. Our
-      reading: a ray at 89.94 degrees or more from this axis is cast as one at that angle, so that s is at most a
-      thousand times the plane's distance; a plane behind the camera is met at s = 0, in the camera. Continuous.
-    - `sphere`: on the sphere around the world's origin, where the ray first meets it from the camera on. Our reading:
-      a ray that misses takes the sphere's point nearest to it, which is the limit of those that just hit.
+    - `plane`: on the plane through the world's origin perpendicular to the camera's forward axis. Our reading: a ray at
+      89.94 degrees or more from this axis is cast at that angle, so that s is at most a thousand times the plane's
+      distance; a plane behind the camera is met at s = 0, in the camera. Continuous.
+    - `sphere`: on the sphere around the world's origin, where the ray first meets it in front of the camera. Our
+      reading: a ray that misses takes the nearest point of the sphere, the limit of rays that just hit.
 
     Args:
-        origins, directions: as `rays` gives them.
-        form: which of these.
-        forward: float32 [B, 1, 1, 3], the cameras' forward axes, of length one; read by `plane`.
-        radius: of the sphere, positive; read by `sphere`.
-
-    Returns:
-        float32 [B, h, w, 3]; [B, h, w, 6] for `concat`. Finite for finite arguments.
+        origins, directions: as returned by `rays`; the result is finite if they are.
+        forward: float32 [B, 1, 1, 3], the cameras' unit forward axes, for `plane`.
+        radius: of the sphere, positive, for `sphere`.
     """
     _allowed("form", form, Form)
     match form:
@@ -106,11 +95,11 @@ def ray_points(origins: Tensor, directions: Tensor, *, form: Form, forward: Tens
 
 
 def _on_sphere(origins: Tensor, directions: Tensor, radius: float) -> Tensor:
-    """[B, h, w, 3]: solved around the point of the ray's line nearest to the centre, where nothing cancels."""
+    """Meet the sphere, [B, h, w, 3]: solved around the line's point nearest to the centre, where nothing cancels."""
     along = _dot(origins, directions)
     nearest = origins - along * directions
     distance = _length(nearest)
-    # Inside, but for rounding, the line is nearer than the radius.
+    # Seen from inside, the line is nearer than the radius, except for rounding.
     half = ((radius - distance) * (radius + distance)).clamp_min(0).sqrt()
     inside, ahead = _length(origins) < radius, along < 0
     meets = inside | (ahead & (distance < radius))
@@ -119,15 +108,15 @@ def _on_sphere(origins: Tensor, directions: Tensor, radius: float) -> Tensor:
 
 
 def cartesian(points: Tensor, *, extent: float) -> Tensor:
-    """(x, y, z), float32 [..., 3] to the same, divided by `extent` and clipped to [-1, 1] (table 8, appendix C)."""
+    """Divide (x, y, z), float32 [..., 3], by `extent` and clip to [-1, 1] (table 8, appendix C)."""
     return (points / extent).clamp(-1, 1)
 
 
 def polar(points: Tensor, *, extent: float) -> Tensor:
-    """(radius, altitude, azimuth), each in [-1, 1] (table 8, appendix C).
+    """Convert float32 [..., 3] to (radius, altitude, azimuth), each in [-1, 1] (table 8, appendix C).
 
     Our reading: altitude is the elevation above the xy plane over pi / 2, azimuth the angle from x towards y over pi,
-    with zero where it has no meaning; the radius is divided by `extent` and clipped. float32 [..., 3] to the same.
+    zero where undefined; the radius is divided by `extent` and clipped.
     """
     x, y, z = points.unbind(-1)
     across = torch.hypot(x, y)
@@ -137,18 +126,12 @@ def polar(points: Tensor, *, extent: float) -> Tensor:
 
 
 def sinusoidal(coordinates: Tensor, *, dim: int, scale: float) -> Tensor:
-    """Positional encoding (appendix C, figure 10): sin and cos of (p / scale) / 10000 ** (2 i / d).
+    """Encode positions (appendix C, figure 10): sin and cos of (p / scale) / 10000 ** (2 i / d).
 
-    Our reading: each coordinate has an equal, even share d of the channels, its sines before its cosines; channels that
-    are left over are zero. For p in [-1, 1] and a scale of 1e-4 the angular frequencies fall from 1e4 to about 1.
+    Our reading: each coordinate has an equal, even share d of the channels, sines before cosines; left-over channels
+    are zero. For p in [-1, 1] and a scale of 1e-4 the angular frequencies fall from 1e4 to about 1.
 
-    Args:
-        coordinates: float [..., K] in [-1, 1].
-        dim: width of the encoding, at least 2 K.
-        scale: divides the coordinates.
-
-    Returns:
-        float32 [..., dim], under autocast too.
+    Takes float [..., K] in [-1, 1]; returns float32 [..., dim], under autocast too. `dim` is at least 2 K.
     """
     count = coordinates.shape[-1]
     half = _half_share(count, dim)
@@ -156,29 +139,24 @@ def sinusoidal(coordinates: Tensor, *, dim: int, scale: float) -> Tensor:
     angles = coordinates.float()[..., None] / scale / 10_000**exponents
     encoding = angles.new_zeros(*coordinates.shape[:-1], dim)
     shares = encoding[..., : count * 2 * half].unflatten(-1, (count, 2, half))
-    # One after the other into their places: joined afterwards, twice the memory would be needed for a moment.
+    # Written in place: a concatenation would briefly need twice the memory.
     shares[..., 0, :] = angles.sin()
     shares[..., 1, :] = angles.cos()
     return encoding
 
 
 class PoseGrid(nn.Module):
-    """c_E and c_D of section 3.3: a view's grid of pixels or rays, encoded, as channels beside its first layer's.
+    """c_E and c_D of section 3.3: a view's encoded grid of pixels or rays, as channels beside its first layer's.
 
-    The encoding is `dim` wide where the result has `channels`, so for the backward pass it is computed anew, not kept.
+    The backward pass recomputes the encoding, which is `dim` wide where the result has `channels`.
 
     Args:
-        kind: what a pose is: `pixels`, a frame, or `cameras`.
-        form: what stands for a ray, see `ray_points`; read with cameras, as are the next three.
+        kind: meaning of a pose: `pixels`, a frame, or `cameras`.
+        form: representation of a ray, see `ray_points`; for cameras, as are the next three.
         coordinates: `cartesian` or `polar`. In `concat` d is a direction: its length is 1 whatever the extent.
-        radius: of the sphere that rays are cast on.
-        extent: length that becomes 1 before it is encoded, in the same unit; what is longer is clipped.
-        dim: width of the encoding.
-        scale: divides the coordinates in it.
-        channels: of the result.
-
-    Raises:
-        ValueError: an unknown kind, form or coordinates, or too small a width.
+        radius: of the sphere.
+        extent: length that becomes 1 before encoding, in the same unit; longer ones are clipped.
+        dim, scale: of the encoding, see `sinusoidal`.
     """
 
     def __init__(
@@ -204,15 +182,11 @@ class PoseGrid(nn.Module):
         self.linear = nn.Linear(dim, channels, bias=False)
 
     def forward(self, poses: Tensor, h: int, w: int, keep: Tensor | None) -> Tensor:
-        """Channels for the cells of an h x w grid.
+        """Embed poses as float32 [B, channels, h, w], contiguous; of autocast's dtype under autocast.
 
         Args:
             poses: float32 [B, P], see `PIXEL_POSE` and `CAMERA_POSE`.
-            h, w: rows and columns.
-            keep: bool [B]: False where the result is zero, as if the data had no poses; None = no mask.
-
-        Returns:
-            float32 [B, channels, h, w], contiguous; of autocast's dtype under autocast.
+            keep: bool [B]: False = zeros, as if the data had no poses; None = no mask.
         """
         if torch.is_grad_enabled():
             grid = checkpoint(self._embedded, poses, h, w, use_reentrant=False, preserve_rng_state=False)
@@ -221,7 +195,7 @@ class PoseGrid(nn.Module):
         return grid if keep is None else grid.masked_fill(~keep[:, None, None, None], 0)
 
     def cells(self, poses: Tensor, h: int, w: int) -> Tensor:
-        """The cells' coordinates, float32 [B, h, w, K] in [-1, 1]; K = 2 for pixels, 6 for `concat`, else 3."""
+        """Return the cells' coordinates, float32 [B, h, w, K] in [-1, 1]; K = 2 for pixels, 6 for `concat`, else 3."""
         if self.kind == "pixels":
             return pixel_grid(poses, h, w)
         forward = viewing_directions(poses)[:, None, None]
@@ -238,21 +212,20 @@ class PoseGrid(nn.Module):
 
 
 class PoseVector(nn.Module):
-    """Both cameras as one vector that modulates (G.3, table 8): places and viewing directions, polar, encoded.
+    """Both cameras as one modulating vector (G.3, table 8): positions and viewing directions, polar, encoded.
 
     It has no parameters: the modulation's linear layers follow it. Our reading: roll is left out, as an upright camera
-    has none; a direction counts as a place at distance 1 whatever the extent.
+    has none; a direction counts as a position at distance 1 whatever the extent.
 
-    - `absolute`: place and direction of the source, then of the target, in the world.
-    - `relative`: place and direction of the target in the frame of the source. Our reading: azimuth is measured from
-      the source's forward axis to its left, altitude towards its top. So a target that is seen from nearly the source's
-      place does not sit at a pole, as it would with the forward axis upright.
+    - `absolute`: position and direction of the source, then of the target, in the world.
+    - `relative`: position and direction of the target in the source's frame. Our reading: azimuth is measured from the
+      source's forward axis to its left, altitude towards its top. So a target close to the source's view does not sit
+      at a pole, as it would with the forward axis upright.
 
     Args:
-        form: which of these.
-        extent: length that becomes 1 before it is encoded; what is longer is clipped.
-        dim: width of the vector, at least 24 (absolute) or 12 (relative); 2 for each number.
-        scale: divides the coordinates in the encoding.
+        extent: length that becomes 1 before encoding; longer ones are clipped.
+        dim: width of the vector, at least 24 (absolute) or 12 (relative), 2 per number.
+        scale: of the encoding, see `sinusoidal`.
     """
 
     def __init__(self, *, form: Reference, extent: float, dim: int, scale: float) -> None:
@@ -262,12 +235,10 @@ class PoseVector(nn.Module):
         self.form, self.extent, self.dim, self.scale = form, extent, dim, scale
 
     def forward(self, source: Tensor, target: Tensor, keep: Tensor | None) -> Tensor:
-        """float32 [B, dim], under autocast too.
+        """Encode cameras, float32 [B, 21] each (see `CAMERA_POSE`), as float32 [B, dim], under autocast too.
 
         Args:
-            source: float32 [B, 21], the source's camera, see `CAMERA_POSE`.
-            target: float32 [B, 21], the target's.
-            keep: bool [B]: False where the result is zero, as if there were no poses. None: all are kept.
+            keep: bool [B]: False = zeros, as if the data had no poses; None = no mask.
         """
         places, directions = self._places_and_directions(source, target)
         both = torch.stack([polar(places, extent=self.extent), polar(directions, extent=1)], 2)
@@ -275,7 +246,7 @@ class PoseVector(nn.Module):
         return vector if keep is None else vector.masked_fill(~keep[:, None], 0)
 
     def _places_and_directions(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """float32 [B, N, 3] each: of both cameras in the world, or of the target alone in the source's frame."""
+        """Return float32 [B, N, 3] each: of both cameras in the world, or of the target alone in the source's frame."""
         (rotation, origin, _), (_, place, _) = _parts(source), _parts(target)
         direction = viewing_directions(target)
         if self.form == "absolute":
@@ -286,7 +257,7 @@ class PoseVector(nn.Module):
 
 
 def _parts(cameras: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rotation [B, 3, 3] (camera to world), position [B, 3] and intrinsics [B, 3, 3], float32."""
+    """Return rotation [B, 3, 3] (camera to world), position [B, 3] and intrinsics [B, 3, 3], float32."""
     placed, intrinsics = _checked("cameras", cameras, CAMERA_POSE).split([12, 9], 1)
     placed = placed.unflatten(1, (3, 4))
     return placed[:, :, :3], placed[:, :, 3], intrinsics.unflatten(1, (3, 3))
@@ -304,27 +275,27 @@ def _allowed(name: str, got: str, literal: Any) -> None:
 
 
 def _half_share(count: int, dim: int) -> int:
-    """Sines (and as many cosines) of each of `count` coordinates in an encoding of width `dim`."""
+    """Return the number of sines (and of cosines) per coordinate in an encoding of width `dim`."""
     if dim < 2 * count:
         raise ValueError(f"dim: got {dim} for {count} coordinates; allowed: >= {2 * count}")
     return dim // count // 2
 
 
 def _centres(count: int, device: torch.device) -> Tensor:
-    """float32 [count]: centres of the cells of [0, 1]."""
+    """Return the centres of `count` equal cells of [0, 1]: float32 [count]."""
     return (torch.arange(count, device=device, dtype=torch.float32) + 0.5) / count
 
 
 def _turned(matrix: Tensor, vector: Tensor) -> Tensor:
-    """[B, 3, 3] times [B, 3]."""
+    """Multiply [B, 3, 3] by [B, 3]."""
     return (matrix * vector[:, None]).sum(-1)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """[..., 3] and [..., 3] to [..., 1]."""
+    """Reduce [..., 3] and [..., 3] to [..., 1]."""
     return (a * b).sum(-1, keepdim=True)
 
 
 def _length(a: Tensor) -> Tensor:
-    """[..., 3] to [..., 1]."""
+    """Reduce [..., 3] to [..., 1]."""
     return torch.linalg.vector_norm(a, dim=-1, keepdim=True)

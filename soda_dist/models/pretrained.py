@@ -1,4 +1,4 @@
-"""A frozen, pretrained image encoder, as unCLIP has (section F.1, table 6: DALL-E2)."""
+"""Frozen, pretrained image encoder, as in unCLIP (section F.1, table 6: DALL-E2)."""
 
 from difflib import get_close_matches
 from typing import Any
@@ -12,16 +12,11 @@ from soda_dist.torch_internals import own_parameters
 from soda_dist.weights import fill, read_weights
 
 _SHOWN = 5
-"""Most names that a message lists."""
+"""Maximum number of names in a message."""
 
 
 class UnsuitableModelError(ValueError):
-    """timm has no model of this name, or the model cannot be the encoder.
-
-    Args:
-        got: the model.
-        allowed: models that are accepted.
-    """
+    """timm has no model named `got`, or it cannot be the encoder; `allowed` describes those that can."""
 
     def __init__(self, got: str, allowed: str) -> None:
         super().__init__(f"model: got {got}; allowed: {allowed}")
@@ -31,11 +26,11 @@ class UnsuitableModelError(ValueError):
 class FrozenEncoder(nn.Module):
     """z = E(image) by a timm model without its classifier, never trained (section F.1, unCLIP).
 
-    Weights are random until `load_frozen`: nothing is ever downloaded. They are buffers, not parameters: no optimizer,
-    DDP or ZeRO sees them, while state dicts hold them under the names that they have in timm. `train(True)`
-    leaves the model in eval mode. For unCLIP as in table 6: `vit_large_patch14_clip_224.openai`, 1024 features.
+    Weights are random until `load_frozen`; nothing is downloaded. They are buffers, not parameters: optimizers, DDP and
+    ZeRO ignore them, while state dicts hold them under timm's names. `train(True)` leaves the model in eval mode. Table
+    6's unCLIP is `vit_large_patch14_clip_224.openai`, with 1024 features.
 
-    Our reading: the model sees the whole image, resampled to the size that it was trained on.
+    Our reading: the model sees the whole image, resampled to its training size.
 
     Args:
         model: timm's name, such as `vit_base_patch16_224` or, with a tag, `vit_base_patch16_clip_224.openai`; the tag
@@ -70,19 +65,19 @@ class FrozenEncoder(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> "FrozenEncoder":
-        """Stay in eval mode for either `mode`: neither dropout nor running statistics may move the features."""
+        """Stay in eval mode for either `mode`: neither dropout nor running statistics may change the features."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, images: Tensor, poses: Tensor | None = None, pose_keep: Tensor | None = None) -> Tensor:
-        """Features, float [B, D], without a gradient.
+        """Compute features, float [B, D], without gradients.
 
         Args:
             images: float [B, 3, image_size, image_size], ImageNet mean and variance.
-            poses: must be None, as must `pose_keep`.
+            poses, pose_keep: must be None.
         """
         if poses is not None or pose_keep is not None:
-            raise ValueError("poses: got poses; allowed: none, a frozen encoder takes images alone")
+            raise ValueError("poses: got poses; allowed: None, since a frozen encoder takes images only")
         if images.shape[2:] != (self.image_size, self.image_size):
             raise ValueError(f"images: got {list(images.shape[2:])}; allowed: {[self.image_size] * 2}")
         images = images.to(self.scale.dtype) * self.scale + self.shift
@@ -91,22 +86,19 @@ class FrozenEncoder(nn.Module):
         return self.backbone(images)
 
     def is_classifiers(self, name: str) -> bool:
-        """Whether a tensor of this name belongs to the classifier that the model was trained with."""
+        """Return whether a tensor of this name belongs to the classifier that the model was trained with."""
         return any(name.startswith(f"{classifier}.") for classifier in self._classifiers)
 
 
 def load_frozen(encoder: FrozenEncoder, content: bytes, sha256: str) -> None:
-    """Copy a file's weights into `encoder`, all or none.
-
-    The file has the names of timm's model, the classifier among them or not.
+    """Copy a file's weights into `encoder`, all or none; names are timm's, with or without the classifier.
 
     Args:
-        encoder: the encoder to fill.
         content: the file's bytes: safetensors, or a state dict by `torch.save`.
         sha256: their required digest, in hexadecimal.
 
     Raises:
-        UserError: another digest, a file of anything but tensors, or another model's weights.
+        UserError: another digest, content other than tensors, or weights of another model.
     """
     found = read_weights(content, sha256, field="encoder.weights")
     own: dict[str, Tensor] = encoder.backbone.state_dict()
@@ -115,7 +107,7 @@ def load_frozen(encoder: FrozenEncoder, content: bytes, sha256: str) -> None:
 
 
 def _built(model: str) -> Any:
-    """Accept only names of timm's own table: `hf-hub:NAME` and other sources would go to the network."""
+    """Build the model if timm's own table has it: `hf-hub:NAME` and other sources would use the network."""
     import timm
 
     if not timm.is_model(model):
@@ -135,7 +127,7 @@ def _classifiers(info: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _freeze(model: nn.Module) -> None:
-    """Parameters become persistent buffers of the same names; a shared one becomes two equal ones."""
+    """Turn parameters into persistent buffers of the same names; a shared one becomes two equal ones."""
     for owner in model.modules():
         for name, parameter in own_parameters(owner).items():
             delattr(owner, name)

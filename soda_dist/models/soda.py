@@ -1,4 +1,4 @@
-"""SODA: encoder, aggregation and denoiser under one loss (section 3); the encoder-decoder beside it (section F.1)."""
+"""SODA: encoder, aggregation and denoiser under one loss (section 3); the encoder-decoder baseline (section F.1)."""
 
 from collections.abc import Iterator
 
@@ -16,24 +16,24 @@ from soda_dist.models.method import Batch, DiffusionMethod, Method, Precision, R
 
 
 class Encoding(Method):
-    """Base of the methods with an encoder: z of one source or of several."""
+    """Base of the methods with an encoder: z of one or several sources."""
 
     encoder: nn.Module
     aggregation: nn.Module
 
     def encode(self, sources: Sources, pose_keep: Tensor | None = None) -> Tensor:
-        """z, float32 [B, D]; [B, N, D] where the encoder does not pool. `pose_keep`: bool [B], as in `loss`."""
+        """Encode to z, float32 [B, D]; [B, N, D] if the encoder does not pool. `pose_keep`: bool [B], as in `loss`."""
         with self._autocast(sources.images.device):
             return self.aggregation(self.encode_each(sources, pose_keep), sources.present).float()
 
     def encode_each(self, sources: Sources, pose_keep: Tensor | None = None) -> Tensor:
-        """z of each source view, float32 [B, S, D] ([B, S, N, D] unpooled), zeros in empty slots.
+        """Encode each source view: float32 [B, S, D] ([B, S, N, D] unpooled), zeros in empty slots.
 
-        Empty slots are skipped, so that a batch norm sees only views; on the meta device every slot counts as filled.
-        Poses go only to an encoder with a pose grid, so never to a frozen one.
+        Empty slots are skipped, so that batch norm sees only views; on the meta device every slot counts as filled.
+        Only an encoder with a pose grid gets poses, so never a frozen one.
         """
         images, present, poses = sources
-        filled = slice(None) if present.is_meta else present.flatten()  # a meta mask has no values to select by
+        filled = slice(None) if present.is_meta else present.flatten()  # a meta mask has no values to index by
         rows, places = _rows_and_places(present)
         posed = poses is not None and getattr(self.encoder, "pose", None) is not None
         view_poses = poses.flatten(0, 1)[filled] if poses is not None and posed else None
@@ -45,19 +45,16 @@ class Encoding(Method):
 
 
 def _rows_and_places(present: Tensor) -> tuple[Tensor, Tensor]:
-    """The row and the place in it of each slot of [B, S], int64 [B * S] each."""
+    """Return the row of each slot of [B, S] and its place in that row, int64 [B * S] each."""
     rows, slots = present.shape
     slot = torch.arange(rows * slots, device=present.device)
     return slot // slots, slot % slots
 
 
 class Soda(Encoding, DiffusionMethod):
-    """E || eps - D(x_t, t, E(sources), c_D) ||^2 (section 3.1, appendix B).
+    """The objective E || eps - D(x_t, t, E(sources), c_D) ||^2 (section 3.1, appendix B).
 
-    Args:
-        encoder: images (and poses) to latents.
-        aggregation: the latents of several sources to one.
-        denoiser, process, precision: as `DiffusionMethod`'s.
+    `encoder` maps images (and poses) to latents, `aggregation` the latents of several sources to one.
     """
 
     def __init__(
@@ -77,19 +74,14 @@ class Soda(Encoding, DiffusionMethod):
     def condition(
         self, sources: Sources, pose: Tensor | None, keep: Tensor | None, pose_keep: Tensor | None
     ) -> Condition:
-        """z of the sources, with the poses and the masks."""
+        """Return z of the sources, with the poses and the masks."""
         source_pose = None if sources.poses is None else sources.poses[:, 0]
         z = self.encode(sources, pose_keep)
         return Condition(z=z, keep=keep, pose=pose, source_pose=source_pose, pose_keep=pose_keep)
 
 
 class EncDec(Encoding):
-    """|| target - decoder(E(sources)) ||^2 (section F.1): no denoising. An auto-encoder where both views are one.
-
-    Args:
-        encoder, aggregation, precision: as `Soda`'s.
-        decoder: the way up of the UNet.
-    """
+    """The objective || target - decoder(E(sources)) ||^2 (section F.1); an auto-encoder if both views are one."""
 
     def __init__(self, *, encoder: nn.Module, aggregation: nn.Module, decoder: Decoder, precision: Precision) -> None:
         super().__init__(precision=precision)
@@ -100,18 +92,18 @@ class EncDec(Encoding):
         number_modules(self)
 
     def loss(self, batch: Batch, *, t: Tensor, eps: Tensor, keep: Tensor | None, pose_keep: Tensor | None) -> Tensor:
-        """The mean over pixels and channels of each sample's squared error, float32 [B]; t and eps are not used."""
+        """Compute each sample's squared error, averaged over pixels and channels: float32 [B]; t and eps are unused."""
         made = self.decode(self.condition(batch.sources, batch.pose, keep, pose_keep))
         return F.mse_loss(made, batch.target.float(), reduction="none").mean((1, 2, 3))
 
     def condition(
         self, sources: Sources, pose: Tensor | None, keep: Tensor | None, pose_keep: Tensor | None
     ) -> Condition:
-        """z of the sources, with the poses and the masks."""
+        """Return z of the sources, with the poses and the masks."""
         return Condition(z=self.encode(sources, pose_keep), keep=keep, pose=pose, pose_keep=pose_keep)
 
     def decode(self, condition: Condition) -> Tensor:
-        """The target, float32 [B, 3, r, r]."""
+        """Decode the target, float32 [B, 3, r, r]."""
         assert condition.z is not None
         with self._autocast(condition.z.device):
             return self.decoder(condition).float()

@@ -9,16 +9,11 @@ from torch import Tensor, nn
 from soda_dist.models.pose_encoding import pixel_grid, sinusoidal
 
 CELL_SCALE = 1e-2
-"""Scale of the cells' coordinates in their encoding: neighbours of a 7x7 grid differ clearly."""
+"""Scale of cell coordinates in their encoding: neighbours in a 7x7 grid differ clearly."""
 
 
 class SectionTokens(nn.Module):
-    """Each section of z, by a linear layer of its own, as a token; the bias tells a masked section's place.
-
-    Args:
-        sizes: widths of the sections.
-        dim: width of a token.
-    """
+    """Each section of z (widths `sizes`) as a token, by its own linear layer; the bias marks a masked one's place."""
 
     def __init__(self, *, sizes: Sequence[int], dim: int) -> None:
         super().__init__()
@@ -26,18 +21,13 @@ class SectionTokens(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(size, dim) for size in sizes)
 
     def forward(self, z: Tensor, keep: Tensor | None) -> Tensor:
-        """float [B, D], masked sections at zero already, to [B, sections, dim]."""
+        """Map float [B, D], with masked sections already zero, to [B, sections, dim]."""
         cut = z.split(self.sizes, 1)
         return torch.stack([layer(part) for layer, part in zip(self.layers, cut, strict=True)], 1)
 
 
 class GridTokens(nn.Module):
-    """The cells of a square grid as tokens, with an encoding of their places (our reading); masked ones are zero.
-
-    Args:
-        latent_dim: width of a cell.
-        dim: width of a token.
-    """
+    """Cells of a square grid as tokens, with an encoding of their places (our reading); masked ones are zero."""
 
     def __init__(self, *, latent_dim: int, dim: int) -> None:
         super().__init__()
@@ -45,7 +35,7 @@ class GridTokens(nn.Module):
         self.layer = nn.Linear(latent_dim, dim)
 
     def forward(self, z: Tensor, keep: Tensor | None) -> Tensor:
-        """float [B, N, D], rows of the grid first, N a square number, to [B, N, dim]."""
+        """Map float [B, N, D], row-major, N a square number, to [B, N, dim]."""
         side = math.isqrt(z.shape[1])
         if side * side != z.shape[1]:
             raise ValueError(f"z: got {z.shape[1]} cells; allowed: a square grid")

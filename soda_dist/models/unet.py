@@ -1,4 +1,4 @@
-"""The UNet's shape before it is built: which layers, on which grids, mirrored how, and which section of z each has."""
+"""Plan of the UNet: its layers, their grids and mirror pairs, and the section of z for each."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,7 +12,7 @@ class LayerPlan(NamedTuple):
     in_channels: int
     out_channels: int
     side: int
-    """Of its grid; of the larger one where it resamples."""
+    """Side of its grid; the larger one if it resamples."""
     resample: Resample
     section: int
     """Counted from the outermost pair of layers inwards."""
@@ -22,7 +22,7 @@ class LayerPlan(NamedTuple):
 def down_plan(
     resolution: int, channels: Sequence[int], blocks: int, attention_resolutions: Sequence[int]
 ) -> list[LayerPlan]:
-    """At each resolution `blocks` residual blocks, then, but for the last, one that downsamples (appendix C)."""
+    """Plan `blocks` residual blocks per resolution and, except after the last, one that downsamples (appendix C)."""
     if resolution % 2 ** (len(channels) - 1):
         raise ValueError(f"resolution: got {resolution}; allowed: multiples of {2 ** (len(channels) - 1)}")
     plans: list[LayerPlan] = []
@@ -38,13 +38,13 @@ def down_plan(
 
 
 def middle_plan(down: Sequence[LayerPlan]) -> list[LayerPlan]:
-    """Two blocks on the smallest grid, attention between if it has any; they have the last section (our reading)."""
+    """Plan two blocks on the smallest grid, attention between if it has any, both of the last section (our reading)."""
     block = down[-1]._replace(in_channels=down[-1].out_channels)
     return [block, block._replace(attention=False)]
 
 
 def up_plan(down: Sequence[LayerPlan], *, skips: bool) -> list[LayerPlan]:
-    """The mirror image of `down`; with `skips` a block also takes what the block that it mirrors gave."""
+    """Mirror `down`; with `skips` a block also takes the output of the block that it mirrors."""
     plans: list[LayerPlan] = []
     width = down[-1].out_channels
     for plan in reversed(down):
@@ -57,7 +57,7 @@ def up_plan(down: Sequence[LayerPlan], *, skips: bool) -> list[LayerPlan]:
 
 
 def section_sizes(latent_dim: int, sections: int) -> list[int]:
-    """Widths of the sections of z: they differ by at most one, the larger ones first (our reading)."""
+    """Return the widths of z's sections, which differ by at most one, larger ones first (our reading)."""
     if latent_dim < sections:
         raise ValueError(f"latent_dim: got {latent_dim}; allowed: >= {sections}, one for each section")
     return [latent_dim // sections + (i < latent_dim % sections) for i in range(sections)]

@@ -29,17 +29,14 @@ PANEL, LINE = 3.0, 0.3
 
 @dataclass(frozen=True)
 class Cell:
-    """One measure of a variant.
-
-    Attributes:
-        value: mean over seeds; None if no seed has a figure.
-        error: standard error over seeds, or of the figure itself if there is one seed.
-        seeds: value per seed; None if the run diverged or has no such figure.
-    """
+    """One measure of a variant."""
 
     value: float | None
+    """Mean over seeds; None if no seed has a figure."""
     error: float | None
+    """Standard error over seeds, or of the figure itself for one seed."""
     seeds: tuple[float | None, ...]
+    """Value per seed; None if the run diverged or has no such figure."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Row:
-    """Results of a variant; `paper` holds, per measure, a value for each of its columns in the paper."""
+    """Results of a variant; `paper` holds, per measure, a value for each of the paper's columns."""
 
     name: str
     fields: dict[str, object]
@@ -64,21 +61,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Verdict on the claim that `variant` beats `other`.
-
-    Attributes:
-        ahead: mean difference, paired by seed, positive if `variant` is better.
-        half: half-width of the confidence interval of `ahead`: Student's t over seeds, normal for one seed.
-        verdict: `seen` if the interval is above 0, `against` if below, else `within noise`; a claim of "not worse" is
-            `seen` unless `against`; `not measured` without figures.
-    """
+    """Verdict on the claim that `variant` beats `other`."""
 
     variant: str
     other: str
     measure: str
     ahead: float | None
+    """Mean difference, paired by seed; positive if `variant` is better."""
     half: float | None
+    """Half-width of the confidence interval of `ahead`: Student's t over seeds, normal for one seed."""
     verdict: str
+    """`seen` if the interval is above 0, `against` if below, else `within noise`, or `not measured`; a claim of "not
+    worse" is `seen` unless `against`."""
 
 
 @dataclass(frozen=True)
@@ -109,15 +103,9 @@ def check_group(group: Ablation, paper: Paper) -> None:
 
 
 def summarize(group: Ablation, figures: Figures, paper: Paper, budget: str) -> Summary:
-    """Compare the variants of a group with each other and with the paper.
+    """Compare the variants of a group with each other and with the paper; raise `UserError` as `check_group` does.
 
-    Args:
-        group: its seeds are those of `figures`.
-        figures: of every variant.
-        budget: a sentence on our training budget.
-
-    Raises:
-        UserError: as `check_group`.
+    `figures` are for every variant and the group's seeds; `budget` is a sentence on our training budget.
     """
     check_group(group, paper)
     heads = tuple(_head(measure, paper) for measure in group.measures)
@@ -180,7 +168,6 @@ def _paper_name(column: PaperColumn, paper: Paper) -> str:
 
 
 def _blocks_with(column: PaperColumn, paper: Paper) -> list[Block]:
-    """Find the blocks of a table that contain the column."""
     blocks = [block for block in paper.table(column.table).blocks if block.data == column.data]
     if not blocks:
         known = sorted({block.data for block in paper.table(column.table).blocks})
@@ -227,7 +214,7 @@ def _cell(figures: Sequence[Figure | None]) -> Cell:
 
 
 def _outcome(claim: Claim, other: str, heads: Sequence[Head], figures: Figures) -> Outcome:
-    """Test a claim, paired by seed: for one seed, both variants see the same image pairs in the same order."""
+    """Test a claim, paired by seed, since both variants see the same image pairs in the same order."""
     theirs_at = claim.measure if claim.their_measure is None else claim.their_measure
     head, sign = heads[claim.measure], 1.0 if heads[claim.measure].better == "higher" else -1.0
     named = other if theirs_at == claim.measure else f"{other} ({heads[theirs_at].name})"
@@ -261,7 +248,6 @@ def _label(head: Head) -> str:
 
 
 def _decimals(head: Head) -> int:
-    """Choose the decimals of a unit."""
     return {"%": 1, "dB": 2}.get(head.unit, 3)
 
 
@@ -282,7 +268,6 @@ def _format_cell(cell: Cell, digits: int) -> str:
 
 
 def _format_outcome(outcome: Outcome, several: bool) -> str:
-    """Format a claim as one line."""
     about = f"{outcome.variant} against {outcome.other}, {outcome.measure}"
     if outcome.ahead is None:
         return f"{about}: {outcome.verdict}"

@@ -7,22 +7,21 @@ from soda_dist.report.paper_columns import OURS, SAMPLING, WEIGHTS
 from soda_dist.runs.results import Evaluated, at, data_of
 
 WHOLE = 0.95
-"""Least share of the paper's image count at which a data set counts as complete: table 10 rounds its counts."""
+"""Fraction of the paper's rounded image count (table 10) from which a data set counts as complete."""
 
 
 def uses_data_set(run: Evaluated, data_set: DataSet) -> bool:
-    """Return whether the run was evaluated on this data set."""
     return run.data is not None and run.data.kind in data_set.kinds
 
 
 def run_caveats(run: Evaluated, block: Block, paper: Paper) -> list[str]:
-    """List the differences that concern the whole run, a sentence each."""
+    """List the differences of the whole run, a sentence each."""
     data_set = paper.data_sets[block.data]
     return [*_data(run, data_set), *_sizes(run, data_set, block.encoder), _budget(run, data_set, paper)]
 
 
 def cell_caveats(run: Evaluated, block: Block, column: Column, paper: Paper) -> list[str]:
-    """List the differences that concern one measured figure, a sentence each."""
+    """List the differences of one measured figure, a sentence each."""
     data_set = paper.data_sets[block.data]
     result = run.results[OURS[column.ours].task]
     caveats = [*_other_data(run, result), *_split(run, data_set, result), *_parts(result)]
@@ -83,7 +82,7 @@ def _budget(run: Evaluated, data_set: DataSet, paper: Paper) -> str:
 
 
 def _other_data(run: Evaluated, result: dict[str, Any]) -> list[str]:
-    """Report a result on another data set than the run's latest result, whose data set the table shows."""
+    """Report a result on another data set than that of the run's latest result, which the table shows."""
     data = data_of(result)
     if data is None or run.data is None or data.kind == run.data.kind:
         return []

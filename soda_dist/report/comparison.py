@@ -1,7 +1,4 @@
-"""Tables of the paper with rows for our runs.
-
-Footnotes list the differences found by `soda_dist.report.caveats`; a figure without one has none of them.
-"""
+"""Tables of the paper with rows for our runs, and footnotes for the differences found by `soda_dist.report.caveats`."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,11 +16,11 @@ OTHER = "Runs on other data sets"
 NOT_MEASURED, NONE = "not measured", "–"
 STARRED = "marked in the paper."
 MOST_DIFFERENCES = 3
-"""Most differing fields listed beside a run's name; the rest are counted."""
+"""Maximum number of differing fields beside a run's name; the rest are counted."""
 MAIN = ("method", "data.views", "encoder.arch", "denoiser.conditioning")
 """Fields listed beside a single run's name."""
 NOT_LEARNING = ("scale.", "evaluation.", "train.log_every", "train.checkpoint", "train.keep", "train.micro_batch")
-"""Prefixes of fields that do not affect what a model learns."""
+"""Prefixes of fields that do not affect training."""
 ARROWS = {"higher": "↑", "lower": "↓"}
 FORMATS: dict[str, tuple[str, Callable[[Page], str]]] = {
     "markdown": ("md", as_markdown),
@@ -36,7 +33,6 @@ def compare(uris: Sequence[str], number: str, form: str = "markdown", step: str 
     """Format a table of the paper with a row for each run.
 
     Args:
-        uris: folders of evaluated runs.
         number: the paper's table number, or the section of an unnumbered table.
         form: `markdown`, `latex` (needs the package booktabs) or `html` (one self-contained page).
         step: an evaluated step of every run, or `latest` of each.
@@ -166,9 +162,8 @@ def _names(runs: list[Evaluated]) -> list[str]:
 def _details(runs: list[Evaluated]) -> list[str]:
     """List the main fields in which the runs differ, or the main fields of a single run."""
     flat = [leaves(run.config) for run in runs]
-    paths = [
-        path for path in dict.fromkeys(path for fields in flat for path in fields) if not path.startswith(NOT_LEARNING)
-    ]
+    all_paths = dict.fromkeys(path for fields in flat for path in fields)
+    paths = [path for path in all_paths if not path.startswith(NOT_LEARNING)]
     differing = [path for path in paths if any(fields.get(path) != flat[0].get(path) for fields in flat)]
     chosen = sorted(differing, key=lambda path: path not in MAIN) if len(runs) > 1 else list(MAIN)
     more = f", +{len(chosen) - MOST_DIFFERENCES}" if len(chosen) > MOST_DIFFERENCES and len(runs) > 1 else ""

@@ -23,22 +23,16 @@ PICTURES = {
         "from the same latent, and a sample without a latent."
     ),
     "sweep.png": (
-        "Similarity of reconstructions to the originals (test images), by guidance and number of sampling steps. The "
-        "filled dot is the run's own setting; bars are one standard error over images. All points share images and "
-        "noise."
+        "Similarity of reconstructions to the originals, by guidance and number of sampling steps. The filled dot is "
+        "the run's own setting; bars are one standard error over images. All points share images and noise."
     ),
     "samples.png": "Unconditional samples.",
     "importance.png": "Importance of each latent dimension for each factor.",
     "sections.png": "Share of each factor's importance in each section of the latent.",
     "denoising.png": "Denoising steps: the noisy state and the clean image predicted from it.",
     "novel_views.png": "Held-out objects: the source views, the sampled novel views and, below, the ground truth.",
-    "interpolation.png": (
-        "Interpolation between the latents of two images, along a line and along a great circle; each row uses one "
-        "noise."
-    ),
-    "directions.png": (
-        "Latents moved along their principal directions, in standard deviations; in brackets: explained variance."
-    ),
+    "interpolation.png": "Interpolation between latents of two images, linear and spherical; each row uses one noise.",
+    "directions.png": "Latents moved along principal directions, in standard deviations (with explained variance).",
     "sections_traversal.png": (
         "Latents moved along the first principal direction of each section; section 0 modulates the outermost layers. "
         "In brackets: its share of the section's variance."
@@ -61,10 +55,7 @@ class Row:
 
 
 def write_report(run_uri: str) -> str:
-    """Write `report.html` into the run's folder and return its URI.
-
-    The page lists missing parts with the commands that create them.
-    """
+    """Write `report.html`, which also gives commands for missing parts, into the run's folder; return its URI."""
     run = open_folder(run_uri)
     run.write(REPORT, render(run).encode())
     return run.file_uri(REPORT)
@@ -106,7 +97,6 @@ def _place(name: str, table: dict[str, str]) -> int:
 
 
 def _facts(lines: list[dict[str, Any]], results: Results, text: str) -> list[tuple[str, str]]:
-    """Collect the key figures at the top of the page."""
     facts = []
     if lines:
         last = lines[-1]
@@ -205,7 +195,6 @@ def _pictures(run: Folder) -> list[dict[str, Any]]:
 
 
 def _attempts(run: Folder) -> list[dict[str, str]]:
-    """Format the starts of the run, oldest first."""
     return [{name: _format_value(value) for name, value in attempt.items()} for attempt in attempts(run)]
 
 

@@ -56,7 +56,7 @@ class Column(_Node):
     ours: str
     """Key in `soda_dist.report.paper_columns.OURS`."""
     name: str | None = None
-    """Heading that replaces the metric's name if a table has several columns of one metric."""
+    """Heading instead of the metric's name, if a table has several columns of one metric."""
     sources: int | None = None
     """Number of source views that novel views are sampled from."""
     expects: dict[str, Any] = {}

@@ -11,25 +11,21 @@ from soda_dist.runs.results import Evaluated, at
 
 @dataclass(frozen=True)
 class Ours:
-    """Location of our figure for a column of the paper.
-
-    Attributes:
-        task: name in `jobs/evaluate.py --tasks`; the figure is in `eval/STEP/TASK.json`.
-        paths: dotted paths of estimates in that file; several are averaged. `{guidance}` stands for the run's guidance
-            scale, `{drawn}` for the set that the method samples as reconstructions, `{views}` for the first entry with
-            the column's number of sources, aggregated as in training.
-        scale: factor from the estimate to the paper's unit.
-        sources: path of the number of sources if the file has results for one number only.
-        options: overrides that the command needs.
-        without: methods for which the figure is undefined.
-    """
+    """Location of our figure for a column of the paper, in `eval/STEP/TASK.json`."""
 
     task: str
+    """Name in `jobs/evaluate.py --tasks`."""
     paths: tuple[str, ...]
+    """Dotted paths of estimates, averaged. `{guidance}`: the run's guidance scale; `{drawn}`: the set sampled as
+    reconstructions; `{views}`: the first entry with the column's number of sources, aggregated as in training."""
     scale: float = 1.0
+    """Factor from the estimate to the paper's unit."""
     sources: str = ""
+    """Path of the number of sources, if the file has results for one number only."""
     options: tuple[str, ...] = ()
+    """Overrides that the command needs."""
     without: tuple[str, ...] = ()
+    """Methods for which the figure is undefined."""
 
 
 _PROBE = "encoders.trained.estimates"

@@ -1,6 +1,6 @@
-"""The layout of a run's folder: its configuration, its attempts, its checkpoints, and where everything else goes.
+"""Layout of a run's folder: its configuration, attempts, checkpoints and results.
 
-No other file knows these names. They are written to storage, so they stay.
+Only this file knows these names. They are written to storage, so they must not change.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from soda_dist.errors import UserError
 CONFIG, PROVENANCE, REPORT = "config.yaml", "provenance.json", "report.html"
 CHECKPOINTS, EVALUATIONS = "checkpoints", "eval"
 MANIFEST = "manifest.json"
-"""Written last into a checkpoint's folder: a checkpoint without it does not count."""
+"""Written last into a checkpoint's folder; without it a checkpoint is incomplete."""
 FREE_SECTIONS = ("scale", "evaluation", "sampling")
 FREE_TRAIN_FIELDS = (
     "steps",
@@ -28,13 +28,10 @@ FREE_TRAIN_FIELDS = (
 
 
 def read_config(run: Folder, flag: str = "--run") -> RunConfig:
-    """The configuration that the run was last started with.
-
-    Args:
-        flag: names the run in errors.
+    """Read the configuration of the run's last start; `flag` names the run in errors.
 
     Raises:
-        UserError: the folder has no configuration, or not one of this version.
+        UserError: the folder has no configuration of this version.
     """
     text = config_text(run)
     if not text:
@@ -43,7 +40,7 @@ def read_config(run: Folder, flag: str = "--run") -> RunConfig:
 
 
 def config_text(run: Folder) -> str:
-    """The configuration as it is stored; empty where the folder has none."""
+    """Return the configuration as stored; empty if the folder has none."""
     try:
         return run.read(CONFIG).decode()
     except FileNotFoundError:
@@ -56,7 +53,7 @@ def write_config(run: Folder, config: RunConfig) -> None:
 
 
 def attempts(run: Folder) -> list[dict[str, Any]]:
-    """The provenance of each start of the run, oldest first."""
+    """Return the provenance of each start of the run, oldest first."""
     return run.read_json(PROVENANCE) if run.exists(PROVENANCE) else []
 
 
@@ -84,12 +81,12 @@ def _difference(before: RunConfig, now: RunConfig) -> tuple[str, Any, Any] | Non
 
 
 def checkpoint_folder(run: Folder, step: int) -> Folder:
-    """Where the checkpoint of `step` lies, complete or not."""
+    """Return the folder of the checkpoint of `step`, complete or not."""
     return run.child(f"{CHECKPOINTS}/{step:09d}")
 
 
 def complete_steps(run: Folder) -> list[int]:
-    """Steps of the complete checkpoints, ascending."""
+    """List the steps of complete checkpoints, ascending."""
     found = []
     for entry in run.list(CHECKPOINTS):
         parts = entry.name.split("/")
@@ -99,7 +96,7 @@ def complete_steps(run: Folder) -> list[int]:
 
 
 def chosen_steps(run: Folder, wanted: str) -> list[int]:
-    """The complete checkpoints that `wanted` names: a step, `latest` or `all`.
+    """Resolve `wanted`, a step, `latest` or `all`, to steps of complete checkpoints.
 
     Raises:
         UserError: no complete checkpoint, or none of this step.
@@ -118,20 +115,20 @@ def chosen_steps(run: Folder, wanted: str) -> list[int]:
 
 
 def evaluation_folder(run: Folder, step: int, *, ema: bool) -> Folder:
-    """Where the results and pictures of a checkpoint lie."""
+    """Return the folder of a checkpoint's results and pictures."""
     return run.child(f"{EVALUATIONS}/{step}" if ema else f"{EVALUATIONS}/{step}/without-ema")
 
 
 def latents_folder(run: Folder, address: str) -> Folder:
-    """Where the extracted latents of this address lie, a folder for each split."""
+    """Return the folder of the extracted latents of this address, which has a folder per split."""
     return run.child(f"latents/{address}")
 
 
 def samples_folder(run: Folder, address: str) -> Folder:
-    """Where the drawn set of this address lies."""
+    """Return the folder of the generated samples of this address."""
     return run.child(f"samples/{address}")
 
 
 def scratch_folder(run: Folder) -> Folder:
-    """Where a training attempt keeps what ends with it."""
+    """Return the folder for files that a training attempt needs only while it runs."""
     return run.child("ray")

@@ -1,6 +1,6 @@
 """JSON-lines files of a run, exact after a resume, on any storage.
 
-`metrics.jsonl` has a line a log step, `quarantine.jsonl` one for each time an unreadable image was met.
+`metrics.jsonl` has a line per logged step, `quarantine.jsonl` one each time an unreadable image was met.
 """
 
 import json
@@ -13,10 +13,9 @@ QUARANTINE = "quarantine.jsonl"
 
 
 class JsonLines:
-    """A JSON-lines file that is rewritten whole at each flush, since object stores cannot append.
+    """A JSON-lines file, rewritten whole at each flush since object stores cannot append.
 
-    A run writes a line each `log_every_steps`, a few hundred bytes: a hundred thousand steps at the default are half a
-    megabyte.
+    A hundred thousand steps at the default `log_every_steps` are half a megabyte.
     """
 
     def __init__(self, folder: Folder, name: str) -> None:
@@ -25,7 +24,7 @@ class JsonLines:
         self._flushed = 0
 
     def resume(self, step: int) -> None:
-        """Take over the lines of earlier attempts up to `step`, and drop those beyond it: they will come again."""
+        """Keep the lines of earlier attempts up to `step`; drop later ones, which training will log again."""
         if self._folder.exists(self._name):
             lines = [json.loads(line) for line in self._folder.read(self._name).splitlines()]
             self._lines = [line for line in lines if line["step"] <= step]
@@ -42,7 +41,7 @@ class JsonLines:
 
 
 def read_lines(folder: Folder, name: str) -> list[dict[str, Any]]:
-    """The lines of a run's JSON-lines file; none when it was never written."""
+    """Read the lines of a run's JSON-lines file; empty if it was never written."""
     if not folder.exists(name):
         return []
     return [json.loads(line) for line in folder.read(name).splitlines()]

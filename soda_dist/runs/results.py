@@ -1,4 +1,4 @@
-"""Results of evaluations in a run's folder: `eval/STEP/TASK.json` and pictures, written and read here alone."""
+"""Evaluation results in a run's folder: `eval/STEP/TASK.json` and pictures, written and read only here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from soda_dist.runs.metrics_log import METRICS, read_lines
 
 Result = dict[str, Any]
 ENCODERS = {"trained": "trained", "untrained": "untrained", "pixels": "raw pixels"}
-"""The encoders of a result in the order of a table's columns, and their titles."""
+"""Encoders of a result, in the order of a table's columns, and their titles."""
 MEASURES = {"top1": "top-1", "top5": "top-5", "macro_f1": "macro F1", "accuracy": "accuracy"}
-"""Titles of the measures of classification."""
+"""Titles of the classification measures."""
 TASKS = {"probe": "linear probe", "knn": "nearest neighbours"}
-"""Titles of the tasks that classify."""
+"""Titles of the classification tasks."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """The prepared data of an evaluation, as a result records it: its URI, its kind and the rows of each split."""
+    """Prepared data of an evaluation, as a result records it: its URI, its kind and the rows of each split."""
 
     uri: str
     kind: str
     rows: dict[str, int]
     reencoded: dict[str, int | None] | None = None
-    """`max_side` and `quality` of images that the import re-encoded; None: as published."""
+    """`max_side` and `quality` of images that the import re-encoded; None = as published."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,10 @@ class Evaluated:
 
     Attributes:
         uri: the run's folder.
-        step: of the checkpoint.
         config: the run's configuration as a tree.
         results: the results of the step, by task.
-        data: of the latest of these evaluations; None where no result records it.
-        epochs: of training up to `step`; None where neither the metrics nor the data's rows tell.
+        data: of the latest of these evaluations; None if no result records it.
+        epochs: of training up to `step`; None if neither the metrics nor the data's rows tell.
     """
 
     uri: str
@@ -50,12 +49,12 @@ class Evaluated:
     epochs: float | None
 
     def field(self, path: str) -> Any:
-        """A field of the configuration, or None."""
+        """Return a field of the configuration, or None."""
         return at(self.config, path)
 
 
 def write_result(run: Folder, step: int, result: Result, pictures: Mapping[str, bytes], *, ema: bool) -> None:
-    """Store the result of a task, and its pictures by file name; earlier ones of the same step are replaced."""
+    """Store a task's result, and its pictures by file name, replacing earlier ones of the same step."""
     folder = evaluation_folder(run, step, ema=ema)
     for name, picture in pictures.items():
         folder.write(name, picture)
@@ -63,24 +62,24 @@ def write_result(run: Folder, step: int, result: Result, pictures: Mapping[str, 
 
 
 def read_result(run: Folder, step: int, task: str) -> Result | None:
-    """The result of a task at a step, or None."""
+    """Read the result of a task at a step, or None."""
     folder, name = evaluation_folder(run, step, ema=True), f"{task}.json"
     return folder.read_json(name) if folder.exists(name) else None
 
 
 def read_results(run: Folder) -> dict[int, dict[str, Result]]:
-    """All results, by step (ascending) and task."""
+    """Read all results, by step (ascending) and task."""
     found = _files(run, ".json")
     return {step: {task: run.read_json(name) for task, name in tasks.items()} for step, tasks in found.items()}
 
 
 def pictures(run: Folder) -> dict[int, dict[str, str]]:
-    """Names of the pictures in the run's folder, by step (ascending) and title."""
+    """List the names of the pictures in the run's folder, by step (ascending) and title."""
     return _files(run, ".png")
 
 
 def _files(run: Folder, ending: str) -> dict[int, dict[str, str]]:
-    """Files directly in `eval/STEP/`, by step and the name without its ending."""
+    """List files directly in `eval/STEP/`, by step and name without the ending."""
     found: dict[int, dict[str, str]] = {}
     for entry in run.list(f"{EVALUATIONS}/"):
         _, step, *rest = entry.name.split("/")
@@ -90,7 +89,7 @@ def _files(run: Folder, ending: str) -> dict[int, dict[str, str]]:
 
 
 def read_run(uri: str, step: str = "latest") -> Evaluated:
-    """The run at `uri` as evaluated at `step`, a number or `latest`.
+    """Read the run at `uri` as evaluated at `step`, a number or `latest`.
 
     Raises:
         UserError: no run, no evaluation, or none at this step.
@@ -110,13 +109,13 @@ def read_run(uri: str, step: str = "latest") -> Evaluated:
 
 
 def data_of(result: Result) -> Data | None:
-    """The prepared data of a result; None where it records none."""
+    """Return the prepared data of a result; None if it records none."""
     facts = result.get("data")
     return Data(facts["uri"], facts["kind"], facts["rows"], facts.get("reencoded")) if facts else None
 
 
 def at(tree: Any, path: str) -> Any:
-    """The value at a dotted path of a tree, or None."""
+    """Return the value at a dotted path of a tree, or None."""
     for name in path.split("."):
         tree = tree.get(name) if isinstance(tree, dict) else None
     return tree

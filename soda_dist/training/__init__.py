@@ -1,1 +1,1 @@
-"""The training step, loop, engines and checkpoints: one process or many, with or without Ray."""
+"""Training step, loop, engines and checkpoints, for one or more processes, with or without Ray."""

@@ -1,4 +1,4 @@
-"""From a configuration to models, objectives and engines: the only place where configuration and modules meet."""
+"""Build models, objectives and engines from a configuration; the only file where configuration and modules meet."""
 
 from typing import Any
 
@@ -28,12 +28,11 @@ from soda_dist.training.engines.torch_engine import TorchEngine
 from soda_dist.training.objective import Objective
 from soda_dist.training.online_probe import OnlineProbe
 
+COLLECTIVE_TIMEOUT_S = 600.0
+
 
 def build_model(config: RunConfig) -> Method:
-    """A freshly initialised model on the CPU; the weights are a function of `config` (its seed included) alone.
-
-    A frozen encoder has random weights until `load_frozen_weights`.
-    """
+    """Build a model on the CPU, seeded by `config.seed`; a frozen encoder is random until `load_frozen_weights`."""
     precision = config.train.precision
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -62,21 +61,22 @@ def build_model(config: RunConfig) -> Method:
 
 
 def build_encoder(config: RunConfig) -> nn.Module:
-    """The freshly initialised encoder alone, on the CPU."""
+    """Build the encoder alone, on the CPU, with initial weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return _encoder(config)
 
 
 def build_objective(config: RunConfig, labels: ProbeLabels | None = None) -> Objective:
-    """The model with its training objective: what an engine trains; `labels` are those of `train.online_probe`.
+    """Build the model with its objective, for an engine to train; `labels` are for `train.online_probe`.
 
     Raises:
-        ValueError: labels without an online probe, or the other way round.
-        UserError: a frozen encoder's weights are missing, or not those of the digest or the model.
+        ValueError: labels without an online probe, or vice versa.
+        UserError: a frozen encoder's weights are missing, or do not match the digest or the model.
     """
-    if (labels is not None) != config.train.online_probe:
-        raise ValueError(f"labels: got {labels}; allowed: what train.online_probe={config.train.online_probe} needs")
+    on = config.train.online_probe
+    if (labels is not None) != on:
+        raise ValueError(f"labels: got {labels}; train.online_probe={on} needs {'labels' if on else 'none'}")
     model = build_model(config)
     load_frozen_weights(model, config)
     return Objective(
@@ -105,7 +105,7 @@ def _online_probe(config: RunConfig, labels: ProbeLabels) -> OnlineProbe:
 
 
 def load_frozen_weights(model: Method, config: RunConfig) -> None:
-    """Reads `encoder.weights` into a frozen encoder; nothing where the encoder is trained."""
+    """Read `encoder.weights` into a frozen encoder; do nothing for a trained one."""
     encoder = getattr(model, "encoder", None)
     if not isinstance(encoder, FrozenEncoder):
         return
@@ -114,17 +114,15 @@ def load_frozen_weights(model: Method, config: RunConfig) -> None:
     try:
         content = folder.read(name)
     except FileNotFoundError:
-        raise UserError(
-            "encoder.weights", config.encoder.weights, "an existing file", "download the weights to that path"
-        ) from None
+        got = config.encoder.weights
+        raise UserError("encoder.weights", got, "an existing file", "download the weights to that path") from None
     load_frozen(encoder, content, config.encoder.weights_sha256)
 
 
 def build_optimizer(config: RunConfig, objective: Objective) -> torch.optim.AdamW:
-    """Adam with decoupled weight decay (table 12) in one group.
+    """Create AdamW (table 12) with one parameter group; the loop sets its learning rate.
 
-    Our reading: every parameter decays, as in optax's `adamw`, the paper being written in JAX. The learning rate is
-    set by the loop at each step.
+    Our reading: every parameter decays, as in optax's `adamw`, since the paper uses JAX.
     """
     o = config.optim
     return torch.optim.AdamW(
@@ -133,7 +131,7 @@ def build_optimizer(config: RunConfig, objective: Objective) -> torch.optim.Adam
 
 
 def torch_engine(config: RunConfig, objective: Objective, *, rank: int = 0, world: int = 1) -> TorchEngine:
-    """The PyTorch engine for one of `world` workers, on the device where `objective` is."""
+    """Create the PyTorch engine on the device of `objective`."""
     return TorchEngine(
         objective=objective,
         optimizer=build_optimizer(config, objective),
@@ -156,7 +154,7 @@ def _encoder(config: RunConfig) -> nn.Module:
         try:
             frozen = FrozenEncoder(model=e.model, image_size=config.data.source_size)
         except UnsuitableModelError as error:
-            raise UserError("encoder.model", error.got, error.allowed, "name a model of timm") from None
+            raise UserError("encoder.model", error.got, error.allowed, "name a timm model") from None
         if frozen.latent_dim != e.latent_dim:
             raise UserError("encoder.latent_dim", e.latent_dim, f"{frozen.latent_dim}, as {e.model} has", "set it so")
         return frozen
@@ -180,9 +178,8 @@ def _aggregation(config: RunConfig) -> nn.Module:
     a = config.aggregation
     if a.kind == "mean":
         return MeanAggregation()
-    return TransformerAggregation(
-        latent_dim=config.encoder.latent_dim, depth=a.depth, heads=a.heads, multiplier=a.multiplier
-    )
+    dim = config.encoder.latent_dim
+    return TransformerAggregation(latent_dim=dim, depth=a.depth, heads=a.heads, multiplier=a.multiplier)
 
 
 def _denoiser(config: RunConfig, conditioning: Conditioning, *, image: bool) -> Denoiser:
@@ -218,7 +215,7 @@ def _unet(config: RunConfig) -> dict[str, Any]:
 
 
 def _grid(config: RunConfig) -> PoseGrid | None:
-    """A pose grid of its own for each network, as wide as the denoiser's first layer; none without poses."""
+    """Create a network's pose grid, as wide as the denoiser's first layer; None without poses."""
     if config.data.pose == "none":
         return None
     p, d = config.pose, config.denoiser
@@ -242,11 +239,8 @@ def _vector(config: RunConfig) -> PoseVector | None:
     return PoseVector(form="relative" if relative else "absolute", extent=p.extent, dim=p.encoding_dim, scale=p.scale)
 
 
-COLLECTIVE_TIMEOUT_S = 600.0
-
-
 def build_engine(config: RunConfig, device: torch.device, labels: ProbeLabels | None = None) -> Engine:
-    """The configured engine in an initialised process group; `labels` are those of an online probe."""
+    """Build the configured engine in an initialised process group; `labels` as in `build_objective`."""
     objective = build_objective(config, labels).to(device)
     world = dist.get_world_size()
     if world > 1:

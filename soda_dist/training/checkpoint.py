@@ -1,10 +1,12 @@
 """Checkpoints: complete or absent, free of pickle, and readable on any number of workers.
 
-`checkpoints/STEP/` holds the fragments that each rank owns in `state-RANK-of-WORLD-PART.safetensors` (tensors named
-KIND/PARAMETER/START; in parts, so that memory stays bounded), the running statistics, the EMA weights in plain names
-(`model.safetensors`, and the encoder alone in `encoder.safetensors`, if the method has one), an online probe with its
-optimizer's state, the configuration, and `manifest.json`, written last: a folder without it does not count. A frozen
-encoder lies in `model.safetensors` alone; a resumed run reads its weights from `encoder.weights`.
+`checkpoints/STEP/` contains:
+- `state-RANK-of-WORLD-PART.safetensors`: the fragments that each rank owns, as tensors KIND/PARAMETER/START;
+- `buffers.safetensors`: running statistics;
+- `model.safetensors` and, if an encoder is trained, `encoder.safetensors`: EMA weights with plain names;
+- `online_probe.safetensors`: an online probe with its optimizer state;
+- `config.json`, and `manifest.json`, written last: a folder without it is incomplete.
+Resuming reads a frozen encoder from `encoder.weights`, not from the checkpoint.
 """
 
 import hashlib
@@ -34,11 +36,11 @@ from soda_dist.training.online_probe import OnlineProbe, linear_probe
 ONLINE_PROBE = "online_probe.safetensors"
 VERSION = 1
 PART_BYTES = 256 << 20
-"""Of a state file: writing holds about three times as much. A larger parameter gets a file of its own."""
+"""Size limit of a state file, unless one parameter exceeds it; writing takes about three times as much memory."""
 
 
 def save(run: Folder, step: int, engine: Engine, context: WorkerContext, config: RunConfig) -> None:
-    """Write the checkpoint of `step`, then remove those beyond `train.keep_checkpoints`. Called by every rank."""
+    """Write the checkpoint of `step`, then remove those beyond `train.keep_checkpoints`; call on every rank."""
     folder = checkpoint_folder(run, step)
     if context.rank == 0:
         folder.remove_tree("")
@@ -64,7 +66,7 @@ def _state_prefix(context: WorkerContext) -> str:
 
 
 def _parts(engine: Engine) -> Iterator[dict[str, Tensor]]:
-    """Copies of what this rank owns, about PART_BYTES at a time."""
+    """Copy the fragments that this rank owns to the CPU, about PART_BYTES at a time."""
     part: dict[str, Tensor] = {}
     size = 0
     for piece in engine.fragments():
@@ -85,14 +87,12 @@ def _write(folder: Folder, name: str, content: bytes) -> dict[str, Any]:
     return {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _write_exports(
-    folder: Folder, engine: Engine, weights: dict[str, Tensor], config: RunConfig
-) -> list[dict[str, Any]]:
-    """The running statistics as they are, and the EMA model under plain names."""
+def _write_exports(folder: Folder, engine: Engine, ema: dict[str, Tensor], config: RunConfig) -> list[dict[str, Any]]:
+    """Write buffers, the EMA model with plain names, the configuration and the online probe."""
     live = engine.objective.model.state_dict(keep_vars=True)
     buffers = {name: value.detach().cpu() for name, value in live.items() if not isinstance(value, nn.Parameter)}
     model = build_model(config)
-    model.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()} | buffers)
+    model.load_state_dict({name.removeprefix("model."): value for name, value in ema.items()} | buffers)
     plain = plain_state_dict(model)
     encoder = _under(plain, "encoder.")
     if isinstance(getattr(model, "encoder", None), FrozenEncoder):
@@ -117,17 +117,16 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _remove(run: Folder, step: int) -> None:
     folder = checkpoint_folder(run, step)
-    folder.remove(MANIFEST)  # first: an interrupted removal leaves an incomplete checkpoint, never a damaged one
+    folder.remove(MANIFEST)  # first, so that an interrupted removal leaves an incomplete checkpoint, not a damaged one
     folder.remove_tree("")
 
 
 def read_manifest(run: Folder, step: int) -> dict[str, Any]:
-    """The manifest of a complete checkpoint; UserError when it is of another version."""
+    """Read the manifest of a complete checkpoint; raise `UserError` if it has another version."""
     folder = checkpoint_folder(run, step)
     manifest = folder.read_json(MANIFEST)
     if manifest["version"] != VERSION:
-        got = f"checkpoint version {manifest['version']}"
-        raise UserError(folder.uri, got, str(VERSION), "use the release that wrote it")
+        raise UserError(folder.uri, f"version {manifest['version']}", str(VERSION), "use the release that wrote it")
     return manifest
 
 
@@ -137,14 +136,14 @@ def _read(folder: Folder, manifest: dict[str, Any], name: str) -> bytes:
     try:
         content = folder.read(name)
     except FileNotFoundError:
-        raise UserError(where, "nothing", "the file that the manifest lists", remedy) from None
+        raise UserError(where, "nothing", "a file that the manifest lists", remedy) from None
     if hashlib.sha256(content).hexdigest() != expected["sha256"]:
-        raise UserError(where, f"{len(content)} bytes with another checksum", "the bytes that were written", remedy)
+        raise UserError(where, f"{len(content)} bytes with another checksum", "the checksum in the manifest", remedy)
     return content
 
 
 def restore(run: Folder, step: int, engine: Engine, context: WorkerContext) -> None:
-    """Read the checkpoint of `step` into `engine`, whatever engine and number of workers wrote it."""
+    """Read the checkpoint of `step` into `engine`; any engine and number of workers may have written it."""
     folder, manifest = checkpoint_folder(run, step), read_manifest(run, step)
     pieces = list(engine.fragments())
     missing = {(p.name, p.start, kind): p.length for p in pieces for kind in KINDS}
@@ -155,9 +154,7 @@ def restore(run: Folder, step: int, engine: Engine, context: WorkerContext) -> N
             _copy_overlaps(key, values, pieces, missing)
     if any(missing.values()):
         parameter = next(key for key, left in missing.items() if left)[0]
-        raise UserError(
-            folder.uri, f"no state for {parameter}", "every parameter", "train with the run's own configuration"
-        )
+        raise UserError(folder.uri, f"no state for {parameter}", "every parameter", "use the run's own configuration")
     buffers = load_tensors(_read(folder, manifest, "buffers.safetensors"))
     live = dict(engine.objective.model.named_buffers())
     for name, values in buffers.items():
@@ -172,26 +169,26 @@ def _restore_probe(probe: OnlineProbe, folder: Folder, manifest: dict[str, Any])
     have, want = state["shape"].tolist(), probe.shape.tolist()
     if have != want or state["layer"].shape != probe.layer.shape:
         got, allowed = (f"{heads or 'no'} attributes, {classes} classes" for heads, classes in (have, want))
-        raise UserError(f"{folder.uri}/{ONLINE_PROBE}", got, allowed, "train on the data that the run began with")
+        raise UserError(f"{folder.uri}/{ONLINE_PROBE}", got, allowed, "train on the run's original data")
     probe.load_state_dict(state)
 
 
 def _read_probe(folder: Folder, manifest: dict[str, Any]) -> dict[str, Tensor]:
     if all(entry["name"] != ONLINE_PROBE for entry in manifest["files"]):
-        remedy = "set train.online_probe=true from the run's first step on"
-        raise UserError(folder.uri, "no online probe", "a checkpoint of a run that trained one", remedy)
+        remedy = "start a new run with train.online_probe=true"
+        raise UserError(folder.uri, "no online probe", "a run with an online probe", remedy)
     return load_tensors(_read(folder, manifest, ONLINE_PROBE))
 
 
 def load_online_probe(run: Folder, step: int) -> LinearProbe:
-    """The probe that was trained along up to `step`; UserError if the run trained none."""
+    """Load the online probe of `step`; raise `UserError` if the run trained none."""
     folder, manifest = checkpoint_folder(run, step), read_manifest(run, step)
     config = parse_config(_read(folder, manifest, "config.json").decode(), f"{folder.uri}/config.json")
     return linear_probe(_read_probe(folder, manifest), config.train.online_probe_lr)
 
 
 def _state_files(manifest: dict[str, Any], context: WorkerContext) -> list[str]:
-    """This rank's own files first: with an unchanged number of workers no others are needed."""
+    """List the state files, this rank's first: they suffice if the number of workers is unchanged."""
     names = sorted(entry["name"] for entry in manifest["files"] if entry["name"].startswith("state-"))
     return sorted(names, key=lambda name: not name.startswith(_state_prefix(context)))
 
@@ -210,10 +207,7 @@ def _copy_overlaps(key: str, values: Tensor, pieces: list[Fragment], missing: di
 
 
 def load_model(run: Folder, step: int | None = None, *, ema: bool = True) -> tuple[Method, RunConfig, int]:
-    """A run's model in eval mode, its configuration and its step (None = the latest complete one).
-
-    `ema`: with the EMA weights, or with those that training resumes from.
-    """
+    """Load a run's model in eval mode, its configuration and its step (None = latest); without `ema`, live weights."""
     (step,) = chosen_steps(run, "latest" if step is None else str(step))
     folder, manifest = checkpoint_folder(run, step), read_manifest(run, step)
     config = parse_config(_read(folder, manifest, "config.json").decode(), f"{folder.uri}/config.json")
@@ -228,7 +222,7 @@ def load_model(run: Folder, step: int | None = None, *, ema: bool = True) -> tup
 
 
 def _fill_live(model: Method, folder: Folder, manifest: dict[str, Any]) -> None:
-    """Parameters as the optimizer left them; buffers have no running mean."""
+    """Replace the EMA of the parameters by their live values; buffers have no EMA."""
     live = dict(model.named_parameters())
     for name in (entry["name"] for entry in manifest["files"] if entry["name"].startswith("state-")):
         for key, values in load_tensors(_read(folder, manifest, name)).items():
@@ -240,7 +234,7 @@ def _fill_live(model: Method, folder: Folder, manifest: dict[str, Any]) -> None:
 
 
 def weights_digest(run: Folder, step: int, *, ema: bool) -> str:
-    """SHA-256 over the digests of the files that `load_model` reads."""
+    """Compute SHA-256 over the digests of the files that `load_model` reads."""
     prefixes = ("model.", "config.") if ema else ("model.", "config.", "state-")
     files = read_manifest(run, step)["files"]
     chosen = sorted(f"{entry['name']} {entry['sha256']}" for entry in files if entry["name"].startswith(prefixes))

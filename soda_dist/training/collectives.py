@@ -1,4 +1,4 @@
-"""Collectives over training processes: a differentiable sum for batch norm, those of the loop, and their time limit."""
+"""Collectives over training processes: a differentiable sum for batch norm, those of the loop, and their timeout."""
 
 from datetime import timedelta
 from typing import Any
@@ -11,7 +11,7 @@ from soda_dist.torch_internals import set_group_timeouts
 
 
 class _SumOverWorkers(torch.autograd.Function):
-    """Sum of a tensor over the ranks; its gradient is the sum of theirs, as each rank's loss depends on every input."""
+    """Sum over ranks; gradients are summed too, since each rank's loss depends on every rank's input."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ class _SumOverWorkers(torch.autograd.Function):
 
 
 def sum_over_workers(values: Tensor) -> Tensor:
-    """Differentiable sum over the ranks of the default process group; the same shape and dtype."""
+    """Sum a tensor over the ranks of the default process group, differentiably; keeps shape and dtype."""
     return _SumOverWorkers.apply(values)
 
 
@@ -58,8 +58,5 @@ class ProcessGroupContext:
 
 
 def set_collective_timeout(seconds: float) -> None:
-    """Bound every process group's collectives, so that a frozen peer is an error and not a hang.
-
-    `init_distributed(timeout=...)` does not reach the groups that DeepSpeed clones (measured).
-    """
+    """Set the timeout of all process groups, so that hung ranks raise; `init_distributed` misses DeepSpeed's clones."""
     set_group_timeouts(timedelta(seconds=seconds))

@@ -1,4 +1,4 @@
-"""The training loop's view of its process: rank, device, collectives. `LocalContext` is a single process."""
+"""The training loop's view of its process: rank, device, collectives."""
 
 from typing import Any, Protocol
 
@@ -6,27 +6,27 @@ import torch
 
 
 class WorkerContext(Protocol):
-    """One of `world` processes that train together."""
+    """One of `world` training processes."""
 
     rank: int
     world: int
     device: torch.device
 
     def say(self, line: str) -> None:
-        """Show a line to the user; only rank 0's are shown."""
+        """Show a line to the user; ranks other than 0 are ignored."""
 
     def barrier(self) -> None:
-        """Wait until every process has called this."""
+        """Wait for every process."""
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's small `value`, in the order of ranks, on every process."""
+        """Return every process's small `value`, ordered by rank, on every process."""
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum of a tensor over the processes."""
+        """Sum a tensor over the processes."""
 
 
 class LocalContext:
-    """A single process: a notebook, a test, a machine without Ray."""
+    """A single process, such as a notebook."""
 
     rank = 0
     world = 1

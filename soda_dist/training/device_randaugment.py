@@ -1,9 +1,8 @@
-"""RandAugment in batches on the training device (`data.augmentation.randaugment_on=device`).
+"""Batched RandAugment on the training device (`data.augmentation.randaugment_on=device`).
 
-The layers are those that a data worker would have drawn (`data.randaugment.plan_layers`), so what a view meets does
-not depend on where it is computed. Operations on levels are bit-equal to the worker's. The others compute in float32
-and round once: colour and sharpness differ by a level at most, moved pixels by what OpenCV's coordinates in 1/32 pixel
-cost.
+Layers are drawn as by a data worker (`data.views.randaugment.plan_layers`). Operations that only map levels are
+bit-equal to the worker's. The others compute in float32 and round once: color and sharpness differ by at most one
+level, geometric operations by the error of OpenCV's 1/32 pixel coordinates.
 """
 
 from collections.abc import Callable
@@ -18,9 +17,9 @@ from torch.nn import functional as F
 from soda_dist.data.views.randaugment import FILL, GREY, OPERATIONS, level_table, stretch, translation
 
 Amounts = list[tuple[str, float]]
-"""Name of the operation and its argument, of each image of a part."""
+"""(operation, argument) per image."""
 MOST_PIXELS = 1 << 24
-"""Of the images that an operation takes at a time: looking up levels needs an int64 for each of their numbers."""
+"""Maximum pixels per chunk of images: a level lookup takes an int64 per value."""
 
 
 def distort(images: Tensor, layers: NDArray[np.float32]) -> None:
@@ -28,7 +27,7 @@ def distort(images: Tensor, layers: NDArray[np.float32]) -> None:
 
     Args:
         images: uint8 [n, h, w, 3], on any device.
-        layers: float32 [n, L, 2], of `data.randaugment.encode_layers`; operations below 0 are none.
+        layers: float32 [n, L, 2] from `data.views.randaugment.encode_layers`; negative operations are no-ops.
     """
     most = max(1, MOST_PIXELS // (images.shape[1] * images.shape[2]))
     for layer in range(layers.shape[1]):
@@ -43,13 +42,12 @@ def distort(images: Tensor, layers: NDArray[np.float32]) -> None:
 
 
 def _by_table(images: Tensor, amounts: Amounts) -> Tensor:
-    """Levels that a table fixed by the argument maps."""
+    """Map levels by a table that depends on the argument alone."""
     tables = torch.from_numpy(np.stack([level_table(name, amount) for name, amount in amounts])).to(images.device)
     return _looked_up(images, tables[:, :, None].expand(-1, -1, 3))
 
 
 def _contrast(images: Tensor, amounts: Amounts) -> Tensor:
-    """Away from or towards each image's mean grey."""
     mean = images.double().mean((1, 2))
     grey = (mean @ mean.new_tensor(GREY) + 0.5).floor().float()[:, None]
     factor = grey.new_tensor([amount for _, amount in amounts])[:, None]
@@ -59,14 +57,13 @@ def _contrast(images: Tensor, amounts: Amounts) -> Tensor:
 
 
 def _auto_contrast(images: Tensor, amounts: Amounts) -> Tensor:
-    """Each channel stretched to 0..255."""
     tables = torch.from_numpy(_stretches()).to(images.device)
     flat = images.flatten(1, 2)
     return _looked_up(images, tables[flat.amin(1).long(), flat.amax(1).long()].transpose(1, 2))
 
 
 def _equalize(images: Tensor, amounts: Amounts) -> Tensor:
-    """Each channel's histogram flattened, by Pillow's rule."""
+    """Equalize each channel's histogram as Pillow does."""
     count = len(images)
     channel = torch.arange(count * 3, device=images.device).view(count, 1, 3) * 256
     bins = (images.flatten(1, 2).long() + channel).flatten()
@@ -80,12 +77,11 @@ def _equalize(images: Tensor, amounts: Amounts) -> Tensor:
 
 
 def _looked_up(images: Tensor, tables: Tensor) -> Tensor:
-    """uint8 [n, 256, 3] tables at the levels of uint8 [n, h, w, 3] images."""
+    """Look up the levels of uint8 [n, h, w, 3] images in uint8 [n, 256, 3] tables."""
     return tables.gather(1, images.flatten(1, 2).long()).view_as(images)
 
 
 def _color(images: Tensor, amounts: Amounts) -> Tensor:
-    """Away from or towards the image's own grey."""
     values = images.float()
     factor = values.new_tensor([amount for _, amount in amounts])[:, None, None, None]
     grey = (values @ values.new_tensor(GREY))[..., None]
@@ -93,7 +89,7 @@ def _color(images: Tensor, amounts: Amounts) -> Tensor:
 
 
 def _sharpness(images: Tensor, amounts: Amounts) -> Tensor:
-    """Away from or towards the smoothed image; the border pixels stay."""
+    """Blend with the smoothed image, keeping border pixels."""
     values = images.permute(0, 3, 1, 2).float()
     if min(values.shape[2:]) < 3:
         return images
@@ -106,7 +102,7 @@ def _sharpness(images: Tensor, amounts: Amounts) -> Tensor:
 
 
 def _move(images: Tensor, amounts: Amounts) -> Tensor:
-    """Rotations, shears and translations: bilinear, grey 128 where nothing was."""
+    """Rotate, shear or translate with bilinear interpolation; uncovered areas become grey 128."""
     height, width = images.shape[1:3]
     each = [_matrix(name, amount, height, width) for name, amount in amounts]
     matrices = torch.tensor(each, dtype=torch.float32).to(images.device)
@@ -120,7 +116,7 @@ def _move(images: Tensor, amounts: Amounts) -> Tensor:
 
 
 def _matrix(name: str, amount: float, height: int, width: int) -> list[list[float]]:
-    """Where a pixel reads from: 2 x 3, about the image's centre, in pixels."""
+    """Compute the 2 x 3 matrix from output to input pixels, relative to the image's centre."""
     if name == "Rotate":
         angle = np.radians(amount)
         return [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0]]
@@ -135,7 +131,7 @@ def _matrix(name: str, amount: float, height: int, width: int) -> list[list[floa
 
 @cache
 def _stretches() -> NDArray[np.uint8]:
-    """uint8 [256, 256, 256]: `stretch(low, high)`. Built on first use: most processes never need it."""
+    """Tables `stretch(low, high)`, uint8 [256, 256, 256]; cached on first use since most processes never need them."""
     return np.stack([[stretch(low, high) for high in range(256)] for low in range(256)])
 
 

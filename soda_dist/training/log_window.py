@@ -1,4 +1,4 @@
-"""Metrics of the window between two log lines: collected on the device, written once a window."""
+"""Metrics between two log lines."""
 
 import math
 import time
@@ -22,10 +22,7 @@ FLUSH_SECONDS = 20.0
 
 @dataclass
 class LogWindow:
-    """Sums on the device, waiting time, unreadable rows and retries since the last log line.
-
-    The device is read only at a log step.
-    """
+    """Losses, norms, waiting time, unreadable rows and retries since the last log line; syncs the device only then."""
 
     context: WorkerContext
     config: RunConfig
@@ -49,7 +46,7 @@ class LogWindow:
         self._step = self._logged = self.first_step
 
     def timed(self, batches: Iterator[Pairs], count: int) -> Iterator[MicroBatch]:
-        """The next `count` micro-batches on the device; time spent waiting is recorded."""
+        """Yield the next `count` micro-batches on the device and record the time spent waiting for them."""
         for _ in range(count):
             start = time.perf_counter()
             pairs = next(batches)
@@ -67,7 +64,7 @@ class LogWindow:
         self._step += 1
 
     def log(self, step: int, lr: float) -> None:
-        """Write the window's line and show it."""
+        """Write and show the window's line; call on every worker."""
         steps = step - self._logged
         own = torch.tensor([self._waited, self._retries], device=self.context.device)
         sums = self.context.sum(torch.cat([torch.stack(self._losses).sum()[None], own]))
@@ -106,19 +103,16 @@ class LogWindow:
         self._since, self._logged = now, step
 
     def _check_share(self, step: int) -> None:
-        """A `UserError`, on every worker, if too many of the rows that were seen since the start could not be read."""
+        """Raise `UserError` on every worker if too many of the rows seen since the start could not be read."""
         seen, most = (step - self.first_step) * self.config.train.global_batch, self.config.train.max_unreadable
         if self._unreadable > most * seen:
             self.flush()
-            raise UserError(
-                "train.max_unreadable",
-                f"{self._unreadable:,} of {seen:,} rows with images that cannot be read",
-                f"at most {most:.2%} of them",
-                f"see {self.run.file_uri(QUARANTINE)}; prepare the data again, or raise it",
-            )
+            got, allowed = f"{self._unreadable:,} of {seen:,} rows with unreadable images", f"at most {most:.2%}"
+            remedy = f"see {self.run.file_uri(QUARANTINE)}; repair the data, or raise the limit"
+            raise UserError("train.max_unreadable", got, allowed, remedy)
 
     def _probed(self) -> dict[str, float]:
-        """The online probe's mean over the window, each label before it was trained on; empty without one."""
+        """Average the online probe's loss and accuracy over the window; empty without a probe."""
         if not self._probe:
             return {}
         loss, hits, labels = torch.stack(self._probe).double().sum(0).tolist()
@@ -128,7 +122,7 @@ class LogWindow:
         return (now - self._started) / (step - self.first_step) * (self.config.train.steps - step)
 
     def flush(self) -> None:
-        """Bring the files up to date on storage."""
+        """Write pending lines to storage."""
         if self.context.rank == 0:
             self._metrics.flush()
             self._quarantine.flush()

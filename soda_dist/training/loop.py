@@ -1,4 +1,4 @@
-"""The training loop: from the last complete checkpoint to the last step."""
+"""The training loop."""
 
 from collections.abc import Callable, Iterable
 
@@ -13,7 +13,7 @@ from soda_dist.training.log_window import LogWindow
 from soda_dist.training.schedule import learning_rate
 
 Feed = Callable[[int], Iterable[Pairs]]
-"""From a first step on, this worker's micro-batches: `config.accumulation` of them for each step."""
+"""First step -> this worker's micro-batches, `config.accumulation` for each step."""
 
 
 def fit(
@@ -25,16 +25,17 @@ def fit(
     rows: int,
     until: int | None = None,
 ) -> None:
-    """Train from the run's latest complete checkpoint to step `until` (None = `train.steps`), which is checkpointed.
+    """Train from the run's latest complete checkpoint to the last step, and checkpoint it.
 
     Args:
         feed: called once, with the first step.
-        run: the run's folder: checkpoints, metrics.jsonl and quarantine.jsonl.
-        rows: rows of the training split, for the epoch in the log.
-        until: the last step; the learning-rate schedule stays that of the whole run.
+        run: folder of checkpoints, metrics.jsonl and quarantine.jsonl.
+        rows: rows of the training split, to compute epochs.
+        until: last step; None = `train.steps`. The learning-rate schedule is that of the whole run.
 
     Raises:
         FloatingPointError: the loss is not finite.
+        UserError: more unreadable images than `train.max_unreadable`.
     """
     step = resume(context, engine, run)
     window = LogWindow(context, config, run, rows, step)
@@ -47,7 +48,7 @@ def fit(
         window.add(result)
         last = step == end
         save = last or step % config.train.checkpoint_every_steps == 0
-        if save or step % config.train.log_every_steps == 0:  # a log window never spans a checkpoint: resumes are exact
+        if save or step % config.train.log_every_steps == 0:  # windows end at checkpoints: resumes are exact
             window.log(step, lr)
         if save:
             window.flush()
@@ -55,7 +56,7 @@ def fit(
 
 
 def resume(context: WorkerContext, engine: Engine, run: Folder) -> int:
-    """Restore the latest complete checkpoint; return its step (0 = a new run)."""
+    """Restore the latest complete checkpoint and return its step; 0 = a new run."""
     steps = complete_steps(run)
     if not steps:
         return 0

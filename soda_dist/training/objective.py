@@ -1,4 +1,4 @@
-"""The training objective: uint8 views in, one loss out."""
+"""The training objective, from uint8 views to a loss."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,12 +18,9 @@ class Objective(nn.Module):
     """A method's loss with layer, guidance and pose masking (3.2.1, 3.3) and source noise (3.4, appendix D.3).
 
     Args:
-        model: the method.
-        seed: of the run.
-        timesteps: T.
         source_noise: standard deviation of the noise on the normalised sources.
-        mask_rates: of layer, guidance and pose masking.
-        online_probe: trained along on the encoder's latents, by the engine.
+        mask_rates: probabilities of layer, guidance and pose masking.
+        online_probe: trained on the model's latents; the engine updates it.
     """
 
     def __init__(
@@ -55,18 +52,17 @@ class Objective(nn.Module):
         target_pose: Tensor,
         label: Tensor,
     ) -> Tensor:
-        """Mean loss over a micro-batch, a float32 scalar. In training an online probe takes its latents.
+        """Compute the mean loss of a micro-batch, a float32 scalar; in training, pass its latents to the online probe.
 
         Args:
             source: [B, S, s, s, 3] uint8.
             target: [B, r, r, 3] uint8.
-            ok: [B] bool; False rows (images that could not be read) count as zero, so that the mean's
-                denominator, and with it every other sample's weight, does not depend on them.
-            index: [B] int64, position in the run: the address of the sample's random numbers; on any device.
-            present: [B, S] bool, which slots of `source` hold a view.
-            source_pose: [B, S, P] float32; P is 0 where the data has no poses.
+            ok: [B] bool; False = unreadable image: zero loss, still counted, so the other samples keep their weight.
+            index: [B] int64, position in the run, which seeds the sample's random numbers; on any device.
+            present: [B, S] bool; whether a slot of `source` holds a view.
+            source_pose: [B, S, P] float32; P = 0 if the data has no poses.
             target_pose: [B, P] float32.
-            label: [B, L] int64, the online probe's; L is 0 without one.
+            label: [B, L] int64, labels of the online probe; L = 0 without one.
         """
         draws = draw(
             self.seed,
@@ -91,11 +87,7 @@ class Objective(nn.Module):
         )
         with addressed(draws.seeds), self._latents() as seen:
             losses = self.model.loss(
-                batch,
-                t=draws.t,
-                eps=draws.eps,
-                keep=draws.keep,
-                pose_keep=draws.pose_keep if posed else None,
+                batch, t=draws.t, eps=draws.eps, keep=draws.keep, pose_keep=draws.pose_keep if posed else None
             )
         if self.online_probe is not None and self.training:
             self.online_probe.take(seen[0], label, ok, draws.seeds)
@@ -103,7 +95,7 @@ class Objective(nn.Module):
 
     @contextmanager
     def _latents(self) -> Iterator[list[Tensor]]:
-        """Record the outputs of the model's aggregation: z as in the loss. Empty without an online probe."""
+        """Record the z that the loss uses, from the aggregation's output; empty without an online probe."""
         seen: list[Tensor] = []
         if self.online_probe is None:
             yield seen

@@ -1,4 +1,4 @@
-"""The linear probe that is trained in tandem with the model, behind a stopped gradient (section E.1)."""
+"""Linear probe trained alongside the model, behind a stopped gradient (section E.1)."""
 
 import torch
 from torch import Tensor, nn
@@ -10,28 +10,25 @@ from soda_dist.models.layers import dropped
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 MOMENTUM = 0.1
-"""Of the running statistics, as torch's batch norm has it."""
+"""Of the running statistics, as in torch's batch norm."""
 DROPOUT_NUMBER = 1 << 20
-"""Beyond the numbers of the model's own dropout layers, whose seeds it shares."""
+"""Above the numbers of the model's dropout layers, whose seeds the probe shares."""
 
 
 class OnlineProbe(nn.Module):
-    """Batch norm without affine, dropout, a linear layer, softmax cross entropy; Adam without weight decay.
+    """Batch norm without affine, dropout, linear layer, softmax cross entropy; Adam without weight decay.
 
-    All of its state are buffers and it makes its own updates, so that no engine sees it: neither clipping nor weight
-    decay nor sharding nor the mean of the weights, and the model's weights are bit for bit those without it. An update
-    is over the global batch, whatever the workers and micro-batches; every worker holds the whole probe.
+    All state is in buffers and the probe updates itself, so engines do not clip, decay, shard or average it, and the
+    model's weights are bit-equal to those without it. Each update uses the global batch; the probe is replicated.
 
-    Our reading: z is what the denoiser is given in training, before masking; the label is that of the first source's
-    image; the learning rate is constant, since z keeps changing.
+    Our reading: z is the denoiser's in training, before masking; the label belongs to the first source's image; the
+    learning rate is constant, since z keeps changing.
 
     Args:
-        width: D, of z.
-        classes: of the label; 2 of attributes.
-        heads: 0 for a label, else the number of attributes.
-        seed: of the initial weights.
-        lr: learning rate.
-        dropout, label_smoothing, weight_std, bias: as `fit_probe`'s.
+        width: D of z.
+        classes: number of classes of the label; 2 for attributes.
+        heads: number of attributes; 0 for a label.
+        dropout, label_smoothing, weight_std, bias: as in `fit_probe`.
     """
 
     layer: Tensor
@@ -72,22 +69,22 @@ class OnlineProbe(nn.Module):
         self.register_buffer("shape", torch.tensor([heads, classes]))
 
     def take(self, z: Tensor, label: Tensor, ok: Tensor, seeds: Tensor) -> None:
-        """Keep a micro-batch for the next update; no gradient goes back through it.
+        """Keep a micro-batch for the next update, detached.
 
         Args:
-            z: [B, D], or [B, N, D] where it is a grid, of which the mean is taken.
+            z: [B, D], or a grid [B, N, D], which is averaged.
             label: int64 [B, 1] or [B, heads].
-            ok: bool [B]; the other rows are left out.
-            seeds: int64 [B], of the rows' dropout.
+            ok: bool [B]; other rows are skipped.
+            seeds: int64 [B], dropout seeds.
         """
         z = z.detach().float()
         self._taken.append(((z.mean(1) if z.ndim == 3 else z)[ok], label[ok], seeds[ok]))
 
     @torch.no_grad()
     def update(self) -> Tensor:
-        """One step on everything taken; float32 [3]: summed cross entropy, hits and labels, over the workers.
+        """Update on all kept rows; call on every worker. Return float32 [3]: summed cross entropy, hits, label count.
 
-        Hits are counted before the step and without dropout. On every worker.
+        Hits are counted before the update and without dropout.
         """
         z, label, seeds = (torch.cat(parts) for parts in zip(*self._taken, strict=True))
         self._taken = []
@@ -122,16 +119,16 @@ class OnlineProbe(nn.Module):
         return facts
 
     def _logits(self, inputs: Tensor, layer: Tensor) -> Tensor:
-        """[B, D] to [B * heads, classes]."""
+        """Map [B, D] to [B * heads, classes]."""
         return F.linear(inputs, layer[:, :-1], layer[:, -1]).reshape(-1, self._classes)
 
     def fitted(self) -> LinearProbe:
-        """The probe as it is now, with the running statistics of z."""
+        """Return the current probe, with the running statistics of z."""
         return linear_probe(self.state_dict(), self.lr)
 
 
 def linear_probe(state: dict[str, Tensor], lr: float) -> LinearProbe:
-    """A probe from an `OnlineProbe`'s state."""
+    """Create a probe from an `OnlineProbe`'s state."""
     layer = state["layer"].clone()
     return LinearProbe(
         mean=state["mean"].clone(),

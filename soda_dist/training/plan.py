@@ -1,4 +1,4 @@
-"""Parameter counts, FLOPs and modulated layers of a configuration, counted without weights."""
+"""Parameter counts, FLOPs and modulated layers of a configuration."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -17,11 +17,10 @@ Result = TypeVar("Result")
 
 
 def plan(config: RunConfig) -> dict[str, Any]:
-    """Sizes of the networks as plain JSON values.
+    """Compute the networks' sizes on the meta device, without weights, as JSON values.
 
-    `parameters` are counts (a frozen encoder's are buffers, and counted too); `flops_per_pair` is for one forward pass
-    (a multiplication and an addition are two); `modulated_layers` gives each layer's section of z. Networks are built
-    on the meta device: no memory, no initial weights, no file of a frozen encoder.
+    `parameters` include a frozen encoder's; `flops_per_pair` is for one forward pass (a multiply-add is two);
+    `modulated_layers` gives each layer's section of z.
     """
     with torch.device("meta"):
         model = build_model(config)
@@ -40,7 +39,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
 
 
 def some_pose(config: RunConfig) -> Tensor | None:
-    """An arbitrary pose to run the networks with, float32 [1, P]; None if the data has no poses."""
+    """Return an arbitrary pose, float32 [1, P]; None if the data has no poses."""
     width = {"none": 0, "pixels": PIXEL_POSE, "cameras": CAMERA_POSE}[config.data.pose]
     return torch.eye(5)[:1].repeat(1, 5)[:, :width] if width else None
 
@@ -51,7 +50,7 @@ def _count(module: nn.Module) -> int:
 
 
 def _flops(model: Method, config: RunConfig) -> dict[str, int]:
-    """FLOPs of one forward pass of a meta model over one pair with one source."""
+    """Count FLOPs of one forward pass of a meta model over one pair with one source."""
     with torch.device("meta"):
         data, camera = config.data, some_pose(config)
         image = torch.empty(1, 1, 3, data.source_size, data.source_size)
@@ -69,11 +68,11 @@ def _predicted(model: Method, condition: Condition, size: int) -> Tensor:
 
 
 def _counted(forward: Callable[[], Result]) -> tuple[int, Result]:
-    """FLOPs of a forward pass, and its result."""
+    """Count the FLOPs of a forward pass and return them with its result."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    # FlopCounterMode counts attention on every device only where this kernel splits it into matrix products.
+    # This kernel splits attention into matmuls, which FlopCounterMode counts on every device.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         result = forward()
     return counter.get_total_flops(), result

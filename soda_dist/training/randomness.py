@@ -1,7 +1,6 @@
-"""The random numbers of a training step, addressed by (seed, sample's position in the run).
+"""Random numbers of a training step, seeded per sample by (seed, position in the run).
 
-A sample's timestep, noises, masks and dropout seeds are drawn from a generator of its own. So neither the number of
-workers nor the micro-batch decides what a sample meets, and nothing about randomness has to be stored in a checkpoint.
+They depend on neither the number of workers nor the micro-batch, and checkpoints store no random state.
 """
 
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ _MASK = (1 << 64) - 1
 
 
 def mix64(*words: int) -> int:
-    """An unsigned 64-bit hash of whole numbers (the finaliser of SplitMix64, chained)."""
+    """Hash integers to an unsigned 64-bit integer (the finaliser of SplitMix64, chained)."""
     state = 0
     for word in words:
         state = (state + (word & _MASK) + 0x9E3779B97F4A7C15) & _MASK
@@ -25,18 +24,18 @@ def mix64(*words: int) -> int:
 
 @dataclass(frozen=True)
 class Draws:
-    """One micro-batch's random numbers: those of each sample."""
+    """Random numbers of a micro-batch, per sample."""
 
     t: Tensor
-    """[B] int64, index of the timestep in 0..T-1."""
+    """[B] int64, timestep indices in 0..T-1."""
     eps: Tensor
     """[B, 3, r, r] float32, noise of the target."""
     source_noise: Tensor | None
-    """[B, S, 3, s, s] float32, noise of the sources at unit scale; None if no source gets noise."""
+    """[B, S, 3, s, s] float32, noise of the sources with unit variance; None if sources get no noise."""
     keep: Tensor
-    """[B, sections] bool: False where the section of z is zeroed."""
+    """[B, sections] bool; False = the section of z is zeroed."""
     pose_keep: Tensor
-    """[B] bool: False where the poses are masked."""
+    """[B] bool; False = the poses are masked."""
     seeds: Tensor
     """[B] int64, seeds of the dropout masks."""
 
@@ -53,11 +52,10 @@ def draw(
     rates: tuple[float, float, float],
     device: torch.device | None = None,
 ) -> Draws:
-    """Random numbers for the samples at positions `index` ([B] int64) of the run with `seed`.
+    """Draw the random numbers of the samples at positions `index` ([B] int64) of a run.
 
-    `rates` are those of layer, guidance and pose masking (sections 3.2.1 and 3.3): a section is zeroed by itself with
-    the first, the whole of z with the second, the poses with the third. `sources` are the views S that get noise.
-    The numbers are made on `device` (None = that of `index`). An index on the CPU spares the GPU a wait.
+    `rates`: probabilities of masking a single section, all of z (guidance) and the poses (sections 3.2.1 and 3.3).
+    `sources`: number of views that get noise. `device`: None = that of `index`, which on the CPU avoids a GPU sync.
     """
     device = index.device if device is None else device
     layer_rate, guidance_rate, pose_rate = rates
@@ -66,7 +64,7 @@ def draw(
     uniform = torch.empty(len(positions), sections + 2, device=device)
     eps = torch.empty(len(positions), 3, target_size, target_size, device=device)
     source = torch.empty(len(positions), sources, 3, source_size, source_size, device=device)
-    for row, position in enumerate(positions):  # few launches per row: on a GPU they are the cost
+    for row, position in enumerate(positions):  # few launches per row: they dominate the cost on a GPU
         generator.manual_seed(mix64(seed, position) >> 1)
         torch.rand(sections + 2, generator=generator, out=uniform[row])
         torch.randn(3, target_size, target_size, generator=generator, out=eps[row])

@@ -1,4 +1,4 @@
-"""The learning rate (table 12): linear warm-up, then constant or cosine decay to a fraction."""
+"""Learning-rate schedule (table 12): linear warm-up, then constant, or cosine decay to a fraction."""
 
 import math
 
@@ -6,10 +6,7 @@ from soda_dist.config.sections import Optim
 
 
 def learning_rate(step: int, optim: Optim, total_steps: int) -> float:
-    """Learning rate of update `step` (0-based) in a run of `total_steps`.
-
-    The warm-up ends with the peak at update `warmup_steps - 1`; the decay reaches its end at the last update.
-    """
+    """Compute the rate of update `step` (0-based): the peak at `warmup_steps - 1`, the end of the decay at the last."""
     if step < optim.warmup_steps:
         return optim.lr * (step + 1) / optim.warmup_steps
     if optim.decay == "none":

@@ -231,7 +231,7 @@ def test_copies_of_one_image_cover_nothing_but_it(block):
         (lambda x: fid(moments(x), moments(x[:, :4])), "features: got widths 5 and 4; allowed: equal ones"),
         (lambda x: kid(x, x[:, :4], subset_size=3), "features: got widths 5 and 4; allowed: equal ones"),
         (lambda x: precision_recall(x, x[:, :4]), "features: got widths 5 and 4; allowed: equal ones"),
-        (lambda x: fid(moments(x[:1]), moments(x)), "fid: got 1 and 6 features, needs two or more of each"),
+        (lambda x: fid(moments(x[:1]), moments(x)), "fid: got 1 and 6 features; allowed: two or more of each"),
         (lambda x: kid(x, x), "kid: got 100 subsets of 1000 for 6 and 6 features; allowed: "),
         (lambda x: kid(x, x[:4], subset_size=5), "kid: got 100 subsets of 5 for 6 and 4 features; allowed: "),
         (lambda x: kid(x, x, subset_size=1), "kid: got 100 subsets of 1 for 6 and 6 features; allowed: "),

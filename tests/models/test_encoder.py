@@ -204,7 +204,7 @@ def test_poses_have_gradients(kind):
 
 
 def test_poses_are_given_where_they_are_taken():
-    with pytest.raises(ValueError, match="poses: got none; allowed: one an image"):
+    with pytest.raises(ValueError, match="poses: got none; allowed: one per image"):
         encoder(posed=True)(images(2))
     with pytest.raises(ValueError, match="poses: got poses; allowed: none without a pose grid"):
         encoder()(images(2), poses(2))

@@ -302,7 +302,7 @@ def test_a_wrong_model_is_an_error_with_fields() -> None:
         build_model(config)
     error = refused.value
     assert (error.field, error.got, error.allowed, error.remedy) == (
-        "encoder.model", wrong, allowed, "name a model of timm",
+        "encoder.model", wrong, allowed, "name a timm model",
     )  # fmt: skip
     with pytest.raises(UserError) as refused:
         TimmEncoder(wrong, None, None).configuration()

@@ -117,10 +117,12 @@ def test_the_position_table_alone_tells_patches_apart():
 
 
 def test_sizes_that_patches_do_not_fill_are_refused():
-    with pytest.raises(ValueError, match="image_size: got 18 with patch 4; allowed: multiples of the patch"):
+    with pytest.raises(ValueError, match="image_size: got 18 with patch 4; allowed: multiples of the patch size"):
         vit(image_size=18)
     for size in ((18, 16), (16, 18)):
-        with pytest.raises(ValueError, match=rf"images: got {size[0]}x{size[1]}; allowed: multiples of the patch, 4"):
+        with pytest.raises(
+            ValueError, match=rf"images: got {size[0]}x{size[1]}; allowed: multiples of the patch size, 4"
+        ):
             vit()(images(1, *size))
 
 

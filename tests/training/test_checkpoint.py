@@ -216,7 +216,7 @@ def test_a_run_stops_where_too_much_cannot_be_read(tmp_path):
             yield pairs
 
     with pytest.raises(
-        UserError, match=r"max_unreadable: got 2 of 16 rows .* at most 10\.00% .*quarantine\.jsonl"
+        UserError, match=r"max_unreadable: got 2 of 16 rows .* at most 10\.00%; .*quarantine\.jsonl"
     ) as caught:
         fit(LocalContext(), engine_of(config), config, batches, open_folder(str(tmp_path)), rows=100)
     assert "\n" not in str(caught.value)

@@ -1,1 +1,1 @@
-"""Engines: owners of gradients, the update and the sharding of state."""
+"""Engines: gradients, the update and sharded state."""

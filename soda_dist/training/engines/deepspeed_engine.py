@@ -1,9 +1,8 @@
-"""The DeepSpeed engine: ZeRO stages 0 to 3 behind `Engine`. Private names of DeepSpeed are in this file alone.
+"""DeepSpeed engine: ZeRO stages 0 to 3. The only file that uses private names of DeepSpeed.
 
-State is read and written as fragments of the float32 partitions, not through DeepSpeed's own checkpoints, which are
-pickles and bound to a number of workers. This reads private attributes of DeepSpeed, so its version is pinned, and
-`tests/distributed/test_deepspeed_engine.py` compares every stage with the plain engine, and a resumed run with an
-uninterrupted one bit for bit. `precision: bf16` is autocast inside the model, so parameters are float32 at every stage.
+State is read and written as fragments of the float32 partitions, since DeepSpeed's own checkpoints are pickles for a
+fixed number of workers. The private names require a pinned version; `tests/distributed/test_deepspeed_engine.py`
+compares every stage with the PyTorch engine. `precision: bf16` is autocast inside the model, so parameters are float32.
 """
 
 import logging
@@ -21,18 +20,14 @@ from soda_dist.training.engines.engine import Fragment, MicroBatch, StepResult, 
 from soda_dist.training.objective import Objective
 
 CHECKED_AGAINST: Final = "0.19"
-"""The DeepSpeed version that the private names below were checked against."""
+"""DeepSpeed version for which the private names were checked."""
 
 BUCKET_ELEMENTS = 16_000_000
-"""Gradient elements per reduction and weight elements per gather: 64 MB.
-
-DeepSpeed's default of 500 million allocates 2 GB, more than all gradients of the paper's model, and on a CPU its page
-faults cost a third of the update's overhead (measured).
-"""
+"""Elements per gradient reduction and weight gather: 64 MB. DeepSpeed's default takes 2 GB, which slows down CPUs."""
 
 
 class DeepSpeedEngine:
-    """One rank's engine; the process group must exist."""
+    """ZeRO by DeepSpeed; the process group must exist."""
 
     def __init__(
         self, *, objective: Objective, optimizer: torch.optim.AdamW, config: RunConfig, device: torch.device
@@ -40,7 +35,7 @@ class DeepSpeedEngine:
         import deepspeed
 
         if device.type == "cpu":
-            # The shared-memory op is compiled at first use (minutes) and serves no training collective.
+            # The shared-memory op takes minutes to compile at first use, and training does not use it.
             import deepspeed.ops
 
             deepspeed.ops.__compatible_ops__ = {}
@@ -79,7 +74,7 @@ class DeepSpeedEngine:
         return list({id(flat): flat for _, _, _, flat, _ in self._pieces()}.values())
 
     def _pieces(self) -> Iterator[tuple[str, int, int, Tensor, int]]:
-        """This rank's pieces: (parameter, start when flattened, length, flat float32 tensor, offset in it)."""
+        """Yield this rank's slices: (parameter, start when flattened, length, flat float32 tensor, offset in it)."""
         optimizer, names = self._engine.optimizer, {p: n for n, p in self.objective.named_parameters()}
         if self._stage_of(optimizer) == 3:
             for parameters, flat in zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True):
@@ -104,7 +99,7 @@ class DeepSpeedEngine:
 
     @staticmethod
     def _stage_of(optimizer: Any) -> int:
-        """0, 2 (stages 1 and 2 partition alike) or 3, read from the attributes that hold the float32 weights."""
+        """Infer 0, 2 (stages 1 and 2 partition alike) or 3 from the attributes that hold the float32 weights."""
         if hasattr(optimizer, "fp32_partitioned_groups_flat"):
             return 3
         return 2 if hasattr(optimizer, "bit16_groups") else 0
@@ -132,7 +127,7 @@ class DeepSpeedEngine:
         self._refresh()
 
     def _adam_flats(self) -> list[Tensor]:
-        """Every tensor that Adam steps, including those of padding alone."""
+        """List the tensors that Adam updates, including those with only padding."""
         optimizer = self._engine.optimizer
         if self._stage_of(optimizer) == 3:
             return list(optimizer.fp32_partitioned_groups_flat)
@@ -141,7 +136,7 @@ class DeepSpeedEngine:
         return list(self.objective.parameters())
 
     def _refresh(self) -> None:
-        """Bring the model's parameters up to date with the float32 partitions. On all ranks."""
+        """Update the model's parameters from the float32 partitions; call on every rank."""
         optimizer = self._engine.optimizer
         if self._stage_of(optimizer) == 3:
             optimizer._partition_all_parameters()

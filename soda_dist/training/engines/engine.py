@@ -1,9 +1,7 @@
-"""The interface between the loop and the owner of gradients, clipping, the update and sharded state.
+"""Interface between the loop and the engine, which owns gradients, clipping, the update and sharded state.
 
-An engine takes an update's micro-batches and returns the loss and the gradient norm. Its state is seen as fragments:
-contiguous pieces of flattened float32 parameters, with the optimizer's moments and the EMA beside them. Every element
-is owned by exactly one rank, so a checkpoint is the union of what the ranks own and can be read back by any engine on
-any number of ranks.
+State is exposed as fragments: contiguous slices of flattened float32 parameters with their Adam moments and EMA. Every
+element has one owning rank, so a checkpoint is the union of owned fragments, which any engine on any ranks can read.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,12 +18,12 @@ KINDS = ("param", "exp_avg", "exp_avg_sq", "ema")
 
 
 class MicroBatch(NamedTuple):
-    """The arguments of `Objective.forward`, on the engine's device."""
+    """Arguments of `Objective.forward`, on the engine's device."""
 
     source: Tensor
     target: Tensor
     ok: Tensor
-    index: Tensor  # type: ignore[assignment]  # tuple.index is not wanted here
+    index: Tensor  # type: ignore[assignment]  # shadows tuple.index
     present: Tensor
     source_pose: Tensor
     target_pose: Tensor
@@ -34,58 +32,58 @@ class MicroBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Fragment:
-    """Elements [start, start + length) of the flattened parameter `name`; tensors are views of the live state."""
+    """Elements [start, start + length) of the flattened parameter `name`."""
 
     name: str
     start: int
     length: int
     tensors: dict[str, Tensor]
-    """One flat float32 view for each of KINDS."""
+    """A flat float32 view of the live state for each of KINDS."""
     owned: bool = True
-    """Whether this rank is the one to write it; state that every rank holds whole has one owner."""
+    """Whether this rank writes it; replicated state has one owner."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """The result of an update, which stays on the device until it is read."""
+    """Result of an update, on the device."""
 
     loss: Tensor
     """Mean loss of this worker's micro-batches."""
     grad_norm: Tensor
-    """Global gradient norm before clipping; an online probe has no part in it."""
+    """Global gradient norm before clipping, without the online probe."""
     probe: Tensor | None = None
-    """Of an online probe, float32 [3]: summed cross entropy, hits and labels of the global batch."""
+    """Online probe, float32 [3]: summed cross entropy, hits and label count of the global batch."""
 
 
 class Engine(Protocol):
-    """One update at a time over an `Objective`."""
+    """Trains an `Objective`."""
 
     objective: Objective
 
     def step(self, micro_batches: Iterable[MicroBatch], lr: float) -> StepResult:
-        """Gradients of the mean over the micro-batches and workers, clipped; an Adam update at `lr`; EMA; a probe's."""
+        """Average gradients over micro-batches and workers, clip, update Adam at `lr`, the EMA and the online probe."""
 
     def fragments(self) -> Iterator[Fragment]:
-        """This rank's share of the state, as live views."""
+        """Iterate over this rank's share of the state."""
 
     @property
     def updates(self) -> int:
-        """The optimizer's own count of updates (Adam's bias correction)."""
+        """Number of updates that Adam has counted, for its bias correction."""
 
     def restored(self, updates: int) -> None:
-        """Call on every rank after the fragments were overwritten."""
+        """Apply overwritten fragments and set the number of updates; call on every rank."""
 
     def ema_weights(self) -> AbstractContextManager[dict[str, Tensor] | None]:
-        """On every rank: inside, rank 0 has the EMA weights whole by name (CPU); the others have None."""
+        """Yield the full EMA weights by name on the CPU on rank 0, None on the others; enter on every rank."""
 
 
 def probed(objective: Objective) -> Tensor | None:
-    """The online probe's own update, which follows the model's; see `StepResult.probe`."""
+    """Update the online probe after the model; return `StepResult.probe`."""
     return None if objective.online_probe is None else objective.online_probe.update()
 
 
 def adam_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
-    """Adam's state of `parameter`, made as Adam makes it if no update has been done yet."""
+    """Return Adam's state of `parameter`, initialised as Adam does if it has none yet."""
     state = optimizer.state[parameter]
     if not state:
         state["step"] = torch.tensor(0.0)

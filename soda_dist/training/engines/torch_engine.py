@@ -1,4 +1,4 @@
-"""The engine of plain PyTorch, with DistributedDataParallel for several workers."""
+"""Engine in plain PyTorch."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,7 +13,7 @@ from soda_dist.training.objective import Objective
 
 
 class TorchEngine:
-    """PyTorch alone; several ranks by DistributedDataParallel. State is whole on every rank."""
+    """Plain PyTorch, with DistributedDataParallel for several ranks; state is replicated."""
 
     def __init__(
         self,

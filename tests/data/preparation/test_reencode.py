@@ -1,4 +1,4 @@
-"""Images encoded anew: sizes, quality, cameras, and what becomes of bad rows."""
+"""Images re-encoded: sizes, quality, cameras, and what becomes of bad rows."""
 
 from collections.abc import Iterator, Sequence
 from io import BytesIO
