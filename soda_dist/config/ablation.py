@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from soda_dist.config.fields import Count, CountOrZero, Node, Sources
+from soda_dist.config.fields import Count, CountOrZero, Node, Sources, flow
 from soda_dist.config.load import load_config, parse_yaml, validate, with_fields
 from soda_dist.config.problems import Problem, ProblemError
 from soda_dist.config.schema import RunConfig
@@ -120,13 +120,6 @@ class Ablation(Node):
         if preset is not None:
             return load_config(preset, overrides)
         return load_config(self.preset, [*(f"{path}={flow(value)}" for path, value in self.fields.items()), *overrides])
-
-
-def flow(value: Any) -> str:
-    """Format a value as one line of YAML, for an override."""
-    if isinstance(value, tuple | list):
-        return f"[{', '.join(map(flow, value))}]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def group_names() -> list[str]:

@@ -1,6 +1,6 @@
 """Field types and the base class of configuration nodes."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,3 +21,10 @@ class Node(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+def flow(value: Any) -> str:
+    """Format a value as one line of YAML, for an override."""
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(flow, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

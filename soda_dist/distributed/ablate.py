@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from soda_dist.config.ablation import Ablation, Variant, flow
+from soda_dist.config.ablation import Ablation, Variant
+from soda_dist.config.fields import flow
 from soda_dist.config.load import leaves
 from soda_dist.config.provenance import provenance
 from soda_dist.config.schema import RunConfig

@@ -21,23 +21,24 @@ class JsonLines:
     def __init__(self, folder: Folder, name: str) -> None:
         self._folder, self._name = folder, name
         self._lines: list[dict[str, Any]] = []
-        self._flushed = 0
+        self._changed = False
 
     def resume(self, step: int) -> None:
         """Keep the lines of earlier attempts up to `step`; drop later ones, which training will log again."""
         if self._folder.exists(self._name):
             lines = [json.loads(line) for line in self._folder.read(self._name).splitlines()]
             self._lines = [line for line in lines if line["step"] <= step]
+            self._changed = len(self._lines) < len(lines)
 
     def append(self, line: dict[str, Any]) -> None:
         self._lines.append(line)
+        self._changed = True
 
     def flush(self) -> None:
-        """Write the file if a line was added since the last flush."""
-        if len(self._lines) == self._flushed:
-            return
-        self._folder.write(self._name, "".join(json.dumps(line) + "\n" for line in self._lines).encode())
-        self._flushed = len(self._lines)
+        """Write the file if lines were added or dropped since the last flush."""
+        if self._changed:
+            self._folder.write(self._name, "".join(json.dumps(line) + "\n" for line in self._lines).encode())
+            self._changed = False
 
 
 def read_lines(folder: Folder, name: str) -> list[dict[str, Any]]:
