@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
-ROWS = 15
+ROWS = 30
 SLOW_S = 0.3
 COLLECTION, ENDING, CONTROLLER = "(imports and collection)", "(end of the session)", "(the controlling process)"
 

@@ -58,6 +58,7 @@ def test_both_sides_make_the_same_latents(tmp_path: Path, workers: int, precisio
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_small_measurement_names_the_sides_and_their_ratios(cluster: None, tmp_path: Path) -> None:
     said: list[str] = []
     results = measure_features(

@@ -47,7 +47,14 @@ def _since(start: float) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["SODA", "cross attention, cameras", "encoder-decoder", "unconditional", "Palette"])
+@pytest.mark.parametrize(
+    "name",
+    ["SODA"]
+    + [
+        pytest.param(name, marks=pytest.mark.long)
+        for name in ("cross attention, cameras", "encoder-decoder", "unconditional", "Palette")
+    ],
+)
 def test_each_method_learns_in_short(name, scenes, tmp_path, results) -> None:
     check(name, SHORT, 0.9, scenes, tmp_path, results)
 

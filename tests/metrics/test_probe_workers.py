@@ -69,8 +69,15 @@ def cases() -> dict[str, tuple[Tensor, Tensor, int]]:
     }
 
 
-@pytest.mark.parametrize("case", cases())
-@pytest.mark.parametrize("sizes", [[400], [150, 250], [3, 390, 7], [400, 0, 0]], ids=str)
+EVERY_DAY = {("classes", 1), ("classes", 2), ("attributes", 3), ("draws", 3), ("half precision", 2), ("classes", 0)}
+DIVISIONS = [
+    pytest.param(case, sizes, id=f"{case}-{sizes}", marks=() if (case, number) in EVERY_DAY else pytest.mark.long)
+    for case in cases()
+    for number, sizes in enumerate([[400], [150, 250], [3, 390, 7], [400, 0, 0]])
+]
+
+
+@pytest.mark.parametrize(("case", "sizes"), DIVISIONS)
 def test_any_division_of_the_rows_gives_the_same_probe(case: str, sizes: list[int]) -> None:
     """A member with few rows has none of most batches."""
     latents, labels, classes = cases()[case]
@@ -88,7 +95,7 @@ def test_any_division_of_the_rows_gives_the_same_probe(case: str, sizes: list[in
 def test_three_workers_reach_the_bayes_accuracy() -> None:
     distance, rows = 2.0, 20_000
     bayes = float(torch.distributions.Normal(0.0, 1.0).cdf(torch.tensor(distance / 2)))
-    probe = fit(*_gaussians(rows, distance, seed=1), [9_000, 4_000, 7_000], batch=256, learning_rates=(1e-2,))[2]
+    probe = fit(*_gaussians(rows, distance, seed=1), [9_000, 4_000, 7_000], batch=512, learning_rates=(1e-2,))[2]
     latents, labels = _gaussians(rows, distance, seed=2)
     assert abs(headline(probe.predict(latents), labels) - bayes) < 2 * binomial(bayes, rows).standard_error
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 
@@ -22,35 +23,47 @@ HEAVY = (
     "sklearn", "timm", "torch._dynamo", "torch.utils.flop_counter", "torch_fidelity", "torchvision",
 )  # fmt: skip
 MEASURE = """
-import importlib, json, resource, sys
+import importlib, json, os, resource, sys
 def seconds():
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 import torch
-alone = seconds()
-found = set(sys.modules)
-importlib.import_module(sys.argv[1])
-names = [name for name in sys.argv[2:] if name in sys.modules and name not in found]
-print(json.dumps([alone, seconds() - alone, names]))
+alone, found = seconds(), set(sys.modules)
+entries, heavy = json.loads(sys.argv[1])
+for entry in entries:
+    if not os.fork():
+        importlib.import_module(entry)
+        names = [name for name in heavy if name in sys.modules and name not in found]
+        print(json.dumps([entry, alone, seconds(), names]), flush=True)
+        os._exit(0)
+    os.wait()
 """
 
 
-def _start(module: str) -> tuple[float, float, list[str]]:
-    """CPU seconds of importing torch, those of then importing `module`, and the heavy modules that it imports."""
-    command = [sys.executable, "-c", MEASURE, module, *HEAVY]
+class Start(NamedTuple):
+    """CPU seconds of importing torch, those of then importing an entry, and the heavy modules that it imports."""
+
+    torch: float
+    entry: float
+    heavy: list[str]
+
+
+@pytest.fixture(scope="module")
+def starts() -> dict[str, Start]:
+    """Each entry in a fork of one process that has imported torch alone; a child's CPU time begins at its fork."""
+    command = [sys.executable, "-c", MEASURE, json.dumps([[*ENTRIES, "soda_dist.models.backbones"], HEAVY])]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    alone, more, names = json.loads(result.stdout.splitlines()[-1])
-    return alone, more, names
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    return {entry: Start(*start) for entry, *start in answers}
 
 
-@pytest.mark.parametrize("module", ENTRIES)
-def test_an_entry_imports_nothing_heavy_and_keeps_its_budget(module: str) -> None:
-    alone, more, names = _start(module)
-    assert names == []
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_an_entry_imports_nothing_heavy_and_keeps_its_budget(entry: str, starts: dict[str, Start]) -> None:
+    start = starts[entry]
+    assert start.heavy == []
     # Processes that share the cores slow each other down, torch's import as much as the rest; alone it takes 1.9 s.
-    assert more < ENTRIES[module] * max(1.0, alone / 1.9)
+    assert start.entry < ENTRIES[entry] * max(1.0, start.torch / 1.9)
 
 
-def test_heavy_imports_are_found() -> None:
-    _, _, names = _start("soda_dist.models.backbones")
-    assert {"timm", "torchvision", "torch._dynamo"} <= set(names)
+def test_heavy_imports_are_found(starts: dict[str, Start]) -> None:
+    assert {"timm", "torchvision", "torch._dynamo"} <= set(starts["soda_dist.models.backbones"].heavy)

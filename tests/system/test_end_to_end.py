@@ -117,11 +117,11 @@ def test_a_damaged_shard_is_named_in_one_line(cluster: None, tmp_path: Path, mon
     shard = tmp_path / "data/train/00000.parquet"
     whole = shard.read_bytes()
     base = ["pretrain.py", "--preset", preset(tmp_path), "--data", str(tmp_path / "data"), "--run"]
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     shard.write_bytes(whole.replace(b"IDAT", b"IDOT"))
-    ended = [own_process(*base, str(tmp_path / "altered"))]  # starts a cluster of its own
+    ended = [own_process(*base, str(tmp_path / "altered"))]
     assert json.loads((tmp_path / "altered/provenance.json").read_text())
 
-    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     shard.write_bytes(whole[: len(whole) // 2])
     ended += forked([(*base, str(tmp_path / "cut"))])
     shard.unlink()
