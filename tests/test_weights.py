@@ -95,7 +95,7 @@ def test_anything_but_tensors_by_name_is_refused(content):
     error = refusal(content)
     assert (error.field, error.allowed) == (
         "net.weights",
-        "safetensors or a PyTorch file of nothing but tensors by name",
+        "safetensors, or a PyTorch file of named tensors only",
     )
     assert f"got {len(content)} bytes" in str(error)
 

@@ -176,7 +176,7 @@ def test_what_is_no_file_of_tensors_is_refused():
     for content in (pickled(), whole[:-1], whole[:1000], whole[:7], b"", b"<html>no such file</html>"):
         error = refusal(frozen("test_vit"), content)
         assert error.field == "encoder.weights"
-        assert error.allowed == "safetensors or a PyTorch file of nothing but tensors by name"
+        assert error.allowed == "safetensors, or a PyTorch file of named tensors only"
 
 
 @pytest.mark.parametrize(
