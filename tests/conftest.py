@@ -37,7 +37,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `--dist loadfile`, one worker gets all files with tests on Ray, which share its clusters.
+    """With `--dist loadfile`, one worker gets all files with tests on Ray, which share its cluster.
+
+    Another gets tests/system, which starts Ray heads of its own.
 
     The controlling process does not collect, so it looks for the marker in the files. (`--dist loadgroup` of xdist 3.8
     does nothing under pytest 9.2, whose node ids cannot be changed.)
@@ -48,6 +50,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     @cache
     def scope(file: str) -> str:
+        if file.startswith("tests/system/"):
+            return "system"
         return "ray" if "mark.ray" in (config.rootpath / file).read_text() else file
 
     class RayTogether(LoadFileScheduling):

@@ -1,5 +1,6 @@
 """A pytest plugin: CPU seconds of each test file, child processes included, in a table at the end of every run."""
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 
 ROWS = 30
 SLOW_S = 0.3
+LOOK_EVERY_S = 1.0
 COLLECTION, ENDING, CONTROLLER = "(imports and collection)", "(end of the session)", "(the controlling process)"
 
 
@@ -26,16 +28,32 @@ class ProcessTree:
 
     A process counts by what it had used when last looked at, or by what its parent got to know by waiting for it,
     whichever is more. Lost is what an unwaited process uses after the last look, and a process that starts and leaves
-    the tree (its parent dies) between two looks.
+    the tree (its parent dies) between two looks. Between bookings a thread looks once a second: Ray's workers often
+    live within one test, and nobody waits for them.
     """
 
     def __init__(self) -> None:
         self._root = psutil.Process()
         self._alive: dict[psutil.Process, Seen] = {}
         self._unwaited = 0.0
+        self._lock = threading.Lock()
+
+    def watch(self) -> None:
+        """Look every second for as long as this process lives."""
+
+        def look() -> None:
+            while True:
+                time.sleep(LOOK_EVERY_S)
+                self.seconds()
+
+        threading.Thread(target=look, name="cpu time", daemon=True).start()
 
     def seconds(self) -> float:
         """All CPU seconds so far; never less than before."""
+        with self._lock:
+            return self._add_up()
+
+    def _add_up(self) -> float:
         now = self._look()
         gone: defaultdict[psutil.Process, float] = defaultdict(float)
         for process, seen in self._alive.items():
@@ -88,6 +106,8 @@ class CpuTime:
         self._spent: defaultdict[str, float] = defaultdict(float)
 
         self._missing: list[str] = []
+        if not self._controls:
+            self._tree.watch()
 
     def _book(self, name: str) -> None:
         """Book what was used since the last booking."""

@@ -5,7 +5,7 @@ import pytest
 from soda_dist.benchmarks import harness, ingest
 from tests.evaluation.small_run import prepare
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.usefixtures("cluster")]
 
 
 def test_a_small_measurement_has_every_side_and_ratio(tmp_path, monkeypatch) -> None:

@@ -2,16 +2,25 @@
 
 import json
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from soda_dist.config import RunConfig
 from soda_dist.config.ablation import Ablation
 from soda_dist.config.load import parse_yaml, validate
+from soda_dist.data.storage.folder import open_folder
+from soda_dist.distributed import ablate as module
 from soda_dist.distributed.ablate import plan_trials
 from soda_dist.errors import UserError
-from tests.evaluation.small_run import prepare
-from tests.sizes import sized
+from soda_dist.evaluation import LocalPool, evaluate
+from soda_dist.parallel.progress import Say
+from soda_dist.runs.folder import complete_steps
+from tests.evaluation.small_run import prepare, train
 from tests.tiny import tiny_config
 
 TREE = {
@@ -62,15 +71,48 @@ def _result(out: Path, name: str) -> dict:
 FAST = {"name": "far too fast", "fields": {"optim.lr": 1e30, "optim.warmup_steps": 0}}
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@sized("more", 0, long=1)
-def test_a_group_is_rendered_trained_measured_and_goes_on_where_it_stopped(more, cluster, tmp_path):
-    """One run that two variants are read from, one that diverges, and in the long form a third."""
-    from soda_dist.distributed.ablate import ablate
+class Here:
+    """The parts that an ablation has on Ray, without it: training on noise, evaluation and import in this process."""
 
-    out, said = tmp_path / "out", []
+    @staticmethod
+    @contextmanager
+    def board(say: Say) -> Iterator[Any]:
+        yield SimpleNamespace(put=SimpleNamespace(remote=say))
+
+    @staticmethod
+    def pool(setup: Any = None, **resources: Any) -> LocalPool:
+        return LocalPool(setup=setup)
+
+    @staticmethod
+    def pretrain(config: RunConfig, data: str, run: str, say: Say) -> None:
+        if config.train.steps not in complete_steps(open_folder(run)):
+            train(run, config)
+
+    @staticmethod
+    def evaluate(run: str, data: str, tasks: str, step: str, overrides: Sequence[str], say: Say) -> None:
+        evaluate(run, data, tasks, step=step, overrides=overrides)
+
+    @staticmethod
+    def check_resources(needed: dict[str, float], say: Say) -> None:
+        """This process holds any run."""
+
+
+@pytest.fixture(params=["here", pytest.param("on Ray", marks=[pytest.mark.ray, pytest.mark.long])])
+def on_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    if request.param == "on Ray":
+        request.getfixturevalue("cluster")
+        return True
+    monkeypatch.setattr(module, "ActorPool", Here.pool)
+    for name in ("board", "pretrain", "evaluate", "check_resources"):
+        monkeypatch.setattr(module, name, getattr(Here, name))
+    return False
+
+
+@pytest.mark.timeout(900)
+def test_a_group_is_rendered_trained_measured_and_goes_on_where_it_stopped(on_ray: bool, tmp_path: Path) -> None:
+    """One run that two variants are read from, one that diverges, and on Ray a third."""
+    ablate, more = module.ablate, int(on_ray)
+    out, said = tmp_path / "out", list[str]()
     claims = [{"measure": 1, "variant": "SODA", "above": ["guidance 1"]}]
     group = group_of(seeds=[0], variants=[*TREE["variants"][: 2 + more], FAST], claims=claims)
     base = base_of(train={"steps": 4, "checkpoint_every_steps": 4})
@@ -121,12 +163,10 @@ def values(out: Path, slug: str) -> list[float]:
 
 
 def test_data_that_is_given_is_trained_on(monkeypatch, tmp_path):
-    from soda_dist.distributed import ablate
-
     asked = []
-    monkeypatch.setattr(ablate, "check_resources", lambda needed, say: None)
-    monkeypatch.setattr(ablate, "_train_all", lambda group, trials, data, out, say: asked.append(data))
-    monkeypatch.setattr(ablate, "_conclude", lambda group, base, trials, data, out, say: asked.append(data))
+    monkeypatch.setattr(module, "check_resources", Here.check_resources)
+    monkeypatch.setattr(module, "_train_all", lambda group, trials, data, out, say: asked.append(data))
+    monkeypatch.setattr(module, "_conclude", lambda group, base, trials, data, out, say: asked.append(data))
     prepare(str(tmp_path / "data"), {"train": [[16]], "test": [[8]]}, {})
-    ablate.ablate(group_of(), base_of(), str(tmp_path / "data"), str(tmp_path / "out"), [].append)
+    module.ablate(group_of(), base_of(), str(tmp_path / "data"), str(tmp_path / "out"), [].append)
     assert asked == [str(tmp_path / "data")] * 2

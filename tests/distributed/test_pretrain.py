@@ -13,7 +13,7 @@ from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from soda_dist.runs.folder import complete_steps
 from soda_dist.runs.metrics_log import read_lines
-from tests.evaluation.small_run import prepare
+from tests.evaluation.small_run import prepare, small_data
 from tests.tiny import tiny_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
@@ -79,7 +79,9 @@ def test_two_workers_equal_one(straight: dict[int, Run]) -> None:
     assert (difference / sum(one[name].double().square().sum() for name in names)).sqrt() < 1e-4
 
 
-@pytest.mark.parametrize(("victim", "workers"), [("RayTrainWorker", 2), ("TrainController", 1)])
+@pytest.mark.parametrize(
+    ("victim", "workers"), [("RayTrainWorker", 2), pytest.param("TrainController", 1, marks=pytest.mark.long)]
+)
 def test_a_killed_process_changes_nothing(
     tmp_path: Path, data: str, straight: dict[int, Run], victim: str, workers: int
 ) -> None:
@@ -124,6 +126,16 @@ def test_a_run_that_the_cluster_cannot_hold_is_refused_at_once(tmp_path, data):
         run_to(tmp_path / "run", data, scale={"workers": 8, "data_memory_mb": 64})
     with pytest.raises(UserError, match="1 GPU"):
         run_to(tmp_path / "gpu", data, scale={"gpus_per_worker": 1.0, "data_memory_mb": 64})
+
+
+def test_a_cut_or_missing_shard_is_named_before_anything_starts(tmp_path: Path) -> None:
+    small_data(tmp_path / "data")
+    shard = tmp_path / "data/train/00000.parquet"
+    for spoil in (lambda: shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2]), shard.unlink):
+        spoil()
+        with pytest.raises(UserError, match=r"train/00000\.parquet: got ") as caught:
+            run_to(tmp_path / "run", str(tmp_path / "data"), scale=deepspeed(1))
+        assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
 
 
 def test_memory_is_checked_before_the_start(tmp_path, data):

@@ -103,7 +103,12 @@ def _sizes(config: str) -> tuple[int, int, int]:
     return facts["parameters"]["total"], facts["flops_per_pair"]["encoder"], facts["flops_per_pair"]["denoiser"]
 
 
-@pytest.mark.parametrize("preset", preset_names())
+EVERY_DAY = ("imagenet", "nmr", "cifar10", "solids")
+
+
+@pytest.mark.parametrize(
+    "preset", [pytest.param(name, marks=() if name in EVERY_DAY else pytest.mark.long) for name in preset_names()]
+)
 def test_presets_have_the_sizes_that_they_had(preset: str) -> None:
     config = load_config(preset)
     # Presets that differ in other sections have equal networks, which are counted once.

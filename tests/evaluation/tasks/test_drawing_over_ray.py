@@ -55,6 +55,7 @@ def _drawn(small: Path, path: Path, inception_file: Path, pool: Pool | None) -> 
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_actors_draw_what_this_process_draws(
     cluster: None, small: Path, inception_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
