@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,10 +96,11 @@ def test_a_killed_process_changes_nothing(
         while not complete_steps(run):
             done.wait(0.05)
         for process in psutil.Process().children(recursive=True):  # of this cluster, not of another on the machine
-            if victim in " ".join(process.cmdline()):
-                os.kill(process.pid, signal.SIGKILL)
-                killed.append(process.pid)
-                return
+            with suppress(psutil.Error):  # it ended meanwhile
+                if victim in " ".join(process.cmdline()):
+                    os.kill(process.pid, signal.SIGKILL)
+                    killed.append(process.pid)
+                    return
 
     done = threading.Event()
     killer = threading.Thread(target=kill)

@@ -31,7 +31,7 @@ from .copies import Copy
 from .mutants import Area, Mutant, Tree
 from .records import Record
 
-WITHOUT_ACTORS, WITH_ACTORS = "not ray and not learn", "ray"
+WITHOUT_ACTORS, WITH_ACTORS = "not ray and not learn and not long", "ray and not long"
 
 
 def main() -> int:
