@@ -23,7 +23,7 @@ def cluster(s3_server: str, until_the_end: ExitStack) -> None:
 
     if not ray.is_initialized():
         # Ray's workers are nice by default, so that other tests would leave them next to nothing.
-        os.environ["RAY_worker_niceness"] = "0"
+        os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # as Ray spells it
         until_the_end.enter_context(ray_session(cpus=4))
         # It looks through all log files ten times a second, a twentieth of a core, for lines that no test reads.
         for process in psutil.Process().children():

@@ -86,7 +86,7 @@ def test_prepare_pretrain_kill_resume_evaluate(head: Head, tmp_path: Path, s3_ur
     assert weights(open_folder(killed)) == weights(open_folder(straight))
 
     command = ["jobs/evaluate.py", "--run", straight, "--data", data, "--tasks", "probe,knn,reconstruction"]
-    printed = done(head, *command, "evaluation.actors=2")
+    printed = done(head, *command, "evaluation.actors=1")
     run = open_folder(straight)
     assert f"{straight}/report.html" in printed
     probe = run.read_json("eval/8/probe.json")
