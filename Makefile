@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO ?= runs/demo
 SEED ?= 0
-# Two processes share the tests; torch's threads would spin for cores that the other process has.
+# A few processes share the tests; torch's threads would spin for cores that another process has.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
-# One process gets all tests on Ray (tests/conftest.py), the other the rest, file by file.
-PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+# One process gets the tests on a shared Ray cluster, one those with clusters of their own (tests/conftest.py), and all
+# the rest, file by file. Starting Ray's processes leaves cores idle: three processes fill two cores.
+PARALLEL := --dist loadfile --no-loadscope-reorder
 
 .PHONY: install demo test test-fast test-long test-learn lint clean-demo
 
@@ -34,13 +35,13 @@ lint: $(STAMP)
 	$(BIN)/mypy soda_dist
 
 test-fast: $(STAMP)
-	$(PYTEST) $(PARALLEL) -m "not ray and not slow and not long and not learn"
+	$(PYTEST) -n 2 $(PARALLEL) -m "not ray and not slow and not long and not learn"
 
 test-learn: $(STAMP)
 	$(BIN)/python -m pytest -q -s tests/learn -m learn --timeout 7200 --results docs/results.md
 
 test-long: $(STAMP)
-	$(PYTEST) $(PARALLEL) -m long
+	$(PYTEST) -n 2 $(PARALLEL) -m long
 
 test: $(STAMP)
-	$(PYTEST) $(PARALLEL) -m "not long and not learn" --durations 40
+	$(PYTEST) -n 3 $(PARALLEL) -m "not long and not learn" --durations 40

@@ -1,4 +1,4 @@
-"""Real Ray Train runs: two workers equal one, a killed worker changes nothing, refused input."""
+"""Real Ray Train runs: two workers equal a plain process, a killed worker changes nothing, refused input."""
 
 import os
 import signal
@@ -16,6 +16,7 @@ from soda_dist.runs.folder import complete_steps
 from soda_dist.runs.metrics_log import read_lines
 from tests.evaluation.small_run import prepare, small_data
 from tests.tiny import tiny_config
+from tests.training.plain_run import train_plainly
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
@@ -47,6 +48,7 @@ def losses(path: Path) -> list[float]:
     return [line["loss"] for line in read_lines(open_folder(str(path)), "metrics.jsonl")]
 
 
+WORKERS = deepspeed(2)
 TRAIN = {"steps": 12, "global_batch": 8, "log_every_steps": 2, "checkpoint_every_steps": 2, "keep_checkpoints": 6}
 NORM = {"norm": "batch"}
 
@@ -62,17 +64,18 @@ class Run:
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory, data: str) -> dict[int, Run]:
-    """The same run by one and by two workers."""
-    made = {}
-    for workers in (1, 2):
-        path = tmp_path_factory.mktemp("straight")
-        made[workers] = Run(path, *run_to(path, data, train=TRAIN, scale=deepspeed(workers), encoder=NORM))
-    return made
+    """The same run by one process without Ray and DeepSpeed, and by two workers."""
+    one, two = (tmp_path_factory.mktemp("straight") for _ in range(2))
+    train_plainly(data, tiny_config(train=TRAIN, encoder=NORM), str(one))
+    return {
+        1: Run(one, weights(one, 12), []),
+        2: Run(two, *run_to(two, data, train=TRAIN, scale=WORKERS, encoder=NORM)),
+    }
 
 
-def test_two_workers_equal_one(straight: dict[int, Run]) -> None:
+def test_two_workers_equal_a_plain_process(straight: dict[int, Run]) -> None:
     """After six steps; with more of them, rounding grows."""
-    assert any(line.startswith("step 12/12") for line in straight[1].said)
+    assert any(line.startswith("step 12/12") for line in straight[2].said)
     assert losses(straight[2].path)[:3] == pytest.approx(losses(straight[1].path)[:3], rel=1e-4)
     one, two = (weights(straight[workers].path, 6) for workers in (1, 2))
     names = [name for name in one if one[name].is_floating_point()]
@@ -80,12 +83,8 @@ def test_two_workers_equal_one(straight: dict[int, Run]) -> None:
     assert (difference / sum(one[name].double().square().sum() for name in names)).sqrt() < 1e-4
 
 
-@pytest.mark.parametrize(
-    ("victim", "workers"), [("RayTrainWorker", 2), pytest.param("TrainController", 1, marks=pytest.mark.long)]
-)
-def test_a_killed_process_changes_nothing(
-    tmp_path: Path, data: str, straight: dict[int, Run], victim: str, workers: int
-) -> None:
+@pytest.mark.parametrize("victim", ["RayTrainWorker", pytest.param("TrainController", marks=pytest.mark.long)])
+def test_a_killed_process_changes_nothing(tmp_path: Path, data: str, straight: dict[int, Run], victim: str) -> None:
     """SIGKILL, after the first checkpoint, of a training process, or of the one that would start it again."""
     run = open_folder(str(tmp_path))
     killed = []
@@ -105,18 +104,18 @@ def test_a_killed_process_changes_nothing(
     done = threading.Event()
     killer = threading.Thread(target=kill)
     killer.start()
-    resumed, said = run_to(tmp_path, data, train=TRAIN, scale=deepspeed(workers), encoder=NORM)
+    resumed, said = run_to(tmp_path, data, train=TRAIN, scale=WORKERS, encoder=NORM)
     killer.join()
     assert killed, f"the run ended before {victim} was killed"
     assert any(line.startswith("resuming from step") for line in said), said
-    undisturbed = straight[workers]
+    undisturbed = straight[2]
     assert all((resumed[name] == undisturbed.weights[name]).all() for name in undisturbed.weights)
     assert losses(tmp_path) == losses(undisturbed.path)
 
 
 def test_a_finished_run_has_nothing_left_and_a_changed_one_is_refused(straight: dict[int, Run], data: str) -> None:
     def again(encoder: dict) -> list[str]:
-        return run_to(straight[1].path, data, train=TRAIN, scale=deepspeed(1), encoder=encoder)[1]
+        return run_to(straight[2].path, data, train=TRAIN, scale=WORKERS, encoder=encoder)[1]
 
     assert again(NORM) == ["already finished: step 12 of 12"]
     with pytest.raises(UserError, match=r"encoder\.lr_ratio: got 3\.0, but the run at .* has 2\.0"):
