@@ -165,7 +165,7 @@ def _frozen(model: str, size: int) -> FrozenEncoder:
     try:
         return FrozenEncoder(model=model, image_size=size)
     except UnsuitableModelError as error:
-        raise UserError("--encoder", f"{TIMM}{error.got}", error.allowed, "name a model of timm") from None
+        raise UserError("--encoder", f"{TIMM}{error.got}", error.allowed, "name a timm model") from None
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -1,6 +1,7 @@
 """A sweep's trials: drawn from its seed alone, trained for real, judged by their probes."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -86,14 +87,15 @@ BEST = 1.5
 """An accuracy that no other trial reaches."""
 
 
-def leave_first_rung(config: RunConfig, sweep: Path, data: str) -> None:
-    """Trial 0 as a stopped sweep leaves it, trained to its first rung, where its probe was the best."""
-    run = open_folder(f"{sweep}/trials/000")
-    write_config(run, config)
-    fit(LocalContext(), engine_of(config), config, feed(config), run, rows=96, until=2)
-    evaluate(run.uri, data, "probe", step="2")
-    probe = run.read_json("eval/2/probe.json")
-    run.write_json("eval/2/probe.json", {**probe, "value": BEST})
+def leave_first_rung(configs: Sequence[RunConfig], sweep: Path, data: str) -> None:
+    """Trials as a stopped sweep leaves them, trained and judged at their first rung, where the first was the best."""
+    for number, config in enumerate(configs):
+        run = open_folder(f"{sweep}/trials/{number:03d}")
+        write_config(run, config)
+        fit(LocalContext(), engine_of(config), config, feed(config), run, rows=96, until=2)
+        evaluate(run.uri, data, "probe", step="2")
+        if number == 0:
+            run.write_json("eval/2/probe.json", {**run.read_json("eval/2/probe.json"), "value": BEST})
 
 
 @pytest.mark.ray
@@ -101,7 +103,7 @@ def leave_first_rung(config: RunConfig, sweep: Path, data: str) -> None:
 @pytest.mark.timeout(900)
 @sized("stopped_before", True, long=False)
 def test_a_small_sweep_trains_judges_and_chooses(stopped_before, cluster, tmp_path):
-    """The short form goes on from a sweep that was stopped, whose trial 0 no other one can beat."""
+    """The short form resumes a sweep that was stopped after its first rung, whose trial 0 no other one can beat."""
     from soda_dist.distributed.tune import draw_candidates, sweep
 
     data, place = str(tmp_path / "data"), tmp_path / "sweep"
@@ -109,7 +111,7 @@ def test_a_small_sweep_trains_judges_and_chooses(stopped_before, cluster, tmp_pa
     config = tiny_config(scale={"engine": "torch", "data_memory_mb": 64}, evaluation={"actors": 1, "baselines": False})
     search = search_of(trials=2, guidance=(1.0, 2.0))
     if stopped_before:
-        leave_first_rung(draw_candidates(config, search)[0][1], place, data)
+        leave_first_rung([candidate for _, candidate in draw_candidates(config, search)], place, data)
     said: list[str] = []
     sweep(config, search, data, str(place), said.append)
     summary = json.loads((place / "trials.json").read_text())
