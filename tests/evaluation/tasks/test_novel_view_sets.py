@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from soda_dist.config.load import with_fields
+from soda_dist.errors import UserError
+from soda_dist.evaluation.images import view_sets
 from soda_dist.evaluation.tasks.novel_views import _ways, draw_views
 from tests.evaluation.contexts import context_of, voiced
 from tests.models.methods import config_of
@@ -41,3 +43,15 @@ def test_novel_views_are_measured_for_each_number_of_sources_and_way_to_join(sol
     assert context.place.read_json("novel_views.json")["sets"] == result["sets"]
     assert context.place.exists("novel_views.png")
     assert any(line.startswith("novel views from 3, stochastic: PSNR") for line in said)
+
+
+def test_the_object_with_the_fewest_views_decides_how_many_sources_there_can_be(
+    solids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of("rays")
+    context = context_of(voiced(config, solids), tmp_path)
+    monkeypatch.setattr(view_sets, "object_runs", lambda reader: [(0, 6), (6, 9), (9, 14)])
+    assert view_sets.source_counts(context) == [1]
+    context.config = with_fields(config, {"evaluation.novel_views.sources": [3]})
+    with pytest.raises(UserError, match=r"got 3 sources of objects that have 3 views; allowed: 1\.\.2"):
+        view_sets.source_counts(context)
