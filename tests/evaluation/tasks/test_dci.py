@@ -42,6 +42,12 @@ def test_dci_of_latents_is_the_metrics_own(place: Path) -> None:
     assert any(line.startswith("DCI over 2 factors, 44 training images: disentanglement") for line in said)
 
 
+def test_a_limit_takes_as_many_codes_as_factor_values(place: Path) -> None:
+    limits = ["evaluation.dci.max_train_images=30", "evaluation.dci.max_test_images=20"]
+    found = evaluate(str(place / "run"), str(place / "data"), "dci", overrides=limits)["dci"]
+    assert found["counts"] == {"train": 30, "test": 20}
+
+
 def test_factors_are_those_that_are_named_or_the_data_sets_own(place: Path) -> None:
     manifest, config = read_manifest(open_folder(str(place / "data"))), tiny_config()
     assert factor_columns(manifest, config) == ("bright", "late"), "attributes, where there are no factors"

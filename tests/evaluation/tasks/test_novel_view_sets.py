@@ -1,13 +1,17 @@
 """The task novel_views: every number of sources and every way to join them is measured."""
 
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from soda_dist.config.load import with_fields
 from soda_dist.errors import UserError
 from soda_dist.evaluation.images import view_sets
-from soda_dist.evaluation.tasks.novel_views import _ways, draw_views
+from soda_dist.evaluation.images.sampling import SampleInputs
+from soda_dist.evaluation.tasks.novel_views import _picture, _ways, draw_views
 from tests.evaluation.contexts import context_of, voiced
 from tests.models.methods import config_of
 
@@ -55,3 +59,12 @@ def test_the_object_with_the_fewest_views_decides_how_many_sources_there_can_be(
     context.config = with_fields(config, {"evaluation.novel_views.sources": [3]})
     with pytest.raises(UserError, match=r"got 3 sources of objects that have 3 views; allowed: 1\.\.2"):
         view_sets.source_counts(context)
+
+
+def test_objects_with_fewer_targets_leave_the_rest_of_their_rows_white() -> None:
+    """A source each and one or two targets: the second camera of the first object is missing."""
+    pink = np.full((3, 8, 8, 3), (200, 30, 90), np.uint8)
+    inputs = SampleInputs(np.arange(3), pink[:, None], None, pink, None)
+    picture = np.asarray(Image.open(io.BytesIO(_picture(inputs, pink, [1, 2]))))
+    cells = (picture == (200, 30, 90)).all(2).sum() / 112**2
+    assert cells == 2 + 2 * 3, "the sources once, each target drawn and true"
