@@ -1,6 +1,7 @@
 """`benchmark.py features`: feature extraction by Ray actors against a plain loop over a torch DataLoader, on CPUs.
 
-The network has one thread per actor. Ours reads shards and writes and reads Parquet; the loop works in memory.
+Both sides encode the same images with the same network, one thread per actor. Ours reads shards, writes Parquet and
+reads it back; the loop keeps compressed images and latents in memory.
 """
 
 import io
@@ -40,10 +41,10 @@ from soda_dist.parallel.progress import Say, silent
 from soda_dist.training.build import build_model
 
 IMAGES = 1024
-"""Default number of images per round: four row groups, which two actors can share evenly."""
+"""Default number of images per round: four row groups of small images, which two actors can share evenly."""
 ONE, TWO = "1 actor", "2 actors"
 WORKERS = (0, 1)
-"""`num_workers` of the DataLoader; 1 uses one more process than our actor."""
+"""`num_workers` of the DataLoader; 1 uses one process, and core, more than our actor."""
 LIMIT = 0.9
 TWICE = 1.6
 """Required speedup with a second actor on two cores, which the driver and Ray share; linear is 2."""
@@ -51,29 +52,39 @@ TWICE = 1.6
 
 @dataclass(frozen=True)
 class Initial:
-    """A `ModelSource` without a checkpoint: a configuration's initial weights."""
+    """A `ModelSource` without a checkpoint: the initial weights of a configuration and its seed."""
 
     config: RunConfig
 
     def configuration(self) -> RunConfig:
+        """Return the configuration."""
         return self.config
 
     def load(self) -> Method:
+        """Build the frozen model on the CPU, in eval mode."""
         return self.fresh(self.config).requires_grad_(False)
 
     def fresh(self, config: RunConfig) -> Method:
+        """Build the model of `config` on the CPU, in eval mode."""
         return build_model(config).eval()
 
     def digest(self) -> str:
-        return ""  # nothing is cached
+        """Return an empty digest: nothing is cached."""
+        return ""
 
 
 def measure_features(preset: str, data_uri: str | None, overrides: list[str], say: Say) -> list[Result]:
     """Compare images/s of one actor with the better of two plain loops, and of two actors with one.
 
-    A round takes the first `evaluation.max_train_images` images. Rates exclude start-up of the actors, which is shown
-    separately, and of the DataLoader's worker. The network has initial weights.
-    `data_uri`: prepared shards; None = rendered.
+    A round processes the first `evaluation.max_train_images` images. The rates exclude start-up of the actors, which is
+    reported beside them, and of the DataLoader's worker. The network has its initial weights.
+
+    Args:
+        data_uri: prepared shards; None = rendered.
+
+    Raises:
+        UserError: a method without an encoder of single images, unreadable images, or an override of a setting that
+            the benchmark varies.
     """
     fields = [f"evaluation.max_train_images={IMAGES}", "evaluation.baselines=false"]
     config = load_config(preset, [*fields, *allowed_overrides(overrides, ["evaluation.actors"])])
@@ -98,7 +109,7 @@ def measure_features(preset: str, data_uri: str | None, overrides: list[str], sa
 
 
 def check_plain(config: RunConfig) -> None:
-    """Raise `UserError` if a latent depends on more than the image and the encoder."""
+    """Raise `UserError` if a latent depends on more than the image and the encoder, which is all the loop supports."""
     for field, got, allowed in [
         ("method", config.method, ("soda", "encdec")),
         ("data.pose", config.data.pose, ("none",)),
@@ -136,7 +147,7 @@ def _start_pool(pools: ExitStack, config: RunConfig, data_uri: str, actors: int,
 
 
 def _threads(state: Any, number: int) -> tuple[int, int]:
-    """Return an actor's process id and thread count, after a pause so that every actor gets calls."""
+    """Return process id and thread count of an actor, after a pause that leaves calls to the other actors."""
     time.sleep(0.1)
     return os.getpid(), torch.get_num_threads()
 

@@ -1,4 +1,7 @@
-"""Benchmark ratios of median rates; sides alternate in rounds, since shared machines drift. Needs no Ray."""
+"""Benchmark ratios: the sides alternate in rounds, since shared machines drift; a side's rate is its median.
+
+Needs no Ray.
+"""
 
 import statistics
 from collections.abc import Callable, Mapping
@@ -27,7 +30,12 @@ def alternate(name: str, sides: Mapping[str, Side], unit: str, say: Say) -> Rate
 
 
 def ratio(name: str, rounds: Rates, unit: str, limit: float | None, facts: Mapping[str, float] | None = None) -> Result:
-    """Compute the ratio of the first side, ours, to the best other (1 if none); `limit` is the least acceptable."""
+    """Compute the ratio of the first side, ours, to the best other (1 if there is none).
+
+    Args:
+        limit: least acceptable ratio; None = report only.
+        facts: further numbers of our side, shown beside the ratio.
+    """
     medians = {side: statistics.median(rates) for side, rates in rounds.items()}
     ours, *others = medians.values()
     return {
@@ -47,7 +55,7 @@ def compare(name: str, sides: Mapping[str, Side], unit: str, limit: float, say: 
 
 
 def conclude(results: list[Result], out_uri: str | None, say: Say) -> str:
-    """Print the results; if a folder is given, write benchmark.json and return its URI."""
+    """Print the results; write benchmark.json and return its URI if a folder is given."""
     for result in results:
         sides = "  ".join(f"{side} {rate:g}" for side, rate in result["median"].items())
         say(f"{result['name']} ({result['unit']}): {sides}")

@@ -1,7 +1,8 @@
 """`benchmark.py data`: view pairs per second, against torch's DataLoader, a bare process pool and decoding alone.
 
-Each side has one decoding and one consuming process, for decoding, two random resized crops with flips, RandAugment and
-uint8 batches. torchvision, on Pillow images and on tensors, gets compressed images in memory; ours reads shards.
+Each side uses one decoding and one consuming process for the same work: decode, two random resized crops with flips,
+RandAugment at the rate of table 12, uint8 batches. torchvision runs on Pillow images and on tensors, with compressed
+images in memory; ours reads shards.
 """
 
 import logging
@@ -35,7 +36,7 @@ from soda_dist.distributed.ingest import opened, stream
 from soda_dist.parallel.progress import Say
 
 SECONDS = 12.0
-"""Measured time per side and round."""
+"""Measuring time per side and round, after its pipeline has filled."""
 DECODERS: tuple[Decoder, ...] = ("Pillow", "tensors")
 OURS, POOL, DECODING = "Ray Data", "process pool", "decoding alone"
 VIEWS, DEVICE_AUGMENT = "data.views", "data.views, RandAugment left to the device"
@@ -48,7 +49,12 @@ DEVICE_LIMIT = 1.5
 def measure_data(
     small_uri: str | None, photographs_uri: str | None, reencoded_uri: str | None, say: Say
 ) -> list[Result]:
-    """Measure at 32 px (None = rendered) and on photographs at the paper's sizes, as published and re-encoded."""
+    """Measure all ratios at 32 px and, if given, on photographs at the paper's sizes.
+
+    Args:
+        small_uri: shards of 32 px images; None = rendered.
+        reencoded_uri: the same photographs, re-encoded at import.
+    """
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # the stream runs in this process, with its log
     one = ["scale.workers=1", "scale.data_cpus_per_worker=1", "optim.warmup_steps=10", "train.steps=4000"]
     with tempfile.TemporaryDirectory() as scratch:
@@ -129,7 +135,7 @@ def _images(config: RunConfig, uri: str, count: int) -> list[bytes]:
 
 
 def _pooled(uri: str, config: RunConfig, number: int) -> Generator[Any, None, None]:
-    """Yield batches from a pool with one process, which pickles them."""
+    """Yield the same batches from a pool with one process, which pickles them."""
     batch, ahead = config.train.global_batch, deque[Future[Pairs]]()
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
@@ -148,7 +154,7 @@ def _pool_batch(uri: str, config: RunConfig, start: int, stop: int) -> Pairs:
 
 
 def _decoded(images: list[bytes], batch: int, number: int) -> Generator[Any, None, None]:
-    """Decode full-size images in this process, batch by batch."""
+    """Decode whole images at full size in this process, batch by batch."""
     rest = cycle(images[number * batch :] + images[: number * batch])
     while True:
         for data in islice(rest, batch):
@@ -167,7 +173,7 @@ def _loader_rate(images: list[bytes], config: RunConfig, decoder: Decoder, numbe
 
 
 def _rate(batches: Generator[Any, None, None], size: int, skip: int = 4) -> float:
-    """Measure pairs/s after the pipeline has filled, then close it to leave the CPU to the next side."""
+    """Measure pairs/s after the pipeline has filled, then close it so that it does not slow down the next side."""
     for _ in range(skip):
         next(batches)
     count, start = 0, time.perf_counter()

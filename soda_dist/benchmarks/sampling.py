@@ -1,4 +1,7 @@
-"""`benchmark.py sample`: our sampler against a diffusers scheduler, with the same network and noise. Needs no Ray."""
+"""`benchmark.py sample`: our sampler against a plain loop over a diffusers scheduler, with the same network and noise.
+
+Needs no Ray.
+"""
 
 import math
 import time
@@ -43,9 +46,10 @@ class Task:
     w: float
     """Guidance scale."""
     seed: int
-    """Seed of the steps' noise."""
+    """Seed of the noise that the steps add, in their order."""
 
     def generator(self) -> torch.Generator:
+        """Create the generator of the steps' noise, for either side."""
         return torch.Generator(self.start.device).manual_seed(self.seed)
 
 
@@ -53,6 +57,10 @@ def measure_sampling(preset: str, overrides: list[str], device_name: Device, say
     """Compare images/s of our sampler with diffusers (limit 1.0), without guidance, and in faster arithmetic.
 
     A batch has `evaluation.images` images. Guidance is one batched call per step on both sides. Encoding is excluded.
+
+    Raises:
+        UserError: a missing device or diffusers, a method that does not denoise, or an override of a setting that the
+            benchmark varies.
     """
     device = device_of(device_name)
     config = load_config(preset, [*DEFAULTS[device.type], *allowed_overrides(overrides, ["train.precision"])])
@@ -106,7 +114,11 @@ def _rows(name: str, rounds: dict[str, list[float]], calls: dict[str, float]) ->
 
 
 def make_task(config: RunConfig, device: torch.device) -> Task:
-    """Build a model with initial weights and noise images as sources; raise `UserError` if it does not denoise."""
+    """Build a model with initial weights, with noise images as sources.
+
+    Raises:
+        UserError: the method does not denoise.
+    """
     model, settings = _build_model(config, device), config.sampling
     count, side = config.evaluation.images, config.data.target_size
     batch = noise_batches(with_batch(config, count), device)[0]
@@ -125,6 +137,7 @@ def make_task(config: RunConfig, device: torch.device) -> Task:
 
 
 def with_batch(config: RunConfig, count: int) -> RunConfig:
+    """Set the batch to `count` pairs on one worker."""
     train = config.train.model_copy(update={"global_batch": count, "micro_batch": None})
     return config.model_copy(update={"train": train, "scale": config.scale.model_copy(update={"workers": 1})})
 
@@ -178,14 +191,17 @@ def _at_own_level(step: ReverseStep, x: Tensor, eps: Tensor) -> Tensor:
 
 
 def _scheduler(task: Task) -> tuple[Any, list[int], dict[str, Any]]:
-    """Create a diffusers scheduler with our steps and abar; return it with its timesteps and arguments of its step."""
+    """Create a diffusers scheduler with our steps and abar; return it with its timesteps and arguments of its step.
+
+    Its DDIM strides differently, so its table holds only the levels of our steps.
+    """
     try:
         from diffusers import DDIMScheduler, DDPMScheduler
     except ImportError:
         raise UserError("diffusers", "not installed", "the package diffusers", "pip install diffusers") from None
     abar, steps = task.model.process.abar.cpu(), [step.t for step in task.plan]
     ddim = task.settings.method == "ddim"
-    table = abar[steps[::-1]] if ddim else abar  # diffusers strides DDIM differently
+    table = abar[steps[::-1]] if ddim else abar
     betas = (1 - table / torch.cat([table.new_ones(1), table[:-1]])).tolist()
     if ddim:
         scheduler: Any = DDIMScheduler(len(table), trained_betas=betas, clip_sample=True)
@@ -200,6 +216,7 @@ def _scheduler(task: Task) -> tuple[Any, list[int], dict[str, Any]]:
 
 
 def count_calls(model: DiffusionMethod, draw: Callable[[], Tensor]) -> int:
+    """Count the denoiser calls of `draw`."""
     calls = []
     handle = model.denoiser.register_forward_hook(lambda *_: calls.append(1))
     try:

@@ -1,7 +1,8 @@
 """`benchmark.py import` and `start`: conversion of images to shards, and time to the first batch.
 
-The baselines read and hash the same files, and also write them. Local files are first copied, so they come from the
-page cache, with one thread per core; object stores are read with as many threads as an import on all CPUs would use.
+Import is compared with reading and hashing the same files, and with also writing their bytes to the temporary folder.
+Local files are first copied there, so they come from the page cache, with one thread per core; files of an object store
+are read in place, with as many threads as imports on all CPUs of the cluster would use.
 """
 
 import hashlib
@@ -30,9 +31,9 @@ from soda_dist.errors import UserError
 from soda_dist.parallel.progress import Say, silent
 
 BYTES = 10**9
-"""Bytes to import: a local source is repeated or cut to fit; an object store may have at most this many."""
+"""Bytes to import: a local source is repeated or cut to it; for an object store, the maximum."""
 PIECE = 64 * 2**20
-"""Bytes per written file, which is synced to disk like a shard."""
+"""Bytes of a file that is written and synced to disk like a shard."""
 IMPORT, READING, WRITING = "import", "reading and hashing", "reading, hashing and writing"
 IMPORT_LIMIT = 0.7
 MOST_SECONDS = 10.0
@@ -43,7 +44,11 @@ IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 def measure_import(source_uri: str, say: Say) -> list[Result]:
     """Compare MB/s of an import from files to shards with reading, hashing and writing.
 
-    `source_uri` is a folder of images, also in subfolders; other files would slow down the import alone.
+    Args:
+        source_uri: a folder with images, also in subfolders, and no other files, which an import would inspect.
+
+    Raises:
+        UserError: a folder without images, or more than `BYTES` in an object store.
     """
     with tempfile.TemporaryDirectory() as place:
         scratch, source = Path(place), open_folder(source_uri)
@@ -67,7 +72,13 @@ def measure_import(source_uri: str, say: Say) -> list[Result]:
 
 
 def measure_start(preset: str, data_uri: str, overrides: Sequence[str], say: Say) -> list[Result]:
-    """Compare the time to the first batch with `MOST_SECONDS`, for a start and for a resume in mid-epoch."""
+    """Compare the time to the first batch with `MOST_SECONDS`, for a start and for a resume in mid-epoch.
+
+    The slowest round counts, since later rounds find warm processes and caches.
+
+    Raises:
+        UserError: no shards, or an invalid configuration.
+    """
     config = load_config(preset, ["scale.workers=1", *overrides])
     split = read_manifest(open_folder(data_uri)).split(config.data.train_split)
     middle = min(max(1, split.rows // config.train.global_batch // 2), config.train.steps - 1)
@@ -80,7 +91,7 @@ def measure_start(preset: str, data_uri: str, overrides: Sequence[str], say: Say
     allowed = f"{MOST_SECONDS:g} s"
     results = []
     for start in starts:
-        slowest = min(rates[start])  # later rounds find warm processes and caches
+        slowest = min(rates[start])
         both = {start: [slowest], allowed: [1 / MOST_SECONDS]}
         results.append(ratio(f"{name}, {start}, against {allowed}", both, "1/s", 1.0, {"seconds": 1 / slowest}))
     return results
@@ -118,6 +129,7 @@ def _copy(source: Folder, into: Path) -> Folder:
 
 
 def _import_seconds(source_uri: str, data: Path) -> float:
+    """Measure seconds of an import into an empty folder."""
     start = time.perf_counter()
     prepare("folder", source_uri, str(data), ["splits=drawn", "classes=false"], ActorPool(say=silent))
     seconds = time.perf_counter() - start
@@ -126,7 +138,7 @@ def _import_seconds(source_uri: str, data: Path) -> float:
 
 
 def _read_seconds(source: Folder, names: Sequence[str], into: Path | None) -> float:
-    """Measure seconds of reading and hashing files and, if a folder is given, of writing them."""
+    """Measure seconds of reading and hashing files and, if a folder is given, of writing their bytes."""
     if into:
         into.mkdir()
     cores = os.cpu_count() or 1

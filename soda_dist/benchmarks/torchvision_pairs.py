@@ -12,12 +12,15 @@ from torchvision.transforms import v2
 from soda_dist.config.sections import Data
 
 Decoder = Literal["Pillow", "tensors"]
-"""Input of the transforms: Pillow images, or tensors decoded by torchvision."""
 GREY = 128
 
 
 class TorchvisionPairs(Dataset):
-    """Compressed images -> (source, target) uint8 [3, s, s] and [3, t, t]: the same work as `data.views`."""
+    """Compressed images -> (source, target) uint8 [3, s, s] and [3, t, t]: the same work as `data.views`.
+
+    Args:
+        decoder: input of the transforms: Pillow images, or tensors decoded by torchvision.
+    """
 
     def __init__(self, images: list[bytes], data: Data, decoder: Decoder) -> None:
         self._images, self._decoder = images, decoder

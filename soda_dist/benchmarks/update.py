@@ -1,4 +1,7 @@
-"""`benchmark.py step`: an update in several precisions, and its FLOP/s relative to a large matmul. Needs no Ray."""
+"""`benchmark.py step`: an update in several precisions, and its FLOP/s relative to a large matmul.
+
+Needs no Ray.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -61,8 +64,11 @@ MODES = {
 def measure_step(preset: str, overrides: list[str], device_name: Device, say: Say) -> list[Result]:
     """Compare pairs/s of forward, backward, clip, AdamW and EMA on batches in memory with eager float32.
 
-    FLOPs, as torch counts them in float32 (a multiply-add is two), are related to a large matmul of equal precision.
-    The time to draw the step's random numbers is printed too.
+    FLOPs, as torch counts them in float32 (a multiply-add is two), are related to a large matmul of the same precision
+    in the same run. The time of the step's addressed random numbers is printed too.
+
+    Raises:
+        UserError: a missing device, an override of a setting that the benchmark varies, or too little GPU memory.
     """
     device = device_of(device_name)
     fields = ["scale.workers=1", "scale.gpus_per_worker=0", f"train.global_batch={PAIRS[device.type]}"]
@@ -199,13 +205,14 @@ def _side(engine: TorchEngine, mode: Mode, config: RunConfig, batches: list[Micr
 
 
 def _flops(engine: TorchEngine, batches: list[MicroBatch]) -> int:
-    """Count FLOPs of matmuls and convolutions, forward and backward; attention as in `training.plan`."""
+    """Count FLOPs of matmuls and convolutions, forward and backward; `training.plan` explains the math attention."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         engine.step(batches[: len(batches) // 2], 0.0)
     return counter.get_total_flops()
 
 
 def _draw_time(config: RunConfig, batches: list[MicroBatch]) -> str:
+    """Time the addressed random numbers of one update."""
     device, data = batches[0].source.device, config.data
 
     def draws() -> None:

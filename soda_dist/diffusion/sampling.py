@@ -75,6 +75,9 @@ def sample(
         method, steps, variance, eta: as in `reverse_steps`.
         clip: as in `denoise_loop`.
         noise: called with i before each step that adds noise: never the last, never in DDIM with eta 0.
+
+    Raises:
+        UserError: as `reverse_steps`.
     """
     plan = reverse_steps(process.abar, method=method, steps=steps, variance=variance, eta=eta)
     x = x_T
@@ -118,6 +121,9 @@ def invert(predict: Predict, process: GaussianProcess, x_0: Tensor, *, steps: in
         x_0: [B, ...] float in [-1, 1].
         steps: kept steps, as in `reverse_steps`.
         iterations: evaluations of `predict` per step, at least 1.
+
+    Raises:
+        UserError: as `reverse_steps`, or iterations below 1.
     """
     if iterations < 1:
         raise UserError("iterations", iterations, ">= 1", "more are closer to the exact inverse")
@@ -203,6 +209,9 @@ def reverse_steps(abar: Tensor, *, method: Method, steps: int, variance: Varianc
         steps: number of kept steps, 1..T.
         variance: DDPM's fixed variance: the posterior's (small) or beta (large); DDIM ignores it.
         eta: DDIM's share of the small variance's standard deviation, 0..1; DDPM ignores it.
+
+    Raises:
+        UserError: steps outside 1..T, eta outside 0..1, or an unknown method or variance.
     """
     _check_options(method, variance, eta)
     kept = kept_steps(len(abar), steps)[::-1]
@@ -224,6 +233,9 @@ def kept_steps(total: int, steps: int) -> list[int]:
     """Return the kept indices, ascending, spread evenly from first to last (Nichol and Dhariwal 2021, sec. 4).
 
     `steps` is in 1..total. A single step is the last one, where x_T lives.
+
+    Raises:
+        UserError: steps outside 1..total.
     """
     if not 1 <= steps <= total:
         raise UserError("sampling.steps", steps, f"1..{total}", "choose a number in this range")

@@ -93,6 +93,9 @@ def dci(
         train_codes, test_codes: [N, D] and [M, D], finite.
         train_values, test_values: integers [N, K] and [M, K], at least two training values per factor.
         regressor, seed, rounds, threads: see `fit_factor`.
+
+    Raises:
+        ValueError: a factor with a single training value, codes that are not finite, shapes that do not match.
     """
     check_split(train_codes, train_values, test_codes, test_values)
     fits = [
@@ -117,7 +120,11 @@ def check_split(
     test_codes: NDArray[np.floating],
     test_values: NDArray[np.integer],
 ) -> None:
-    """Validate the arguments of `dci` without fitting."""
+    """Validate the arguments of `dci` without fitting.
+
+    Raises:
+        ValueError: a factor with a single training value, codes that are not finite, shapes that do not match.
+    """
     train, test = checked_codes("train_codes", train_codes), checked_codes("test_codes", test_codes)
     checked_values("train_values", train_values, len(train), varied=True)
     checked_values("test_values", test_values, len(test))
@@ -155,6 +162,9 @@ def fit_factor(
         seed: seed of the choice between equal splits in `sklearn`; the others are deterministic.
         threads: threads of `lightgbm`; the result does not depend on them.
         rounds: boosting rounds, of one tree per class, or a single tree for two classes.
+
+    Raises:
+        ValueError: a single training value, codes that are not finite, shapes that do not match, another regressor.
     """
     check_split(train_codes, train_values[:, None], test_codes, test_values[:, None])
     classes, index = np.unique(train_values, return_inverse=True)
@@ -186,6 +196,9 @@ def scores(importance: Floats, train_accuracy: Floats, test_accuracy: Floats) ->
     Args:
         importance: float64 [D, K], finite, not negative.
         train_accuracy, test_accuracy: [K].
+
+    Raises:
+        ValueError: negative or infinite importance, shapes that do not match.
     """
     _check_importance(importance)
     factors = (importance.shape[1],)
@@ -210,6 +223,9 @@ def section_scores(importance: Floats, bounds: Sequence[tuple[int, int]]) -> Sec
     Args:
         importance: float64 [D, K], finite, not negative.
         bounds: (start, stop) of contiguous sections that cover 0..D.
+
+    Raises:
+        ValueError: other bounds, negative or infinite importance.
     """
     _check_importance(importance)
     starts, stops = [start for start, _ in bounds], [stop for _, stop in bounds]

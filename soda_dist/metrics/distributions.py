@@ -56,7 +56,11 @@ class PrecisionRecall:
 
 
 def moments(features: Tensor) -> Moments:
-    """Compute count, mean and scatter of features [N, D], any real dtype and device; N may be 0."""
+    """Compute count, mean and scatter of features [N, D], any real dtype and device; N may be 0.
+
+    Raises:
+        ValueError: not two axes, or values that are not finite.
+    """
     _check(features)
     rows = features.double()
     mean = rows.sum(dim=0) / max(len(rows), 1)
@@ -65,7 +69,11 @@ def moments(features: Tensor) -> Moments:
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """Return the moments of both sets together (Chan et al. 1979, pairwise), exact up to rounding in any order."""
+    """Return the moments of both sets together (Chan et al. 1979, pairwise), exact up to rounding in any order.
+
+    Raises:
+        ValueError: features of two widths.
+    """
     _check_widths(len(a.mean), len(b.mean))
     count = a.count + b.count
     share, apart = 1.0 / max(count, 1), a.mean - b.mean
@@ -82,6 +90,9 @@ def fid(a: Moments, b: Moments) -> float:
 
     The value falls as N grows: compare only FIDs of equal counts. The order of `a` and `b`, of at least two features
     each, does not matter.
+
+    Raises:
+        ValueError: fewer features, or of two widths.
     """
     _check_widths(len(a.mean), len(b.mean))
     if min(a.count, b.count) < 2:
@@ -108,6 +119,9 @@ def kid(
         generated, real: [N, D] and [M, D], any real dtype.
         subsets: number of subsets of each side, each drawn without replacement.
         subset_size: 2 to min(N, M).
+
+    Raises:
+        ValueError: too few features for a subset, of two widths, or not finite.
     """
     _check_pair(generated, real)
     if subsets < 1 or not 2 <= subset_size <= min(len(generated), len(real)):
@@ -132,6 +146,9 @@ def precision_recall(
     Args:
         generated, real: [N, D] and [M, D], any real dtype, more than `neighbours` on each side.
         block: side of the blocks of the distance matrix; it does not change the result.
+
+    Raises:
+        ValueError: not more than `neighbours` features on a side, of two widths, or not finite.
     """
     _check_pair(generated, real)
     if not 1 <= neighbours < min(len(generated), len(real)):

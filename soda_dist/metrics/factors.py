@@ -26,6 +26,9 @@ def mig(codes: NDArray[np.floating], values: NDArray[np.integer], *, bins: int =
 
     The lead in mutual information is divided by the factor's entropy and averaged over factors: 0 if two codes are
     equally informative about every factor, 1 if each factor is in one code alone. D is at least 2.
+
+    Raises:
+        ValueError: fewer than two codes, a factor with a single value, codes that are not finite.
     """
     codes, values = checked_codes("codes", codes, at_least=2), checked_values("values", values, len(codes), varied=True)
     best = np.sort(mutual_information(codes, values, bins=bins), axis=0)
@@ -78,6 +81,9 @@ def sap(
 
     Our reading: on one code a machine has two parameters and a strictly convex loss, so Newton's method over sorted
     codes finds the minimum itself, where an iterative solver stops at a tolerance and takes hours at 2,048 codes.
+
+    Raises:
+        ValueError: fewer than two codes, a factor with a single training value, shapes that do not match.
     """
     best = np.sort(code_accuracy(train_codes, train_values, test_codes, test_values), axis=0)
     if len(best) < 2:

@@ -202,7 +202,11 @@ class _Rows:
 
 
 def _place(latents: Tensor, labels: Tensor, classes: int, workers: Workers) -> tuple[int, int]:
-    """Return the global index of this worker's first row, and the total; every worker validates the rows of all."""
+    """Return the global index of this worker's first row, and the total; every worker validates the rows of all.
+
+    Raises:
+        ValueError: as `fit_probe`.
+    """
     count = latents.shape[-2]
     facts = torch.zeros(workers.world, 4, dtype=torch.int64, device=latents.device)
     low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)

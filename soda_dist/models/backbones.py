@@ -94,7 +94,11 @@ def build_resnet(arch: str, *, width: float, stem: str, norm: str, drop_path: fl
 
 
 def build_vit(arch: str, *, width: float, patch: int, image_size: int, drop_path: float) -> ViT:
-    """Build a ViT of `VITS`; arguments as in `Encoder`, with `image_size` a multiple of `patch`."""
+    """Build a ViT of `VITS`; arguments as in `Encoder`, with `image_size` a multiple of `patch`.
+
+    Raises:
+        ValueError: patches that do not tile the images.
+    """
     size = VITS[arch]
     if image_size % patch:
         raise ValueError(f"image_size: got {image_size} with patch {patch}; allowed: multiples of the patch size")

@@ -141,6 +141,9 @@ class Denoiser(Conditioned):
         grid: embeds the target's pose, as wide as the first convolution; None = no pose grid.
         source_grid: the same for the source's pose (Palette).
         vector: encodes both poses as a modulating vector; None = no pose vector.
+
+    Raises:
+        ValueError: sizes that do not fit.
     """
 
     def __init__(

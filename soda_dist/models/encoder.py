@@ -38,6 +38,9 @@ class Encoder(nn.Module):
         dropout: rate on z (bottleneck dropout).
         pool: False = z is a grid of cells (section F.1, without bottleneck).
         pose: embeds the source's pose; None = no poses.
+
+    Raises:
+        ValueError: an unknown architecture, or options that it does not have.
     """
 
     def __init__(

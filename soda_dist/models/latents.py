@@ -38,6 +38,9 @@ def interpolate(a: Tensor, b: Tensor, weights: Tensor, *, method: Interpolation)
     Args:
         a, b: [.., D] float, of equal shape and dtype.
         weights: [n] float in [0, 1].
+
+    Raises:
+        ValueError: other shapes, dtypes, weights or methods.
     """
     if a.shape != b.shape or a.dtype != b.dtype or not a.is_floating_point() or a.ndim == 0:
         got = f"{a.dtype} {list(a.shape)} and {b.dtype} {list(b.shape)}"
@@ -77,6 +80,9 @@ def principal_directions(latents: Tensor, *, columns: Tensor | None, count: int)
         latents: [n, D] float, finite; the paper takes 1,000 to 10,000.
         columns: int64 [c], all different, as from `section_columns`; None = all of z.
         count: 1..min(n - 1, c); n latents vary in at most n - 1 directions.
+
+    Raises:
+        ValueError: other arguments.
     """
     if latents.ndim != 2 or not latents.is_floating_point() or not bool(latents.isfinite().all()):
         raise ValueError(f"latents: got {latents.dtype} {list(latents.shape)}; allowed: float [n, D], finite")
@@ -113,6 +119,9 @@ def traverse(z: Tensor, direction: Tensor, sigma: float, ks: Sequence[float]) ->
     Args:
         z, direction: [B, D] and [D] float.
         sigma: standard deviation along `direction`, the unit of `ks`.
+
+    Raises:
+        ValueError: shapes that do not fit.
     """
     if z.ndim != 2 or direction.shape != z.shape[1:]:
         raise ValueError(f"direction: got {list(direction.shape)} for z {list(z.shape)}; allowed: [D] for [B, D]")
@@ -133,6 +142,9 @@ def attribute_direction(weights: Tensor, index: int, *, std: Tensor) -> Tensor:
     Args:
         weights: [classes, D] float; row `index` must not be zero wherever z varies.
         std: [D] float, >= 0: the root of the probe's variance.
+
+    Raises:
+        ValueError: other arguments, or a row that is zero wherever z varies.
     """
     if weights.ndim != 2 or std.shape != weights.shape[1:]:
         got = f"{list(weights.shape)} with std {list(std.shape)}"
@@ -149,7 +161,11 @@ def attribute_direction(weights: Tensor, index: int, *, std: Tensor) -> Tensor:
 
 
 def section_columns(section_of: Tensor, sections: Sequence[int]) -> Tensor:
-    """Return the elements of z that belong to these sections: int64, ascending."""
+    """Return the elements of z that belong to these sections: int64, ascending.
+
+    Raises:
+        ValueError: a section that does not exist.
+    """
     count = _count(section_of)
     for section in sections:
         if not 0 <= section < count:
@@ -164,6 +180,9 @@ def mix_sections(latents: Tensor, choice: Tensor, section_of: Tensor) -> Tensor:
     Args:
         latents: [K, B, D].
         choice: int64 [sections] in 0..K-1: the latent that gives the section, to all B.
+
+    Raises:
+        ValueError: other arguments.
     """
     count = _count(section_of)
     if latents.ndim != 3 or latents.shape[2] != len(section_of):
@@ -187,6 +206,9 @@ def resample_sections(
         z: [B, D].
         pool: [n, D], n >= 1, of z's dtype.
         generator: B rows are drawn from it, on its device.
+
+    Raises:
+        ValueError: other arguments.
     """
     dim = len(section_of)
     if z.ndim != 2 or z.shape[1] != dim:

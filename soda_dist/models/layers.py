@@ -22,6 +22,9 @@ def addressed(seeds: Tensor) -> Iterator[None]:
     """Draw each sample's dropout and drop path masks from its seed, int64 [B], within this context.
 
     The context belongs to one thread: a recomputation that autograd starts in another does not see it.
+
+    Raises:
+        ValueError: seeds of another dtype or shape.
     """
     if seeds.dtype != torch.int64 or seeds.ndim != 1:
         raise ValueError(f"seeds: got {seeds.dtype} {list(seeds.shape)}; allowed: int64 [B]")

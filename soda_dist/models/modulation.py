@@ -17,6 +17,9 @@ def adaptive_norm(*, kind: Kind, channels: int, time_dim: int | None, latent_dim
     Args:
         time_dim: width of the timestep embedding; None = no t.
         latent_dim: width of the layer's part of z; 0 = no z.
+
+    Raises:
+        ValueError: an unknown kind.
     """
     if latent_dim == 0:
         return TimeNorm(channels=channels, time_dim=time_dim)

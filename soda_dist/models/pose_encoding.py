@@ -157,6 +157,9 @@ class PoseGrid(nn.Module):
         radius: of the sphere.
         extent: length that becomes 1 before encoding, in the same unit; longer ones are clipped.
         dim, scale: of the encoding, see `sinusoidal`.
+
+    Raises:
+        ValueError: an unknown kind, form or coordinates, or too small a width.
     """
 
     def __init__(

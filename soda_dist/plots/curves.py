@@ -32,7 +32,7 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
 }
 SMOOTH_OVER = 40
-"""The bold line is a centred mean over one fortieth of the run."""
+"""The bold line is a centred mean over this fraction of the run: one fortieth."""
 LOG_RATIO = 5.0
 """Ratio of largest to smallest value above which the axis is logarithmic."""
 
@@ -41,7 +41,7 @@ Unit = Literal["", "log", "rate", "percent", "scientific"]
 
 @dataclass(frozen=True)
 class Curve:
-    """A quantity plotted over images seen."""
+    """A quantity plotted over the images seen."""
 
     field: str
     """Key in metrics.jsonl."""

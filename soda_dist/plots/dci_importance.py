@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 Bounds = Sequence[tuple[int, int]]
 
 MOST_COLUMNS = 512
-"""Maximum number of columns; more codes are summed in equal groups, to keep columns at least a pixel wide."""
+"""Maximum number of columns; more codes are summed in equal groups, to keep a column at least a pixel wide."""
 LEGIBLE = 0.6
 """Share from which the cell is dark enough for white text."""
 
@@ -29,6 +29,9 @@ def importance_figure(importance: Floats, names: Sequence[str], bounds: Bounds) 
         importance: float [D, K], finite, non-negative.
         names: of the K factors.
         bounds: (start, stop) of each section; contiguous from 0 to D.
+
+    Raises:
+        ValueError: names or bounds that do not match `importance`.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -57,7 +60,11 @@ def importance_figure(importance: Floats, names: Sequence[str], bounds: Bounds) 
 
 
 def section_figure(scores: SectionScores, names: Sequence[str]) -> "Figure":
-    """Draw factors by sections of z: each section's share of a factor's importance, as colour and number."""
+    """Draw factors by sections of z: each section's share of the factor's importance, as colour and number.
+
+    Raises:
+        ValueError: names that do not match `scores`.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -92,7 +99,8 @@ def section_png(scores: SectionScores, names: Sequence[str]) -> bytes:
 def aggregated(importance: Floats, most: int) -> tuple[Floats, NDArray[np.int64]]:
     """Sum importance [D, K] over the smallest equal groups of adjacent codes that leave at most `most` columns.
 
-    Returns the sums, float [C, K], and edges, int64 [C + 1] from 0 to D; the last group may be smaller.
+    Returns:
+        Sums float [C, K], C <= `most`, and edges int64 [C + 1] from 0 to D; the last group may be smaller.
     """
     codes = len(importance)
     starts = np.arange(0, codes, -(-codes // most))

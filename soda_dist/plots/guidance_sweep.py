@@ -25,8 +25,9 @@ Lines = dict[float, list[Row]]
 def sweep_figure(rows: Sequence[Row]) -> "Figure | None":
     """Draw a row of panels per measure; return None if neither setting varies.
 
-    `rows` are `sweep` of reconstruction.json: `guidance`, `steps` and an estimate per measure. The first, the run's own
-    setting, is marked.
+    Args:
+        rows: `sweep` of reconstruction.json: `guidance`, `steps` and an estimate per measure. The first row, the
+            run's own setting, is marked.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure

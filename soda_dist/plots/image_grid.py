@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 CELL = 112
-"""Minimum side of an image in pixels; smaller ones are enlarged by an integer factor, nearest neighbour."""
+"""Least side of an image in pixels; smaller ones are enlarged by an integer factor, nearest neighbour."""
 GAP = 6
 PAPER, INK = (255, 255, 255), (55, 60, 67)
 FONT_SIZE = 13
@@ -20,8 +20,11 @@ def image_grid(
     """Draw a grid of images with column headings and optional row names.
 
     Args:
-        rows: images uint8 [h, w, 3], all of one size; at least one row, each as long as `columns`.
+        rows: images uint8 [h, w, 3], all of one size; each row as long as `columns`.
         columns: headings, wrapped at words to the column width.
+
+    Raises:
+        ValueError: no images, or a row whose length differs from `columns`.
     """
     if not rows or any(len(row) != len(columns) for row in rows):
         raise ValueError(f"image_grid: got rows of {[len(row) for row in rows]} images for {len(columns)} columns")
