@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from soda_dist.config.fields import Count, CountOrZero, Node, Sources, flow
+from soda_dist.config.fields import Count, CountOrZero, Node, Sources, as_yaml
 from soda_dist.config.load import load_config, parse_yaml, validate, with_fields
 from soda_dist.config.problems import Problem, ProblemError
 from soda_dist.config.schema import RunConfig
@@ -119,7 +119,9 @@ class Ablation(Node):
         """Load the base of the variants: the small setting, or `preset`, with overrides `a.b=value`."""
         if preset is not None:
             return load_config(preset, overrides)
-        return load_config(self.preset, [*(f"{path}={flow(value)}" for path, value in self.fields.items()), *overrides])
+        return load_config(
+            self.preset, [*(f"{path}={as_yaml(value)}" for path, value in self.fields.items()), *overrides]
+        )
 
 
 def group_names() -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from math import isqrt
 from typing import Any
 
-from soda_dist.config.fields import flow
+from soda_dist.config.fields import as_yaml
 from soda_dist.config.problems import Problem
 from soda_dist.config.sections import Sections
 
@@ -104,8 +104,8 @@ def method(config: Sections) -> Iterator[Problem]:
     forbidden.append(("sampling.stochastic", config.sampling.stochastic, False))
     for field, got, allowed in forbidden:
         if got != allowed:
-            value = flow(allowed)
-            yield Problem(field, f"{flow(got)} {without}", value, f"set it to {value}, or choose another method")
+            value = as_yaml(allowed)
+            yield Problem(field, f"{as_yaml(got)} {without}", value, f"set it to {value}, or choose another method")
     if name == "encdec" and d.conditioning not in MODULATED:
         got = f"{d.conditioning} {without}"
         yield Problem("denoiser.conditioning", got, ", ".join(MODULATED), "choose one that modulates the decoder")

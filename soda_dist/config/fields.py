@@ -1,4 +1,4 @@
-"""Field types and the base class of configuration nodes."""
+"""Field types, the base class of configuration nodes, and values as an override spells them."""
 
 from typing import Annotated, Any
 
@@ -23,8 +23,8 @@ class Node(BaseModel):
     )
 
 
-def flow(value: Any) -> str:
+def as_yaml(value: Any) -> str:
     """Format a value as one line of YAML, for an override."""
     if isinstance(value, tuple | list):
-        return f"[{', '.join(map(flow, value))}]"
+        return f"[{', '.join(map(as_yaml, value))}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

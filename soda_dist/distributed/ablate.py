@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from soda_dist.config.ablation import Ablation, Variant
-from soda_dist.config.fields import flow
+from soda_dist.config.fields import as_yaml
 from soda_dist.config.load import leaves
 from soda_dist.config.provenance import provenance
 from soda_dist.config.schema import RunConfig
@@ -124,7 +124,7 @@ def _config_of(group: Ablation, variant: Variant, seed: int, base: RunConfig) ->
 def _difference(before: RunConfig, now: RunConfig) -> tuple[str, ...]:
     """Overrides of `jobs/evaluate.py` with which a run of configuration `before` is evaluated as `now`."""
     old, new = (leaves({name: config.model_dump()[name] for name in AFTER_TRAINING}) for config in (before, now))
-    return tuple(f"{path}={flow(value)}" for path, value in new.items() if old[path] != value)
+    return tuple(f"{path}={as_yaml(value)}" for path, value in new.items() if old[path] != value)
 
 
 def _claim(out: Folder, group: Ablation, base: RunConfig, data_uri: str | None) -> None:
@@ -142,7 +142,7 @@ def _claim(out: Folder, group: Ablation, base: RunConfig, data_uri: str | None) 
 
 
 def _rendered(group: Ablation, out: Folder, say: Say) -> str:
-    options = [f"{name}={flow(value)}" for name, value in group.data.options.items()]
+    options = [f"{name}={as_yaml(value)}" for name, value in group.data.options.items()]
     return prepare(group.data.kind, None, out.child("data").uri, options, ActorPool(say=say), say)
 
 

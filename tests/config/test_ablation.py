@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from soda_dist.config.ablation import Ablation, Variant, flow, group_names, load_group
+from soda_dist.config.ablation import Ablation, Variant, group_names, load_group
+from soda_dist.config.fields import as_yaml
 from soda_dist.config.load import load_config, parse_yaml, validate
 from soda_dist.errors import UserError
 from soda_dist.report.ablation import check_group
@@ -70,7 +71,7 @@ def test_a_variant_over_its_base(tmp_path):
 
 @pytest.mark.parametrize("value", [None, True, 3, 0.25, 1e-7, "cosine", (), (1, 2), (0.08, 1.0)])
 def test_a_value_in_flow_style_is_read_back(value):
-    assert parse_yaml(flow(value), "here") == value
+    assert parse_yaml(as_yaml(value), "here") == value
 
 
 def test_slugs():

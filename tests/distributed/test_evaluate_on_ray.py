@@ -26,10 +26,10 @@ from soda_dist.parallel.pool import Held, Seat
 from soda_dist.parallel.progress import silent
 from soda_dist.training.collectives import ProcessGroupContext
 from tests.evaluation.small_run import EVALUATION, small_data, train
+from tests.sizes import sized
 from tests.tiny import tiny_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
-TASKS = "probe,knn"
 
 
 @pytest.fixture(scope="module")
@@ -80,23 +80,26 @@ def _fit_until_killed(marker: Path, seat: Seat, part: Part) -> Scores | None:
 _SUM = ProcessGroupContext.sum
 
 
+@sized("tasks", "probe,knn", long="probe,knn,dci")
 def test_actors_and_a_gang_with_a_killed_member_find_what_one_process_finds(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tasks: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three actors extract and two fit on four CPUs: the gang has room only once the actors are gone."""
     runs = [_copied(place, tmp_path / name) for name in ("here", "there")]
     data, seen, marker, said = str(place / "data"), tmp_path / "seen", tmp_path / "died", list[str]()
     seen.mkdir()
     gang = ["evaluation.probe.workers=2", "evaluation.baselines=false"]
-    here = evaluate(runs[0], data, TASKS, LocalPool(), overrides=gang)
+    here = evaluate(runs[0], data, tasks, LocalPool(), overrides=gang)
     monkeypatch.setattr(extraction, "extract", partial(_extract_elsewhere, os.getpid(), seen))
     monkeypatch.setattr(probe_passes, "fit_part", partial(_fit_until_killed, marker))
     overrides = [*gang, "evaluation.actors=3", "scale.start_timeout_s=300"]
-    there = evaluate_on_ray.evaluate(runs[1], data, TASKS, "latest", overrides, said.append)
+    there = evaluate_on_ray.evaluate(runs[1], data, tasks, "latest", overrides, said.append)
     assert 1 <= len(list(seen.iterdir())) <= 3 and "latents of train: 45 of 45 images" in "\n".join(said)
     assert marker.exists() and "a worker of the gang died; starting again with a new gang" in said
-    assert list(there) == ["probe", "knn"] and there["probe"]["settings"]["workers"] == 2
+    assert list(there) == tasks.split(",") and there["probe"]["settings"]["workers"] == 2
     assert _timeless(there) == _timeless(here), "accuracies to the last digit, at each learning rate too"
+    for name in ("importance.npy", "importance.png", "sections.png") if "dci" in there else ():
+        assert len({(Path(run) / "eval/3" / name).read_bytes() for run in runs}) == 1
     latents = [sorted(Path(run).glob("latents/**/*.parquet")) for run in runs]
     assert len(latents[0]) == len(latents[1]) == 7
     assert all(one.read_bytes() == other.read_bytes() for one, other in zip(*latents, strict=True))

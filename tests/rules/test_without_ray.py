@@ -16,20 +16,13 @@ import hashlib
 import json
 from pathlib import Path
 
-from soda_dist.data.order import Order
-from soda_dist.data.pairs import local_pairs
 from soda_dist.data.preparation import check, prepare
-from soda_dist.data.shards import ShardReader, read_manifest
-from soda_dist.data.storage.folder import open_folder
 from soda_dist.evaluation import LocalPool, evaluate
 from soda_dist.evaluation.tasks import TASKS
-from soda_dist.runs.folder import write_config
-from soda_dist.training.build import build_objective, torch_engine
 from soda_dist.training.checkpoint import load_model
-from soda_dist.training.context import LocalContext
-from soda_dist.training.loop import fit
 from tests.metrics.networks import write_alexnet, write_inception
 from tests.models.methods import config_of
+from tests.training.plain_run import train_plainly
 
 place, said = Path(sys.argv[1]), []
 options = ["objects=8", "test_objects=3", "views=3", "size=32"]
@@ -55,13 +48,7 @@ config = config_of(
     evaluation={**few, **judges},
 )
 assert config.scale.engine == "torch"
-manifest, folder = read_manifest(open_folder(data)), open_folder(data)
-reader, run = ShardReader(folder, manifest, "train"), open_folder(str(place / "run"))
-order = Order(reader.groups, config.seed, 8, 4)
-feed = lambda step: local_pairs(reader, order, step * 8, 8, seed=config.seed, data=config.data, threads=0)
-write_config(run, config)
-engine = torch_engine(config, build_objective(config))
-fit(LocalContext(say=said.append), engine, config, feed, run, rows=sum(reader.groups))
+run = train_plainly(data, config, str(place / "run"), said.append)
 assert load_model(run)[2] == 10
 
 found = evaluate(run.uri, data, ",".join(TASKS), pool=LocalPool(), say=said.append)

@@ -9,13 +9,14 @@ from soda_dist.data.order import Order
 from soda_dist.data.pairs import Pairs, local_pairs
 from soda_dist.data.shards import ShardReader, read_manifest
 from soda_dist.data.storage.folder import Folder, open_folder
+from soda_dist.parallel.progress import Say, silent
 from soda_dist.runs.folder import write_config
 from soda_dist.training.build import build_objective, torch_engine
 from soda_dist.training.context import LocalContext
 from soda_dist.training.loop import fit
 
 
-def train_plainly(data_uri: str, config: RunConfig, run_uri: str) -> Folder:
+def train_plainly(data_uri: str, config: RunConfig, run_uri: str, say: Say = silent) -> Folder:
     """Train to the end by the torch engine on one thread; return the run's folder."""
     folder, run = open_folder(data_uri), open_folder(run_uri)
     reader, data, batch = ShardReader(folder, read_manifest(folder), "train"), config.data, config.train.global_batch
@@ -30,7 +31,7 @@ def train_plainly(data_uri: str, config: RunConfig, run_uri: str) -> Folder:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        fit(LocalContext(), engine, config, feed, run, rows=sum(reader.groups))
+        fit(LocalContext(say=say), engine, config, feed, run, rows=sum(reader.groups))
     finally:
         torch.set_num_threads(threads)
     return run
