@@ -1,6 +1,7 @@
 import hashlib
 import json
 from contextlib import suppress
+from itertools import product
 
 import pytest
 import timm
@@ -14,6 +15,7 @@ from soda_dist.models.encoder import Encoder
 from soda_dist.runs.folder import complete_steps
 from soda_dist.training import checkpoint
 from soda_dist.training.context import LocalContext
+from soda_dist.training.engines.engine import Fragment
 from soda_dist.training.loop import fit
 from soda_dist.training.to_device import to_device
 from tests.tiny import feed, pairs_at, tiny_config
@@ -244,3 +246,20 @@ def test_state_in_many_files_is_restored_whole(tmp_path, monkeypatch):
     checkpoint.restore(run, 6, fresh, LocalContext())
     before, after = state_of(one), state_of(fresh)
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_parts_written_by_some_workers_fill_the_pieces_of_any_others():
+    """Every way to cut 7 values in two on either side; values outside an overlap stay."""
+    values = torch.arange(7.0)
+    for stored, wanted in product(range(1, 7), range(1, 7)):
+        pieces = [
+            Fragment("w", start, length, {"param": torch.full((length,), -1.0)})
+            for start, length in ((0, wanted), (wanted, 7 - wanted))
+        ]
+        missing = {("w", piece.start, "param"): piece.length for piece in pieces}
+        for start, end in ((stored, 7), (0, stored)):
+            checkpoint._copy_overlaps(f"param/w/{start}", values[start:end], pieces, missing)
+            filled = torch.cat([piece.tensors["param"] for piece in pieces])
+            expected = values.where((values >= start) | (start == 0), -1.0)
+            assert torch.equal(filled, expected)
+        assert set(missing.values()) == {0}

@@ -142,7 +142,7 @@ class FolderTree(_Placed):
             check_name(name, self.uri)
             longest = max(len(part.encode()) for part in name.split("/"))
             if len(name.encode()) > MAX_NAME_BYTES or longest > MAX_PART_BYTES:
-                allowed = f"names of {MAX_PART_BYTES} bytes"
+                allowed = f"names of {MAX_NAME_BYTES} bytes, {MAX_PART_BYTES} between two /"
                 raise UserError(self.uri, f"the name {name[:80]}...", allowed, "correct the list")
         return [Member(name, 0, 0) for name in names]
 

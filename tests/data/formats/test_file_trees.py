@@ -75,6 +75,26 @@ def test_a_compressed_tar_is_passed_through_for_so_many_bytes_of_rows(
     assert sum(passes) == 10 and 2 <= len(passes) <= 3
 
 
+def test_a_pass_through_a_compressed_tar_may_hold_exactly_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = write(str(tmp_path), "x.tar.gz", {f"{i}.jpg": bytes([i]) * 100 for i in range(6)})
+    passes, read = [], file_trees.read_gzip_members
+    monkeypatch.setattr(file_trees, "HELD_BYTES", 300)
+    monkeypatch.setattr(file_trees, "read_gzip_members", lambda *given: passes.append(len(given[2])) or read(*given))
+    assert len(list(tree.rows(file_index(tree.files()), []))) == 6 and passes == [3, 3]
+
+
+def test_names_as_long_as_storage_allows(tmp_path: Path) -> None:
+    tree = open_tree(str(tmp_path))
+    part, whole = "ä" * 127 + "a", "/".join(["b" * 204] * 5)
+    assert (len(part.encode()), len(whole)) == (255, 1024)
+    assert [member.name for member in tree.find([part, whole])] == [part, whole]
+    for name in (part + "a", whole + "b"):
+        with pytest.raises(UserError, match=r"the name .*allowed: names of 1024 bytes, 255 between two /"):
+            tree.find([name])
+
+
 @pytest.mark.parametrize("name", ["folder", *KINDS])
 def test_a_file_larger_than_any_image_is_not_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_trees, "MAX_BYTES", 2000)
