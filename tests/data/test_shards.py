@@ -244,3 +244,4 @@ def test_the_cache_is_bounded_and_keeps_what_was_used_last() -> None:
     assert get(500) == 500
     assert get(40) == 40
     assert made == [40, 50, 30, 50, 500, 40], "a value over the limit pushes the others out"
+    assert [get(size) for size in (60, 40)] == [60, 40] and made[6:] == [60], "as much as the limit stays"

@@ -246,6 +246,9 @@ def test_state_in_many_files_is_restored_whole(tmp_path, monkeypatch):
     checkpoint.restore(run, 6, fresh, LocalContext())
     before, after = state_of(one), state_of(fresh)
     assert all(torch.equal(before[name], after[name]) for name in before)
+    live = checkpoint.load_model(run, ema=False)[0]
+    for name, parameter in live.named_parameters():
+        assert torch.equal(parameter.flatten(), before[f"param/model.{name}"]), name
 
 
 def test_parts_written_by_some_workers_fill_the_pieces_of_any_others():
@@ -263,3 +266,18 @@ def test_parts_written_by_some_workers_fill_the_pieces_of_any_others():
             expected = values.where((values >= start) | (start == 0), -1.0)
             assert torch.equal(filled, expected)
         assert set(missing.values()) == {0}
+
+
+def test_live_weights_are_put_together_from_the_parts_that_workers_wrote(tmp_path):
+    folder, model = open_folder(str(tmp_path)), torch.nn.Linear(2, 3)
+    values = {"weight": torch.arange(6.0), "bias": torch.arange(3.0) + 10}
+    parts = [
+        {"param/model.weight/0": values["weight"][:4], "ema/model.weight/0": torch.full((4,), -1.0)},
+        {"param/model.weight/4": values["weight"][4:], "param/model.bias/0": values["bias"]},
+        {"param/online_probe.bias/0": torch.full((3,), -1.0)},
+    ]
+    written = [checkpoint._write(folder, f"state-{i}.safetensors", save(part)) for i, part in enumerate(parts)]
+    checkpoint._fill_live(model, folder, {"files": written})
+    assert {name: p.flatten().tolist() for name, p in model.named_parameters()} == {
+        name: part.tolist() for name, part in values.items()
+    }

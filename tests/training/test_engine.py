@@ -62,6 +62,18 @@ def test_an_unreadable_row_neither_counts_nor_moves_the_others():
     torch.testing.assert_close(masked, (losses.sum() - losses[3]) / 8)
 
 
+def test_data_without_poses_gives_the_method_none(monkeypatch):
+    config = tiny_config()
+    objective, seen = build_objective(config), []
+    loss = objective.model.loss
+    monkeypatch.setattr(
+        objective.model, "loss", lambda batch, **draws: seen.append((batch, draws)) or loss(batch, **draws)
+    )
+    objective(*to_device(pairs_at(config, 0, 2), CPU))
+    [(batch, draws)] = seen
+    assert batch.pose is batch.sources.poses is draws["pose_keep"] is None
+
+
 def test_fragments_cover_every_element_and_are_live():
     config = tiny_config()
     engine = engine_of(config)

@@ -71,6 +71,13 @@ def test_numbers_do_not_depend_on_whether_sources_get_noise():
         assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
+def test_the_hash_is_splitmix64():
+    """Its first outputs from state 0, as published; a chained word adds to the state before the next increment."""
+    assert mix64(0) == 0xE220A8397B1DCDAF
+    assert mix64(0x9E3779B97F4A7C15) == 0x6E789E6AA1B965F4
+    assert mix64(7, -mix64(7)) == mix64(0)
+
+
 def test_the_hash_spreads_single_bit_changes():
     flips = [bin(mix64(5, 1 << bit) ^ mix64(5, 0)).count("1") for bit in range(63)]
     assert 16 <= min(flips) <= max(flips) <= 48  # four standard deviations around 32

@@ -82,6 +82,14 @@ def test_pixels_are_those_of_the_usual_loader(name: str) -> None:
     assert np.array_equal(got, expected)
 
 
+def test_an_intact_png_is_read_by_the_faster_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, read, faster = encoded(Image.fromarray(scene(12, 9)), "PNG"), cv2.imdecode, []
+    monkeypatch.setattr(cv2, "imdecode", lambda *given: faster.append(1) or read(*given))
+    assert decoded(data) is not None and len(faster) == 1
+    decoded(data[:-1] + b"\0")
+    assert len(faster) == 1, "a wrong checksum is not for OpenCV"
+
+
 def test_sixteen_bits_keep_the_upper_byte() -> None:
     deep = np.random.default_rng(0).integers(0, 65536, (20, 30)).astype(np.uint16)
     got = decoded(encoded(Image.fromarray(deep), "PNG"))

@@ -89,12 +89,13 @@ def test_the_grid_shows_targets_and_reconstructions(small_set: Path) -> None:
     pictures = task.show(ScatteredPool(0, Held(models)), models.config, silent)
     inputs = pick_inputs(models, 5)
     plain = draw(models, SampleJob(inputs, 1.0, 0, 0)).images
+    other = draw(models, SampleJob(inputs, models.config.sampling.guidance, 1, 0)).images
     grid = np.asarray(Image.open(BytesIO(pictures["reconstruction.png"])).convert("RGB"))
     side, gap = 112, 6
     top, left = grid.shape[0] - 5 * (side + gap), grid.shape[1] - 6 * (side + gap)
     for row in range(5):
         y = top + row * (side + gap)
-        for column, expected in enumerate((inputs.target, plain)):
+        for column, expected in ((0, inputs.target), (1, plain), (4, other)):
             x = left + column * (side + gap)
             assert (grid[y : y + side : 7, x : x + side : 7] == expected[row]).all()
-    assert Image.open(BytesIO(pictures["denoising.png"])).size[1] > 4 * side
+    assert Image.open(BytesIO(pictures["denoising.png"])).size[1] // (side + gap) == 2 * task.STRIP_IMAGES < 2 * 5
