@@ -11,6 +11,9 @@ def main(argv: list[str], preset: str | None = None, description: str | None = _
     arguments = parser(description)
     add_uri(arguments, "--data", "folder of prepared shards")
     add_uri(arguments, "--run", "folder of the run, created if missing")
+    arguments.add_argument(
+        "--accept-changed-data", action="store_true", help="resume although rows were added to or removed from --data"
+    )
     add_config(arguments, preset)
     args = parse(arguments, argv)
     config = config_of(args)
@@ -24,7 +27,7 @@ def main(argv: list[str], preset: str | None = None, description: str | None = _
     with ray_session(training_resources(config)["CPU"]):
         from soda_dist.distributed.pretrain import pretrain
 
-        return pretrain(config, args.data, args.run, say)
+        return pretrain(config, args.data, args.run, say, accept_data=args.accept_changed_data)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ published; `name` string, its origin; then the data set's own typed columns.
 """
 
 import hashlib
+import json
+import re
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -31,6 +33,7 @@ from soda_dist.errors import UserError
 
 VERSION: Final = 2
 MANIFEST = "manifest.json"
+SHARD_FILE = re.compile(r"\w+/\d{5}\.parquet")
 REMEDY = "rerun prepare_data.py to rebuild it"
 CACHED_BYTES = 256 * 2**20
 OPEN_SHARDS = 64
@@ -103,6 +106,18 @@ class Manifest(Node):
     rejected: Rows
     reencoded: Reencoding | None = None
     """None = images are as published."""
+    parent: str | None = None
+    """Digest of the data that this was made from by adding or removing rows; None = an import."""
+    removed: tuple[str, ...] = ()
+    """SHA-256 of the names of removed rows: adding files skips them."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the contents: the shards of each split in order, and the labels."""
+        shards = {name: [shard.sha256 for shard in split.shards] for name, split in self.splits.items()}
+        labels = {name: label.model_dump() for name, label in self.labels.items()}
+        contents = json.dumps([self.version, shards, labels, self.main_label], sort_keys=True)
+        return hashlib.sha256(contents.encode()).hexdigest()
 
     def split(self, name: str) -> Split:
         """Return the split `name`; a `UserError` if it does not exist."""
@@ -126,17 +141,21 @@ def read_manifest(folder: Folder) -> Manifest:
     version = tree.get("version") if isinstance(tree, dict) else None
     if version != VERSION:
         raise UserError(uri, f"version {version}", f"version {VERSION}", "prepare the data into an empty folder")
+    digest = tree.pop("digest", None)  # manifests of earlier releases have none
     try:
-        return Manifest.model_validate_json(folder.read(MANIFEST))
+        manifest = Manifest.model_validate_json(json.dumps(tree))
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(str(part) for part in problem["loc"])
         raise UserError(uri, f"an invalid field {place}", "an unmodified manifest", "prepare the data again") from None
+    if digest not in (None, manifest.digest):
+        raise UserError(uri, "contents that differ from its digest", "an unmodified manifest", "restore the file")
+    return manifest
 
 
 def write_manifest(folder: Folder, manifest: Manifest) -> None:
-    """Write the manifest, which makes the folder a data set; the shards must be complete."""
-    folder.write(MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
+    """Write the manifest with its digest, which makes the folder a data set; the shards must be complete."""
+    folder.write_json(MANIFEST, {"digest": manifest.digest, **manifest.model_dump(mode="json")})
 
 
 def check_shards(folder: Folder, manifest: Manifest, split: str) -> None:
@@ -148,6 +167,12 @@ def check_shards(folder: Folder, manifest: Manifest, split: str) -> None:
         if sizes[shard.path] != shard.bytes:
             got = f"a shard of {sizes[shard.path]} bytes"
             raise UserError(folder.file_uri(shard.path), got, f"{shard.bytes} bytes, as in the manifest", REMEDY)
+
+
+def unlisted_shards(folder: Folder, manifest: Manifest) -> list[str]:
+    """List the shards that the manifest lacks: an interrupted change of the data left them."""
+    listed = {shard.path for split in manifest.splits.values() for shard in split.shards}
+    return [entry.name for entry in folder.list() if SHARD_FILE.fullmatch(entry.name) and entry.name not in listed]
 
 
 def shard_schema(columns: Iterable[pa.Field]) -> pa.Schema:

@@ -25,10 +25,19 @@ LOST = (RayActorError, WorkerCrashedError, OutOfMemoryError)
 """Ray's errors for processes that were killed, as opposed to errors that a process raised."""
 
 
-def pretrain(config: RunConfig, data_uri: str, run_uri: str, say: Say, until: int | None = None) -> str:
+def pretrain(
+    config: RunConfig,
+    data_uri: str,
+    run_uri: str,
+    say: Say,
+    until: int | None = None,
+    *,
+    accept_data: bool = False,
+) -> str:
     """Train `config` on the shards at `data_uri` into the folder `run_uri`, resuming from its last checkpoint.
 
-    Ray must be connected. `until`: stop at that step of the run; None = at its end. Returns the run's URI.
+    Ray must be connected. `until`: stop at that step of the run; None = at its end. `accept_data`: resume although the
+    data has changed since the run's last start. Returns the run's URI.
 
     Raises:
         UserError: the data or the run's folder does not fit, or the cluster cannot give what the run needs.
@@ -46,7 +55,8 @@ def pretrain(config: RunConfig, data_uri: str, run_uri: str, say: Say, until: in
     if not finished:  # before anything is written into the run's folder
         check_resources(training_resources(config), say)
         check_memory(config)
-    claim(run, config)
+    used = {"uri": data.uri, "digest": manifest.digest, "rows": manifest.splits[split].rows}
+    claim(run, config, used, accept_data=accept_data)
     if finished:
         say(f"already finished: step {steps[-1]} of {end}")
         return run.uri

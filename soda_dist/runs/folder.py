@@ -57,17 +57,26 @@ def attempts(run: Folder) -> list[dict[str, Any]]:
     return run.read_json(PROVENANCE) if run.exists(PROVENANCE) else []
 
 
-def claim(run: Folder, config: RunConfig) -> None:
+def claim(run: Folder, config: RunConfig, data: dict[str, Any] | None = None, *, accept_data: bool = False) -> None:
     """Store the configuration and the provenance of a new attempt.
 
+    Args:
+        data: what it trains on: `uri`, `digest` and `rows`; kept with the provenance.
+        accept_data: whether an earlier attempt may have trained on data with another digest.
+
     Raises:
-        UserError: an earlier attempt has another value in a field that the weights depend on.
+        UserError: an earlier attempt has another value in a field that the weights depend on, or other data.
     """
     if config_text(run) and (difference := _difference(read_config(run), config)) is not None:
         field, old, new = difference
         raise UserError(field, f"{new}, but the run at {run.uri} has {old}", "the run's own value", "use another --run")
+    earlier = attempts(run)
+    known = [attempt["data"]["digest"] for attempt in earlier if attempt.get("data")]
+    if data and known and known[-1] != data["digest"] and not accept_data:
+        got = f"{data['uri']} with digest {data['digest'][:12]}, but the run trained on {known[-1][:12]}"
+        raise UserError("--data", got, "the run's own data", "restore it, or add --accept-changed-data")
     write_config(run, config)
-    run.write_json(PROVENANCE, [*attempts(run), provenance()])
+    run.write_json(PROVENANCE, [*earlier, provenance() | ({"data": data} if data else {})])
 
 
 def _difference(before: RunConfig, now: RunConfig) -> tuple[str, Any, Any] | None:

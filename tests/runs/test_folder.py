@@ -69,6 +69,19 @@ def test_a_second_attempt_may_change_what_the_weights_do_not_depend_on(free: tup
     assert len(attempts(run)) == 2
 
 
+def test_an_attempt_on_other_data_is_refused_unless_accepted(run: Folder) -> None:
+    one, other = ({"uri": "data", "digest": letter * 64, "rows": 9} for letter in "ab")
+    claim(run, small())  # by a release that recorded no data
+    claim(run, small(), one)
+    claim(run, small(), {**one, "uri": "a copy of it"})
+    with pytest.raises(UserError, match=r"--data: got data with digest bbb.* trained on aaa.*--accept-changed-data"):
+        claim(run, small(), other)
+    assert len(attempts(run)) == 3
+    claim(run, small(), other, accept_data=True)
+    claim(run, small(), other)
+    assert [(a.get("data") or {}).get("digest", "")[:1] for a in attempts(run)] == ["", "a", "a", "b", "b"]
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -1,6 +1,8 @@
-"""Import of published data sets to shards, and their check, over any pool. Does not import Ray."""
+"""Import of published data sets to shards, their check and later changes, over any pool. Does not import Ray."""
 
+from soda_dist.data.preparation.addition import append
 from soda_dist.data.preparation.importer import prepare
+from soda_dist.data.preparation.removal import remove
 from soda_dist.data.preparation.verify import check
 
-__all__ = ["check", "prepare"]
+__all__ = ["append", "check", "prepare", "remove"]

@@ -32,6 +32,7 @@ from soda_dist.data.preparation.shard_jobs import (
 )
 from soda_dist.data.shards import (
     MANIFEST,
+    SHARD_FILE,
     VERSION,
     Manifest,
     Reencoding,
@@ -49,9 +50,11 @@ from soda_dist.parallel.local_pool import LocalPool
 from soda_dist.parallel.pool import Held, Pool
 from soda_dist.parallel.progress import Progress, Say, silent
 
-CLAIM, INDEX = f"{IMPORT}/import.json", f"{IMPORT}/index"
+CLAIM = f"{IMPORT}/import.json"
 REJECTED = "rejected.jsonl"
-IMPORT_FILES = re.compile(rf"{IMPORT}/.*|{re.escape(MANIFEST)}|{re.escape(REJECTED)}|\w+/\d{{5}}\.parquet")
+APPEND = "_append"
+"""Like IMPORT, of an addition that is not finished."""
+IMPORT_FILES = re.compile(rf"({IMPORT}|{APPEND})/.*|{re.escape(MANIFEST)}|{re.escape(REJECTED)}|{SHARD_FILE.pattern}")
 
 
 class Claim(Node):
@@ -95,11 +98,14 @@ def prepare(
     source = source if settings is None else Reencoded(source, settings)
     folder.write_json(CLAIM, claim.model_dump())
     with (pool or LocalPool()).with_state(Held((source, folder))) as workers:
-        indices = _list_rows(source, folder, parsed, workers, say)
+        indices = list_rows(source, folder, parsed, workers, say)
+        empty = next((split for split, index in indices.items() if not len(index)), None)
+        if empty or not indices:
+            found = f"no images in {empty or 'any split'}"
+            raise UserError("--source", found, "at least one image", "correct the path")
         per_group = parsed.rows_per_group or source.contents.rows_per_group
-        jobs = _plan(indices, per_group * parsed.groups_per_shard)
-        _make_shards(workers, folder, jobs, indices, per_group, say)
-        records = _renumber(workers, folder, jobs, say)
+        jobs = [job for split, index in indices.items() for job in plan_shards(split, index, per_group, parsed)]
+        records = make_shards(workers, folder, jobs, indices, per_group, say)
     _write_results(folder, claim, source, records, settings, say)
     return folder.uri
 
@@ -131,6 +137,9 @@ def _is_finished(folder: Folder, claim: Claim, say: Say) -> bool:
         for split in manifest.splits:
             check_shards(folder, manifest, split)
     except UserError as error:
+        if manifest.parent:
+            allowed, remedy = "shards as written", "restore it from a copy: the source lacks what was added and removed"
+            raise UserError(error.field, error.got, allowed, remedy) from None
         say(f"rebuilding {error.field}: found {error.got}")
         folder.remove(MANIFEST)
         return False
@@ -153,14 +162,16 @@ def _refuse(folder: Folder, got: str) -> None:
     raise UserError(folder.uri, got, "an empty folder, or one with the same import", "choose another --data")
 
 
-def _list_rows(source: Source, folder: Folder, options: Options, workers: Pool, say: Say) -> dict[str, pa.Table]:
-    """List the rows of each split, or read the lists of an earlier run."""
+def list_rows(
+    source: Source, folder: Folder, options: Options, workers: Pool, say: Say, staging: str = IMPORT
+) -> dict[str, pa.Table]:
+    """List the rows of each split, or read the lists of an earlier run in the folder `staging`."""
     parts = defaultdict(list)
     for part in source.parts():
         parts[part.split].append(part)
     indices = {}
     for split, listed in parts.items():
-        name = f"{INDEX}/{split}.parquet"
+        name = f"{staging}/index/{split}.parquet"
         if folder.exists(name):
             indices[split] = pq.read_table(pa.BufferReader(folder.read(name)))
             continue
@@ -168,9 +179,6 @@ def _list_rows(source: Source, folder: Folder, options: Options, workers: Pool, 
         sink = pa.BufferOutputStream()
         pq.write_table(indices[split], sink, compression="zstd")
         folder.write(name, sink.getvalue())
-    empty = next((split for split, index in indices.items() if not len(index)), None)
-    if empty or not indices:
-        raise UserError("--source", f"no images in {empty or 'any split'}", "at least one image", "correct the path")
     return indices
 
 
@@ -184,18 +192,27 @@ def _list_split(source: Source, parts: list[Part], options: Options, workers: Po
     return index
 
 
-def _plan(indices: dict[str, pa.Table], size: int) -> list[ShardJob]:
-    """Cut the list of each split into shards of `size` rows."""
+def plan_shards(
+    split: str,
+    index: pa.Table,
+    per_group: int,
+    options: Options,
+    staging: str = IMPORT,
+    number: int = 0,
+    before: int = 0,
+) -> list[ShardJob]:
+    """Cut the list of a split into shards, of which the first is `number`, after `before` rows of the split."""
+    size = per_group * options.groups_per_shard
     return [
-        ShardJob(split, number, start, min(start + size, len(index)))
-        for split, index in indices.items()
-        for number, start in enumerate(range(0, len(index), size))
+        ShardJob(split, number + at, start, min(start + size, len(index)), staging, before)
+        for at, start in enumerate(range(0, len(index), size))
     ]
 
 
-def _make_shards(
+def make_shards(
     workers: Pool, folder: Folder, jobs: list[ShardJob], indices: dict[str, pa.Table], per_group: int, say: Say
-) -> None:
+) -> dict[ShardJob, Record]:
+    """Write the shards that an earlier run did not finish; return the records of all jobs, in order."""
     existing = find_finished(folder, jobs)
     missing = [job for job in jobs if job not in existing]
     total = sum(job.stop - job.start for job in jobs)
@@ -217,12 +234,13 @@ def _make_shards(
         for job in missing
     )
     workers.map(make_shard, tasks, progress)
+    return _renumber(workers, folder, jobs, say)
 
 
 def _renumber(workers: Pool, folder: Folder, jobs: list[ShardJob], say: Say) -> dict[ShardJob, Record]:
     """Correct the keys of shards after rejected rows; return the records of all jobs, in order."""
     records = find_finished(folder, jobs)
-    calls, next_key = [], dict.fromkeys((job.split for job in jobs), 0)
+    calls, next_key = [], {job.split: job.before for job in jobs}
     for job in jobs:
         record, first = records[job], next_key[job.split]
         if record.shard:
@@ -235,14 +253,21 @@ def _renumber(workers: Pool, folder: Folder, jobs: list[ShardJob], say: Say) -> 
     return {job: records[job] for job in jobs}
 
 
+def write_rejected(folder: Folder, records: dict[ShardJob, Record], say: Say, before: Sequence[str] = ()) -> int:
+    """Write the list of rejected rows, after the lines `before`; return its length."""
+    rejected = [(job.split, row) for job, record in records.items() for row in record.rejected]
+    lines = [json.dumps({"split": split, "name": row.name, "reason": row.reason}) for split, row in rejected]
+    if rejected or folder.exists(REJECTED):
+        folder.write(REJECTED, "".join(f"{line}\n" for line in [*before, *lines]).encode())
+    if rejected:
+        say(f"{len(rejected):,} rows could not be read; see {folder.file_uri(REJECTED)}")
+    return len(before) + len(rejected)
+
+
 def _write_results(
     folder: Folder, claim: Claim, source: Source, records: dict[ShardJob, Record], settings: Reencoding | None, say: Say
 ) -> None:
-    rejected = [(job.split, row) for job, record in records.items() for row in record.rejected]
-    if rejected:
-        lines = [json.dumps({"split": split, "name": row.name, "reason": row.reason}) for split, row in rejected]
-        folder.write(REJECTED, ("\n".join(lines) + "\n").encode())
-        say(f"{len(rejected):,} rows could not be read; see {folder.file_uri(REJECTED)}")
+    rejected = write_rejected(folder, records, say)
     shards: defaultdict[str, list[Shard]] = defaultdict(list)
     for job, record in records.items():
         shards[job.split] += [record.shard] if record.shard else []
@@ -260,7 +285,7 @@ def _write_results(
         splits=splits,
         labels=contents.labels,
         main_label=contents.main_label,
-        rejected=len(rejected),
+        rejected=rejected,
         reencoded=settings,
     )
     write_manifest(folder, manifest)

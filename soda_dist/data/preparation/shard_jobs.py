@@ -1,10 +1,11 @@
 """Import tasks that run on workers: list a part, write a shard and its record, renumber keys."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -15,7 +16,6 @@ from soda_dist.data.storage.folder import Folder
 from soda_dist.parallel.pool import Shared
 
 IMPORT = "_import"
-RECORDS = f"{IMPORT}/shards"
 READERS = 16
 
 
@@ -36,12 +36,19 @@ class Record(Node):
 
 @dataclass(frozen=True)
 class ShardJob:
-    """Rows [start, stop) of a split's list, to become one shard."""
+    """Rows [start, stop) of a split's list, to become one shard.
+
+    Attributes:
+        staging: folder of the list and the records.
+        before: rows of the split before the list's first.
+    """
 
     split: str
     number: int
     start: int
     stop: int
+    staging: str = IMPORT
+    before: int = 0
 
     @property
     def path(self) -> str:
@@ -49,7 +56,12 @@ class ShardJob:
 
     @property
     def record(self) -> str:
-        return f"{RECORDS}/{self.split}-{self.number:05d}.json"
+        return f"{self.staging}/shards/{self.split}-{self.number:05d}.json"
+
+    @property
+    def first_key(self) -> int:
+        """Key of its first row, if no row before it is rejected."""
+        return self.before + self.start
 
 
 State = tuple[Source, Folder]
@@ -77,14 +89,14 @@ def make_shard(state: State, task: ShardTask) -> int:
     schema = shard_schema(source.contents.columns)
 
     def tables() -> Iterator[pa.Table]:
-        key = job.start
+        key = job.first_key
         found = task.index.replace_schema_metadata(task.common.get())
         for rows in _grouped(source.rows(found), task.per_group, rejected):
             yield _table(rows, key, schema)
             key += len(rows)
 
     shard = write_shard(folder, job.path, tables(), schema)
-    record = Record(shard=shard, first_key=job.start, rejected=tuple(rejected))
+    record = Record(shard=shard, first_key=job.first_key, rejected=tuple(rejected))
     folder.write_json(job.record, record.model_dump())
     return shard.bytes if shard else 0
 
@@ -130,14 +142,28 @@ def find_finished(folder: Folder, jobs: list[ShardJob]) -> dict[ShardJob, Record
 
 def rewrite_keys(state: State, call: tuple[ShardJob, Record, int]) -> None:
     (_, folder), (job, record, first_key) = state, call
-    file = pq.ParquetFile(pa.BufferReader(folder.read(job.path)), page_checksum_verification=True)
+    shard = rewrite_shard(folder, folder.read(job.path), job.path, first_key)
+    folder.write_json(job.record, record.model_copy(update={"shard": shard, "first_key": first_key}).model_dump())
+
+
+def rewrite_shard(folder: Folder, data: bytes, path: str, first_key: int, dropped: Sequence[int] = ()) -> Shard | None:
+    """Write a shard's content to `path` without the rows `dropped`, with keys from `first_key` on.
+
+    Returns:
+        The new shard; None, and nothing written, if no row is left.
+    """
+    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
 
     def tables() -> Iterator[pa.Table]:
-        key = first_key
+        key, row = first_key, 0
         for number in range(file.num_row_groups):
             table = file.read_row_group(number, use_threads=False)
+            kept = np.setdiff1d(np.arange(row, row + len(table)), dropped) - row
+            row += len(table)
+            if not len(kept):
+                continue
+            table = table if len(kept) == len(table) else table.take(pa.array(kept))
             yield table.set_column(0, "key", pa.array(range(key, key + len(table)), pa.int64()))
             key += len(table)
 
-    shard = write_shard(folder, job.path, tables(), file.schema_arrow.remove_metadata())
-    folder.write_json(job.record, record.model_copy(update={"shard": shard, "first_key": first_key}).model_dump())
+    return write_shard(folder, path, tables(), file.schema_arrow.remove_metadata())

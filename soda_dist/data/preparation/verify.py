@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from soda_dist.data.shards import MANIFEST, Shard, read_manifest
+from soda_dist.data.shards import MANIFEST, Shard, read_manifest, unlisted_shards
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.data.views.decode import decode, read_header
 from soda_dist.errors import UserError
@@ -52,6 +52,9 @@ def check(data_uri: str, images: int | None, pool: Pool | None = None, say: Say 
     progress = Progress(say, "checking", "shards", size=lambda call, checked: call[0].bytes)
     with pool or LocalPool() as workers:
         found = workers.map(partial(_check_shard, folder, images), calls, progress)
+    found.append(
+        ShardReport(0, [f"{folder.file_uri(name)}: not in the manifest" for name in unlisted_shards(folder, manifest)])
+    )
     rows = ", ".join(f"{split.rows:,} {name} rows" for name, split in manifest.splits.items())
     decoded = sum(checked.decoded for checked in found)
     problems = [text for checked in found for text in checked.problems]
