@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from soda_dist.config.fields import Count, CountOrZero, Fraction, Node, NotNegative, Positive, Rate, Sources
+from soda_dist.config.fields import Count, CountOrZero, Fraction, Node, NotNegative, Positive, Rate, Sources, Uri
 
 
 class Probe(Node):
@@ -83,7 +83,7 @@ class NovelViews(Node):
 class Weights(Node):
     """Weights of a published network; they are never downloaded."""
 
-    weights: str | None = None
+    weights: Uri | None = None
     """File or URI: safetensors, or a PyTorch file, of which only tensors are read."""
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """None = the published file is required; a digest allows another file, which results then record."""

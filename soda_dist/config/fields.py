@@ -2,7 +2,11 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from soda_dist.config.problems import Problem, ProblemError
+from soda_dist.config.uris import split_uri
+from soda_dist.errors import UserError
 
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -13,6 +17,18 @@ CountOrZero = Annotated[int, Field(ge=0)]
 
 Sources = Annotated[int, Field(ge=1, le=16)]
 """Number of source views."""
+
+
+def _checked_uri(text: str) -> str:
+    try:
+        split_uri(text)
+    except UserError as error:
+        raise ProblemError(Problem("", error.got, error.allowed, error.remedy)) from None
+    return text
+
+
+Uri = Annotated[str, AfterValidator(_checked_uri)]
+"""Local path or URI, without credentials: the configuration is stored with the run."""
 
 
 class Node(BaseModel):

@@ -63,7 +63,7 @@ def first_problem(model: type[BaseModel], error: ValidationError, remedy: str) -
     raised = found.get("ctx", {}).get("error")
     if isinstance(raised, ProblemError):
         problem = raised.problem
-        return problem._replace(field=f"{field}.{problem.field}") if field else problem
+        return problem._replace(field=".".join(filter(None, (field, problem.field))))
     return Problem(field, repr(found["input"]), _allowed(found), remedy)
 
 

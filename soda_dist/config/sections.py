@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from soda_dist.config.evaluation import Evaluation
-from soda_dist.config.fields import Count, CountOrZero, Fraction, Node, NotNegative, Positive, Rate, Sources
+from soda_dist.config.fields import Count, CountOrZero, Fraction, Node, NotNegative, Positive, Rate, Sources, Uri
 from soda_dist.config.problems import Problem, ProblemError
 
 
@@ -73,7 +73,7 @@ class Encoder(Node):
     """`pretrained`: a frozen encoder, as in unCLIP (section F.1), set by the three fields below."""
     model: str | None = None
     """timm name of the frozen encoder; it is never downloaded."""
-    weights: str | None = None
+    weights: Uri | None = None
     """File or URI of its weights: safetensors, or a PyTorch state dict, of which only tensors are read."""
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """Required digest of the weights."""

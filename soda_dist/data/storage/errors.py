@@ -1,5 +1,6 @@
 """Errors of disks and object stores as `UserError`, and which of them are transient."""
 
+import errno
 import os
 from urllib.parse import urlsplit
 
@@ -10,19 +11,26 @@ CREDENTIAL_CODES = {
     *("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "InvalidClientTokenId")
 }
 GOOGLE_REMEDY = "check the bucket's name and the credentials (gcloud auth application-default login)"
+NO_TOKEN = "OAuth2 access token"
+"""In messages of Google's client that could not log in."""
 
 
-def explain_arrow(uri: str, error: OSError) -> Exception:
-    """Translate an error of pyarrow: `StoreError` if transient, `UserError` if the user can fix it, else itself."""
+def explain_arrow(uri: str, error: Exception) -> Exception:
+    """Translate an error of pyarrow: `StoreError` if transient, `UserError` if the user can fix it, else itself.
+
+    Google's client has no `FileNotFoundError` for a folder.
+    """
     text = str(error)
     aws, google = _code(text, "AWS Error "), _code(text, "google::cloud::Status(")
-    causes = {
+    causes: dict[str, Exception] = {
+        "No such directory": FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), uri),
+        "because it is a file": through_a_file(uri),
         "is a directory": UserError(uri, "a folder", "a file", "name a file"),
         "space left": UserError(uri, "a full disk", "free space", "free some space and rerun"),
         "ermission denied": _forbidden(uri),
         "Read-only": _forbidden(uri),
         "ACCESS_DENIED": _forbidden(uri),
-        "NO_SUCH_BUCKET": _no_bucket(uri.partition("://")[2].partition("/")[0]),
+        "NO_SUCH_BUCKET": no_bucket("s3://" + uri.partition("://")[2].partition("/")[0]),
         "NETWORK_CONNECTION": _unreachable(endpoint_url(), StoreError),
         "AWS Error ": _kind(aws)(
             uri, f"{aws} from the store", "a working store", "rerun later, or check bucket and region"
@@ -47,8 +55,36 @@ def _forbidden(uri: str) -> UserError:
     return UserError(uri, "no permission", "read and write access", "use another location or change its permissions")
 
 
-def _no_bucket(bucket: str) -> UserError:
-    return UserError(f"s3://{bucket}", "a bucket that does not exist", "an existing bucket", "create or rename it")
+def through_a_file(uri: str) -> UserError:
+    """Name a path that goes through a file."""
+    return UserError(uri, "a path through a file", "a folder", "name a folder, or an unused path")
+
+
+def no_bucket(bucket: str) -> UserError:
+    """Name a missing bucket by its URI."""
+    return UserError(bucket, "a bucket that does not exist", "an existing bucket", "create or rename it")
+
+
+def illegal_bucket(bucket: str) -> UserError:
+    """Name a bucket, by its URI, whose name no store accepts."""
+    return UserError(bucket, "an illegal bucket name", "an existing bucket", "correct the name")
+
+
+def check_scheme(variable: str, endpoint: str) -> None:
+    """Require an endpoint, the value of `variable`, to start with http:// or https://."""
+    if urlsplit(endpoint).scheme not in ("http", "https"):
+        raise UserError(variable, "no scheme", "http://HOST[:PORT] or https://", "write the scheme")
+
+
+def explain_google_login(error: Exception) -> UserError | None:
+    """Translate the error of a first request to Google Cloud Storage; None = no matter of credentials."""
+    text = str(error)
+    if NO_TOKEN not in text:
+        return None
+    reason = text.partition("underlying error message was: ")[2].partition(" error_info=")[0] or "none"
+    allowed = "a service account's key, a login of gcloud, or the machine's service account"
+    remedy = "set GOOGLE_APPLICATION_CREDENTIALS, or run gcloud auth application-default login"
+    return UserError("Google credentials", reason, allowed, remedy)
 
 
 def _unreachable(endpoint: str | None, kind: type[UserError] = UserError) -> UserError:
@@ -73,7 +109,7 @@ def explain_code(bucket: str, code: str) -> UserError | None:
     None means that pyarrow should try: a denied listing may still allow paths below, a busy store may recover.
     """
     if code in ("NoSuchBucket", "404", "InvalidBucketName"):
-        return _no_bucket(bucket)
+        return no_bucket(f"s3://{bucket}")
     if code in CREDENTIAL_CODES:
         return UserError("AWS credentials", code, "valid credentials", "renew or correct them")
     return None
@@ -87,5 +123,5 @@ def explain_boto(bucket: str, endpoint: str | None, error: Exception) -> UserErr
     if "Credential" in kind or "Token" in kind or "SSO" in kind:
         return UserError("AWS credentials", kind, "complete, valid credentials", "renew or correct them")
     if kind == "ParamValidationError":
-        return UserError(f"s3://{bucket}", "an illegal bucket name", "an existing bucket", "correct the name")
+        return illegal_bucket(f"s3://{bucket}")
     return _unreachable(endpoint)

@@ -1,38 +1,35 @@
 """Folders at any URI: a local path, `file://`, `s3://` or `gs://`.
 
-The only module that uses pyarrow.fs and boto3. Writes are atomic: locally a temporary file is renamed; in an object
-store an object appears when its upload ends. Errors that the user can fix are `UserError`.
+Writes are atomic: locally a temporary file is renamed; in an object store an object appears when its upload ends. An
+object store has no folders: a folder exists while an object's name goes through it. Errors that the user can fix are
+`UserError`.
 """
 
 import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
 
-from soda_dist.data.storage.errors import endpoint_url, explain_arrow, explain_boto, explain_code, without_credentials
+from soda_dist.config.uris import split_uri
+from soda_dist.data.storage.errors import explain_arrow, through_a_file
+from soda_dist.data.storage.gcs import gcs
 from soda_dist.data.storage.retries import retry
+from soda_dist.data.storage.s3 import s3
 from soda_dist.errors import UserError
 
 Result = TypeVar("Result")
-SCHEMES = "a local path, file://, s3:// or gs://"
 TEMPORARY = ".soda-tmp-"
-CONNECT_SECONDS, READ_SECONDS = 4, 8
-ATTEMPTS = 5
-S3_SETTINGS = (
-    *("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE"),
-    "AWS_ACCESS_KEY_ID",
-)
+_NO_NAME = re.compile(r"(?:^|/)\.{0,2}(?:/|$)")
+"""A part of a name that is empty, `.` or `..`: legal in object stores, unreadable through pyarrow."""
 
 
 class Entry(NamedTuple):
@@ -104,20 +101,23 @@ class Folder:
     def list(self, prefix: str = "") -> Sequence[Entry]:
         """List all files, at any depth, whose name starts with `prefix`, sorted; empty if the folder does not exist."""
         base = prefix.rpartition("/")[0]
-        start = len(self._path("")) + 1
-        entries = (Entry(info.path[start:], info.size) for info in self._infos(base, recursive=True) if info.is_file)
+        entries = (Entry(path, info.size) for path, info in self._infos(base, recursive=True) if info.is_file)
         return sorted(e for e in entries if e.name.startswith(prefix) and not _is_temporary(e.name))
 
     def folders(self, name: str = "") -> Sequence[str]:
-        """List the names of the folders directly below `name`, sorted."""
-        infos = self._infos(name, recursive=False)
-        return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
+        """List the names of the folders directly below `name`, sorted; empty if it does not exist.
+
+        One level is listed; on gs:// all files below, since pyarrow does not return the folders of one level there.
+        """
+        infos = self._infos(name, recursive=self.uri.startswith("gs://"))
+        start = len(_checked(name)) + 1 if _checked(name) else 0
+        heads = ((path[start:].partition("/"), info) for path, info in infos)
+        return sorted({head for (head, below, _), info in heads if below or info.type == fs.FileType.Directory})
 
     def files(self, name: str = "") -> Sequence[Entry]:
         """List the files directly below the folder `name`, sorted; empty if it does not exist."""
-        start = len(self._path("")) + 1
-        infos = (info for info in self._infos(name, recursive=False) if info.is_file)
-        return sorted(Entry(info.path[start:], info.size) for info in infos if not _is_temporary(info.path))
+        infos = self._infos(name, recursive=False)
+        return sorted(Entry(path, i.size) for path, i in infos if i.is_file and not _is_temporary(path))
 
     def remove(self, name: str) -> None:
         """Remove one file."""
@@ -146,34 +146,36 @@ class Folder:
         """Write `value` as indented JSON."""
         self.write(name, (json.dumps(value, indent=1) + "\n").encode())
 
-    def _infos(self, name: str, *, recursive: bool) -> Sequence[fs.FileInfo]:
+    def _infos(self, name: str, *, recursive: bool) -> Sequence[tuple[str, fs.FileInfo]]:
+        """List what is below `name`, with paths relative to this folder."""
         selector = fs.FileSelector(self._path(name), recursive=recursive, allow_not_found=True)
+        start = len(self._path("").rstrip("/")) + 1
 
-        def infos() -> Sequence[fs.FileInfo]:
+        def infos() -> Sequence[tuple[str, fs.FileInfo]]:
             found = self._filesystem().get_file_info(selector)
             if not found and not self.is_local and self._filesystem().get_file_info(selector.base_dir).is_file:
                 raise NotADirectoryError(selector.base_dir)
             try:
-                for info in found:
-                    info.path  # noqa: B018 - decodes the name
+                listed = [(info.path[start:], info) for info in found]
             except UnicodeDecodeError as error:
                 got = f"a file whose name is not UTF-8: {error.object!r}"
                 raise UserError(self.file_uri(name), got, "names in UTF-8", "rename it") from None
-            return found
+            for path, _ in listed:
+                if _NO_NAME.search(path):
+                    got = f"an object whose name has a part that is empty, . or ..: {path!r}"
+                    raise UserError(self.file_uri(name), got, "names such as a/b/c.png", "rename it")
+            return listed
 
         return self.retry(name, infos)
 
     def _path(self, name: str) -> str:
-        root = self.uri.partition("://")[2] or self.uri
-        return f"{root.rstrip('/')}/{_checked(name)}" if name else root.rstrip("/")
+        root, inner = (self.uri.partition("://")[2] or self.uri).rstrip("/"), _checked(name)
+        return f"{root}/{inner}" if inner else root or "/"
 
     def _filesystem(self) -> fs.FileSystem:
-        if self.is_local:
-            return fs.LocalFileSystem()
-        scheme, _, path = self.uri.partition("://")
-        if scheme == "gs":
-            return _gcs()
-        return _s3(path.partition("/")[0], tuple(os.environ.get(name) for name in S3_SETTINGS))
+        scheme, _, path = self.uri.rpartition("://")
+        bucket = path.partition("/")[0]
+        return s3(bucket) if scheme == "s3" else gcs(bucket) if scheme == "gs" else fs.LocalFileSystem()
 
     def retry(self, name: str, act: Callable[[], Result]) -> Result:
         """Call `act`, which uses the file `name`, with retries of transient failures; raises as `explained`."""
@@ -195,8 +197,12 @@ class Folder:
         except IsADirectoryError:
             raise UserError(uri, "a folder", "a file", "name a file") from None
         except (NotADirectoryError, FileExistsError):
-            raise UserError(uri, "a path through a file", "a folder", "name a folder, or an unused path") from None
+            raise through_a_file(uri) from None
         except OSError as error:
+            raise explain_arrow(uri, error) from error
+        except pa.ArrowException as error:  # Google's client reports some faults so
+            if "google::cloud::Status" not in str(error):
+                raise
             raise explain_arrow(uri, error) from error
 
 
@@ -204,23 +210,12 @@ def open_folder(uri: str) -> Folder:
     """Return the folder at `uri`; contacts no server.
 
     Raises:
-        UserError: an unknown scheme, no bucket, or credentials in the URI.
+        UserError: as `split_uri`.
     """
-    scheme, separator, rest = uri.strip().partition("://")
-    if not separator:
-        if not uri.strip():
-            raise UserError("URI", "nothing", SCHEMES, "name a folder")
-        return Folder(str(Path(os.path.abspath(Path(uri.strip()).expanduser()))))  # noqa: PTH100 - keeps symbolic links
-    if scheme == "file":
-        return open_folder(unquote(urlsplit(uri.strip()).path))
-    bucket, _, key = rest.partition("/")
-    if "@" in bucket or "?" in rest:
-        raise UserError(f"{scheme}://", "a URI with credentials or options in it", "BUCKET/PATH", "set AWS_* instead")
-    if scheme not in ("s3", "gs"):
-        raise UserError(f"{scheme}://", uri, SCHEMES, "copy the data to one of them")
-    if not bucket:
-        raise UserError("URI", uri, f"{scheme}://BUCKET/PATH", "name a bucket")
-    return Folder(f"{scheme}://" + "/".join([bucket, *(part for part in key.split("/") if part)]))
+    scheme, rest = split_uri(uri)
+    if scheme:
+        return Folder(f"{scheme}://{rest}")
+    return Folder(str(Path(os.path.abspath(Path(rest).expanduser()))))  # noqa: PTH100 - keeps symbolic links
 
 
 def locate(uri: str) -> tuple[Folder, str]:
@@ -233,9 +228,11 @@ def locate(uri: str) -> tuple[Folder, str]:
 
 
 def _checked(name: str) -> str:
-    if name.startswith("/") or ".." in name.split("/"):
+    """Return the name without parts that are empty or `.`, as a disk reads it."""
+    parts = name.split("/")
+    if name.startswith("/") or ".." in parts:
         raise ValueError(f"not a relative name: {name!r}")
-    return name.rstrip("/")
+    return "/".join(part for part in parts if part not in ("", "."))
 
 
 def _is_temporary(name: str) -> bool:
@@ -259,60 +256,3 @@ def _write_local(path: Path, data: bytes | memoryview | pa.Buffer) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-@lru_cache(maxsize=1)
-def _gcs() -> fs.FileSystem:
-    return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=10))
-
-
-@lru_cache(maxsize=64)
-def _s3(bucket: str, _settings: tuple[str | None, ...]) -> fs.FileSystem:
-    """Return the file system of a bucket, cached per process and environment."""
-    endpoint = endpoint_url()
-    if endpoint and urlsplit(endpoint).scheme not in ("http", "https"):
-        raise UserError("AWS_ENDPOINT_URL", "no scheme", "http://HOST[:PORT] or https://", "write the scheme")
-    place: dict[str, str] = {}
-    if endpoint:
-        scheme, _, host = without_credentials(endpoint).partition("://")
-        place = {"endpoint_override": host, "scheme": scheme}
-    return fs.S3FileSystem(
-        region=_checked_region(bucket, endpoint),
-        connect_timeout=CONNECT_SECONDS,
-        request_timeout=2 * READ_SECONDS,
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
-        allow_delayed_open=True,  # small objects become one PUT
-        **place,
-    )
-
-
-def _checked_region(bucket: str, endpoint: str | None) -> str | None:
-    """Return the bucket's region, after one short request that checks access.
-
-    pyarrow alone would send unsigned requests without credentials, report a missing bucket as a missing file, and wait
-    long for a silent endpoint.
-    """
-    try:
-        import boto3
-        from botocore.config import Config
-        from botocore.exceptions import BotoCoreError, ClientError
-    except ImportError:
-        return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    try:
-        session = boto3.Session()
-        if session.get_credentials() is None:
-            allowed = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or the machine's role"
-            raise UserError("AWS credentials", "none", allowed, "set one of them")
-        region = session.region_name or "us-east-1"
-        retries = {"total_max_attempts": 3, "mode": "standard"}
-        config = Config(connect_timeout=CONNECT_SECONDS, read_timeout=READ_SECONDS, retries=retries)
-        client = session.client("s3", region_name=region, endpoint_url=endpoint, config=config)
-        answer = client.list_objects_v2(Bucket=bucket, MaxKeys=1)
-    except ClientError as error:
-        refused = explain_code(bucket, str(error.response.get("Error", {}).get("Code", "")))
-        if refused:
-            raise refused from None
-        answer = error.response
-    except (BotoCoreError, ValueError) as error:
-        raise explain_boto(bucket, endpoint, error) from None
-    return answer["ResponseMetadata"].get("HTTPHeaders", {}).get("x-amz-bucket-region") or region
