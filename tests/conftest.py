@@ -1,11 +1,5 @@
-"""A real S3 server over HTTP for the tests that ask for one."""
+"""Real object-store servers over HTTP, and empty places on them, for the tests that ask for one."""
 
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -14,15 +8,7 @@ from uuid import uuid4
 import pytest
 
 from tests.cpu_time import CpuTime
-
-S3_ENVIRONMENT = {
-    "AWS_ACCESS_KEY_ID": "test-key",
-    "AWS_SECRET_ACCESS_KEY": "test-secret",
-    "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_EC2_METADATA_DISABLED": "true",
-    "AWS_CONFIG_FILE": os.devnull,
-    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-}
+from tests.stores import gcs_store, new_gcs_bucket, new_s3_bucket, s3_store
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -67,68 +53,74 @@ def s3_server() -> Iterator[str]:
 
     A Ray cluster started after it hands that environment to its workers.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    endpoint = f"http://127.0.0.1:{port}"
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**S3_ENVIRONMENT, "AWS_ENDPOINT_URL": endpoint}.items():
-            patch.setenv(name, value)
-        for name in ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
-            patch.delenv(name, raising=False)
-        try:
-            _wait_for(endpoint, server)
-            yield endpoint
-        finally:
-            server.kill()
-            server.wait()
+    with s3_store() as endpoint:
+        yield endpoint
 
 
-def _wait_for(endpoint: str, server: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 60
-    while server.poll() is None and time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(f"{endpoint}/moto-api/", timeout=5).close()
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    raise RuntimeError(f"no S3 server at {endpoint}")
+@pytest.fixture(scope="session")
+def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """As `s3_server`, for Google Cloud Storage."""
+    with gcs_store(tmp_path_factory.mktemp("gcs")) as endpoint:
+        yield endpoint
 
 
 @pytest.fixture(scope="session")
 def new_bucket(s3_server: str) -> Callable[[], str]:
     """Makes an empty bucket at each call and returns its `s3://BUCKET`."""
+    return lambda: new_s3_bucket(s3_server)
 
-    def make() -> str:
-        import boto3
 
-        bucket = f"test-{uuid4().hex}"
-        boto3.client("s3", endpoint_url=s3_server).create_bucket(Bucket=bucket)
-        return f"s3://{bucket}"
+@pytest.fixture(scope="session")
+def s3_bucket(new_bucket: Callable[[], str]) -> str:
+    """One bucket for all: a process's first request to a bucket costs half a second."""
+    return new_bucket()
 
-    return make
+
+@pytest.fixture(scope="session")
+def gcs_bucket(gcs_server: str) -> str:
+    """As `s3_bucket`, `gs://BUCKET`."""
+    return new_gcs_bucket(gcs_server)
 
 
 @pytest.fixture
-def s3_uri(new_bucket: Callable[[], str]) -> str:
-    """An empty bucket of the test's own."""
-    return new_bucket()
+def s3_uri(s3_bucket: str) -> str:
+    """An empty place on S3, of the test's own."""
+    return f"{s3_bucket}/{uuid4().hex}"
+
+
+@pytest.fixture
+def gcs_uri(gcs_bucket: str) -> str:
+    """As `s3_uri`, on Google Cloud Storage."""
+    return f"{gcs_bucket}/{uuid4().hex}"
+
+
+def _place(request: pytest.FixtureRequest) -> str:
+    fixture = {"local": "tmp_path", "s3": "s3_uri", "gs": "gcs_uri"}[request.param]
+    return str(request.getfixturevalue(fixture))
 
 
 @pytest.fixture(params=["local", "s3"])
 def any_uri(request: pytest.FixtureRequest) -> str:
     """The URI of an empty place, once on the disk and once on S3."""
-    if request.param == "s3":
-        return request.getfixturevalue("s3_uri")
-    return str(request.getfixturevalue("tmp_path"))
+    return _place(request)
 
 
-@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.long)])
+@pytest.fixture(params=["local", "s3", "gs"])
+def every_uri(request: pytest.FixtureRequest) -> str:
+    """As `any_uri`, and once on Google Cloud Storage: for what depends on the store itself."""
+    return _place(request)
+
+
+@pytest.fixture(params=["s3", "gs"])
+def store_uri(request: pytest.FixtureRequest) -> str:
+    """The URI of an empty place on each object store."""
+    return _place(request)
+
+
+@pytest.fixture(params=["local", "gs", pytest.param("s3", marks=pytest.mark.long)])
 def source_uri(request: pytest.FixtureRequest) -> str:
-    """As `any_uri`, but on S3 in `make test-long` only: for importers that read as another one does."""
-    if request.param == "s3":
-        return request.getfixturevalue("s3_uri")
-    return str(request.getfixturevalue("tmp_path"))
+    """As `every_uri`, but on S3 in `make test-long` only: for importers that read as another one does.
+
+    On Google Cloud Storage always: its client returns no folders, so that the product derives them.
+    """
+    return _place(request)

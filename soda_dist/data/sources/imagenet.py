@@ -42,7 +42,8 @@ def open_source(uri: str, options: Options) -> Source:
     classes = _classes(folder, "")
     if classes:
         return ImageFolders(folder, classes, (("train", "", classes),))
-    splits = tuple((split, f"{split}/", _classes(folder, split)) for split in SPLITS if split in folder.folders())
+    present = folder.folders()
+    splits = tuple((split, f"{split}/", _classes(folder, split)) for split in SPLITS if split in present)
     if any(names for _, _, names in splits):
         return _open_splits(folder, splits)
     train, val = (name if folder.exists(name) else "" for name in (TRAIN_TAR, VAL_TAR))

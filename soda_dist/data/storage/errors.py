@@ -25,6 +25,8 @@ def explain_arrow(uri: str, error: Exception) -> Exception:
     causes: dict[str, Exception] = {
         "No such directory": FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), uri),
         "because it is a file": through_a_file(uri),
+        "conflicts with an existing file": through_a_file(uri),
+        "not a directory": through_a_file(uri),
         "is a directory": UserError(uri, "a folder", "a file", "name a file"),
         "space left": UserError(uri, "a full disk", "free space", "free some space and rerun"),
         "ermission denied": _forbidden(uri),
