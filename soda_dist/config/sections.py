@@ -135,12 +135,19 @@ class Denoiser(Node):
     base_channels: Annotated[int, Field(ge=8, le=1024)] = 64
     channel_multipliers: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 1, 2, 3, 4)
     blocks: Count = 2
-    """Residual blocks per resolution."""
+    """Residual blocks per resolution on the way down."""
+    up_path: Literal["adm", "mirrored"] = "adm"
+    """`adm`: one more block per resolution, a skip for each (Dhariwal and Nichol 2021); `mirrored`: the way down
+    reversed (our reading of releases before)."""
     attention_resolutions: tuple[Count, ...] = (8, 16, 32)
     head_dim: Count = 64
     dropout: Rate = 0.1
     position_dim: Annotated[int, Field(ge=4, multiple_of=2)] = 512
     """Width of the sinusoidal timestep encoding."""
+    time_dim: Count | None = None
+    """Width of the timestep embedding; None = 4 x base_channels, as in Dhariwal and Nichol 2021."""
+    time_scale: Positive | None = None
+    """Divisor of t / T in the timestep encoding, as `pose.scale` of coordinates; None = t itself (our reading)."""
     layer_mask_rate: Fraction = 0.15
     """Probability that a section of z is zeroed, independently for each (layer masking, section 3.2.1)."""
     guidance_mask_rate: Fraction = 0.12

@@ -17,19 +17,22 @@ Resample = Literal["none", "down", "up"]
 class TimestepEmbedding(nn.Module):
     """Sinusoidal encoding of t (appendix C), then two linear layers, each with GELU.
 
-    Our reading: timesteps are whole numbers apart, so the angles need no scale; encoding and layers are `dim` wide.
+    Args:
+        dim: width of the encoding.
+        width: width of both layers.
+        unit: difference of the angles of neighbouring timesteps at the highest frequency; 1 = the original encoding.
     """
 
-    def __init__(self, *, dim: int) -> None:
+    def __init__(self, *, dim: int, width: int, unit: float) -> None:
         super().__init__()
-        self.dim = dim
-        self.layers = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.GELU())
+        self.dim, self.unit = dim, unit
+        self.layers = nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.Linear(width, width), nn.GELU())
 
     def forward(self, t: Tensor) -> Tensor:
-        """Embed t: int64 [B] to float [B, dim]."""
+        """Embed t: int64 [B] to float [B, width]."""
         half = (self.dim + 1) // 2
         frequencies = torch.exp(-math.log(10_000) / half * torch.arange(half, device=t.device, dtype=torch.float32))
-        angles = t[:, None].float() * frequencies
+        angles = t[:, None].float() * self.unit * frequencies
         return self.layers(torch.cat([angles.sin(), angles.cos()], 1)[:, : self.dim])
 
 

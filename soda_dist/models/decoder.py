@@ -12,7 +12,7 @@ from soda_dist.models.denoiser import Conditioned, Conditioning
 from soda_dist.models.layers import GroupNorm
 from soda_dist.models.modulation import Kind
 from soda_dist.models.pose_encoding import PoseGrid
-from soda_dist.models.unet import LayerPlan, down_plan, middle_plan, up_plan
+from soda_dist.models.unet import LayerPlan, UpPath, down_plan, middle_plan, up_plan
 
 
 class Decoder(Conditioned):
@@ -38,11 +38,12 @@ class Decoder(Conditioned):
         attention_resolutions: Sequence[int],
         head_dim: int,
         dropout: float,
+        up_path: UpPath,
         grid: PoseGrid | None,
     ) -> None:
         down = down_plan(resolution, [base_channels * m for m in channel_multipliers], blocks, attention_resolutions)
         super().__init__(conditioning=conditioning, latent_dim=latent_dim, pairs=len(down), token_dim=0, vector_dim=0)
-        middle, up = middle_plan(down), up_plan(down, skips=False)
+        middle, up = middle_plan(down), up_plan(down, path=up_path, skips=False)
         middle[0] = middle[0]._replace(in_channels=middle[0].in_channels + (0 if grid is None else grid.channels))
         self._plans = [*middle, *up]
         side, width = middle[0].side, down[-1].out_channels

@@ -13,7 +13,7 @@ from soda_dist.models.layers import GroupNorm, lecun_normal_
 from soda_dist.models.modulation import AdaptiveNorm, Kind
 from soda_dist.models.pose_encoding import PoseGrid, PoseVector
 from soda_dist.models.tokens import GridTokens, SectionTokens
-from soda_dist.models.unet import LayerPlan, down_plan, middle_plan, section_sizes, up_plan
+from soda_dist.models.unet import LayerPlan, UpPath, down_plan, middle_plan, section_sizes, up_plan
 
 Conditioning = Literal["layer_modulation", "modulation", "broadcast", "cross_attention", "grid_attention", "none"]
 Tap = Callable[[str, Tensor], None]
@@ -28,13 +28,14 @@ class ModulatedLayer(NamedTuple):
     resolution: int
     """Side of its grid; the larger one if it resamples."""
     section: int
-    """Index of its section, counted from the outermost pair of layers inwards."""
+    """Index of its section, counted from the outermost layers inwards."""
 
 
 class Conditioned(nn.Module):
     """Base of the denoiser and the decoder: splits z into sections and gives each layer its part.
 
-    - `layer_modulation`: section i modulates layer i and its mirror layer (section 3.2.1). The default.
+    - `layer_modulation`: section i modulates layer i of the way down and the layers of the way up that take its skip
+      or undo its downsampling (section 3.2.1, see `up_plan`). The default.
     - `modulation`: all of z modulates every layer (tables 9, 11: without layer modulation).
     - `broadcast`: z is copied to each pixel after the first convolution (table 1: without modulation).
     - `cross_attention`: layers with attention attend to z's sections as tokens (section 3.3).
@@ -43,7 +44,7 @@ class Conditioned(nn.Module):
 
     Args:
         latent_dim: D.
-        pairs: m / 2, pairs of layers.
+        pairs: m / 2, layers of the way down.
         token_dim: width of the tokens, for the two kinds of attention.
         vector_dim: width of a pose vector appended to each layer's part of z; 0 = no pose vector.
     """
@@ -115,17 +116,17 @@ class Conditioned(nn.Module):
 
 
 class Denoiser(Conditioned):
-    """eps = D(x_t, t, z, c_D) (section 3.1): a symmetric UNet of residual blocks.
+    """eps = D(x_t, t, z, c_D) (section 3.1): a UNet of residual blocks.
 
     Down: `blocks` blocks at each resolution, then, except at the last, one that downsamples. Middle: two blocks, with
-    attention between them if the last resolution has it. Up: the mirror image, where a block also takes, concatenated,
-    the output of the down block that it mirrors.
+    attention between them if the last resolution has it. Up: see `up_plan`; skips are concatenated. The skip of the
+    input convolution is its output alone, without what is concatenated to that.
 
-    Our readings: both norms of a block are modulated, and t's embedding is as wide as its encoding; together they give
-    the ImageNet denoiser 33.8 M parameters (table 1: 36 M), 30.8 M of them without z's projections. Attention follows
-    blocks at its resolutions but not those that resample, and cross attention follows it; its norms and the output's
-    are not modulated. Tokens are as wide as t's embedding. The last convolution starts like the others: at zero, with
-    z's projections at zero too, these would get no gradient in the first step, and the encoder none in the first two.
+    Our readings: both norms of a block are modulated, which brings the five denoisers of table 1 closest to their
+    sizes. Attention follows blocks at its resolutions but not those that resample, and cross attention follows it; its
+    norms and the output's are not modulated. Tokens are as wide as t's encoding. The last convolution starts like the
+    others: at zero, with z's projections at zero too, these would get no gradient in the first step, and the encoder
+    none in the first two.
 
     Args:
         conditioning, modulation: see `Conditioned` and `adaptive_norm`.
@@ -133,10 +134,12 @@ class Denoiser(Conditioned):
         resolution: r, a multiple of 2 ** (levels - 1).
         base_channels: channels at multiplier 1.
         channel_multipliers: one per level, from the largest grid on.
-        blocks: residual blocks per level, on either path.
+        blocks: residual blocks per level on the way down; on the way up see `up_plan`.
+        up_path: layout of the way up.
         attention_resolutions: sides of the grids with attention.
         head_dim: width of an attention head; divides the channels there.
-        position_dim: width of the timestep encoding.
+        position_dim, time_dim, time_unit: width of t's encoding, width of its embedding, and the unit of the encoding,
+            see `TimestepEmbedding`.
         image: whether a source image is stacked on x_t (Palette).
         grid: embeds the target's pose, as wide as the first convolution; None = no pose grid.
         source_grid: the same for the source's pose (Palette).
@@ -159,7 +162,10 @@ class Denoiser(Conditioned):
         attention_resolutions: Sequence[int],
         head_dim: int,
         dropout: float,
+        up_path: UpPath,
         position_dim: int,
+        time_dim: int,
+        time_unit: float,
         image: bool = False,
         grid: PoseGrid | None = None,
         source_grid: PoseGrid | None = None,
@@ -174,7 +180,8 @@ class Denoiser(Conditioned):
             vector_dim=0 if vector is None else vector.dim,
         )
         first = down[0].in_channels
-        self._plans = {"down": down, "middle": middle_plan(down[-1:]), "up": up_plan(down, skips=True)}
+        self.up_path = up_path
+        self._plans = {"down": down, "middle": middle_plan(down[-1:]), "up": up_plan(down, path=up_path, skips=True)}
         wider = latent_dim if conditioning == "broadcast" else 0
         wider += first * sum(each is not None for each in (grid, source_grid))
         self._plans["down"] = [down[0]._replace(in_channels=first + wider), *down[1:]]
@@ -183,7 +190,7 @@ class Denoiser(Conditioned):
             return ResidualBlock(
                 in_channels=plan.in_channels,
                 out_channels=plan.out_channels,
-                time_dim=position_dim,
+                time_dim=time_dim,
                 latent_dim=self.latent_width(plan.section),
                 modulation=modulation,
                 dropout=dropout,
@@ -192,7 +199,7 @@ class Denoiser(Conditioned):
                 token_dim=self.token_dim,
             )
 
-        self.time = TimestepEmbedding(dim=position_dim)
+        self.time = TimestepEmbedding(dim=position_dim, width=time_dim, unit=time_unit)
         self.conv_in = nn.Conv2d(6 if image else 3, first, 3, padding=1)
         self.grid, self.source_grid, self.vector = grid, source_grid, vector
         self.down = nn.ModuleList(layer(plan) for plan in self._plans["down"])
@@ -223,11 +230,11 @@ class Denoiser(Conditioned):
                 tap(f"{part}.{number}", h)
             return h
 
-        h = self._first(x, z, condition)
-        skips = []
+        h, skip = self._first(x, z, condition)
+        skips = [skip] if self.up_path == "adm" else []
         for number, plan in enumerate(self._plans["down"]):
             h = run("down", number, h)
-            if plan.resample == "none":
+            if self.up_path == "adm" or plan.resample == "none":
                 skips.append(h)
         for number in range(len(self.middle)):
             h = run("middle", number, h)
@@ -258,8 +265,8 @@ class Denoiser(Conditioned):
             raise ValueError("condition: got no source or target pose; allowed: both, for the pose vector")
         return self.vector(condition.source_pose, condition.pose, condition.pose_keep)
 
-    def _first(self, x: Tensor, z: Tensor | None, condition: Condition) -> Tensor:
-        """Apply the first convolution; concatenate the broadcast z and the pose grids."""
+    def _first(self, x: Tensor, z: Tensor | None, condition: Condition) -> tuple[Tensor, Tensor]:
+        """Return the first convolution with the broadcast z and the pose grids concatenated, and by itself."""
         if condition.image is not None:
             image = condition.image
             if condition.keep is not None:
@@ -274,4 +281,5 @@ class Denoiser(Conditioned):
                 if poses is None:
                     raise ValueError("condition: got no pose; allowed: one per sample, for the pose grid")
                 found.append(grid(poses, *x.shape[2:], condition.pose_keep))
-        return found[0] if len(found) == 1 else torch.cat([part.to(found[0].dtype) for part in found], 1)
+        first = found[0]
+        return first if len(found) == 1 else torch.cat([part.to(first.dtype) for part in found], 1), first

@@ -1,9 +1,11 @@
-"""Plan of the UNet: its layers, their grids and mirror pairs, and the section of z for each."""
+"""Plan of the UNet: its layers, their grids, and the section of z for each."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from soda_dist.models.blocks import Resample
+
+UpPath = Literal["adm", "mirrored"]
 
 
 class LayerPlan(NamedTuple):
@@ -15,7 +17,7 @@ class LayerPlan(NamedTuple):
     """Side of its grid; the larger one if it resamples."""
     resample: Resample
     section: int
-    """Counted from the outermost pair of layers inwards."""
+    """Counted from the outermost layer inwards."""
     attention: bool
 
 
@@ -43,16 +45,31 @@ def middle_plan(down: Sequence[LayerPlan]) -> list[LayerPlan]:
     return [block, block._replace(attention=False)]
 
 
-def up_plan(down: Sequence[LayerPlan], *, skips: bool) -> list[LayerPlan]:
-    """Mirror `down`; with `skips` a block also takes the output of the block that it mirrors."""
+def up_plan(down: Sequence[LayerPlan], *, path: UpPath, skips: bool) -> list[LayerPlan]:
+    """Plan the way up from the smallest grid; without `skips` the same blocks take no outputs of the way down.
+
+    - `adm`: the layout of Dhariwal and Nichol 2021, whose hyperparameters table 12 lists. The blocks of a level are one
+      more than on the way down. Each takes one skip, last in first out: the outputs of all layers of the way down,
+      those that downsample included, and of the input convolution. Between levels a block upsamples.
+    - `mirrored`: `down` reversed; each block takes the output of the block that it mirrors.
+
+    A block has the section of the layer whose skip it takes, and a block that upsamples that of the layer which
+    downsampled there. So in `adm` the last block of a level shares the section of the upsampling after it; the block
+    of the input convolution, which z does not modulate, has the first section (our readings).
+    """
     plans: list[LayerPlan] = []
     width = down[-1].out_channels
     for plan in reversed(down):
-        if plan.resample == "down":
-            plans.append(plan._replace(in_channels=width, out_channels=width, resample="up"))
-        else:
-            plans.append(plan._replace(in_channels=width + plan.out_channels * skips))
+        taken = width + plan.out_channels * skips
+        if plan.resample == "none":
+            plans.append(plan._replace(in_channels=taken))
             width = plan.out_channels
+            continue
+        if path == "adm":
+            plans.append(plans[-1]._replace(in_channels=taken, section=plan.section))
+        plans.append(plan._replace(in_channels=width, out_channels=width, resample="up"))
+    if path == "adm":
+        plans.append(plans[-1]._replace(in_channels=width + down[0].out_channels * skips, section=down[0].section))
     return plans
 
 

@@ -183,11 +183,13 @@ def _aggregation(config: RunConfig) -> nn.Module:
 
 
 def _denoiser(config: RunConfig, conditioning: Conditioning, *, image: bool) -> Denoiser:
-    grid = "grid" in config.pose.conditioning
+    d, grid = config.denoiser, "grid" in config.pose.conditioning
     return Denoiser(
         **_unet(config),
         conditioning=conditioning,
-        position_dim=config.denoiser.position_dim,
+        position_dim=d.position_dim,
+        time_dim=4 * d.base_channels if d.time_dim is None else d.time_dim,
+        time_unit=1.0 if d.time_scale is None else 1 / (config.diffusion.steps * d.time_scale),
         image=image,
         grid=_grid(config) if grid else None,
         source_grid=_grid(config) if grid and image else None,
@@ -211,6 +213,7 @@ def _unet(config: RunConfig) -> dict[str, Any]:
         "attention_resolutions": d.attention_resolutions,
         "head_dim": d.head_dim,
         "dropout": d.dropout,
+        "up_path": d.up_path,
     }
 
 

@@ -21,19 +21,19 @@ from tests.models.methods import METHODS, config_of
 
 SIZES = {
     # parameters; FLOPs of encoder and denoiser
-    "imagenet": (136107651, 32241811456, 33468142336),
-    **dict.fromkeys(("afhq", "celebahq", "lsun"), (61521987, 10684989440, 33468142336)),
-    **dict.fromkeys(("gso", "nmr", "shapenet"), (83314115, 12073312256, 36015436800)),
-    **dict.fromkeys(("cub", "flowers102"), (43013955, 4737990656, 33463644928)),
+    "imagenet": (135879235, 32241811456, 40672195840),
+    **dict.fromkeys(("afhq", "celebahq", "lsun"), (61293571, 10684989440, 40672195840)),
+    **dict.fromkeys(("gso", "nmr", "shapenet"), (82772227, 12073312256, 43218863360)),
+    **dict.fromkeys(("cub", "flowers102"), (42363779, 4737990656, 40666854912)),
     **dict.fromkeys(
         ("mpi3d_complex", "mpi3d_real", "mpi3d_realistic", "mpi3d_toy", "shapes3d", "smallnorb"),
-        (42258755, 4737597440, 33462528512),
+        (41503875, 4737597440, 40665529088),
     ),
-    "cifar10": (22866691, 1111359488, 3070099456),
-    **dict.fromkeys(("celebahq-small", "demo", "imagenet-small"), (3292259, 19759104, 31850688)),
-    "shapenet-small": (3528179, 21775104, 34088384),
-    "shapes3d-small": (3256451, 19726336, 31811968),
-    "solids": (1183635, 5554176, 31850688),
+    "cifar10": (21875139, 1111359488, 3648880640),
+    **dict.fromkeys(("celebahq-small", "demo", "imagenet-small"), (3279347, 19759104, 40637440)),
+    "shapenet-small": (3513219, 21775104, 42871040),
+    "shapes3d-small": (3237875, 19726336, 40587392),
+    "solids": (1170723, 5554176, 40637440),
 }
 
 NETWORKS = ("method", "data", "pose", "encoder", "aggregation", "denoiser")
