@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from soda_dist.config.load import parse_config, with_fields
+from soda_dist.config.load import with_fields
+from soda_dist.config.older import parse_stored
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.storage.folder import Folder, locate
 from soda_dist.errors import UserError
@@ -87,7 +88,7 @@ class EncoderFile:
             got = f"{self.uri} without config.json beside it"
             allowed = "encoder.safetensors in a checkpoint's folder, or timm:NAME"
             raise UserError("--encoder", got, allowed, "copy both files") from None
-        return parse_config(text, folder.file_uri("config.json"))
+        return parse_stored(text, folder.file_uri("config.json"))
 
     def load(self) -> EncoderAlone:
         """The run's encoder."""

@@ -5,7 +5,8 @@ Only this file knows these names. They are written to storage, so they must not 
 
 from typing import Any
 
-from soda_dist.config.load import dump_config, leaves, parse_config
+from soda_dist.config.load import dump_config, leaves
+from soda_dist.config.older import parse_stored, refuse_to_train, stored_format
 from soda_dist.config.provenance import provenance
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.storage.folder import Folder
@@ -31,12 +32,12 @@ def read_config(run: Folder, flag: str = "--run") -> RunConfig:
     """Read the configuration of the run's last start; `flag` names the run in errors.
 
     Raises:
-        UserError: the folder has no configuration of this version.
+        UserError: the folder has no configuration, or one of a newer release.
     """
     text = config_text(run)
     if not text:
         raise UserError(flag, f"{run.uri}, which has no {CONFIG}", "the folder of a run", "check the URI")
-    return parse_config(text, run.file_uri(CONFIG))
+    return parse_stored(text, run.file_uri(CONFIG))
 
 
 def config_text(run: Folder) -> str:
@@ -65,9 +66,13 @@ def claim(run: Folder, config: RunConfig, data: dict[str, Any] | None = None, *,
         accept_data: whether an earlier attempt may have trained on data with another digest.
 
     Raises:
-        UserError: an earlier attempt has another value in a field that the weights depend on, or other data.
+        UserError: an earlier attempt is of an older format, has another value in a field that the weights depend on, or
+            trained on other data.
     """
-    if config_text(run) and (difference := _difference(read_config(run), config)) is not None:
+    text = config_text(run)
+    if text:
+        refuse_to_train(run.uri, stored_format(text, run.file_uri(CONFIG)))
+    if text and (difference := _difference(read_config(run), config)) is not None:
         field, old, new = difference
         raise UserError(field, f"{new}, but the run at {run.uri} has {old}", "the run's own value", "use another --run")
     earlier = attempts(run)

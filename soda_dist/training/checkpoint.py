@@ -19,7 +19,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from soda_dist.config.load import parse_config
+from soda_dist.config.older import FORMAT, parse_stored, refuse_to_train
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.storage.folder import Folder
 from soda_dist.errors import UserError
@@ -34,7 +34,6 @@ from soda_dist.training.engines.engine import KINDS, Engine, Fragment
 from soda_dist.training.online_probe import OnlineProbe, linear_probe
 
 ONLINE_PROBE = "online_probe.safetensors"
-VERSION = 1
 PART_BYTES = 256 << 20
 """Size limit of a state file, unless one parameter exceeds it; writing takes about three times as much memory."""
 
@@ -54,7 +53,7 @@ def save(run: Folder, step: int, engine: Engine, context: WorkerContext, config:
             written += _write_exports(folder, engine, weights, config)
     files = [entry for entries in context.gather(written) for entry in entries]
     if context.rank == 0:
-        manifest = {"version": VERSION, "step": step, "world": context.world, "updates": engine.updates, "files": files}
+        manifest = {"version": FORMAT, "step": step, "world": context.world, "updates": engine.updates, "files": files}
         folder.write(MANIFEST, json.dumps(manifest, indent=1).encode())
         for old in complete_steps(run)[: -config.train.keep_checkpoints]:
             _remove(run, old)
@@ -122,11 +121,12 @@ def _remove(run: Folder, step: int) -> None:
 
 
 def read_manifest(run: Folder, step: int) -> dict[str, Any]:
-    """Read the manifest of a complete checkpoint; raise `UserError` if it has another version."""
+    """Read the manifest of a complete checkpoint; raise `UserError` if a newer release wrote it."""
     folder = checkpoint_folder(run, step)
     manifest = folder.read_json(MANIFEST)
-    if manifest["version"] != VERSION:
-        raise UserError(folder.uri, f"version {manifest['version']}", str(VERSION), "use the release that wrote it")
+    if manifest["version"] not in range(1, FORMAT + 1):
+        got, allowed = f"version {manifest['version']}", f"1 to {FORMAT}"
+        raise UserError(folder.uri, got, allowed, "use the release that wrote it")
     return manifest
 
 
@@ -143,8 +143,13 @@ def _read(folder: Folder, manifest: dict[str, Any], name: str) -> bytes:
 
 
 def restore(run: Folder, step: int, engine: Engine, context: WorkerContext) -> None:
-    """Read the checkpoint of `step` into `engine`; any engine and number of workers may have written it."""
+    """Read the checkpoint of `step` into `engine`; any engine and number of workers may have written it.
+
+    Raises:
+        UserError: an older format, a damaged file, or another configuration.
+    """
     folder, manifest = checkpoint_folder(run, step), read_manifest(run, step)
+    refuse_to_train(run.uri, manifest["version"])
     pieces = list(engine.fragments())
     missing = {(p.name, p.start, kind): p.length for p in pieces for kind in KINDS}
     for name in _state_files(manifest, context):
@@ -183,7 +188,7 @@ def _read_probe(folder: Folder, manifest: dict[str, Any]) -> dict[str, Tensor]:
 def load_online_probe(run: Folder, step: int) -> LinearProbe:
     """Load the online probe of `step`; raise `UserError` if the run trained none."""
     folder, manifest = checkpoint_folder(run, step), read_manifest(run, step)
-    config = parse_config(_read(folder, manifest, "config.json").decode(), f"{folder.uri}/config.json")
+    config = parse_stored(_read(folder, manifest, "config.json").decode(), f"{folder.uri}/config.json")
     return linear_probe(_read_probe(folder, manifest), config.train.online_probe_lr)
 
 
@@ -210,7 +215,7 @@ def load_model(run: Folder, step: int | None = None, *, ema: bool = True) -> tup
     """Load a run's model in eval mode, its configuration and its step (None = latest); without `ema`, live weights."""
     (step,) = chosen_steps(run, "latest" if step is None else str(step))
     folder, manifest = checkpoint_folder(run, step), read_manifest(run, step)
-    config = parse_config(_read(folder, manifest, "config.json").decode(), f"{folder.uri}/config.json")
+    config = parse_stored(_read(folder, manifest, "config.json").decode(), f"{folder.uri}/config.json")
     model = build_model(config)
     try:
         load_plain_state_dict(model, load_tensors(_read(folder, manifest, "model.safetensors")))

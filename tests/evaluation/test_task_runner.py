@@ -16,8 +16,9 @@ from soda_dist.plots.guidance_sweep import sweep_png
 from soda_dist.report.page import write_report
 from soda_dist.runs.results import Data, read_run
 from tests.evaluation.scattered_pool import ScatteredPool
-from tests.evaluation.small_run import small_data
+from tests.evaluation.small_run import EVALUATION, small_data, train
 from tests.tiny import tiny_config
+from tests.training.older_run import FORMAT_1, age
 
 
 def _fails(place: Path, message: str, tasks: str = "probe", **changed: object) -> None:
@@ -95,6 +96,20 @@ def test_an_earlier_step_other_settings_and_all_attributes(place: Path) -> None:
     assert (found["label"], found["kind"], found["metric"]) == ("attributes", "attribute", "macro_f1")
     assert found["counts"]["train"] == 19 and found["counts"]["test"] == 9
     assert list(found["encoders"]["trained"]["estimates"]) == ["macro_f1", "accuracy"]
+
+
+def test_an_older_run_is_evaluated_as_it_was_trained(small: Path, tmp_path: Path) -> None:
+    config = tiny_config(evaluation=EVALUATION, denoiser=FORMAT_1)
+    run = train(str(tmp_path / "run"), config)
+    before = evaluate(run.uri, str(small / "data"), "knn,reconstruction")
+    shutil.copytree(tmp_path / "run", tmp_path / "older", ignore=shutil.ignore_patterns("eval", "latents", "samples"))
+    older = open_folder(str(tmp_path / "older"))
+    age(older)
+    after = evaluate(older.uri, str(small / "data"), "knn,reconstruction")
+    one, other = (found["knn"]["encoders"]["trained"]["estimates"] for found in (before, after))
+    assert one == other
+    assert after["reconstruction"]["sweep"] == before["reconstruction"]["sweep"]
+    assert read_run(older.uri).field("denoiser.up_path") == "mirrored"
 
 
 def test_all_steps_are_evaluated_with_and_without_the_running_mean(small: Path, tmp_path: Path) -> None:

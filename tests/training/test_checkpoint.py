@@ -8,17 +8,20 @@ import timm
 import torch
 from safetensors.torch import load_file, save
 
+from soda_dist.config.older import FORMAT
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
+from soda_dist.evaluation.model_sources import EncoderFile
 from soda_dist.models.condition import Sources
 from soda_dist.models.encoder import Encoder
-from soda_dist.runs.folder import complete_steps
+from soda_dist.runs.folder import checkpoint_folder, claim, complete_steps, read_config, write_config
 from soda_dist.training import checkpoint
 from soda_dist.training.context import LocalContext
 from soda_dist.training.engines.engine import Fragment
 from soda_dist.training.loop import fit
 from soda_dist.training.to_device import to_device
 from tests.tiny import feed, pairs_at, tiny_config
+from tests.training.older_run import FORMAT_1, age
 from tests.training.test_engine import engine_of
 
 CPU = torch.device("cpu")
@@ -113,6 +116,35 @@ def test_a_frozen_encoder_lies_once_in_a_checkpoint_and_goes_along_with_poses(tm
     model, *_ = checkpoint.load_model(run)
     for name, value in dict(straight.objective.model.named_buffers()).items():
         torch.testing.assert_close(dict(model.named_buffers())[name], value, rtol=0, atol=0)
+
+
+def test_an_older_runs_checkpoints_are_read_and_not_resumed(tmp_path):
+    config = tiny_config(denoiser=FORMAT_1)
+    run = open_folder(str(tmp_path / "run"))
+    write_config(run, config)
+    train(run, config)
+    before, *_ = checkpoint.load_model(run)
+    age(run)
+    model, found, step = checkpoint.load_model(run)
+    assert (found, step) == (config, 6) and read_config(run) == config
+    one, other = before.state_dict(), model.state_dict()
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    file = EncoderFile(f"{checkpoint_folder(run, 6).uri}/encoder.safetensors")
+    assert file.configuration() == config
+    with pytest.raises(UserError, match=r"--run: got .*/run, a run of format 1; .* start a new run; jobs/evaluate.py"):
+        checkpoint.restore(run, 6, engine_of(config), LocalContext())
+    stored = run.read("config.yaml")
+    for again in (config, tiny_config()):
+        with pytest.raises(UserError, match="a run of format 1"):
+            claim(run, again)
+    assert run.read("config.yaml") == stored and not run.exists("provenance.json")
+
+
+def test_a_checkpoint_of_a_newer_release_is_refused(tmp_path):
+    run = open_folder(str(tmp_path))
+    checkpoint_folder(run, 3).write_json("manifest.json", {"version": FORMAT + 1})
+    with pytest.raises(UserError, match=f"got version {FORMAT + 1}; allowed: 1 to {FORMAT}; use the release"):
+        checkpoint.read_manifest(run, 3)
 
 
 def test_a_checkpoint_without_manifest_does_not_count(tmp_path):
