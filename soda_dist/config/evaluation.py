@@ -44,7 +44,7 @@ class Activations(Node):
     noise_levels: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (0.01, 0.05, 0.1, 0.25)
     """Candidate noise levels, as fractions of `diffusion.steps` (our reading)."""
     search_images: Annotated[int, Field(ge=20)] = 2000
-    """First training images for the search of layer and noise level, a fifth of them held out."""
+    """Maximum training images for the search of layer and noise level, a fifth of them held out."""
 
 
 class Dci(Node):
@@ -56,13 +56,15 @@ class Dci(Node):
     rounds: Count = 100
     """Boosting rounds."""
     max_train_images: Count = 10_000
+    """Maximum training images, as in the implementation that the paper follows (E.3); drawn at random."""
     max_test_images: Count = 5_000
 
 
 class Reconstruction(Node):
     """Images sampled from their latents (section 4.2.1), and the sweep of figure 9."""
 
-    images: Count = 64
+    images: Count | None = None
+    """Maximum images of the test split, drawn at random; None = all."""
     guidance: tuple[NotNegative, ...] = (1.0, 2.0, 3.0)
     """Guidance scales to try besides `sampling.guidance`."""
     steps: tuple[Count, ...] = ()
@@ -72,10 +74,10 @@ class Reconstruction(Node):
 class NovelViews(Node):
     """Samples of objects from other cameras (section 4.2.2)."""
 
-    objects: Count = 8
-    """Objects of the test split."""
-    views: Count = 8
-    """Target cameras per object, at most."""
+    objects: Count | None = None
+    """Maximum objects of the test split, drawn at random; None = all."""
+    views: Count | None = None
+    """Maximum target views per object, drawn at random among those that no number of sources uses; None = all."""
     sources: tuple[Sources, ...] = ()
     """Numbers of source views; empty = 1, 3, 5, 7 and 9, as far as every object has a target view left."""
 
@@ -92,7 +94,8 @@ class Weights(Node):
 class Lpips(Weights):
     """Package lpips over torchvision's weights (section E.2)."""
 
-    net: Literal["alex", "vgg"] = "alex"
+    net: Literal["alex", "vgg"] = "vgg"
+    """VGG by default: our reading of the paper, whose reference for LPIPS's network is VGG's."""
 
 
 class Fid(Node):
@@ -100,10 +103,10 @@ class Fid(Node):
 
     sets: tuple[Literal["reconstruction", "samples", "novel_views"], ...] = ()
     """Sets to generate; empty = all that the run can generate."""
-    images: Annotated[int, Field(ge=2)] = 10_000
-    """Maximum images per set, compared with as many of the test split."""
+    images: Annotated[int, Field(ge=2)] | None = None
+    """Maximum images per set, drawn at random and compared with as many of the test split; None = all."""
     feature_images: Annotated[int, Field(ge=2)] = 10_000
-    """First images whose features are kept for KID, precision and recall."""
+    """Maximum images whose features are kept for KID, precision and recall."""
 
 
 class Tools(Node):
@@ -131,8 +134,10 @@ class Evaluation(Node):
     train_split: str = "train"
     test_split: str = "test"
     max_train_images: Count | None = None
-    """First images of the split in key order; None = all."""
+    """Maximum images of the split, drawn at random by `seed`; None = all. The rows of a smaller maximum are among those
+    of a larger one. Other limits of this section draw in the same order."""
     max_test_images: Count | None = None
+    """The same for the test split, for probe, knn and dci."""
     label: str | None = None
     """Column to predict; None = the main label of the data set."""
     batch: Count = 128

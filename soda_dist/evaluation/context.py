@@ -3,6 +3,9 @@
 import time
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from soda_dist.config.provenance import provenance
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.shards import Manifest
@@ -10,6 +13,7 @@ from soda_dist.data.storage.folder import Folder
 from soda_dist.errors import UserError
 from soda_dist.evaluation.features.extraction import collect, place_of
 from soda_dist.evaluation.pieces import Features, Piece, Point, plan_pieces
+from soda_dist.evaluation.rows import drawn_rows
 from soda_dist.parallel.pool import Pool
 from soda_dist.parallel.progress import Say
 from soda_dist.runs.folder import evaluation_folder
@@ -48,7 +52,7 @@ class Context:
     encoder_only: bool = False
     points: dict[str, tuple[Point, dict[str, float]]] = field(default_factory=dict)
     """Where the denoiser is read, by the label of the search, with each candidate's accuracy."""
-    _features: dict[tuple[str, Point | None], Features] = field(default_factory=dict)
+    _features: dict[tuple[str, Point | None, int], Features] = field(default_factory=dict)
 
     def close(self) -> None:
         """End the workers."""
@@ -71,30 +75,36 @@ class Context:
             "reencoded": reencoded and reencoded.model_dump(),
         }
 
-    def rows(self, which: str) -> int:
-        """Count the rows of the train or test split that evaluation uses."""
+    def rows(self, which: str, limit: int | None = None) -> int:
+        """Count the rows of the train or test split that evaluation uses, at most `limit`."""
         rows = self.manifest.split(getattr(self.config.evaluation, f"{which}_split")).rows
-        return min(getattr(self.config.evaluation, f"max_{which}_images") or rows, rows)
+        limits = (getattr(self.config.evaluation, f"max_{which}_images"), limit)
+        return min([rows, *(each for each in limits if each is not None)])
 
-    def features(self, which: str, point: Point | None) -> Features:
-        """Extract the features of the train or test split, or read cached ones.
+    def drawn(self, which: str, limit: int | None = None) -> NDArray[np.int64]:
+        """Draw these rows: int64, ascending; those of a smaller limit are among those of a larger one."""
+        split = getattr(self.config.evaluation, f"{which}_split")
+        return drawn_rows(self.manifest.split(split).rows, self.rows(which, limit), self.config.seed, split)
+
+    def features(self, which: str, point: Point | None, limit: int | None = None) -> Features:
+        """Extract the features of rows of the train or test split, or read cached ones; rows as of `drawn`.
 
         Raises:
             UserError: fewer than two readable images.
         """
-        if (which, point) not in self._features:
-            pieces = self.pieces(which, point)
+        key = (which, point, self.rows(which, limit))
+        if key not in self._features:
+            pieces = self.pieces(which, () if point is None else (point,), limit)
             found = collect(self.workers, self.latents(pieces[0].split, pieces[0].points), pieces, self.say)
             self.check_readable(which, len(found))
-            self._features[which, point] = found
-        return self._features[which, point]
+            self._features[key] = found
+        return self._features[key]
 
-    def pieces(self, which: str, point: Point | None) -> list[Piece]:
-        """Cut the rows of the train or test split that evaluation uses into pieces."""
+    def pieces(self, which: str, points: tuple[Point, ...] = (), limit: int | None = None) -> list[Piece]:
+        """Cut rows of the train or test split into pieces; rows as of `drawn`."""
         e = self.config.evaluation
-        split, limit = getattr(e, f"{which}_split"), getattr(e, f"max_{which}_images")
-        points = () if point is None else (point,)
-        return plan_pieces(split, self.manifest.split(split).groups, limit, e.batch, points)
+        split = getattr(e, f"{which}_split")
+        return plan_pieces(split, self.manifest.split(split).groups, self.drawn(which, limit), e.batch, points)
 
     def check_readable(self, which: str, count: int) -> None:
         """Raise a `UserError` for fewer than two readable images in the train or test split."""
@@ -105,7 +115,8 @@ class Context:
 
     def latents(self, split: str, points: tuple[Point, ...], *, passes: bool = False) -> Folder:
         """Name the folder of a split's latents; `passes`: those of augmented views."""
-        shards = [shard.sha256 for shard in self.manifest.split(split).shards]
+        splits = (split, self.config.evaluation.train_split)
+        shards = [shard.sha256 for name in splits for shard in self.manifest.split(name).shards]
         return place_of(self.run, self.config, self.weights, shards, points, passes=passes)
 
     def record(self, task: str, facts: Result, pictures: Pictures, began: float) -> Result:

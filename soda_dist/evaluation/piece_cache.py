@@ -13,7 +13,7 @@ from soda_dist.data.storage.folder import Folder
 from soda_dist.parallel.pool import Pool
 from soda_dist.parallel.progress import Progress, Say
 
-VERSION = 1
+VERSION = 2
 """Of the files' content; part of every address."""
 DIGITS = 16
 

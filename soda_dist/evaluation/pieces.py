@@ -1,8 +1,9 @@
 """Pieces of a split as jobs read them, and the features that come of them."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,7 @@ from soda_dist.config.schema import RunConfig
 from soda_dist.data.relations import OBJECT
 from soda_dist.data.shards import Manifest, ShardReader
 from soda_dist.errors import UserError
-from soda_dist.evaluation.views import PURPOSE
-from soda_dist.training.randomness import mix64
+from soda_dist.evaluation.piece_cache import address
 
 MODEL_SECTIONS = (
     "seed",
@@ -42,12 +42,15 @@ class Point:
 
 @dataclass(frozen=True)
 class Piece:
-    """Consecutive row groups of a split, of which the first `rows` rows are used.
+    """Rows of a split that a job reads at once.
 
     Attributes:
-        first_row: ordinal of the first row in the split, which is its key.
+        groups: row groups that hold them.
+        first_row: ordinal of the first one in the split, which is its key.
+        rows: their number.
         points: where the denoiser is read; empty = the encoder's latents.
         number: of the augmented pass; None = central views.
+        chosen: ordinals of the rows, ascending; None = all rows of `groups`, which are consecutive.
     """
 
     split: str
@@ -56,36 +59,53 @@ class Piece:
     rows: int
     points: tuple[Point, ...] = ()
     number: int | None = None
+    chosen: tuple[int, ...] | None = None
+
+    @property
+    def keys(self) -> NDArray[np.int64]:
+        """Keys of the rows, int64 [rows]."""
+        if self.chosen is None:
+            return np.arange(self.first_row, self.first_row + self.rows)
+        return np.array(self.chosen, np.int64)
 
     @property
     def file(self) -> str:
         """The piece's name on storage."""
-        place = f"{self.first_row:010d}-{self.rows}.parquet"
-        return place if self.number is None else f"pass-{self.number:04d}-{place}"
+        place = f"{self.first_row:010d}-{self.rows}"
+        if self.chosen is not None:
+            place += f"-{address({'rows': self.chosen})}"
+        return f"{place}.parquet" if self.number is None else f"pass-{self.number:04d}-{place}.parquet"
 
 
 def plan_pieces(
     split: str,
     groups: Sequence[int],
-    limit: int | None,
+    drawn: NDArray[np.int64] | None,
     batch: int,
     points: tuple[Point, ...] = (),
 ) -> list[Piece]:
-    """Cut the first `limit` rows (None = all) into whole row groups, each piece of at least `batch` rows but the last.
+    """Cut the `drawn` rows (ascending; None = all) at row groups into pieces of at least `batch` rows but the last.
 
-    The plan does not depend on the workers, so no latent does.
+    Row groups without a drawn row are not read. The plan does not depend on the workers, so no latent does.
     """
-    total = sum(groups) if limit is None else min(limit, sum(groups))
+    if drawn is None or len(drawn) == sum(groups):
+        drawn = None
+        counts = list(groups)
+    else:
+        place = np.searchsorted(np.cumsum(groups), drawn, side="right")
+        counts = np.bincount(place, minlength=len(groups)).tolist()
+    used = [number for number, rows in enumerate(counts) if rows]
     pieces: list[Piece] = []
-    start = first = 0
-    row = 0
-    for number, rows in enumerate(groups):
-        row += rows
-        if row - first >= batch or row >= total:
-            pieces.append(Piece(split, tuple(range(start, number + 1)), first, min(row, total) - first, points))
-            start, first = number + 1, row
-        if row >= total:
-            break
+    taken: list[int] = []
+    first = row = 0
+    for number in used:
+        taken.append(number)
+        row += counts[number]
+        if row - first >= batch or number == used[-1]:
+            chosen = None if drawn is None else tuple(drawn[first:row].tolist())
+            start = first if chosen is None else chosen[0]
+            pieces.append(Piece(split, tuple(taken), start, row - first, points, chosen=chosen))
+            taken, first = [], row
     return pieces
 
 
@@ -94,12 +114,14 @@ class Features:
     """The readable rows of a split in the order of keys.
 
     Attributes:
+        keys: int64 [n].
         table: the data set's labels, int64, null where a row has none.
         arrays: by encoder, [n, D]: float32; pixels uint8.
         unreadable: names of the rows that are left out.
     """
 
     split: str
+    keys: NDArray[np.int64]
     table: pa.Table
     arrays: dict[str, NDArray[Any]]
     unreadable: list[str]
@@ -132,11 +154,6 @@ def check_splits(manifest: Manifest, config: RunConfig) -> None:
             raise UserError(f"evaluation.{which}", name, ", ".join(filled), "choose a split with rows")
 
 
-def shuffled(config: RunConfig, count: int) -> NDArray[np.int64]:
-    """Permute 0..count-1 by the run's seed."""
-    return np.random.default_rng(mix64(config.seed, PURPOSE, count)).permutation(count)
-
-
 def object_runs(reader: ShardReader) -> list[tuple[int, int]]:
     """Find [start, stop) in keys of each object of a split; its rows are neighbours."""
     values = reader.column(OBJECT).to_numpy()
@@ -145,11 +162,10 @@ def object_runs(reader: ShardReader) -> list[tuple[int, int]]:
 
 
 def rows_at(reader: ShardReader, keys: Sequence[int], columns: Sequence[str]) -> pa.Table:
-    """Read single rows of a split by their keys."""
-    ends = np.cumsum(reader.groups)
+    """Read single rows of a split by their keys, in this order."""
+    ends = [*accumulate(reader.groups)]
     parts = []
-    for key in keys:
-        group = int(np.searchsorted(ends, key, side="right"))
-        row = key - int(ends[group]) + reader.groups[group]
-        parts.append(reader.group(group, columns).slice(row, 1))
+    for group, some in groupby(keys, key=lambda key: bisect_right(ends, key)):
+        start = ends[group] - reader.groups[group]
+        parts.append(reader.group(group, columns).take([key - start for key in some]))  # a copy, not the whole group
     return pa.concat_tables(parts)

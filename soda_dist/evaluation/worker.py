@@ -13,7 +13,8 @@ from soda_dist.config.schema import RunConfig
 from soda_dist.data.shards import ShardReader, read_manifest
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.evaluation.model_sources import ModelSource
-from soda_dist.evaluation.pieces import Piece, plan_pieces
+from soda_dist.evaluation.pieces import Piece, rows_at
+from soda_dist.evaluation.rows import drawn_rows
 from soda_dist.evaluation.views import central_views, pose_columns
 from soda_dist.models.encoder import Encoder
 from soda_dist.models.encoder_only import EncoderAlone
@@ -26,7 +27,7 @@ NORM_ROWS = 256
 """Training images that give an untrained encoder's batch norms their statistics."""
 UNTRAINED = (
     "the same architecture with the initial weights of the run's seed; batch norms, if any, have the statistics of "
-    f"the first {NORM_ROWS} training images"
+    f"{NORM_ROWS} training images, drawn at random"
 )
 
 
@@ -49,7 +50,7 @@ class Models:
         fresh = self.fresh(self.config).to(self.device).eval().requires_grad_(False)
         encoder = getattr(fresh, "encoder", None)
         if isinstance(encoder, Encoder):
-            settle_norms(encoder, self._first_training_batches())
+            settle_norms(encoder, self._training_batches())
         return fresh
 
     @property
@@ -58,12 +59,12 @@ class Models:
         assert isinstance(self.model, Method)
         return self.model
 
-    def _first_training_batches(self) -> list[tuple[Tensor, Tensor | None, None]]:
-        """Whole batches of the first training images as the encoder takes them; one partial batch if they are fewer."""
+    def _training_batches(self) -> list[tuple[Tensor, Tensor | None, None]]:
+        """Whole batches of drawn training images as the encoder takes them; one partial batch if they are fewer."""
         split, batch = self.config.evaluation.train_split, self.config.evaluation.batch
         reader = self.reader[split]
-        piece = plan_pieces(split, reader.groups, NORM_ROWS, NORM_ROWS)[0]
-        seen = central_views(rows_of(reader, piece, ["image", *pose_columns(self.config)]), self.config, target=False)
+        keys = drawn_rows(sum(reader.groups), NORM_ROWS, self.config.seed, split).tolist()
+        seen = central_views(rows_at(reader, keys, ["image", *pose_columns(self.config)]), self.config, target=False)
         images = source_input(torch.from_numpy(seen.source[seen.ok])).to(self.device)
         poses = None if seen.pose is None else torch.from_numpy(seen.pose[seen.ok]).to(self.device)
         starts = range(0, max(len(images) // batch * batch, 1), batch)
@@ -88,4 +89,7 @@ def readers(data_uri: str, config: RunConfig) -> dict[str, ShardReader]:
 
 
 def rows_of(reader: ShardReader, piece: Piece, columns: list[str]) -> pa.Table:
-    return pa.concat_tables([reader.group(number, columns) for number in piece.groups]).slice(0, piece.rows)
+    """Read the rows of a piece."""
+    if piece.chosen is not None:
+        return rows_at(reader, piece.chosen, columns)
+    return pa.concat_tables([reader.group(number, columns) for number in piece.groups])

@@ -42,11 +42,17 @@ def _png(split: str, key: int) -> bytes:
     return out.getvalue()
 
 
-def prepare(uri: str, shards: dict[str, list[list[int]]], broken: dict[str, set[int]]) -> Manifest:
-    """Shards with the given rows in each row group; `broken` keys hold bytes that are no image."""
+def prepare(
+    uri: str, shards: dict[str, list[list[int]]], broken: dict[str, set[int]], *, by_colour: bool = False
+) -> Manifest:
+    """Shards with the given rows in each row group; `broken` keys hold bytes that are no image.
+
+    `by_colour`: whether the labels are sorted by class, each a third of the split, whatever the images show.
+    """
     folder, splits = open_folder(uri), {}
     for split, files in shards.items():
         made, key = [], 0
+        total = sum(map(sum, files))
         for number, groups in enumerate(files):
             tables = []
             for rows in groups:
@@ -55,7 +61,8 @@ def prepare(uri: str, shards: dict[str, list[list[int]]], broken: dict[str, set[
                 images = [b"no image" if k in broken.get(split, ()) else _png(split, k) for k in keys]
                 columns = {
                     "key": keys, "image": images, "name": [f"{split}/{k}.png" for k in keys],
-                    "colour": [k % len(CLASSES) for k in keys], "bright": [k % 2 == 1 for k in keys],
+                    "colour": [k * len(CLASSES) // total if by_colour else k % len(CLASSES) for k in keys],
+                    "bright": [k % 2 == 1 for k in keys],
                     "late": [k > 20 for k in keys],
                 }  # fmt: skip
                 tables.append(pa.table(columns, schema=shard_schema(COLUMNS)))

@@ -25,15 +25,17 @@ def test_rows_are_those_of_the_split_up_to_the_limit(context: Context) -> None:
     limits = {"evaluation.max_train_images": 12, "evaluation.max_test_images": 1000}
     limited = replace(context, config=with_fields(context.config, limits))
     assert (limited.rows("train"), limited.rows("test")) == (12, 30)
-    assert sum(piece.rows for piece in limited.pieces("train", None)) == 12
-    assert {piece.points for piece in limited.pieces("test", Point("up.0", 3))} == {(Point("up.0", 3),)}
+    assert sum(piece.rows for piece in limited.pieces("train")) == 12
+    assert (limited.rows("train", 20), limited.rows("train", 5)) == (12, 5)
+    assert set(limited.drawn("train", 5)) < set(limited.drawn("train")) < set(context.drawn("train", 20))
+    assert {piece.points for piece in limited.pieces("test", (Point("up.0", 3),))} == {(Point("up.0", 3),)}
 
 
 def test_features_are_extracted_once_and_read_by_the_next_evaluation(small: Path, tmp_path: Path) -> None:
     models = voiced(tiny_config(), small / "data")
     first, second = (context_of(models, tmp_path, pool=Recording()) for _ in range(2))
     found = first.features("test", None)
-    assert first.features("test", None) is found and len(first.workers.done) == len(first.pieces("test", None))
+    assert first.features("test", None) is found and len(first.workers.done) == len(first.pieces("test"))
     again = second.features("test", None)
     assert second.workers.done == [] and (again.arrays["trained"] == found.arrays["trained"]).all()
     assert again.unreadable == ["test/0.png"]

@@ -39,7 +39,7 @@ def weights(place: Path) -> tuple[str, str]:
 
 def _latents(model_source, place: Path, tmp_path: Path) -> dict[str, np.ndarray]:
     models = load_models(model_source, str(place / "data"), model_source.configuration(), "cpu")
-    pieces = plan_pieces("test", models.reader["test"].groups, 10, 128)
+    pieces = plan_pieces("test", models.reader["test"].groups, np.arange(10), 128)
     return collect(LocalPool(setup=Held(models)), open_folder(str(tmp_path / "latents")), pieces, silent).arrays
 
 

@@ -94,7 +94,9 @@ def test_an_earlier_step_other_settings_and_all_attributes(place: Path) -> None:
     found = evaluate(str(place / "run"), str(place / "data"), "probe", step="3", overrides=overrides)["probe"]
     assert open_folder(str(place / "run")).read_json("eval/3/probe.json") == found
     assert (found["label"], found["kind"], found["metric"]) == ("attributes", "attribute", "macro_f1")
-    assert found["counts"]["train"] == 19 and found["counts"]["test"] == 9
+    counts = found["counts"]
+    assert [counts[which] + counts[f"unreadable_{which}"] for which in ("train", "test")] == [20, 10]
+    assert (found["limits"], found["seed"]) == ({"train": 20, "test": 10}, 0)
     assert list(found["encoders"]["trained"]["estimates"]) == ["macro_f1", "accuracy"]
 
 

@@ -90,6 +90,21 @@ def cameras(boxes: Boxes, flipped: NDArray[np.bool_], stored: Cameras) -> NDArra
     return np.concatenate(parts, -1).astype(np.float32)
 
 
+def view_angles(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Angle in degrees, 0..180, between the directions in which two cameras look.
+
+    Args:
+        one, other: cameras as `cameras` computes them, [..., 21]; they broadcast.
+
+    Returns:
+        float64 [...].
+    """
+    # The third column of camera_to_world: z, forward, in world coordinates.
+    first, second = (each[..., 2:12:4].astype(np.float64) for each in (one, other))
+    across = np.linalg.norm(np.cross(first, second), axis=-1)
+    return np.degrees(np.arctan2(across, (first * second).sum(-1)))  # accurate near 0 and 180, where arccos is not
+
+
 def poses(
     kind: Kind, boxes: Boxes, flipped: NDArray[np.bool_], sizes: Ints, stored: Cameras | None
 ) -> NDArray[np.float32]:

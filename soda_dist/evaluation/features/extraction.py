@@ -46,14 +46,15 @@ def extract(models: Models, piece: Piece) -> pa.Table:
     reader = models.reader[piece.split]
     labels = list(reader.manifest.labels)
     table = rows_of(reader, piece, ["key", "image", "name", *labels, *pose_columns(models.config)])
-    if table.column("key").to_pylist() != list(range(piece.first_row, piece.first_row + piece.rows)):
+    keys = piece.keys
+    if not np.array_equal(table.column("key").to_numpy(), keys):
         raise RuntimeError(f"rows {piece.first_row} and on of {piece.split} have keys other than their ordinals")
     see = central_views if piece.number is None else partial(augmented_views, number=piece.number)
     seen = see(table, models.config, target=bool(piece.points))
     parts: list[dict[str, Tensor]] = []
     for at in range(0, piece.rows, models.config.evaluation.batch):
         rows = slice(at, at + models.config.evaluation.batch)
-        parts.append(_arrays(models, seen.rows(rows), piece.first_row + at, piece))
+        parts.append(_arrays(models, seen.rows(rows), keys[rows], piece))
     columns = {name: table.column(name).combine_chunks() for name in ("key", "name")}
     columns["ok"] = pa.array(seen.ok)
     columns |= {f"label/{name}": table.column(name).cast(pa.int64()).combine_chunks() for name in labels}
@@ -65,17 +66,17 @@ def _vectors(array: NDArray[Any]) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1])
 
 
-def _arrays(models: Models, seen: EvaluationViews, first_key: int, piece: Piece) -> dict[str, Tensor]:
+def _arrays(models: Models, seen: EvaluationViews, keys: NDArray[np.int64], piece: Piece) -> dict[str, Tensor]:
     """A batch's rows by encoder; at several points, those of the trained model alone, by the point's text."""
     points, draw = piece.points, 0 if piece.number is None else piece.number + 1
     if len(points) > 1:
-        read = activations(models, models.model, seen, first_key, points, draw)
+        read = activations(models, models.model, seen, keys, points, draw)
         return {str(point): read[point] for point in points}
     arrays = {}
     for name in ("trained", "untrained") if models.config.evaluation.baselines else ("trained",):
         model = models.model if name == "trained" else models.untrained
         if points:
-            arrays[name] = activations(models, model, seen, first_key, points, draw)[points[0]]
+            arrays[name] = activations(models, model, seen, keys, points, draw)[points[0]]
         else:
             arrays[name] = _latents(models, model, seen)
     if models.config.evaluation.baselines:
@@ -94,11 +95,14 @@ def activations(
     models: Models,
     model: Method | EncoderAlone,
     seen: EvaluationViews,
-    first_key: int,
+    keys: NDArray[np.int64],
     points: tuple[Point, ...],
     draw: int = 0,
 ) -> dict[Point, Tensor]:
-    """Read the denoiser at `points`: float32 [n, C] each, on the CPU; `draw` and a row's key address its noise."""
+    """Read the denoiser at `points`: float32 [n, C] each, on the CPU.
+
+    `draw` and a row's key (`keys`, [n]) address its noise.
+    """
     assert isinstance(model, DiffusionMethod)
     sources = seen.sources(models.device)
     target = target_input(torch.from_numpy(seen.target)).to(models.device)
@@ -106,7 +110,6 @@ def activations(
     condition = model.condition(sources, pose, None, None)
     found: dict[Point, Tensor] = {}
     for t in sorted({point.t for point in points}):
-        keys = np.arange(first_key, first_key + len(seen.ok))
         eps = addressed_noise(models.config.seed, keys, t, draw, target.shape[-1]).to(models.device)
         read = model.activations(target, condition, t, eps)
         found |= {point: read[point.layer].cpu() for point in points if point.t == t}
@@ -127,7 +130,8 @@ def place_of(
     Args:
         root: the run's folder.
         weights: digest of the checkpoint.
-        shards: digests of the split's shards.
+        shards: digests of the split's shards, and of the training split's, from which an untrained encoder takes
+            statistics.
         points: where the denoiser is read.
         passes: latents of augmented views; all passes lie in one folder.
     """
@@ -169,7 +173,8 @@ def read_features(folder: Folder, pieces: Sequence[Piece]) -> Features:
     Raises:
         UserError: values that are not finite.
     """
-    total = sum(piece.rows for piece in pieces)
+    keys = np.concatenate([piece.keys for piece in pieces])
+    total = len(keys)
     arrays: dict[str, NDArray[Any]] = {}
     facts, at = [], 0
     for piece in pieces:
@@ -183,7 +188,7 @@ def read_features(folder: Folder, pieces: Sequence[Piece]) -> Features:
         facts.append(table.select([name for name in table.column_names if not name.startswith("vector/")]))
         at += int(ok.sum())
     rows = pa.concat_tables(facts)
-    if rows.column("key").to_pylist() != list(range(total)):
+    if not np.array_equal(rows.column("key").to_numpy(), keys):
         raise RuntimeError(f"{folder.uri} lacks rows or has some twice")
     arrays = {name: array[:at] for name, array in arrays.items()}
     for name, array in arrays.items():
@@ -198,7 +203,8 @@ def features_of(
     """Make the features of the `ok` rows; `arrays` holds the vectors of these alone."""
     labels = [name for name in rows.column_names if name.startswith("label/")]
     kept = rows.filter(ok).select(labels).rename_columns([name.removeprefix("label/") for name in labels])
-    return Features(split, kept, arrays, rows.filter(pc.invert(ok)).column("name").to_pylist())
+    keys = rows.filter(ok).column("key").to_numpy()
+    return Features(split, keys, kept, arrays, rows.filter(pc.invert(ok)).column("name").to_pylist())
 
 
 def not_finite(latents: NDArray[Any]) -> int:

@@ -43,7 +43,7 @@ def needs_gang(config: RunConfig) -> bool:
 
 def extract_training(context: Context, point: Point | None) -> Training:
     """Extract the latents that are not cached: central views and `evaluation.probe.passes` passes of the same rows."""
-    pieces, count = context.pieces("train", point), context.config.evaluation.probe.passes
+    pieces, count = context.pieces("train", () if point is None else (point,)), context.config.evaluation.probe.passes
     split, points = pieces[0].split, pieces[0].points
     plain = Draw(write_latents(context.workers, context.latents(split, points), pieces, context.say), tuple(pieces))
     passes: tuple[Draw, ...] = ()
@@ -64,7 +64,7 @@ def extract_training(context: Context, point: Point | None) -> Training:
 def _rows(draw: Draw, columns: list[str]) -> pa.Table:
     """Of every piece of a draw, without latents."""
     rows = pa.concat_tables([load(draw.folder, piece, columns) for piece in draw.pieces])
-    if rows.column("key").to_pylist() != list(range(sum(piece.rows for piece in draw.pieces))):
+    if not np.array_equal(rows.column("key").to_numpy(), np.concatenate([piece.keys for piece in draw.pieces])):
         raise RuntimeError(f"{draw.folder.uri} lacks rows, or has some twice")
     return rows
 

@@ -10,7 +10,8 @@ from soda_dist.evaluation.context import Context
 from soda_dist.evaluation.features.extraction import collect
 from soda_dist.evaluation.features.scoring import Task, fit_settings, measure
 from soda_dist.evaluation.features.targets import Target
-from soda_dist.evaluation.pieces import Features, Point, plan_pieces
+from soda_dist.evaluation.pieces import Features, Point
+from soda_dist.evaluation.rows import drawn_rows
 from soda_dist.parallel.pool import Pool
 from soda_dist.parallel.progress import Progress, Say
 from soda_dist.training.build import build_model
@@ -46,15 +47,12 @@ def find_point(context: Context, target: Target) -> tuple[Point, dict[str, float
 
 
 def _found(context: Context, target: Target) -> tuple[Point, dict[str, float]]:
-    config, manifest, say = context.config, context.manifest, context.say
+    config, say = context.config, context.say
     points = tuple(candidates(config))
     if len(points) == 1:
         return points[0], {}
-    split = config.evaluation.train_split
-    rows = config.evaluation.activations.search_images
-    groups = manifest.split(split).groups
-    pieces = plan_pieces(split, groups, rows, config.evaluation.batch, points)
-    features = collect(context.workers, context.latents(split, points), pieces, say)
+    pieces = context.pieces("train", points, config.evaluation.activations.search_images)
+    features = collect(context.workers, context.latents(pieces[0].split, points), pieces, say)
     scores = _scores(context.workers, features, points, config, target, say)
     best = max(points, key=lambda point: scores[str(point)])
     say(f"latents are {best}: {scores[str(best)]:.1%} on {len(features) // HELD_OUT:,} held-out training images")
@@ -64,7 +62,8 @@ def _found(context: Context, target: Target) -> tuple[Point, dict[str, float]]:
 def _scores(
     workers: Pool, features: Features, points: Sequence[Point], config: RunConfig, target: Target, say: Say
 ) -> dict[str, float]:
-    held = np.arange(len(features)) % HELD_OUT == 0
+    held = np.zeros(len(features), bool)
+    held[drawn_rows(len(features), max(1, len(features) // HELD_OUT), config.seed, features.split)] = True
     values = target.of(features)
     labels = (workers.share(values[~held]), workers.share(values[held]))
     settings = fit_settings(config, "probe")

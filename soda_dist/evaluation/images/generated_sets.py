@@ -1,8 +1,8 @@
 """Sets of drawn images beside their originals, cached on storage.
 
 A set lies in the run's `samples/ADDRESS/` as Parquet: `key`, `ok` (whether all images were readable), `image` and
-`target` as PNG, and `psnr` and `ssim` between the two. Members come in a seeded order, so a smaller set is the
-beginning of a larger one.
+`target` as PNG, `psnr` and `ssim` between the two, and `angle` in degrees between the target's camera and the nearest
+source's, null without cameras. Members come in a seeded order, so a smaller set is the beginning of a larger one.
 """
 
 import copy
@@ -19,11 +19,13 @@ from soda_dist.config.schema import RunConfig
 from soda_dist.config.sections import Sampling
 from soda_dist.data.shards import ShardReader
 from soda_dist.data.storage.folder import Folder
+from soda_dist.data.views.poses import POSE_SIZES, view_angles
 from soda_dist.evaluation.context import Context
 from soda_dist.evaluation.images.sampling import SampleInputs, SampleJob, draw
 from soda_dist.evaluation.images.scores import pixel_scores, png
 from soda_dist.evaluation.piece_cache import address, load, store
-from soda_dist.evaluation.pieces import MODEL_SECTIONS, object_runs, rows_at, shuffled
+from soda_dist.evaluation.pieces import MODEL_SECTIONS, object_runs, rows_at
+from soda_dist.evaluation.rows import drawn_order
 from soda_dist.evaluation.views import central_views, pose_columns
 from soda_dist.evaluation.worker import Models
 from soda_dist.models.aggregation import MeanAggregation
@@ -76,32 +78,52 @@ class SetPiece:
     @property
     def file(self) -> str:
         """The piece's name on storage."""
-        return f"{self.first:010d}-{self.rows}.parquet"
+        members = address({"keys": self.keys, "sources": self.sources})
+        return f"{self.first:010d}-{self.rows}-{members}.parquet"
 
 
-def plan_images(context: Context, image_set: ImageSet, count: int) -> list[SetPiece]:
-    """Plan the first `count` images of the split in seeded order (all if it has fewer), each its own source."""
-    order = shuffled(context.config, context.manifest.split(image_set.split).rows)[:count].tolist()
+def plan_images(context: Context, image_set: ImageSet, count: int | None) -> list[SetPiece]:
+    """Plan `count` drawn images of the split (None = all), each its own source."""
+    rows = context.manifest.split(image_set.split).rows
+    order = drawn_order(rows, context.config.seed, image_set.split)[:count].tolist()
     return _pieces(image_set, order, [(key,) for key in order])
 
 
-def plan_views(
-    context: Context, image_set: ImageSet, objects: int, views: int, skip: int, limit: int | None
-) -> list[SetPiece]:
-    """Plan views of the first `objects` objects of the split in seeded order.
+@dataclass(frozen=True)
+class ViewPlan:
+    """Which views of an object are sources and which are targets.
 
-    An object's first `sampling.sources` views are its sources; its targets are up to `views` views after the first
-    `skip`, which is the same for sets with different numbers of sources. `limit`: of views in all.
+    Attributes:
+        objects: drawn objects of the split; None = all.
+        views: targets drawn for each object; None = all that no set has as a source.
+        most: the largest number of sources of all sets: the first `most` views of an object's drawn order are sources
+            in one of them, so every set has the same targets.
+        limit: of targets in all; None = no limit.
     """
+
+    objects: int | None
+    views: int | None
+    most: int
+    limit: int | None = None
+
+
+def view_order(config: RunConfig, split: str, start: int, stop: int) -> list[int]:
+    """Order the views start..stop-1 of an object, sources first (section 4.2.2; our reading: they are drawn)."""
+    return (start + drawn_order(stop - start, config.seed, split, start)).tolist()
+
+
+def plan_views(context: Context, image_set: ImageSet, plan: ViewPlan) -> list[SetPiece]:
+    """Plan target views of objects; each object's `sampling.sources` sources are the first of its drawn order."""
     reader = ShardReader(context.data, context.manifest, image_set.split)
     runs = object_runs(reader)
-    keys, sources = [], []
-    for number in shuffled(context.config, len(runs))[:objects].tolist():
-        start, stop = runs[number]
-        for key in range(start + skip, min(start + skip + views, stop)):
-            keys.append(key)
-            sources.append(tuple(range(start, start + image_set.sampling.sources)))
-    return _pieces(image_set, keys[:limit], sources[:limit])
+    keys: list[int] = []
+    sources: list[tuple[int, ...]] = []
+    for number in drawn_order(len(runs), context.config.seed, image_set.split)[: plan.objects].tolist():
+        order = view_order(context.config, image_set.split, *runs[number])
+        targets = sorted(order[plan.most :][: plan.views])
+        keys += targets
+        sources += [tuple(order[: image_set.sampling.sources])] * len(targets)
+    return _pieces(image_set, keys[: plan.limit], sources[: plan.limit])
 
 
 def _pieces(image_set: ImageSet, keys: list[int], sources: list[tuple[int, ...]]) -> list[SetPiece]:
@@ -150,8 +172,16 @@ def generate_piece(models: Models, piece: SetPiece) -> pa.Table:
         "target": pa.array([png(image) for image in inputs.target], pa.binary()),
         "psnr": pa.array(psnr),
         "ssim": pa.array(ssim),
+        "angle": pa.array(_nearest_angles(inputs), pa.float64()),
     }
     return pa.table(columns)
+
+
+def _nearest_angles(inputs: SampleInputs) -> NDArray[np.float64] | list[None]:
+    """Return the angle in degrees between each target's camera and the nearest source's; None without cameras."""
+    if inputs.source_pose is None or inputs.pose is None or inputs.pose.shape[-1] != POSE_SIZES["cameras"]:
+        return [None] * len(inputs.keys)
+    return view_angles(inputs.source_pose, inputs.pose[:, None]).min(1)
 
 
 def with_mean(model: Method) -> Method:

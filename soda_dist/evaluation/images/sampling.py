@@ -15,6 +15,7 @@ from soda_dist.diffusion.sampling import Denoised, ReverseStep, reverse_steps
 from soda_dist.errors import UserError
 from soda_dist.evaluation.images.scores import Images
 from soda_dist.evaluation.pieces import rows_at
+from soda_dist.evaluation.rows import drawn_order
 from soda_dist.evaluation.views import PURPOSE, EvaluationViews, addressed_noise, central_views, pose_columns
 from soda_dist.evaluation.worker import Models
 from soda_dist.models.condition import Condition, Sources
@@ -92,21 +93,19 @@ class SampleOutput:
 
 
 def pick_inputs(models: Models, count: int) -> SampleInputs:
-    """Pick `count` readable images, evenly spaced over the test split (fewer if it has fewer)."""
+    """Draw `count` readable images of the test split, in the order of keys (fewer if it has fewer)."""
     config = models.config
-    reader = models.reader[config.evaluation.test_split]
-    total = sum(reader.groups)
+    split = config.evaluation.test_split
+    reader = models.reader[split]
     chosen: dict[int, EvaluationViews] = {}
-    for place in range(min(count, total)):
-        for key in range(place * total // count, total):
-            if key in chosen:
-                continue
-            seen = central_views(rows_at(reader, [key], ["image", *pose_columns(config)]), config)
-            if seen.ok.all():
-                chosen[key] = seen
-                break
+    for key in drawn_order(sum(reader.groups), config.seed, split).tolist():
+        if len(chosen) == count:
+            break
+        seen = central_views(rows_at(reader, [key], ["image", *pose_columns(config)]), config)
+        if seen.ok.all():
+            chosen[key] = seen
     if not chosen:
-        got = f"split {config.evaluation.test_split} without a readable image"
+        got = f"split {split} without a readable image"
         raise UserError("evaluation.test_split", got, "readable images", "choose another split")
     keys = sorted(chosen)
     found = [chosen[key] for key in keys]

@@ -1,12 +1,14 @@
 """Which novel views of held-out objects are drawn (section 4.2.2), from one source view or several."""
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from typing import Literal
 
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.shards import ShardReader
 from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Context
-from soda_dist.evaluation.images.generated_sets import ImageSet, SetPiece, plan_views
+from soda_dist.evaluation.images.generated_sets import ImageSet, SetPiece, ViewPlan, plan_views
 from soda_dist.evaluation.pieces import object_runs
 
 PAPERS_SOURCES = (1, 3, 5, 7, 9)
@@ -39,11 +41,31 @@ def source_counts(context: Context) -> list[int]:
 
 
 def target_views(
-    context: Context, sources: int, joined: Joined, objects: int, *, limit: int | None = None
+    context: Context, sources: int, joined: Joined, objects: int | None, *, limit: int | None = None
 ) -> list[SetPiece]:
-    """Plan the views to draw from `sources` source views: the same ones whatever their number."""
+    """Plan the views to draw from `sources` source views: the same ones whatever their number.
+
+    `objects`: None = all of the split; `limit`: of views in all.
+    """
     e = context.config.evaluation
     sampling = context.config.sampling.model_copy(update={"sources": sources, "stochastic": joined == "stochastic"})
     image_set = ImageSet("novel_views", e.test_split, sampling, "mean" if joined == "mean" else "own")
-    skip = max([*source_counts(context), context.config.sampling.sources])
-    return plan_views(context, image_set, objects, e.novel_views.views, skip, limit)
+    return plan_views(context, image_set, ViewPlan(objects, e.novel_views.views, _most(context), limit))
+
+
+def _most(context: Context) -> int:
+    """Return the largest number of sources of all sets: no set may draw one of its sources."""
+    return max([*source_counts(context), context.config.sampling.sources])
+
+
+def coverage(context: Context, pieces: Sequence[SetPiece]) -> dict[str, int]:
+    """Count target views and their objects, and those that the split has in all: a result's record."""
+    runs = object_runs(ShardReader(context.data, context.manifest, context.config.evaluation.test_split))
+    starts, most = [start for start, _ in runs], _most(context)
+    keys = [key for piece in pieces for key in piece.keys]
+    return {
+        "views": len(keys),
+        "of_views": sum(stop - start - most for start, stop in runs),
+        "objects": len({bisect_right(starts, key) for key in keys}),
+        "of_objects": len(runs),
+    }

@@ -13,7 +13,8 @@ from soda_dist.data.shards import Manifest
 from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Context, Result
 from soda_dist.evaluation.features.factor_fits import fit_factors
-from soda_dist.evaluation.features.read_point import needs_point
+from soda_dist.evaluation.features.read_point import find_point, needs_point
+from soda_dist.evaluation.features.targets import Target, choose_target
 from soda_dist.evaluation.pieces import Features
 from soda_dist.metrics import dci, factors
 from soda_dist.models.unet import section_sizes
@@ -43,12 +44,19 @@ def factor_columns(manifest: Manifest, config: RunConfig) -> tuple[str, ...]:
 
 
 def check(context: Context) -> None:
-    """Raise a `UserError` for data without factors, or latents of a denoiser."""
-    factor_columns(context.manifest, context.config)
-    if needs_point(context.config):
-        raise UserError(
-            "--tasks", "dci of a denoiser's activations", "runs with an encoder", "set evaluation.latents=encoder"
-        )
+    """Raise a `UserError` for data without factors, or an unknown label where a denoiser's layer is searched."""
+    _searched(context, factor_columns(context.manifest, context.config))
+
+
+def _searched(context: Context, names: tuple[str, ...]) -> Target | None:
+    """Choose the label that the search of a denoiser's layer predicts (F.1); None where latents are the encoder's.
+
+    Without a main label it is the first factor.
+    """
+    if not needs_point(context.config):
+        return None
+    manifest = context.manifest
+    return choose_target(manifest, context.config.evaluation.label or manifest.main_label or names[0])
 
 
 def disentangle(context: Context) -> Result:
@@ -56,8 +64,8 @@ def disentangle(context: Context) -> Result:
     began = time.monotonic()
     d, say = context.config.evaluation.dci, context.say
     names = factor_columns(context.manifest, context.config)
-    train = _part(context.features("train", None), names, d.max_train_images)
-    test = _part(context.features("test", None), names, d.max_test_images)
+    features, rows = _read(context, names)
+    train, test = ((each.arrays["trained"], each.labels(names)) for each in features)
     varied = _varying(names, train[1])
     dropped = [name for name in names if name not in varied]
     columns = [names.index(name) for name in varied]
@@ -75,8 +83,7 @@ def disentangle(context: Context) -> Result:
     )
     found = dci.scores(importance, train_accuracy, test_accuracy)
     facts: dict[str, Any] = {
-        "splits": {"train": context.config.evaluation.train_split, "test": context.config.evaluation.test_split},
-        "counts": {"train": len(train_codes), "test": len(test_codes)},
+        **rows,
         "factors": list(names),
         "constant_factors": dropped,
         "metric": "disentanglement",
@@ -115,8 +122,25 @@ def disentangle(context: Context) -> Result:
 Part = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
-def _part(features: Features, names: tuple[str, ...], limit: int) -> Part:
-    return features.arrays["trained"][:limit], features.labels(names)[:limit]
+def _read(context: Context, names: tuple[str, ...]) -> tuple[tuple[Features, Features], dict[str, Any]]:
+    """Extract the features of training and test rows, with a result's record of them."""
+    e = context.config.evaluation
+    limits = {"train": e.dci.max_train_images, "test": e.dci.max_test_images}
+    target = _searched(context, names)
+    point, search = find_point(context, target) if target else (None, None)
+    train, test = (context.features(which, point, limit) for which, limit in limits.items())
+    counts = {
+        "train": len(train),
+        "test": len(test),
+        "unreadable_train": len(train.unreadable),
+        "unreadable_test": len(test.unreadable),
+    }
+    facts = {
+        "splits": {"train": e.train_split, "test": e.test_split},
+        "counts": counts,
+        "limits": {which: context.rows(which, limit) for which, limit in limits.items()},
+    }
+    return (train, test), facts if point is None else facts | {"read_at": str(point), "search": search}
 
 
 def _varying(names: tuple[str, ...], values: NDArray[np.int64]) -> tuple[str, ...]:
@@ -140,7 +164,7 @@ def _others(train: Part, test: Part, seed: int) -> dict[str, float]:
 
 def _bounds(config: RunConfig, width: int) -> list[tuple[int, int]]:
     """Return [start, stop) of the codes of each section of z; one section where z has none."""
-    sections = config.denoiser.sections if config.method in ("soda", "encdec") else 1
+    sections = 1 if needs_point(config) else config.denoiser.sections
     edges = np.cumsum([0, *section_sizes(width, sections)]).tolist()
     return list(pairwise(edges))
 

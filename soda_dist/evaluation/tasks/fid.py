@@ -10,7 +10,7 @@ from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Context, Result
 from soda_dist.evaluation.images.generated_sets import ImageSet, Kind, SetPiece, generate_set, plan_images
 from soda_dist.evaluation.images.judges import check_weights, facts_of, set_moments
-from soda_dist.evaluation.images.view_sets import has_novel_views, source_counts, target_views
+from soda_dist.evaluation.images.view_sets import coverage, has_novel_views, source_counts, target_views
 from soda_dist.metrics.distributions import KID_SUBSET_SIZE, KID_SUBSETS, NEIGHBOURS, fid, kid, precision_recall
 
 
@@ -59,6 +59,8 @@ def measure(context: Context) -> Result:
             "counts": {"images": drawn.count, "unreadable": sum(piece.rows for piece in pieces) - drawn.count},
             "folder": folder.uri,
         }
+        if kind == "novel_views":
+            sets[kind]["coverage"] = coverage(context, pieces)
         say(_line(kind, sets[kind]))
     weights = context.workers.call(facts_of, "inception")
     if not weights["published"]:
@@ -68,6 +70,7 @@ def measure(context: Context) -> Result:
         "split": e.test_split,
         "splits": {"test": e.test_split},
         "counts": first["counts"],
+        "limits": {"test": e.fid.images},
         "metric": "fid",
         **first["fid"],
         "sets": sets,
@@ -80,7 +83,7 @@ def measure(context: Context) -> Result:
 def _members(context: Context, kind: Kind) -> list[SetPiece]:
     e = context.config.evaluation
     if kind == "novel_views":
-        return target_views(context, context.config.sampling.sources, "own", e.fid.images, limit=e.fid.images)
+        return target_views(context, context.config.sampling.sources, "own", None, limit=e.fid.images)
     return plan_images(context, ImageSet(kind, e.test_split, context.config.sampling), e.fid.images)
 
 

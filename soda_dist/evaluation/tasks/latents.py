@@ -34,7 +34,7 @@ from soda_dist.plots.image_grid import image_grid
 from soda_dist.training.randomness import mix64
 
 LATENTS = 10_000
-"""First training latents that principal directions and resampled sections are taken from (E.3: 1,000 to 10,000)."""
+"""Maximum training latents that principal directions and resampled sections are taken from (E.3: 1,000 to 10,000)."""
 MASKED_IMAGES = 2
 """Images whose latents are masked; each has a row for every section."""
 
@@ -50,7 +50,7 @@ def check(context: Context) -> None:
     if config.sampling.sources != 1:
         got = f"{config.sampling.sources} with the task latents"
         raise UserError("sampling.sources", got, "1, since each z is of one image", "set it to 1")
-    _check_directions(context, context.rows("train"))
+    _check_directions(context, context.rows("train", LATENTS))
     _target(context)
 
 
@@ -73,16 +73,18 @@ def draw_sheets(context: Context) -> Result:
     """`latents.json` and a picture for each tool, see `report.PICTURES`."""
     began = time.monotonic()
     config, target = context.config, _target(context)
-    train = context.features("train", None)
+    train = context.features("train", None, LATENTS if target is None else None)  # a probe takes all
     if target is not None:
         target.check(train)
-    _check_directions(context, len(train))
-    sheets = _Sheets.of(context, train.arrays["trained"])
+    pool = train.arrays["trained"][np.isin(train.keys, context.drawn("train", LATENTS))]
+    _check_directions(context, len(pool))
+    sheets = _Sheets.of(context, pool)
     pictures = sheets.interpolation() | sheets.mixing() | sheets.resampled() | sheets.masking()
     found, more = sheets.directions()
     facts: dict[str, Any] = {
         "splits": {"train": config.evaluation.train_split, "test": config.evaluation.test_split},
         "counts": {"images": len(sheets.shown.keys), "latents": len(sheets.pool), "train": len(train)},
+        "limits": {"latents": context.rows("train", LATENTS), "train": context.rows("train")},
         "settings": config.evaluation.tools.model_dump(mode="json"),
         "sampling": config.sampling.model_dump(mode="json"),
         **found,
@@ -125,7 +127,7 @@ class _Sheets:
             raise UserError("evaluation.test_split", got, "two or more, to go between", "choose another split")
         sections = context.workers.call(section_of, None)
         z = torch.from_numpy(encode_all(context.workers, shown))
-        return cls(context, shown, z, torch.tensor(latents[:LATENTS]), sections)
+        return cls(context, shown, z, torch.tensor(latents), sections)
 
     @property
     def sections(self) -> int:

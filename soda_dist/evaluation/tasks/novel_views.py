@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 from soda_dist.config.schema import RunConfig
 from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Context, Result
-from soda_dist.evaluation.images.generated_sets import generate_set
+from soda_dist.evaluation.images.generated_sets import generate_set, view_order
 from soda_dist.evaluation.images.sampling import SampleInputs, SampleJob, sample_all
 from soda_dist.evaluation.images.scores import likeness
 from soda_dist.evaluation.images.set_scores import check_lpips, lpips_facts, score_line, set_scores
-from soda_dist.evaluation.images.view_sets import Joined, has_novel_views, source_counts, target_views
+from soda_dist.evaluation.images.view_sets import Joined, coverage, has_novel_views, source_counts, target_views
 from soda_dist.evaluation.pieces import object_runs, rows_at
+from soda_dist.evaluation.rows import drawn_order
 from soda_dist.evaluation.views import EvaluationViews, central_views, pose_columns
 from soda_dist.evaluation.worker import Models
 from soda_dist.parallel.pool import Pool
@@ -50,6 +51,8 @@ def draw_views(context: Context) -> Result:
     facts |= {
         "splits": {"test": facts["split"]},
         "counts": sets[0]["counts"],
+        "coverage": coverage(context, pieces),
+        "limits": config.evaluation.novel_views.model_dump(mode="json", include={"objects", "views"}),
         "metric": "psnr",
         **sets[0]["psnr"],
         "sets": sets,
@@ -71,21 +74,22 @@ MOST_TARGETS = 8
 
 
 def pick_objects(models: Models, count: int) -> tuple[SampleInputs, list[int]]:
-    """Pick `count` objects, evenly spaced over the test split, and count the target views of each.
+    """Draw `count` objects of the test split, and count the target views of each.
 
-    An object's first `sampling.sources` readable views are its sources; up to MOST_TARGETS of the next are its targets.
+    The first `sampling.sources` readable views of an object's drawn order are its sources; up to MOST_TARGETS of the
+    next are its targets.
     """
     config = models.config
     split, given = config.evaluation.test_split, config.sampling.sources
     runs = object_runs(models.reader[split])
     found: list[tuple[NDArray[np.int64], EvaluationViews]] = []
-    wanted = [runs[place * len(runs) // count] for place in range(min(count, len(runs)))]
-    for start, stop in wanted:
-        rows = rows_at(models.reader[split], range(start, stop), ["image", *pose_columns(config)])
-        seen = central_views(rows, config)
-        readable = np.flatnonzero(seen.ok)
-        if len(readable) > given:
-            found.append((start + readable, seen))
+    for number in drawn_order(len(runs), config.seed, split).tolist():
+        if len(found) == count:
+            break
+        keys = np.array(view_order(config, split, *runs[number]))
+        seen = central_views(rows_at(models.reader[split], keys.tolist(), ["image", *pose_columns(config)]), config)
+        if seen.ok.sum() > given:
+            found.append((keys[seen.ok], seen))
     if not found:
         got = f"{split} without an object of {given + 1} readable views"
         raise UserError("evaluation.test_split", got, f"objects with more than {given} views", "choose another split")

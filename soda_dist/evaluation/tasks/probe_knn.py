@@ -88,6 +88,7 @@ def _facts(context: Context, target: Target, features: list[Features]) -> dict[s
             "unreadable_train": len(train.unreadable),
             "unreadable_test": len(test.unreadable),
         },
+        "limits": {"train": context.rows("train"), "test": context.rows("test")},
         "unreadable": {"train": train.unreadable[:100], "test": test.unreadable[:100]},
         "majority": majority(train.labels(target.columns), test.labels(target.columns)),
         "untrained": UNTRAINED,

@@ -52,6 +52,7 @@ def reconstruct(context: Context) -> Result:
         "split": config.evaluation.test_split,
         "splits": {"test": config.evaluation.test_split},
         "counts": rows[0]["counts"],
+        "limits": {"test": config.evaluation.reconstruction.images},
         "images": rows[0]["counts"]["images"],
         "metric": "psnr",
         **rows[0]["psnr"],

@@ -12,7 +12,7 @@ from soda_dist.config.sections import Augmentation, Data
 from soda_dist.data.sources.synthetic import Options, Synthetic, scenes
 from soda_dist.data.sources.synthetic_render import ROOM, SOLID, surfaces
 from soda_dist.data.views.pair_views import center_poses, center_views, view_pairs
-from soda_dist.data.views.poses import CAMERA_COLUMNS, POSE_SIZES, Cameras, cameras, frames, read_cameras
+from soda_dist.data.views.poses import CAMERA_COLUMNS, POSE_SIZES, Cameras, cameras, frames, read_cameras, view_angles
 from soda_dist.errors import UserError
 from tests.data.objects import camera, flat, write_objects
 
@@ -217,3 +217,13 @@ def test_sizes_of_poses_are_those_of_the_models() -> None:
     from soda_dist.models.pose_encoding import CAMERA_POSE, PIXEL_POSE
 
     assert POSE_SIZES == {"none": 0, "pixels": PIXEL_POSE, "cameras": CAMERA_POSE}
+
+
+def test_the_angle_between_cameras_is_that_of_their_axes() -> None:
+    """Around the up axis, as NMR's 24 views of 15 degrees, wherever the cameras stand; exact near 0 and 180."""
+    turns = np.radians([0, 1e-4, 15, 90, 179.9999, 180, 345])
+    cameras = np.zeros((len(turns), 21), np.float32)
+    cameras[:, 2], cameras[:, 6] = np.cos(turns), np.sin(turns)
+    cameras[:, 3:12:4] = np.random.default_rng(0).normal(size=(len(turns), 3))
+    found = view_angles(cameras[:1], cameras)
+    np.testing.assert_allclose(found, [0, 1e-4, 15, 90, 179.9999, 180, 15], atol=1e-5)

@@ -69,13 +69,16 @@ def test_the_order_in_which_pieces_are_done_decides_nothing(models: Models, plac
     assert one.table == other.table
 
 
-def test_a_limit_takes_the_first_rows(models: Models, place: Folder) -> None:
-    groups = models.reader["train"].groups
-    some = collect(ScatteredPool(0, Held(models)), place, plan_pieces("train", groups, 12, 16), silent)
+def test_drawn_rows_have_the_latents_that_they_have_among_all(models: Models, place: Folder) -> None:
+    groups, drawn = models.reader["train"].groups, np.array([3, 4, 9, 13, 20, 30, 31, 44])
+    some = collect(ScatteredPool(0, Held(models)), place, plan_pieces("train", groups, drawn, 3), silent)
+    assert some.keys.tolist() == [3, 4, 9, 20, 30, 31, 44] and some.unreadable == ["train/13.png"]
     said: list[str] = []
     whole = collect(ScatteredPool(0, Held(models)), place, plan_pieces("train", groups, None, 16), said.append)
     assert not any("reusing" in line for line in said), "a part of a piece is not the piece"
-    np.testing.assert_allclose(some.arrays["trained"], whole.arrays["trained"][:12], rtol=1e-4, atol=1e-5)
+    among = np.isin(whole.keys, drawn)
+    assert some.table == whole.table.filter(among)
+    np.testing.assert_allclose(some.arrays["trained"], whole.arrays["trained"][among], rtol=1e-4, atol=1e-5)
 
 
 def test_pieces_that_are_there_are_not_done_again(models: Models, place: Folder) -> None:
@@ -90,12 +93,10 @@ def test_pieces_that_are_there_are_not_done_again(models: Models, place: Folder)
     assert all((whole.arrays[name] == alone.arrays[name]).all() for name in whole.arrays)
 
 
-def test_a_lost_and_a_doubled_piece_are_noticed(models: Models, place: Folder) -> None:
+def test_a_piece_in_anothers_place_is_noticed(models: Models, place: Folder) -> None:
     pieces = plan_pieces("test", models.reader["test"].groups, None, 8)
     collect(ScatteredPool(0, Held(models)), place, pieces, silent)
     folder = place.child("test")
-    with pytest.raises(RuntimeError, match="lacks rows or has some twice"):
-        read_features(folder, [pieces[0], pieces[2]])
     folder.write(pieces[1].file, folder.read(pieces[0].file))
     with pytest.raises(RuntimeError, match="lacks rows or has some twice"):
         read_features(folder, pieces)
@@ -116,7 +117,7 @@ def test_the_place_of_latents_says_what_they_depend_on(place: Folder) -> None:
 
 
 def test_latents_lie_as_parquet_with_keys_and_labels(models: Models, place: Folder) -> None:
-    pieces = plan_pieces("test", models.reader["test"].groups, 8, 8)
+    pieces = plan_pieces("test", models.reader["test"].groups, np.arange(8), 8)
     collect(ScatteredPool(0, Held(models)), place, pieces, silent)
     (entry,) = place.list()
     table = pq.read_table(f"{place.uri}/{entry.name}")
@@ -126,9 +127,13 @@ def test_latents_lie_as_parquet_with_keys_and_labels(models: Models, place: Fold
     assert table.schema.field("vector/trained").type == pa.list_(pa.float32(), 12)
 
 
-def test_rows_that_are_not_where_their_key_says_are_noticed(models: Models) -> None:
+def test_rows_that_are_not_where_their_key_says_are_noticed(models: Models, monkeypatch) -> None:
     with pytest.raises(RuntimeError, match="keys other than their ordinals"):
         extract(models, Piece("test", (1,), 0, 10))
+    table = models.reader["test"].group(0, ["key"])
+    monkeypatch.setattr(ShardReader, "group", lambda self, number, columns: table)
+    with pytest.raises(RuntimeError, match="keys other than their ordinals"):
+        extract(models, Piece("test", (1,), 12, 2, chosen=(12, 14)))
 
 
 def test_a_diverged_encoder_is_the_users_to_know(models: Models, place: Folder) -> None:

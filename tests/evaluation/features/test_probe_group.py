@@ -61,7 +61,8 @@ def _stored(place: Path, latents: NDArray[np.float32], sizes: list[int], number:
 
 
 def _facts(split: str, columns: dict[str, NDArray[np.int64]], **arrays: NDArray[Any]) -> Features:
-    return Features(split, pa.table(columns), arrays, [])
+    table = pa.table(columns)
+    return Features(split, np.arange(len(table)), table, arrays, [])
 
 
 def _fit(

@@ -65,7 +65,7 @@ def test_activations_are_the_networks_over_noise_that_belongs_to_the_key(small: 
     table = models.reader["test"].group(1, ["image"]).slice(0, 4)
     seen = central_views(table, config)
     points = (Point("up.0", 3), Point("middle.0", 20))
-    found = activations(models, model, seen, 10, points)
+    found = activations(models, model, seen, np.arange(10, 14), points)
     x0 = torch.from_numpy(seen.target).permute(0, 3, 1, 2).float() / 127.5 - 1
     for point in points:
         eps = addressed_noise(0, np.arange(10, 14), point.t, 0, 16)

@@ -14,13 +14,15 @@ from soda_dist.evaluation.pieces import Features
 
 
 def test_a_label_beyond_the_named_classes_is_refused() -> None:
-    features = Features("test", pa.table({"colour": [0, 3]}), {"trained": np.zeros((2, 4), np.float32)}, [])
+    features = Features(
+        "test", np.arange(2), pa.table({"colour": [0, 3]}), {"trained": np.zeros((2, 4), np.float32)}, []
+    )
     with pytest.raises(UserError, match=r"colour with values 0..3 in test; allowed: 0..2"):
         Target("colour", "class", ("colour",), 3).check(features)
 
 
 def test_a_binary_class_is_a_class_and_an_attribute_an_attribute() -> None:
-    features = Features("test", pa.table({"sex": [0, 1, 1], "smiling": [0, 1, 1]}), {}, [])
+    features = Features("test", np.arange(3), pa.table({"sex": [0, 1, 1], "smiling": [0, 1, 1]}), {}, [])
     assert Target("sex", "class", ("sex",), 2).of(features).shape == (3,)
     assert Target("smiling", "attribute", ("smiling",), 2).of(features).shape == (3, 1)
 

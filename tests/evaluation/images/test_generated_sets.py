@@ -10,6 +10,7 @@ from soda_dist.evaluation.context import Context
 from soda_dist.evaluation.images import generated_sets
 from soda_dist.evaluation.images.generated_sets import (
     ImageSet,
+    ViewPlan,
     folder_of,
     generate_piece,
     generate_set,
@@ -20,7 +21,7 @@ from soda_dist.evaluation.images.generated_sets import (
 )
 from soda_dist.evaluation.images.sampling import SampleJob, draw, pick_inputs
 from soda_dist.evaluation.images.scores import images_of
-from soda_dist.evaluation.pieces import shuffled
+from soda_dist.evaluation.rows import drawn_order
 from soda_dist.evaluation.worker import Models
 from soda_dist.models.aggregation import MeanAggregation
 from soda_dist.parallel.local_pool import LocalPool
@@ -49,7 +50,7 @@ def test_a_smaller_set_is_the_beginning_of_a_larger_one(context: Context, monkey
     small, large = plan_images(context, of, 8), plan_images(context, of, 1000)
     assert small == large[:2] and sum(piece.rows for piece in large) == 30
     assert sorted(key for piece in large for key in piece.keys) == list(range(30))
-    assert [key for piece in large for key in piece.keys] == shuffled(context.config, 30).tolist()
+    assert [key for piece in large for key in piece.keys] == drawn_order(30, context.config.seed, "test").tolist()
     assert all(piece.sources == tuple((key,) for key in piece.keys) for piece in large)
 
 
@@ -108,5 +109,5 @@ def test_the_mean_joins_latents_by_their_mean() -> None:
 def test_a_limit_cuts_the_views(solids: Path, tmp_path: Path) -> None:
     context = context_of(without_model(config_of("rays"), solids), tmp_path)
     of = ImageSet("novel_views", "test", context.config.sampling)
-    pieces = plan_views(context, of, objects=4, views=3, skip=1, limit=5)
+    pieces = plan_views(context, of, ViewPlan(objects=4, views=3, most=1, limit=5))
     assert sum(piece.rows for piece in pieces) == 5

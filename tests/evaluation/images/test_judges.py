@@ -40,8 +40,9 @@ def digest(path: Path) -> str:
 
 
 def weights(name: str, file: Path) -> dict[str, str]:
-    """The configuration's fields that allow a test file."""
-    return {f"evaluation.{name}.weights": str(file), f"evaluation.{name}.weights_sha256": digest(file)}
+    """The configuration's fields that allow a test file; LPIPS' is AlexNet's."""
+    found = {f"evaluation.{name}.weights": str(file), f"evaluation.{name}.weights_sha256": digest(file)}
+    return found | ({"evaluation.lpips.net": "alex"} if name == "lpips" else {})
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from soda_dist.diffusion.sampling import guided, sample
 from soda_dist.errors import UserError
 from soda_dist.evaluation.images import sampling
 from soda_dist.evaluation.images.sampling import SampleJob, draw, pick_inputs, sample_all
+from soda_dist.evaluation.rows import drawn_order
 from soda_dist.evaluation.views import addressed_noise
 from soda_dist.evaluation.worker import Models
 from soda_dist.models.condition import Sources, join
@@ -46,13 +47,15 @@ def test_noise_is_a_function_of_seed_key_number_and_step_alone() -> None:
     assert abs(float(wide.mean())) < 0.02 and abs(float(wide.std()) - 1) < 0.02
 
 
-def test_subjects_are_evenly_spaced_and_skip_what_cannot_be_read(models: Models) -> None:
+def test_subjects_are_drawn_over_the_split_and_skip_what_cannot_be_read(models: Models) -> None:
+    order = [key for key in drawn_order(30, models.config.seed, "test").tolist() if key != 0]
     inputs = pick_inputs(models, 5)
-    assert inputs.keys.tolist() == [1, 6, 12, 18, 24]
+    assert inputs.keys.tolist() == sorted(order[:5])
     reader = models.reader["test"]
-    image = reader.group(1, ["image"]).column("image").to_pylist()[2]
-    assert (inputs.source[2, 0] == center_views([image], size=20, resize=1.0)[0][0]).all()
-    assert (inputs.target[2] == center_views([image], size=16, resize=1.0)[0][0]).all()
+    images = [image for group in range(3) for image in reader.group(group, ["image"]).column("image").to_pylist()]
+    for row, key in enumerate(inputs.keys.tolist()):
+        assert (inputs.source[row, 0] == center_views([images[key]], size=20, resize=1.0)[0][0]).all()
+        assert (inputs.target[row] == center_views([images[key]], size=16, resize=1.0)[0][0]).all()
     assert pick_inputs(models, 1000).keys.tolist() == list(range(1, 30))
 
 

@@ -44,6 +44,13 @@ def test_novel_views_are_measured_for_each_number_of_sources_and_way_to_join(sol
     assert all(row["counts"] == {"images": 2, "unreadable": 0} for row in result["sets"])
     three = {row["aggregation"]: row["psnr"]["value"] for row in result["sets"] if row["sources"] == 3}
     assert len(set(three.values())) == 3, "the ways differ"
+    assert result["coverage"] == {"views": 2, "of_views": 4, "objects": 2, "of_objects": 4}
+    for row in result["sets"]:
+        assert 0 < row["angle"]["value"] <= 180 and sum(part["images"] for part in row["by_angle"]) == 2
+        value = sum(part["images"] * part["psnr"]["value"] for part in row["by_angle"]) / 2
+        assert value == pytest.approx(row["psnr"]["value"])
+    angles = {row["sources"]: row["angle"]["value"] for row in result["sets"]}
+    assert angles[1] >= angles[3] >= angles[5], "the nearest of more sources"
     assert context.place.read_json("novel_views.json")["sets"] == result["sets"]
     assert context.place.exists("novel_views.png")
     assert any(line.startswith("novel views from 3, stochastic: PSNR") for line in said)

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from soda_dist.errors import UserError
+from soda_dist.evaluation.images.generated_sets import view_order
 from soda_dist.evaluation.images.scores import likeness
 from soda_dist.evaluation.tasks.novel_views import pick_objects, show_novel_views
 from soda_dist.evaluation.worker import Models, readers
@@ -35,9 +36,10 @@ def test_objects_are_shown_from_the_cameras_of_their_other_views(given: int, sol
     places = np.array(table.column("camera_to_world").to_pylist()).reshape(-1, 4, 4)[:, :3, 3]
     for row, key in enumerate(inputs.keys.tolist()):
         first = owner.index(owner[key])
-        assert key - first >= given, "what is asked for was not given"
+        sources = view_order(models.config, "test", first, first + 6)[:given]
+        assert key not in sources and owner[sources[-1]] == owner[key], "what is asked for was not given"
         np.testing.assert_allclose(inputs.pose[row, 3:12:4], places[key], rtol=1e-5)
-        np.testing.assert_allclose(inputs.source_pose[row][:, 3:12:4], places[first : first + given], rtol=1e-5)
+        np.testing.assert_allclose(inputs.source_pose[row][:, 3:12:4], places[sources], rtol=1e-5)
     assert len({owner[key] for key in inputs.keys.tolist()}) == 3
 
 
