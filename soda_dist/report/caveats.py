@@ -3,7 +3,7 @@
 from typing import Any
 
 from soda_dist.report.paper import Block, Column, DataSet, Paper
-from soda_dist.report.paper_columns import OURS, SAMPLING, WEIGHTS
+from soda_dist.report.paper_columns import OURS, SAMPLING, WEIGHTS, scored_set
 from soda_dist.runs.results import Evaluated, at, data_of
 
 WHOLE = 0.95
@@ -24,7 +24,10 @@ def cell_caveats(run: Evaluated, block: Block, column: Column, paper: Paper) -> 
     """List the differences of one measured figure, a sentence each."""
     data_set = paper.data_sets[block.data]
     result = run.results[OURS[column.ours].task]
-    caveats = [*_other_data(run, result), *_split(run, data_set, result), *_parts(result)]
+    parts = _parts(result, scored_set(run, column) or {})
+    caveats = [*_other_data(run, result), *_split(run, data_set, result), *parts]
+    if remark := paper.metrics[column.metric].remark:
+        caveats.append(f"{remark}.")
     if column.metric in WEIGHTS:
         caveats += _weights(result, column.metric, paper)
     if OURS[column.ours].task in SAMPLING and run.field("method") != "encdec":
@@ -100,10 +103,13 @@ def _split(run: Evaluated, data_set: DataSet, result: dict[str, Any]) -> list[st
     return []
 
 
-def _parts(result: dict[str, Any]) -> list[str]:
-    """List the splits of which this result used only a part."""
+def _parts(result: dict[str, Any], scored: dict[str, Any]) -> list[str]:
+    """List the splits of which this result used only a part; `scored`: the entry of the figure's own set, if any."""
+    covered = scored.get("coverage") or result.get("coverage")
+    if covered and "of_views" in covered:
+        return _views(covered, at(result, "splits.test"))
     data = data_of(result)
-    counts = result.get("counts") or {}
+    counts = scored.get("counts") or result.get("counts") or {}
     tested = counts.get("test", counts.get("images"))
     failed = counts.get("unreadable_test", counts.get("unreadable", 0))
     used = {
@@ -122,14 +128,26 @@ def _parts(result: dict[str, Any]) -> list[str]:
     return caveats
 
 
+def _views(covered: dict[str, int], split: str | None) -> list[str]:
+    """Report target views that were left out; those which no number of sources leaves over are no part of them."""
+    if covered["views"] >= covered["of_views"]:
+        return []
+    views, objects = (f"{covered[part]:,} of the {covered[f'of_{part}']:,}" for part in ("views", "objects"))
+    return [f"measured on {views} target views of {split}, of {objects} objects."]
+
+
 def _weights(result: dict[str, Any], metric: str, paper: Paper) -> list[str]:
     name = paper.metrics[metric].name
     facts = next((result[key] for key in WEIGHTS[metric] if isinstance(result.get(key), dict)), None)
     if facts is None:
         return [f"the result does not record which weights {name} used."]
+    caveats = []
     if not facts.get("published"):
-        return [f"{name} used non-standard weights; not comparable with published values."]
-    return []
+        caveats.append(f"{name} used non-standard weights; not comparable with published values.")
+    ours, theirs = facts.get("net"), paper.metrics[metric].network
+    if theirs and ours != theirs:
+        caveats.append(f"{name} by {ours or 'an unrecorded network'}; the paper's is taken to be by {theirs}.")
+    return caveats
 
 
 def _sampling(settings: dict[str, Any], data_set: DataSet, paper: Paper) -> list[str]:

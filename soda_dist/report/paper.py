@@ -19,6 +19,10 @@ class Metric(_Node):
     name: str
     unit: str
     better: Literal["higher", "lower"]
+    remark: str | None = None
+    """Why figures cannot be compared with the paper's, whatever the run."""
+    network: str | None = None
+    """Network that the paper's figures are taken to be measured by."""
 
 
 class DataSet(_Node):

@@ -78,6 +78,13 @@ def figure(run: Evaluated, column: Column) -> Figure | None:
     return Figure(ours.scale * math.fsum(values) / len(values), None if error is None else ours.scale * error)
 
 
+def scored_set(run: Evaluated, column: Column) -> dict[str, Any] | None:
+    """Return the entry of the result that holds the figure, such as one set of drawn images; None if it has none."""
+    ours = OURS[column.ours]
+    found = _resolve(run, run.results.get(ours.task) or {}, ours.paths[0].rpartition(".")[0], column)
+    return found if isinstance(found, dict) else None
+
+
 def command(run: Evaluated, column: Column) -> str:
     """Format the command that measures a column's figure, with placeholders in capitals."""
     ours = OURS[column.ours]

@@ -260,6 +260,8 @@ def test_presets_are_tables_10_and_12(preset: str) -> None:
         config.optim.decay, config.encoder.lr_ratio, config.data.augmentation.randaugment_rate,
         probe.label_smoothing, probe.bias,
     ) == (("cosine", 2, 0.65, 0.1, -10) if preset == "imagenet" else ("none", 1, 0, 0, 0))  # fmt: skip
+    assert (probe.passes > 0, probe.crop_flip_rate) == (preset == "imagenet", 0.65), "the others' have no crops (E.1)"
+    assert probe.passes <= probe.epochs
     assert (config.denoiser.layer_mask_rate, config.denoiser.guidance_mask_rate) == (0.15, 0.12)
     assert (config.denoiser.channel_multipliers, config.denoiser.blocks) == ((1, 1, 2, 3, 4), 2)
     assert (config.denoiser.attention_resolutions, config.denoiser.head_dim) == ((8, 16, 32), 64)
@@ -268,6 +270,16 @@ def test_presets_are_tables_10_and_12(preset: str) -> None:
     assert (config.optim.weight_decay, config.optim.ema_decay, config.optim.clip_norm) == (0.05, 0.9999, 0.5)
     assert (config.optim.warmup_steps, config.optim.betas) == (5000, (0.9, 0.95))
     assert config.denoiser.conditioning == "layer_modulation"
+
+
+@pytest.mark.parametrize("preset", TABLE_10)
+def test_presets_measure_whole_splits_as_section_e_does(preset: str) -> None:
+    """All test images and held-out objects; ShapeNet's 5,000 objects have eight of their 111 target views each."""
+    e = load_config(preset).evaluation
+    assert (e.max_train_images, e.max_test_images, e.reconstruction.images, e.fid.images) == (None,) * 4
+    assert (e.novel_views.objects, e.novel_views.views) == (None, 8 if preset == "shapenet" else None)
+    assert (e.dci.max_train_images, e.dci.max_test_images) == (10_000, 5_000), "Locatello et al., whom E.3 follows"
+    assert e.lpips.net == "vgg"
 
 
 @pytest.mark.parametrize("preset", TABLE_10)

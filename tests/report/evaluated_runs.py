@@ -86,7 +86,7 @@ def reconstruction(
         "counts": {"images": images, "unreadable": 0},
         "settings": settings,
         "guidance": guidance,
-        "lpips": {"sha256": "0" * 64, "published": published},
+        "lpips": {"sha256": "0" * 64, "published": published, "net": "vgg"},
     }
 
 
@@ -109,7 +109,7 @@ def novel_views(images: int, settings: dict[str, Any], *sets: dict[str, Any]) ->
         "counts": {"images": images, "unreadable": 0},
         "settings": settings,
         "sets": scored,
-        "lpips": {"sha256": "0" * 64, "published": True},
+        "lpips": {"sha256": "0" * 64, "published": True, "net": "vgg"},
     }
 
 
@@ -134,10 +134,11 @@ def gso(
     fid_sampling: tuple[str, ...] = (),
     published: bool = True,
     data: dict[str, Any] | None = None,
+    coverage: dict[str, int] | None = None,
 ) -> str:
     """A run on Google Scanned Objects, drawn from one source."""
     data = data or data_facts("gso")
     how = sampling("gso", *(o for o in overrides if o.startswith("sampling.")))
     distances = fid(12_000, "test", sampling("gso", *fid_sampling), published, reconstruction=7.0, novel_views=3.456)
-    views = novel_views(12_000, how, *VIEWS)
+    views = novel_views(12_000, how, *VIEWS) | ({"coverage": coverage} if coverage else {})
     return write_run(folder / "run", "gso", overrides, data, {"novel_views": views, "fid": distances})

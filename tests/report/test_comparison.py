@@ -144,9 +144,44 @@ def test_novel_views_of_one_source_beside_table_3(tmp_path: Path) -> None:
     row = table(text)["run"]
     assert figures(row) == ["21.12 ± 0.00", "0.811 ± 0.001", "3.46", "0.122 ± 0.001"]
     splits = "the paper made its own 80/10/10 splits and does not publish them."
-    assert all(noted(cell, text) == [splits] for cell in row[2:])
+    psnr, ssim, fid, lpips = (noted(cell, text) for cell in row[2:])
+    assert psnr == fid == lpips == [splits], "all 12,000 views, by the paper's sampler"
+    assert ssim[0] == splits and ssim[1].startswith("not on the paper's scale of SSIM") and len(ssim) == 2
     assert text.count("| **run**") == 1 and "Runs on other data sets" not in text
     assert text.index("## GSO") < text.index("| **run**") < text.index("## ShapeNet")
+
+
+def test_a_part_of_the_objects_or_views_is_told_at_the_figures_of_that_set(tmp_path: Path) -> None:
+    """111 of an object's 120 views are left when 9 are sources: no fewer is a part."""
+    all_of_them = {"views": 11_100, "of_views": 11_100, "objects": 100, "of_objects": 100}
+    text = compare([gso(tmp_path / "all", coverage=all_of_them)], "3")
+    assert not any("measured on" in note for cell in table(text)["run"][2:] for note in noted(cell, text))
+    text = compare([gso(tmp_path / "some", coverage=all_of_them | {"views": 64, "objects": 8})], "3")
+    row, says = table(text)["run"], "measured on 64 of the 11,100 target views of test, of 8 of the 100 objects."
+    assert says in noted(row[2], text) and says in noted(row[5], text)
+    assert says not in noted(row[4], text), "FID has a set of its own"
+
+
+def test_a_part_of_the_images_is_told_at_each_sets_own_figures(tmp_path: Path) -> None:
+    data, how = make.data_facts("celebahq"), make.sampling("celebahq")
+    drawn = make.reconstruction(64, "test", how, g2={"psnr": 18.25, "ssim": 0.8, "lpips": 0.3})
+    fid = make.fid(3000, "test", how, reconstruction=11.5, samples=99.0)
+    fid["sets"]["reconstruction"]["counts"] = {"images": 500, "unreadable": 0}
+    run = make.write_run(tmp_path / "run", "celebahq", (), data, {"reconstruction": drawn, "fid": fid})
+    text = compare([run], "11")
+    row = table(text)["run"]
+    assert "measured on 64 of the 3,000 images of test." in noted(row[6], text)
+    assert "measured on 500 of the 3,000 images of test." in noted(row[8], text)
+
+
+def test_lpips_by_another_network_than_the_papers_is_told(tmp_path: Path) -> None:
+    data, how = make.data_facts("celebahq"), make.sampling("celebahq")
+    drawn = make.reconstruction(3000, "test", how, g2={"psnr": 18.25, "ssim": 0.8, "lpips": 0.3})
+    drawn["lpips"]["net"] = "alex"
+    text = compare([make.write_run(tmp_path / "run", "celebahq", (), data, {"reconstruction": drawn})], "11")
+    row = table(text)["run"]
+    assert "LPIPS by alex; the paper's is taken to be by vgg." in noted(row[9], text)
+    assert not any("LPIPS" in note for note in noted(row[6], text))
 
 
 def test_a_run_on_none_of_several_data_sets_stands_below_them(tmp_path: Path) -> None:

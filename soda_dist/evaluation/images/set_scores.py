@@ -67,7 +67,10 @@ def lpips_facts(context: Context) -> dict[str, Any] | None:
     if context.config.evaluation.lpips.weights is None:
         context.say("LPIPS left out: evaluation.lpips.weights names no file")
         return None
-    return context.workers.call(facts_of, "lpips")
+    facts = context.workers.call(facts_of, "lpips")
+    with_weights = "" if facts["published"] else " with non-standard weights, not comparable with published values"
+    context.say(f"LPIPS is measured by {facts['net']}{with_weights}")
+    return facts
 
 
 def score_line(scores: dict[str, Any]) -> str:
