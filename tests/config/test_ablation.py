@@ -30,7 +30,7 @@ def write(path, text: str) -> str:
 
 
 def test_groups_of_the_mission_ship():
-    assert group_names() == ["masking", "modulation", "pose", "sampling", "schedule", "sources", "views"]
+    assert group_names() == ["masking", "modulation", "pose", "readings", "sampling", "schedule", "sources", "views"]
 
 
 @pytest.mark.parametrize("name", group_names())
