@@ -4,11 +4,14 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
 from safetensors.torch import save
 
+from soda_dist.data.shards import write_manifest
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.data.views.pair_views import center_views
 from soda_dist.errors import UserError
@@ -21,7 +24,7 @@ from soda_dist.parallel.local_pool import LocalPool
 from soda_dist.parallel.pool import Held
 from soda_dist.parallel.progress import silent
 from soda_dist.training.checkpoint import load_model
-from tests.evaluation.small_run import train
+from tests.evaluation.small_run import small_data, train
 from tests.tiny import tiny_config
 
 MODEL = "test_resnet"
@@ -99,6 +102,27 @@ def test_an_encoder_alone_is_probed_as_its_run_is(place: Path, tmp_path: Path) -
     for task in ("probe", "knn"):
         assert found[task]["encoders"]["trained"]["estimates"] == ran[task]["encoders"]["trained"]["estimates"]
         assert open_folder(out).read_json(f"eval/0/{task}.json") == found[task]
+
+
+def test_an_encoder_alone_gives_latents_of_images_without_labels(place: Path, tmp_path: Path) -> None:
+    """The principal directions and the rows are those of the latents on storage, which lie where the result says."""
+    data, out = open_folder(str(tmp_path / "data")), str(tmp_path / "out")
+    manifest = small_data(tmp_path / "data").model_copy(update={"labels": {}, "main_label": None})
+    write_manifest(data, manifest)
+    file = EncoderFile(str(place / "run/checkpoints/000000006/encoder.safetensors"))
+    found = evaluate_encoder(file, data.uri, "latents", out, overrides=["evaluation.tools.directions=3"])["latents"]
+    assert open_folder(out).read_json("eval/0/latents.json") == found
+    tables = [pq.read_table(path) for path in sorted(Path(found["folders"]["train"]).glob("*.parquet"))]
+    table = pa.concat_tables(tables)
+    latents = np.stack(table.filter(table.column("ok")).column("vector/trained").to_pylist())
+    assert latents.shape == (found["counts"]["train"], found["dimension"]) == (44, 12)
+    variances = np.linalg.eigvalsh(np.cov(latents.T))[::-1][:3]
+    np.testing.assert_allclose([each["sigma"] for each in found["directions"]], variances**0.5, rtol=1e-3)
+    for tasks in ("probe", "knn", "dci"):
+        with pytest.raises(UserError, match=f"--tasks: got {tasks} of data without labels; allowed: latents; "):
+            evaluate_encoder(file, data.uri, tasks, out)
+    with pytest.raises(UserError, match=r"got 13 with 44 training images .*; allowed: 1\.\.12"):
+        evaluate_encoder(file, data.uri, "latents", out, overrides=["evaluation.tools.directions=13"])
 
 
 @pytest.mark.parametrize(

@@ -90,9 +90,9 @@ class DirectionsJob:
 def find_directions(models: Models, job: DirectionsJob) -> list[Directions]:
     """Find those of the whole z, then the first of each section (E.3); a worker's job."""
     latents = torch.tensor(job.latents, device=models.device)
-    section = section_of(models, None)
     wanted: list[tuple[Tensor | None, int]] = [(None, job.count)]
     if job.sections:
+        section = section_of(models, None)
         wanted += [(section_columns(section, [number]), 1) for number in range(int(section.max()) + 1)]
     found = [principal_directions(latents, columns=columns, count=count) for columns, count in wanted]
     return [Directions(*(part.cpu() for part in each)) for each in found]

@@ -15,22 +15,24 @@ class Task(NamedTuple):
         check: raises a `UserError` for what the run or the data lack; called before any work.
         do: does it and records the result.
         draws: whether it needs more of a run than its encoder.
+        labels: whether it needs labelled data.
     """
 
     check: Callable[[Context], None]
     do: Callable[[Context], Result]
     draws: bool = False
+    labels: bool = False
 
 
 TASKS: Final[dict[str, Task]] = {
-    "probe": Task(probe_knn.check_probe, probe_knn.probe),
-    "knn": Task(probe_knn.check_knn, probe_knn.knn),
-    "dci": Task(dci.check, dci.disentangle),
+    "probe": Task(probe_knn.check_probe, probe_knn.probe, labels=True),
+    "knn": Task(probe_knn.check_knn, probe_knn.knn, labels=True),
+    "dci": Task(dci.check, dci.disentangle, labels=True),
     "reconstruction": Task(reconstruction.check, reconstruction.reconstruct, draws=True),
     "samples": Task(reconstruction.check_samples, reconstruction.samples, draws=True),
     "novel_views": Task(novel_views.check, novel_views.draw_views, draws=True),
     "fid": Task(fid.check, fid.measure, draws=True),
-    "latents": Task(latents.check, latents.draw_sheets, draws=True),
+    "latents": Task(latents.check, latents.draw_sheets),
 }
 
 
@@ -46,7 +48,17 @@ def chosen(text: str) -> Sequence[str]:
 def check(names: Sequence[str], context: Context) -> None:
     """Raise a `UserError` for the first task that lacks what it needs."""
     for name in names:
-        if TASKS[name].draws and context.encoder_only:
-            allowed = ", ".join(other for other, task in TASKS.items() if not task.draws)
-            raise UserError("--tasks", f"{name} of an encoder alone", allowed, "leave it out, or evaluate a run")
+        if lack := _lack(TASKS[name], context):
+            allowed = ", ".join(other for other, task in TASKS.items() if not _lack(task, context))
+            got, remedy = lack
+            raise UserError("--tasks", f"{name} of {got}", allowed, f"leave it out, or {remedy}")
         TASKS[name].check(context)
+
+
+def _lack(task: Task, context: Context) -> tuple[str, str] | None:
+    """Return why a task cannot be done with this encoder or data, and the remedy; None if it can."""
+    if task.draws and context.encoder_only:
+        return "an encoder alone", "evaluate a run"
+    if task.labels and not context.manifest.labels:
+        return "data without labels", "prepare labelled data"
+    return None

@@ -40,8 +40,15 @@ MASKED_IMAGES = 2
 
 
 def check(context: Context) -> None:
-    """Raise a `UserError` unless images are drawn from one vector z of one image, and latents suffice."""
+    """Raise a `UserError` unless images are drawn from one vector z of one image, and latents suffice.
+
+    Of an encoder alone, which draws nothing, it is enough that latents suffice.
+    """
     config = context.config
+    rows = context.rows("train", LATENTS)
+    if context.encoder_only:
+        _check_directions(context, rows, rows)
+        return
     if config.method not in ("soda", "encdec"):
         raise UserError("--tasks", f"latents of method {config.method}", "methods soda and encdec", "leave it out")
     if config.denoiser.conditioning == "grid_attention":
@@ -50,14 +57,14 @@ def check(context: Context) -> None:
     if config.sampling.sources != 1:
         got = f"{config.sampling.sources} with the task latents"
         raise UserError("sampling.sources", got, "1, since each z is of one image", "set it to 1")
-    _check_directions(context, context.rows("train", LATENTS))
+    _check_directions(context, rows, config.encoder.latent_dim)
     _target(context)
 
 
-def _check_directions(context: Context, rows: int) -> None:
-    wanted, most = context.config.evaluation.tools.directions, min(rows - 1, context.config.encoder.latent_dim)
+def _check_directions(context: Context, rows: int, width: int) -> None:
+    wanted, most = context.config.evaluation.tools.directions, min(rows - 1, width)
     if wanted > most:
-        got = f"{wanted} with {rows} training images and encoder.latent_dim={context.config.encoder.latent_dim}"
+        got = f"{wanted} with {rows} training images and latents of dimension {width}"
         raise UserError("evaluation.tools.directions", got, f"1..{most}", "ask for fewer, or use more images")
 
 
@@ -70,14 +77,16 @@ def _target(context: Context) -> Target | None:
 
 
 def draw_sheets(context: Context) -> Result:
-    """`latents.json` and a picture for each tool, see `report.PICTURES`."""
+    """`latents.json` and a picture for each tool, see `report.PICTURES`; without a denoiser no pictures."""
+    if context.encoder_only:
+        return _encode(context)
     began = time.monotonic()
     config, target = context.config, _target(context)
     train = context.features("train", None, LATENTS if target is None else None)  # a probe takes all
     if target is not None:
         target.check(train)
     pool = train.arrays["trained"][np.isin(train.keys, context.drawn("train", LATENTS))]
-    _check_directions(context, len(pool))
+    _check_directions(context, *pool.shape)
     sheets = _Sheets.of(context, pool)
     pictures = sheets.interpolation() | sheets.mixing() | sheets.resampled() | sheets.masking()
     found, more = sheets.directions()
@@ -104,6 +113,34 @@ def draw_sheets(context: Context) -> Result:
         facts |= {"label": target.name, "kind": target.kind, **measured}
         pictures |= more
     return context.record("latents", facts, pictures, began)
+
+
+def _encode(context: Context) -> Result:
+    """`latents.json` of an encoder alone: where the latents of both splits lie, and principal directions (E.3)."""
+    began = time.monotonic()
+    e, rows = context.config.evaluation, {"train": LATENTS, "test": None}
+    train, test = (context.features(which, None, limit) for which, limit in rows.items())
+    _check_directions(context, *train.arrays["trained"].shape)
+    job = DirectionsJob(train.arrays["trained"], e.tools.directions, False)
+    (found,) = context.workers.call(find_directions, job)
+    splits = {"train": e.train_split, "test": e.test_split}
+    facts: dict[str, Any] = {
+        "splits": splits,
+        "counts": {
+            "train": len(train),
+            "test": len(test),
+            "unreadable_train": len(train.unreadable),
+            "unreadable_test": len(test.unreadable),
+        },
+        "limits": {which: context.rows(which, limit) for which, limit in rows.items()},
+        "dimension": train.arrays["trained"].shape[1],
+        "folders": {which: context.latents(split, ()).child(split).uri for which, split in splits.items()},
+        "settings": {"directions": e.tools.directions},
+        "directions": _facts(found),
+    }
+    context.say(f"latents of {len(train):,} and {len(test):,} images lie in {facts['folders']['test']} and beside it")
+    context.say("pictures left out: an encoder alone draws nothing")
+    return context.record("latents", facts, {}, began)
 
 
 @dataclass(frozen=True)
