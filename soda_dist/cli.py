@@ -53,7 +53,7 @@ def config_of(args: argparse.Namespace) -> RunConfig:
 
         folder, name = locate(args.preset)
         try:
-            return parse_config(folder.read(name).decode(), args.preset, args.overrides)
+            return parse_config(folder.read(name), args.preset, args.overrides)
         except FileNotFoundError:
             raise UserError("--preset", args.preset, "an existing YAML file", "check the URI") from None
     return load_config(args.preset, args.overrides)

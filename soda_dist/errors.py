@@ -16,4 +16,6 @@ class UserError(Exception):
         self.field, self.got, self.allowed, self.remedy = field, got, allowed, remedy
 
     def __str__(self) -> str:
-        return " ".join(f"{self.field}: got {self.got}; allowed: {self.allowed}; {self.remedy}".split())
+        line = " ".join(f"{self.field}: got {self.got}; allowed: {self.allowed}; {self.remedy}".split())
+        # Values come from files: control characters would steer a terminal, and lone surrogates cannot be printed.
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

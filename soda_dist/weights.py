@@ -41,12 +41,14 @@ def fill(own: Mapping[str, Tensor], found: Mapping[str, Tensor], *, field: str, 
     """Copy `found` into the tensors of `own`, all or none; floats are cast to the dtype of `own`.
 
     Raises:
-        UserError: names, shapes or kinds of number differ from those of `own`, which belong to `network`.
+        UserError: names, shapes or kinds of number differ from those of `own`, which belong to `network`, or a value is
+            not finite.
     """
     complaints = {
         "without": sorted(own.keys() - found.keys()),
         "with unknown": sorted(found.keys() - own.keys()),
         "with another shape or kind of number in": [n for n in own if n in found and not _fits(found[n], own[n])],
+        "with values that are not finite in": [n for n in own if n in found and not torch.isfinite(found[n]).all()],
     }
     if any(complaints.values()):
         got = " and ".join(f"weights {fault} {_listed(names)}" for fault, names in complaints.items() if names)

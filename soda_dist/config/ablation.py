@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from soda_dist.config.fields import Count, CountOrZero, Node, Sources, as_yaml
-from soda_dist.config.load import load_config, parse_yaml, validate, with_fields
+from soda_dist.config.load import load_config, read_yaml, validate, with_fields
 from soda_dist.config.problems import Problem, ProblemError
 from soda_dist.config.schema import RunConfig
 from soda_dist.errors import UserError
@@ -133,7 +133,7 @@ def load_group(name: str, instead: Mapping[str, str | None] | None = None) -> Ab
     path = Path(name) if name.endswith((".yaml", ".yml")) else GROUPS / f"{name}.yaml"
     if not path.is_file():
         raise UserError("--group", name, f"{', '.join(group_names())}, or a .yaml file", "choose one of them")
-    tree = parse_yaml(path.read_text(encoding="utf-8"), name)
+    tree = read_yaml(path, name)
     if not isinstance(tree, dict):
         raise UserError(name, type(tree).__name__, "a mapping", "start from a shipped group")
     for field, text in (instead or {}).items():

@@ -26,7 +26,7 @@ _MEANT: dict[int, dict[str, Any]] = {
 """By format: the fields that it lacks, and what runs of it did. Fields whose default is that need no row."""
 
 
-def parse_stored(text: str, where: str) -> RunConfig:
+def parse_stored(text: str | bytes, where: str) -> RunConfig:
     """Load the configuration that a run or a checkpoint stores; raise `UserError` as `load_config` does.
 
     Args:
@@ -43,7 +43,7 @@ def parse_stored(text: str, where: str) -> RunConfig:
     return validate(RunConfig, tree, "use the release that wrote it")
 
 
-def stored_format(text: str, where: str) -> int:
+def stored_format(text: str | bytes, where: str) -> int:
     """Return the format of a stored configuration: the oldest whose fields it lacks; arguments as `parse_stored`."""
     fields = leaves(_tree(text, where))
     return next((number for number, lacked in _MEANT.items() if not fields.keys() >= lacked.keys()), FORMAT)
@@ -57,7 +57,7 @@ def refuse_to_train(uri: str, written: int) -> None:
         raise UserError("--run", got, f"runs of format {FORMAT}, which this release trains", remedy)
 
 
-def _tree(text: str, where: str) -> dict[str, Any]:
+def _tree(text: str | bytes, where: str) -> dict[str, Any]:
     tree = parse_yaml(text, where)
     if not isinstance(tree, dict):
         raise UserError(where, type(tree).__name__, "a mapping of sections", "use the release that wrote it")

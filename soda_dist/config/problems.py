@@ -8,6 +8,9 @@ from typing import Any, NamedTuple, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+SHOWN = 200
+"""Characters of a value in a message."""
+
 
 class Problem(NamedTuple):
     """A mistake, with the arguments of `UserError`."""
@@ -55,7 +58,7 @@ def first_problem(model: type[BaseModel], error: ValidationError, remedy: str) -
     """Choose the mistake to show; `remedy` is for values that a field rejects."""
     # Unknown keys first, since a misspelt field is also reported as missing.
     found = min(error.errors(), key=lambda details: details["type"] != "extra_forbidden")
-    field = ".".join(map(str, found["loc"]))
+    field = _shortened(".".join(map(str, found["loc"])))
     if found["type"] == "extra_forbidden":
         return _unknown_key(field, found["loc"], model)
     if found["type"] == "missing":
@@ -64,7 +67,11 @@ def first_problem(model: type[BaseModel], error: ValidationError, remedy: str) -
     if isinstance(raised, ProblemError):
         problem = raised.problem
         return problem._replace(field=".".join(filter(None, (field, problem.field))))
-    return Problem(field, repr(found["input"]), _allowed(found), remedy)
+    return Problem(field, _shortened(repr(found["input"])), _allowed(found), remedy)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text):,} characters)"
 
 
 def _unknown_key(field: str, loc: tuple[int | str, ...], model: type[BaseModel]) -> Problem:

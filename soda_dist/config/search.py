@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from soda_dist.config.fields import Count, Node, NotNegative
-from soda_dist.config.load import parse_yaml, validate
+from soda_dist.config.load import read_yaml, validate
 from soda_dist.config.problems import Problem, ProblemError
 from soda_dist.errors import UserError
 
@@ -76,5 +76,5 @@ def load_search(path: str) -> Search:
     file = Path(path)
     if not file.is_file():
         raise UserError("--search", path, "an existing YAML file", "start from jobs/searches/")
-    tree = parse_yaml(file.read_text(), path)
+    tree = read_yaml(file, path)
     return validate(Search, tree if isinstance(tree, dict) else {})

@@ -25,10 +25,11 @@ from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from soda_dist.config.fields import Node
 from soda_dist.data.storage.folder import Folder
+from soda_dist.data.storage.metadata import parse_json, read_limited
 from soda_dist.errors import UserError
 
 VERSION: Final = 2
@@ -43,7 +44,9 @@ READERS = 16
 """Concurrent shard reads for a whole column: object-store requests are bound by latency."""
 COMMON_COLUMNS = (("key", pa.int64()), ("image", pa.binary()), ("name", pa.string()))
 
-Rows = Annotated[int, Field(ge=0)]
+Rows = Annotated[int, Field(ge=0, lt=2**48)]
+SplitName = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f\x7f]+$", max_length=200)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Value = TypeVar("Value")
 
 
@@ -60,8 +63,8 @@ class Shard(Node):
     path: str
     rows: Rows
     bytes: Rows
-    sha256: str
-    pages: str
+    sha256: Sha256
+    pages: Sha256
     """SHA-256 of the file without its footer, which holds a copy: a reader of single row groups can so detect a
     replaced file."""
     groups: tuple[Rows, ...]
@@ -100,7 +103,7 @@ class Manifest(Node):
     source: str
     fingerprint: str
     """Hash of format version, kind, source and options; equal for the same import."""
-    splits: dict[str, Split]
+    splits: dict[SplitName, Split]
     labels: dict[str, Label]
     main_label: str | None
     rejected: Rows
@@ -119,6 +122,26 @@ class Manifest(Node):
         contents = json.dumps([self.version, shards, labels, self.main_label], sort_keys=True)
         return hashlib.sha256(contents.encode()).hexdigest()
 
+    @model_validator(mode="after")
+    def _consistent(self) -> "Manifest":
+        """Counts agree with each other, shards lie in their split's folder, each once, and labels exist."""
+        paths = [shard.path for split in self.splits.values() for shard in split.shards]
+        if len(set(paths)) < len(paths):
+            raise ValueError("a shard is listed twice")
+        for name, split in self.splits.items():
+            if name in (".", ".."):
+                raise ValueError(f"{name} is no name of a split")
+            if split.rows != sum(split.groups):
+                raise ValueError(f"{name} has {split.rows} rows, its shards {sum(split.groups)}")
+            for shard in split.shards:
+                if shard.path.rpartition("/")[0] != name or shard.path.endswith(("/.", "/..")):
+                    raise ValueError(f"{shard.path} is not in the folder {name}")
+                if not sum(shard.groups) == shard.rows <= shard.bytes:
+                    raise ValueError(f"{shard.path} has {shard.rows} rows in {shard.bytes} bytes")
+        if self.main_label is not None and self.main_label not in self.labels:
+            raise ValueError(f"{self.main_label} is no label")
+        return self
+
     def split(self, name: str) -> Split:
         """Return the split `name`; a `UserError` if it does not exist."""
         if name not in self.splits:
@@ -134,10 +157,11 @@ def read_manifest(folder: Folder) -> Manifest:
     """
     uri = folder.file_uri(MANIFEST)
     try:
-        tree = folder.read_json(MANIFEST)
+        content = read_limited(folder, MANIFEST)
     except FileNotFoundError:
         got = "a folder without manifest.json"
         raise UserError(folder.uri, got, "a prepared data set", "run prepare_data.py until it finishes") from None
+    tree = parse_json(content, uri)
     version = tree.get("version") if isinstance(tree, dict) else None
     if version != VERSION:
         raise UserError(uri, f"version {version}", f"version {VERSION}", "prepare the data into an empty folder")
@@ -146,8 +170,9 @@ def read_manifest(folder: Folder) -> Manifest:
         manifest = Manifest.model_validate_json(json.dumps(tree))
     except ValidationError as error:
         problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"])
-        raise UserError(uri, f"an invalid field {place}", "an unmodified manifest", "prepare the data again") from None
+        place = ".".join(str(part) for part in problem["loc"])[:100]
+        got = f"an invalid field {place}" if place else problem["msg"].removeprefix("Value error, ")[:300]
+        raise UserError(uri, got, "an unmodified manifest", "prepare the data again") from None
     if digest not in (None, manifest.digest):
         raise UserError(uri, "contents that differ from its digest", "an unmodified manifest", "restore the file")
     return manifest

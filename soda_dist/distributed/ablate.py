@@ -15,6 +15,7 @@ from soda_dist.config.load import leaves
 from soda_dist.config.provenance import provenance
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.preparation import prepare
+from soda_dist.data.shards import read_manifest
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.distributed.evaluate_on_ray import evaluate
 from soda_dist.distributed.pretrain import pretrain
@@ -226,7 +227,7 @@ def _conclude(group: Ablation, base: RunConfig, trials: Sequence[Trial], data: s
     results = {variant.name: [_read(out, variant, seed) for seed in group.seeds] for variant in group.variants}
     figures = {name: [_figures_of(result) for result in of_seeds] for name, of_seeds in results.items()}
     seconds = sum(result["seconds"] for of_seeds in results.values() for result in of_seeds)
-    kind = open_folder(data).read_json("manifest.json")["kind"]
+    kind = read_manifest(open_folder(data)).kind
     budget = (
         f"{len(trials)} runs of {base.train.steps} steps of {base.train.global_batch} pairs on data of kind {kind}, "
         f"{seconds / len(trials) / MINUTE:.1f} min each with its evaluation, {group.concurrent} at a time."

@@ -19,7 +19,7 @@ from soda_dist.distributed.runtime.ray_internals import autoscaler_active, hold_
 from soda_dist.distributed.runtime.resources import check_resources, training_resources
 from soda_dist.errors import UserError
 from soda_dist.parallel.progress import Say
-from soda_dist.runs.folder import claim, complete_steps, scratch_folder
+from soda_dist.runs.folder import claim, complete_steps, open_run, scratch_folder
 
 LOST = (RayActorError, WorkerCrashedError, OutOfMemoryError)
 """Ray's errors for processes that were killed, as opposed to errors that a process raised."""
@@ -42,7 +42,7 @@ def pretrain(
     Raises:
         UserError: the data or the run's folder does not fit, or the cluster cannot give what the run needs.
     """
-    data, run = open_folder(data_uri), open_folder(run_uri)
+    data, run = open_folder(data_uri), open_run(run_uri)
     manifest = read_manifest(data)
     split = config.data.train_split
     if split not in manifest.splits:

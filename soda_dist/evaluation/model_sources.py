@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from soda_dist.config.load import with_fields
 from soda_dist.config.older import parse_stored
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.storage.folder import Folder, locate
+from soda_dist.data.storage.metadata import read_limited
 from soda_dist.errors import UserError
 from soda_dist.models.encoder_only import EncoderAlone
 from soda_dist.models.lr_equalization import load_plain_state_dict
@@ -23,6 +22,7 @@ from soda_dist.models.pretrained import FrozenEncoder, UnsuitableModelError, loa
 from soda_dist.runs.folder import read_config
 from soda_dist.training.build import build_encoder, build_model, load_frozen_weights
 from soda_dist.training.checkpoint import load_model, weights_digest
+from soda_dist.training.checkpoint_files import check_size, parse_tensors, size_of
 from soda_dist.weights import fill
 
 TIMM = "timm:"
@@ -83,7 +83,7 @@ class EncoderFile:
         if not folder.exists(name):
             raise UserError("--encoder", self.uri, "an existing file, or timm:NAME", "check the path")
         try:
-            text = folder.read("config.json").decode()
+            text = read_limited(folder, "config.json")
         except FileNotFoundError:
             got = f"{self.uri} without config.json beside it"
             allowed = "encoder.safetensors in a checkpoint's folder, or timm:NAME"
@@ -92,10 +92,11 @@ class EncoderFile:
 
     def load(self) -> EncoderAlone:
         """The run's encoder."""
-        encoder = build_encoder(self.configuration())
+        config, content = self.configuration(), self._content()
+        encoder = build_encoder(config)
         try:
-            load_plain_state_dict(encoder, load_tensors(self._content()))
-        except (SafetensorError, ValueError) as error:
+            load_plain_state_dict(encoder, parse_tensors(content, self.uri))
+        except ValueError as error:
             got = f"{self.uri} ({str(error).splitlines()[0]})"
             raise UserError("--encoder", got, "the encoder of the config.json beside it", "copy both files") from None
         return EncoderAlone(encoder).eval().requires_grad_(False)
@@ -109,7 +110,11 @@ class EncoderFile:
         return hashlib.sha256(self._content()).hexdigest()
 
     def _content(self) -> bytes:
+        with torch.device("meta"):
+            size = size_of(build_encoder(self.configuration()))
         folder, name = locate(self.uri)
+        with folder.open(name) as file:
+            check_size(file.size(), size, self.uri)
         return folder.read(name)
 
 

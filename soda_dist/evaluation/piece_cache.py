@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from soda_dist.data.storage.folder import Folder
+from soda_dist.errors import UserError
 from soda_dist.parallel.pool import Pool
 from soda_dist.parallel.progress import Progress, Say
 
@@ -72,11 +73,14 @@ def _write(job: Callable[[Any, Any], pa.Table], folder: Folder, state: Any, piec
 
 
 def load(folder: Folder, piece: Piece, columns: Sequence[str] | None = None) -> pa.Table:
-    """Load the rows of a piece that `store` wrote; `columns`: None = all."""
+    """Load the rows of a piece that `store` wrote; `columns`: None = all. A damaged file is a `UserError`."""
     with folder.explained(piece.file):
-        table = pq.read_table(
-            folder.open(piece.file), columns=columns, use_threads=False, page_checksum_verification=True
-        )
-    if len(table) != piece.rows:
-        raise RuntimeError(f"{folder.file_uri(piece.file)} holds {len(table)} rows, not {piece.rows}")
-    return table
+        file = folder.open(piece.file)
+        try:
+            parquet = pq.ParquetFile(file, page_checksum_verification=True)
+            if parquet.metadata.num_rows != piece.rows:
+                raise pa.ArrowInvalid(f"{parquet.metadata.num_rows} rows, not {piece.rows}")
+            return parquet.read(columns=columns, use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            got = f"a damaged file ({(str(error).splitlines() or [''])[0][:120]})"
+            raise UserError(folder.file_uri(piece.file), got, "the file as written", "remove it") from None

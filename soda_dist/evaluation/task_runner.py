@@ -16,7 +16,7 @@ from soda_dist.evaluation.worker import load_models
 from soda_dist.parallel.local_pool import LocalPool
 from soda_dist.parallel.pool import Pool
 from soda_dist.parallel.progress import Say, silent
-from soda_dist.runs.folder import chosen_steps, read_config, write_config
+from soda_dist.runs.folder import chosen_steps, open_run, read_config, write_config
 from soda_dist.runs.results import Result
 
 OF_RUNS = ("evaluation", "sampling", "scale")
@@ -54,7 +54,7 @@ def evaluate(
         UserError: the run, the data or a setting does not fit, a task lacks what it needs, or no worker could start.
     """
     names = chosen(tasks)
-    run, data = open_folder(run_uri), open_folder(data_uri)
+    run, data = open_run(run_uri), open_folder(data_uri)
     config, steps = evaluation_config(run, overrides), chosen_steps(run, step)
     manifest = _checked_manifest(data, config)
     pool = pool or LocalPool()
@@ -81,7 +81,7 @@ def evaluate_encoder(
     Returns and raises as `evaluate`.
     """
     names = chosen(tasks)
-    out, data = open_folder(out_uri), open_folder(data_uri)
+    out, data = open_run(out_uri), open_folder(data_uri)
     config = encoder_config(model_source, overrides)
     context = _context(out, data, _checked_manifest(data, config), config, model_source, pool or LocalPool(), say)
     check(names, context)
@@ -93,7 +93,7 @@ def guidance_scores(
     run_uri: str, data_uri: str, guidance: Sequence[float], pool: Pool | None = None
 ) -> list[dict[str, float]]:
     """PSNR and SSIM of the latest checkpoint's reconstructions at each guidance scale, from the same noise."""
-    run, data = open_folder(run_uri), open_folder(data_uri)
+    run, data = open_run(run_uri), open_folder(data_uri)
     config, (step,) = read_config(run), chosen_steps(run, "latest")
     source = Checkpoint(run, step, ema=True)
     context = _context(run, data, _checked_manifest(data, config), config, source, pool or LocalPool(), silent)

@@ -52,16 +52,20 @@ def load_plain_state_dict(module: nn.Module, tensors: dict[str, Tensor]) -> None
     """Copy in what `plain_state_dict` returned, for any ratio of either module; the tensors keep their storage.
 
     Raises:
-        ValueError: names or shapes that are not the module's.
+        ValueError: names, shapes or kinds of number that are not the module's, or values that are not finite.
     """
     own = {name: (owner, leaf) for name, owner, leaf in _tensors(module)}
     if own.keys() != tensors.keys():
         missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
         raise ValueError(f"state dict: missing {missing[:5]}, unknown {unknown[:5]}")
     for name, (owner, leaf) in own.items():
-        expected, got = _used(owner, leaf).shape, tensors[name].shape
-        if expected != got:
-            raise ValueError(f"{name}: got shape {list(got)}; allowed: {list(expected)}")
+        used, tensor = _used(owner, leaf), tensors[name]
+        if used.shape != tensor.shape:
+            raise ValueError(f"{name}: got shape {list(tensor.shape)}; allowed: {list(used.shape)}")
+        if used.is_floating_point() != tensor.is_floating_point():
+            raise ValueError(f"{name}: got {tensor.dtype}; allowed: {used.dtype}")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name}: got values that are not finite; allowed: finite values")
     for name, (owner, leaf) in own.items():
         if parametrize.is_parametrized(owner, leaf):
             parametrizations: Any = owner.parametrizations

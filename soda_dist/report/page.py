@@ -6,17 +6,29 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
-from soda_dist.data.storage.folder import Folder, open_folder
+from soda_dist.config.load import parse_yaml
+from soda_dist.data.storage.folder import Folder
+from soda_dist.data.storage.metadata import read_limited
+from soda_dist.errors import UserError
 from soda_dist.plots.curves import CURVES, curve_svg
-from soda_dist.runs.folder import REPORT, attempts, config_text
+from soda_dist.runs.folder import CONFIG, EVALUATIONS, REPORT, attempts, config_text, open_run
 from soda_dist.runs.metrics_log import METRICS, QUARANTINE, read_lines
-from soda_dist.runs.results import ENCODERS, MEASURES, TASKS, Result, pictures, read_results
+from soda_dist.runs.results import ENCODERS, MEASURES, TASKS, Result, at, pictures, read_results
 
 Results = dict[tuple[int, str], Result]
 """(step, task) -> result."""
 SHOWN_QUARANTINED = 20
+PICTURE_BYTES = 64 << 20
+"""Size limit of an embedded picture."""
+SIMILARITY = ("psnr", "ssim")
+SHOWN_FIELDS = ("images", "epoch", "loss", "images_per_second")
+"""Fields of every line of metrics.jsonl that the page shows."""
+NEEDS = {
+    **dict.fromkeys(TASKS, ("encoders", "counts.train", "counts.test", "counts.unreadable_train",
+                            "counts.unreadable_test", "splits.train", "splits.test", "label", "classes", "majority")),
+    "reconstruction": ("guidance", "images"),
+}  # fmt: skip
+"""Task -> facts of its result without which it cannot be shown."""
 PICTURES = {
     "reconstruction.png": (
         "Columns: the source view, its reconstructions from the same noise with increasing guidance, another sample "
@@ -56,7 +68,7 @@ class Row:
 
 def write_report(run_uri: str) -> str:
     """Write `report.html`, which also gives commands for missing parts, into the run's folder; return its URI."""
-    run = open_folder(run_uri)
+    run = open_run(run_uri)
     run.write(REPORT, render(run).encode())
     return run.file_uri(REPORT)
 
@@ -65,14 +77,14 @@ def render(run: Folder) -> str:
     """Render the report as self-contained HTML."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    lines = sorted(read_lines(run, METRICS), key=lambda line: line["step"])
+    lines = sorted(read_lines(run, METRICS, SHOWN_FIELDS), key=lambda line: line["step"])
     results = _latest_first(run)
     configuration = config_text(run)
     page = Environment(loader=PackageLoader("soda_dist.report", ""), autoescape=True, undefined=StrictUndefined)
     return page.get_template(REPORT).render(
         run=run.uri,
         name=run.uri.rstrip("/").rsplit("/", 1)[-1],
-        facts=_facts(lines, results, configuration),
+        facts=_facts(lines, results, _planned_steps(run, configuration)),
         curves=_curves(lines),
         encoders=list(ENCODERS.values()),
         rows=_rows(results),
@@ -88,7 +100,33 @@ def render(run: Folder) -> str:
 def _latest_first(run: Folder) -> Results:
     """Read the results, latest step first; within a step, tasks in the order of `TASKS`."""
     found = {(step, task): result for step, tasks in read_results(run).items() for task, result in tasks.items()}
+    for (step, task), result in found.items():
+        missing = _missing(task, result)
+        if missing:
+            where = run.file_uri(f"{EVALUATIONS}/{step}/{task}.json")
+            raise UserError(where, f"no {missing[0]}", f"a result of {task}, as written", "evaluate again")
     return dict(sorted(found.items(), key=lambda item: (-item[0][0], _place(item[0][1], TASKS))))
+
+
+def _missing(task: str, result: Result) -> list[str]:
+    """List the facts without which a result cannot be shown."""
+    missing = [path for path in NEEDS.get(task, ()) if at(result, path) is None]
+    if missing:
+        return missing
+    shown: dict[str, Any] = {}
+    if task in TASKS:
+        for encoder, scores in result["encoders"].items():
+            shown |= {f"{encoder} {name}": estimate for name, estimate in scores["estimates"].items()}
+    elif task == "reconstruction":
+        shown = {f"{name} at {w}": scores.get(name) for w, scores in result["guidance"].items() for name in SIMILARITY}
+    ends = ("value", "standard_error")
+    return [f"{name}: {end}" for name, estimate in shown.items() for end in ends if at(estimate, end) is None]
+
+
+def _planned_steps(run: Folder, text: str) -> int | None:
+    tree = parse_yaml(text, run.file_uri(CONFIG))
+    steps = at(tree, "train.steps")
+    return steps if isinstance(steps, int) else None
 
 
 def _place(name: str, table: dict[str, str]) -> int:
@@ -96,11 +134,10 @@ def _place(name: str, table: dict[str, str]) -> int:
     return list(table).index(name) if name in table else len(table)
 
 
-def _facts(lines: list[dict[str, Any]], results: Results, text: str) -> list[tuple[str, str]]:
+def _facts(lines: list[dict[str, Any]], results: Results, total: int | None) -> list[tuple[str, str]]:
     facts = []
     if lines:
         last = lines[-1]
-        total = (yaml.safe_load(text) or {}).get("train", {}).get("steps") if text else None
         rate = statistics.median(line["images_per_second"] for line in lines)
         facts += [
             ("step", f"{last['step']:,}" + (f" of {total:,}" if total else "")),
@@ -174,7 +211,7 @@ def _reconstructions(results: Results) -> list[dict[str, Any]]:
     for (step, task), result in results.items():
         if task == "reconstruction" and all(row["step"] == step for row in rows):
             for guidance, scores in result["guidance"].items():
-                measures = {name: scores[name] for name in ("psnr", "ssim")}
+                measures = {name: scores[name] for name in SIMILARITY}
                 rows.append({"step": step, "guidance": guidance, "images": result["images"], **measures})
     return rows
 
@@ -188,7 +225,7 @@ def _pictures(run: Folder) -> list[dict[str, Any]]:
     embedded = []
     for name, file in found[latest].items():
         title = f"{name}.png"
-        data = base64.b64encode(run.read(file)).decode()
+        data = base64.b64encode(read_limited(run, file, PICTURE_BYTES)).decode()
         caption = PICTURES.get(title, title)
         embedded.append({"step": latest, "title": title, "caption": caption, "source": f"data:image/png;base64,{data}"})
     return sorted(embedded, key=lambda picture: _place(picture["title"], PICTURES))

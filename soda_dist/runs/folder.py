@@ -3,19 +3,33 @@
 Only this file knows these names. They are written to storage, so they must not change.
 """
 
+import os
+import re
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from soda_dist.config.load import dump_config, leaves
 from soda_dist.config.older import parse_stored, refuse_to_train, stored_format
 from soda_dist.config.provenance import provenance
 from soda_dist.config.schema import RunConfig
-from soda_dist.data.storage.folder import Folder
+from soda_dist.data.storage.folder import Folder, open_folder
+from soda_dist.data.storage.metadata import check, read_json, read_limited
 from soda_dist.errors import UserError
+from soda_dist.runs.metrics_log import METRICS, QUARANTINE
 
 CONFIG, PROVENANCE, REPORT = "config.yaml", "provenance.json", "report.html"
 CHECKPOINTS, EVALUATIONS = "checkpoints", "eval"
+LOGS = (METRICS, QUARANTINE)
 MANIFEST = "manifest.json"
 """Written last into a checkpoint's folder; without it a checkpoint is incomplete."""
+PARTS = (CONFIG, PROVENANCE, REPORT, CHECKPOINTS, EVALUATIONS, "latents", "samples", "ray", *LOGS)
+"""All files and folders of a run; others in its folder are left alone."""
+Fact = str | int | float | bool | None
+_ATTEMPTS: TypeAdapter[Any] = TypeAdapter(list[dict[str, Fact | list[Fact] | dict[str, Fact]]])
 FREE_SECTIONS = ("scale", "evaluation", "sampling")
 FREE_TRAIN_FIELDS = (
     "steps",
@@ -26,6 +40,31 @@ FREE_TRAIN_FIELDS = (
     "max_unreadable",
 )
 """With FREE_SECTIONS: what may change between two attempts of a run. The weights depend on everything else."""
+
+
+def open_run(uri: str) -> Folder:
+    """Return a run's folder, which need not exist.
+
+    Raises:
+        UserError: as `open_folder`, or a symbolic link of the run leads out of its folder: a foreign run could so read
+            any file into a report, or replace it.
+    """
+    run = open_folder(uri)
+    if run.is_local:
+        root = Path(run.uri).resolve()
+        for path in _links(root):
+            end = Path(os.path.realpath(path))  # `resolve` fails in a circle of links
+            if not end.is_relative_to(root):
+                got, remedy = f"a symbolic link to {end}", "replace the link by what it names"
+                raise UserError(str(path), got, "links within the run's folder", remedy)
+    return run
+
+
+def _links(root: Path) -> Iterator[Path]:
+    """Yield the symbolic links among the parts of the run in the folder `root`."""
+    for part in (root / name for name in PARTS):
+        inner = (Path(folder, name) for folder, *names in os.walk(part) for name in chain(*names))
+        yield from (path for path in chain([part], inner) if path.is_symlink())
 
 
 def read_config(run: Folder, flag: str = "--run") -> RunConfig:
@@ -43,9 +82,11 @@ def read_config(run: Folder, flag: str = "--run") -> RunConfig:
 def config_text(run: Folder) -> str:
     """Return the configuration as stored; empty if the folder has none."""
     try:
-        return run.read(CONFIG).decode()
+        return read_limited(run, CONFIG).decode()
     except FileNotFoundError:
         return ""
+    except UnicodeDecodeError:
+        raise UserError(run.file_uri(CONFIG), "text that is not UTF-8", "YAML in UTF-8", "restore the file") from None
 
 
 def write_config(run: Folder, config: RunConfig) -> None:
@@ -55,7 +96,11 @@ def write_config(run: Folder, config: RunConfig) -> None:
 
 def attempts(run: Folder) -> list[dict[str, Any]]:
     """Return the provenance of each start of the run, oldest first."""
-    return run.read_json(PROVENANCE) if run.exists(PROVENANCE) else []
+    if not run.exists(PROVENANCE):
+        return []
+    found: list[dict[str, Any]] = read_json(run, PROVENANCE)
+    check(_ATTEMPTS, found, run.file_uri(PROVENANCE), "the facts of each start, as written")
+    return found
 
 
 def claim(run: Folder, config: RunConfig, data: dict[str, Any] | None = None, *, accept_data: bool = False) -> None:
@@ -100,13 +145,19 @@ def checkpoint_folder(run: Folder, step: int) -> Folder:
 
 
 def complete_steps(run: Folder) -> list[int]:
-    """List the steps of complete checkpoints, ascending."""
+    """List the steps of complete checkpoints, ascending; other folders beside them, such as copies, do not count."""
     found = []
     for entry in run.list(CHECKPOINTS):
-        parts = entry.name.split("/")
-        if len(parts) == 3 and parts[2] == MANIFEST:
-            found.append(int(parts[1]))
+        folder, _, name = entry.name.removeprefix(f"{CHECKPOINTS}/").partition("/")
+        step = parse_step(folder)
+        if step is not None and folder == f"{step:09d}" and name == MANIFEST:
+            found.append(step)
     return sorted(found)
+
+
+def parse_step(text: str) -> int | None:
+    """Parse a step, up to 12 decimal digits; None for any other text."""
+    return int(text) if re.fullmatch("[0-9]{1,12}", text) else None
 
 
 def chosen_steps(run: Folder, wanted: str) -> list[int]:
@@ -122,10 +173,11 @@ def chosen_steps(run: Folder, wanted: str) -> list[int]:
         return steps
     if wanted == "latest":
         return steps[-1:]
-    if not wanted.isdigit() or int(wanted) not in steps:
+    step = parse_step(wanted)
+    if step not in steps:
         allowed = ", ".join([*map(str, steps), "latest", "all"])
         raise UserError("--step", wanted, allowed, "choose a complete checkpoint")
-    return [int(wanted)]
+    return [step]
 
 
 def evaluation_folder(run: Folder, step: int, *, ema: bool) -> Folder:

@@ -4,12 +4,34 @@
 """
 
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from soda_dist.data.storage.folder import Folder
+from soda_dist.data.storage.metadata import check, parse_json, read_limited
+from soda_dist.errors import UserError
 
 METRICS = "metrics.jsonl"
 QUARANTINE = "quarantine.jsonl"
+
+
+MAX_BYTES = 256 << 20
+"""Size limit of such a file."""
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    step: Annotated[int, Field(ge=0, lt=10**12)]
+
+
+class _Metrics(_Line):
+    __pydantic_extra__: dict[str, float | bool | None]
+
+
+_KINDS: dict[str, TypeAdapter[Any]] = {METRICS: TypeAdapter(_Metrics), QUARANTINE: TypeAdapter(_Line)}
 
 
 class JsonLines:
@@ -25,10 +47,9 @@ class JsonLines:
 
     def resume(self, step: int) -> None:
         """Keep the lines of earlier attempts up to `step`; drop later ones, which training will log again."""
-        if self._folder.exists(self._name):
-            lines = [json.loads(line) for line in self._folder.read(self._name).splitlines()]
-            self._lines = [line for line in lines if line["step"] <= step]
-            self._changed = len(self._lines) < len(lines)
+        lines = read_lines(self._folder, self._name)
+        self._lines = [line for line in lines if line["step"] <= step]
+        self._changed = len(self._lines) < len(lines)
 
     def append(self, line: dict[str, Any]) -> None:
         self._lines.append(line)
@@ -41,8 +62,24 @@ class JsonLines:
             self._changed = False
 
 
-def read_lines(folder: Folder, name: str) -> list[dict[str, Any]]:
-    """Read the lines of a run's JSON-lines file; empty if it was never written."""
+def read_lines(folder: Folder, name: str, needs: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Read the lines of a run's JSON-lines file; empty if it was never written.
+
+    Args:
+        needs: fields that every line must have, as numbers.
+
+    Raises:
+        UserError: a line that is not JSON, or of other types, or without a step or a needed field.
+    """
     if not folder.exists(name):
         return []
-    return [json.loads(line) for line in folder.read(name).splitlines()]
+    lines = []
+    for number, text in enumerate(read_limited(folder, name, MAX_BYTES).splitlines(), 1):
+        where = f"{folder.file_uri(name)}, line {number}"
+        line = parse_json(text, where)
+        check(_KINDS[name], line, where, "a step and its numbers, as written")
+        for field in needs:
+            if not isinstance(line.get(field), int | float):
+                raise UserError(where, f"{line.get(field)} as {field}", "a number", "remove the line")
+        lines.append(line)
+    return lines

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from soda_dist.data.storage.folder import Folder, open_folder
+from soda_dist.data.storage.folder import Folder
+from soda_dist.data.storage.metadata import read_json
 from soda_dist.errors import UserError
-from soda_dist.runs.folder import EVALUATIONS, evaluation_folder, read_config
+from soda_dist.runs.folder import EVALUATIONS, evaluation_folder, open_run, parse_step, read_config
 from soda_dist.runs.metrics_log import METRICS, read_lines
+from soda_dist.runs.result_facts import check_result
 
 Result = dict[str, Any]
 ENCODERS = {"trained": "trained", "untrained": "untrained", "pixels": "raw pixels"}
@@ -61,16 +63,22 @@ def write_result(run: Folder, step: int, result: Result, pictures: Mapping[str, 
     folder.write_json(f"{result['task']}.json", result)
 
 
+def _read(folder: Folder, task: str, name: str) -> Result:
+    result: Result = read_json(folder, name)
+    check_result(task, result, folder.file_uri(name))
+    return result
+
+
 def read_result(run: Folder, step: int, task: str) -> Result | None:
     """Read the result of a task at a step, or None."""
     folder, name = evaluation_folder(run, step, ema=True), f"{task}.json"
-    return folder.read_json(name) if folder.exists(name) else None
+    return _read(folder, task, name) if folder.exists(name) else None
 
 
 def read_results(run: Folder) -> dict[int, dict[str, Result]]:
     """Read all results, by step (ascending) and task."""
     found = _files(run, ".json")
-    return {step: {task: run.read_json(name) for task, name in tasks.items()} for step, tasks in found.items()}
+    return {step: {task: _read(run, task, name) for task, name in tasks.items()} for step, tasks in found.items()}
 
 
 def pictures(run: Folder) -> dict[int, dict[str, str]]:
@@ -83,8 +91,9 @@ def _files(run: Folder, ending: str) -> dict[int, dict[str, str]]:
     found: dict[int, dict[str, str]] = {}
     for entry in run.list(f"{EVALUATIONS}/"):
         _, step, *rest = entry.name.split("/")
-        if len(rest) == 1 and rest[0].endswith(ending) and step.isdigit():
-            found.setdefault(int(step), {})[rest[0].removesuffix(ending)] = entry.name
+        number = parse_step(step)
+        if len(rest) == 1 and rest[0].endswith(ending) and number is not None:
+            found.setdefault(number, {})[rest[0].removesuffix(ending)] = entry.name
     return dict(sorted(found.items()))
 
 
@@ -94,16 +103,16 @@ def read_run(uri: str, step: str = "latest") -> Evaluated:
     Raises:
         UserError: no run, no evaluation, or none at this step.
     """
-    run = open_folder(uri)
+    run = open_run(uri)
     config, found = read_config(run, "--runs").model_dump(mode="json"), _files(run, ".json")
     if not found:
         remedy = f"run python jobs/evaluate.py --run {run.uri} --data URI"
         raise UserError("--runs", f"{run.uri}, which has no evaluation", "evaluated runs", remedy)
-    if step != "latest" and not (step.isdigit() and int(step) in found):
+    chosen = max(found) if step == "latest" else parse_step(step)
+    if chosen is None or chosen not in found:
         known = ", ".join([*map(str, found), "latest"])
         raise UserError("--step", f"{step} of {run.uri}", known, "choose an evaluated step")
-    chosen = max(found) if step == "latest" else int(step)
-    results = {task: run.read_json(name) for task, name in found[chosen].items()}
+    results = {task: _read(run, task, name) for task, name in found[chosen].items()}
     data = _latest_data(results)
     return Evaluated(run.uri, chosen, config, results, data, _epochs(run, chosen, config, data))
 
@@ -111,7 +120,7 @@ def read_run(uri: str, step: str = "latest") -> Evaluated:
 def data_of(result: Result) -> Data | None:
     """Return the prepared data of a result; None if it records none."""
     facts = result.get("data")
-    return Data(facts["uri"], facts["kind"], facts["rows"], facts.get("reencoded")) if facts else None
+    return None if facts is None else Data(**facts)
 
 
 def at(tree: Any, path: str) -> Any:

@@ -11,17 +11,17 @@ Resuming reads a frozen encoder from `encoder.weights`, not from the checkpoint.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from soda_dist.config.older import FORMAT, parse_stored, refuse_to_train
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.storage.folder import Folder
+from soda_dist.data.storage.metadata import read_json
 from soda_dist.errors import UserError
 from soda_dist.metrics.probe import LinearProbe
 from soda_dist.models.lr_equalization import load_plain_state_dict, plain_state_dict
@@ -29,11 +29,24 @@ from soda_dist.models.method import Method
 from soda_dist.models.pretrained import FrozenEncoder
 from soda_dist.runs.folder import MANIFEST, checkpoint_folder, chosen_steps, complete_steps
 from soda_dist.training.build import build_model
+from soda_dist.training.checkpoint_files import (
+    REMEDY,
+    check_manifest,
+    check_size,
+    listed,
+    model_bytes,
+    parse_state_key,
+    read_file,
+    read_tensors,
+)
 from soda_dist.training.context import WorkerContext
 from soda_dist.training.engines.engine import KINDS, Engine, Fragment
-from soda_dist.training.online_probe import OnlineProbe, linear_probe
+from soda_dist.training.online_probe import OnlineProbe, check_probe, linear_probe
+from soda_dist.weights import fill
 
-ONLINE_PROBE = "online_probe.safetensors"
+BUFFERS, MODEL, ONLINE_PROBE = "buffers.safetensors", "model.safetensors", "online_probe.safetensors"
+LARGEST_STATE = 1 << 36
+"""Size limit in bytes of a file of state or of a model."""
 PART_BYTES = 256 << 20
 """Size limit of a state file, unless one parameter exceeds it; writing takes about three times as much memory."""
 
@@ -89,16 +102,15 @@ def _write(folder: Folder, name: str, content: bytes) -> dict[str, Any]:
 def _write_exports(folder: Folder, engine: Engine, ema: dict[str, Tensor], config: RunConfig) -> list[dict[str, Any]]:
     """Write buffers, the EMA model with plain names, the configuration and the online probe."""
     live = engine.objective.model.state_dict(keep_vars=True)
-    buffers = {name: value.detach().cpu() for name, value in live.items() if not isinstance(value, nn.Parameter)}
+    every = {name: value.detach().cpu() for name, value in live.items() if not isinstance(value, nn.Parameter)}
     model = build_model(config)
-    model.load_state_dict({name.removeprefix("model."): value for name, value in ema.items()} | buffers)
+    model.load_state_dict({name.removeprefix("model."): value for name, value in ema.items()} | every)
     plain = plain_state_dict(model)
-    encoder = _under(plain, "encoder.")
-    if isinstance(getattr(model, "encoder", None), FrozenEncoder):
-        encoder, buffers = {}, {name: value for name, value in buffers.items() if not name.startswith("encoder.")}
+    encoder = {} if _is_frozen(model) else _under(plain, "encoder.")
+    buffers = {name: value.cpu() for name, value in _buffers(engine.objective.model).items()}
     written = [
-        _write(folder, "buffers.safetensors", save_tensors(_contiguous(buffers))),
-        _write(folder, "model.safetensors", save_tensors(_contiguous(plain))),
+        _write(folder, BUFFERS, save_tensors(_contiguous(buffers))),
+        _write(folder, MODEL, save_tensors(_contiguous(plain))),
         _write(folder, "config.json", json.dumps(config.model_dump(), indent=1).encode()),
     ]
     probe = engine.objective.online_probe
@@ -108,6 +120,17 @@ def _write_exports(folder: Folder, engine: Engine, ema: dict[str, Tensor], confi
     if encoder:
         written.append(_write(folder, "encoder.safetensors", save_tensors(_contiguous(encoder))))
     return written
+
+
+def _is_frozen(model: Method) -> bool:
+    return isinstance(getattr(model, "encoder", None), FrozenEncoder)
+
+
+def _buffers(model: Method) -> dict[str, Tensor]:
+    """Return the persistent buffers, without a frozen encoder's."""
+    state, frozen = model.state_dict(keep_vars=True), _is_frozen(model)
+    chosen = (name for name in state if not (frozen and name.startswith("encoder.")))
+    return {name: state[name].detach() for name in chosen if not isinstance(state[name], nn.Parameter)}
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -121,74 +144,77 @@ def _remove(run: Folder, step: int) -> None:
 
 
 def read_manifest(run: Folder, step: int) -> dict[str, Any]:
-    """Read the manifest of a complete checkpoint; raise `UserError` if a newer release wrote it."""
+    """Read the manifest of a complete checkpoint; raise `UserError` if it is damaged or a newer release wrote it."""
     folder = checkpoint_folder(run, step)
-    manifest = folder.read_json(MANIFEST)
-    if manifest["version"] not in range(1, FORMAT + 1):
-        got, allowed = f"version {manifest['version']}", f"1 to {FORMAT}"
-        raise UserError(folder.uri, got, allowed, "use the release that wrote it")
+    manifest = read_json(folder, MANIFEST)
+    version = manifest.get("version") if isinstance(manifest, dict) else None
+    if isinstance(version, int) and version not in range(1, FORMAT + 1):
+        raise UserError(folder.uri, f"version {version}", f"1 to {FORMAT}", "use the release that wrote it")
+    check_manifest(manifest, folder.file_uri(MANIFEST), step)
     return manifest
-
-
-def _read(folder: Folder, manifest: dict[str, Any], name: str) -> bytes:
-    expected = next(entry for entry in manifest["files"] if entry["name"] == name)
-    where, remedy = f"{folder.uri}/{name}", "remove this checkpoint's folder to resume from the one before it"
-    try:
-        content = folder.read(name)
-    except FileNotFoundError:
-        raise UserError(where, "nothing", "a file that the manifest lists", remedy) from None
-    if hashlib.sha256(content).hexdigest() != expected["sha256"]:
-        raise UserError(where, f"{len(content)} bytes with another checksum", "the checksum in the manifest", remedy)
-    return content
 
 
 def restore(run: Folder, step: int, engine: Engine, context: WorkerContext) -> None:
     """Read the checkpoint of `step` into `engine`; any engine and number of workers may have written it.
 
     Raises:
-        UserError: an older format, a damaged file, or another configuration.
+        UserError: an older format, a damaged checkpoint, or one of another model.
     """
     folder, manifest = checkpoint_folder(run, step), read_manifest(run, step)
     refuse_to_train(run.uri, manifest["version"])
-    pieces = list(engine.fragments())
-    missing = {(p.name, p.start, kind): p.length for p in pieces for kind in KINDS}
-    for name in _state_files(manifest, context):
-        if not any(missing.values()):
-            break
-        for key, values in load_tensors(_read(folder, manifest, name)).items():
-            _copy_overlaps(key, values, pieces, missing)
-    if any(missing.values()):
-        parameter = next(key for key, left in missing.items() if left)[0]
-        raise UserError(folder.uri, f"no state for {parameter}", "every parameter", "use the run's own configuration")
-    buffers = load_tensors(_read(folder, manifest, "buffers.safetensors"))
-    live = dict(engine.objective.model.named_buffers())
-    for name, values in buffers.items():
-        live[name].copy_(values)
+    _fill_state(folder, manifest, _state_files(manifest, context), list(engine.fragments()), KINDS)
+    buffers = read_tensors(folder, manifest, BUFFERS)
+    fill(_buffers(engine.objective.model), buffers, field=f"{folder.uri}/{BUFFERS}", network="the run's model")
     engine.restored(manifest["updates"])
     if engine.objective.online_probe is not None:
         _restore_probe(engine.objective.online_probe, folder, manifest)
 
 
+def _fill_state(
+    folder: Folder, manifest: dict[str, Any], names: Sequence[str], pieces: list[Fragment], kinds: Sequence[str]
+) -> None:
+    """Fill the tensors of `pieces` from state files, as few as suffice."""
+    missing = {(p.name, p.start, kind): p.length for p in pieces for kind in kinds}
+    read: dict[tuple[str, str], list[range]] = defaultdict(list)
+    for name in names:
+        if not any(missing.values()):
+            break
+        where = f"{folder.uri}/{name}"
+        for key, values in read_tensors(folder, manifest, name, LARGEST_STATE).items():
+            kind, parameter, start = parse_state_key(key, values, KINDS, where)
+            part = range(start, start + len(values))
+            if any(max(part.start, other.start) < min(part.stop, other.stop) for other in read[kind, parameter]):
+                raise UserError(where, f"{key} twice", "each value once", REMEDY)
+            read[kind, parameter].append(part)
+            if kind in kinds:
+                _copy_overlaps(key, values, pieces, missing)
+    if any(missing.values()):
+        parameter = next(key for key, left in missing.items() if left)[0]
+        raise UserError(folder.uri, f"no state for {parameter}", "every parameter", "use the run's own configuration")
+
+
 def _restore_probe(probe: OnlineProbe, folder: Folder, manifest: dict[str, Any]) -> None:
-    state = _read_probe(folder, manifest)
+    state, where = _read_probe(folder, manifest), f"{folder.uri}/{ONLINE_PROBE}"
     have, want = state["shape"].tolist(), probe.shape.tolist()
     if have != want or state["layer"].shape != probe.layer.shape:
         got, allowed = (f"{heads or 'no'} attributes, {classes} classes" for heads, classes in (have, want))
-        raise UserError(f"{folder.uri}/{ONLINE_PROBE}", got, allowed, "train on the run's original data")
-    probe.load_state_dict(state)
+        raise UserError(where, got, allowed, "train on the run's original data")
+    fill(probe.state_dict(), state, field=where, network="the run's online probe")
 
 
 def _read_probe(folder: Folder, manifest: dict[str, Any]) -> dict[str, Tensor]:
     if all(entry["name"] != ONLINE_PROBE for entry in manifest["files"]):
         remedy = "start a new run with train.online_probe=true"
         raise UserError(folder.uri, "no online probe", "a run with an online probe", remedy)
-    return load_tensors(_read(folder, manifest, ONLINE_PROBE))
+    state = read_tensors(folder, manifest, ONLINE_PROBE)
+    check_probe(state, f"{folder.uri}/{ONLINE_PROBE}")
+    return state
 
 
 def load_online_probe(run: Folder, step: int) -> LinearProbe:
     """Load the online probe of `step`; raise `UserError` if the run trained none."""
     folder, manifest = checkpoint_folder(run, step), read_manifest(run, step)
-    config = parse_stored(_read(folder, manifest, "config.json").decode(), f"{folder.uri}/config.json")
+    config = parse_stored(read_file(folder, manifest, "config.json"), f"{folder.uri}/config.json")
     return linear_probe(_read_probe(folder, manifest), config.train.online_probe_lr)
 
 
@@ -215,27 +241,27 @@ def load_model(run: Folder, step: int | None = None, *, ema: bool = True) -> tup
     """Load a run's model in eval mode, its configuration and its step (None = latest); without `ema`, live weights."""
     (step,) = chosen_steps(run, "latest" if step is None else str(step))
     folder, manifest = checkpoint_folder(run, step), read_manifest(run, step)
-    config = parse_stored(_read(folder, manifest, "config.json").decode(), f"{folder.uri}/config.json")
+    config = parse_stored(read_file(folder, manifest, "config.json"), f"{folder.uri}/config.json")
+    where, size = f"{folder.uri}/{MODEL}", model_bytes(config)
+    check_size(listed(folder, manifest, MODEL)["bytes"], size, where)
     model = build_model(config)
     try:
-        load_plain_state_dict(model, load_tensors(_read(folder, manifest, "model.safetensors")))
-        if not ema:
-            _fill_live(model, folder, manifest)
-    except SafetensorError as error:
-        raise UserError(f"{folder.uri}", str(error), "safetensors", "remove this checkpoint") from None
+        load_plain_state_dict(model, read_tensors(folder, manifest, MODEL, LARGEST_STATE))
+    except ValueError as error:
+        raise UserError(where, str(error), "the tensors of config.json's model", REMEDY) from None
+    if not ema:
+        _fill_live(model, folder, manifest)
     return model.eval().requires_grad_(False), config, step
 
 
 def _fill_live(model: Method, folder: Folder, manifest: dict[str, Any]) -> None:
     """Replace the EMA of the parameters by their live values; buffers have no EMA."""
-    live = dict(model.named_parameters())
-    for name in (entry["name"] for entry in manifest["files"] if entry["name"].startswith("state-")):
-        for key, values in load_tensors(_read(folder, manifest, name)).items():
-            kind, rest = key.split("/", 1)
-            parameter, text = rest.rsplit("/", 1)
-            owner, _, inner = parameter.partition(".")
-            if kind == "param" and owner == "model":
-                live[inner].data.view(-1)[int(text) : int(text) + len(values)].copy_(values)
+    pieces = [
+        Fragment(f"model.{name}", 0, parameter.numel(), {"param": parameter.data.view(-1)})
+        for name, parameter in model.named_parameters()
+    ]
+    names = [entry["name"] for entry in manifest["files"] if entry["name"].startswith("state-")]
+    _fill_state(folder, manifest, names, pieces, ("param",))
 
 
 def weights_digest(run: Folder, step: int, *, ema: bool) -> str:

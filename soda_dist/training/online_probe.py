@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.adam import adam
 
+from soda_dist.errors import UserError
 from soda_dist.metrics.probe import ALONE, NORM_EPS, LinearProbe, Workers, moments
 from soda_dist.models.layers import dropped
 
@@ -125,6 +126,21 @@ class OnlineProbe(nn.Module):
     def fitted(self) -> LinearProbe:
         """Return the current probe, with the running statistics of z."""
         return linear_probe(self.state_dict(), self.lr)
+
+
+def check_probe(state: dict[str, Tensor], where: str) -> None:
+    """Raise a `UserError` about the file `where` if `state` is no `OnlineProbe`'s."""
+    shape, layer = state.get("shape"), state.get("layer")
+    if shape is None or layer is None or shape.shape != (2,) or shape.dtype != torch.int64 or layer.ndim != 2:
+        raise UserError(where, f"tensors {', '.join(state)[:100]}", "an online probe's", "remove this checkpoint")
+    heads, classes = shape.tolist()
+    width = layer.shape[1] - 1
+    sizes = {"layer": (max(heads, 1) * classes, width + 1), "mean": (width,), "variance": (width,)}
+    for name, size in sizes.items():
+        tensor = state.get(name)
+        if tensor is None or tensor.shape != size or tensor.dtype != torch.float32:
+            got = f"no {name} of float32 {list(size)}"
+            raise UserError(where, got, "an online probe's tensors", "remove this checkpoint")
 
 
 def linear_probe(state: dict[str, Tensor], lr: float) -> LinearProbe:

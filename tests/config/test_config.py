@@ -83,7 +83,7 @@ FILES = {
     b"seed: 1\nseed : {": ("", "line 2", "YAML"),
     b"- a list": ("", "tuple", "a mapping of sections"),
     b"just text": ("", "str", "a mapping of sections"),
-    b"\xff\xd8\xff\xe0 a picture": ("--preset", "preset.yaml", "UTF-8"),
+    b"\xff\xd8\xff\xe0 a picture": ("", "text that is not UTF-8", "UTF-8"),
     b"train:": ("train", "None", "Train"),
     b"1: 2": ("1", "1", "strings"),
     b"encoder: {latent_din: 3}": ("encoder.latent_din", "an unknown key", "latent_dim"),

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from soda_dist.data.storage.folder import Folder, open_folder
+from soda_dist.errors import UserError
 from soda_dist.evaluation.piece_cache import address, load, store
 from soda_dist.parallel.pool import Held
 from tests.evaluation.local import Recording
@@ -71,7 +72,7 @@ def test_a_job_that_loses_rows_and_a_file_of_another_length_are_noticed(folder: 
     assert folder.list() == []
     _store(folder, PIECES, [])
     folder.write(PIECES[2].file, folder.read(PIECES[1].file))
-    with pytest.raises(RuntimeError, match="holds 3 rows, not 4"):
+    with pytest.raises(UserError, match="3 rows, not 4"):
         load(folder, PIECES[2])
 
 
@@ -80,5 +81,5 @@ def test_a_damaged_file_is_noticed(folder: Folder) -> None:
     content = bytearray(folder.read(PIECES[0].file))
     content[20:40] = bytes(20)
     folder.write(PIECES[0].file, bytes(content))
-    with pytest.raises(OSError, match=r"Invalid|checksum|CRC"):
+    with pytest.raises(UserError, match=r"damaged file \(.*(Invalid|checksum|CRC)"):
         load(folder, PIECES[0])
