@@ -7,7 +7,7 @@ python jobs/evaluate.py --encoder FILE|timm:NAME --data URI --out URI --tasks pr
 from soda_dist.cli import add_uri, parser, run, say
 from soda_dist.errors import UserError
 
-TASKS = "comma-separated: probe, knn, dci, reconstruction, samples, novel_views, fid, latents"
+TASKS = "comma-separated: probe, knn, label_free, dci, reconstruction, samples, novel_views, fid, latents"
 
 
 def main(argv: list[str]) -> str:

@@ -237,6 +237,28 @@ def online_probe(config: Sections) -> Iterator[Problem]:
         yield Problem("train.online_probe_label", got, "nothing", "remove it, or set train.online_probe=true")
 
 
+def stop(config: Sections) -> Iterator[Problem]:
+    """An early end needs held-out images, and what its metric is computed from."""
+    s = config.train.stop
+    if s.metric == "none":
+        return
+    if s.split in (config.data.train_split, config.evaluation.test_split):
+        remedy = "name a split that is neither trained on nor tested on"
+        yield Problem("train.stop.split", s.split, "a held-out split", remedy)
+    if s.metric == "probe_accuracy" and not config.train.online_probe:
+        yield Problem(
+            "train.stop.metric", "probe_accuracy with train.online_probe=false", "true", "set train.online_probe=true"
+        )
+    if s.metric in ("retrieval", "effective_rank"):
+        if config.method in ("unconditional", "palette"):
+            got = f"{s.metric} with method={config.method}"
+            yield Problem("train.stop.metric", got, "loss", "choose a method with an encoder, or another metric")
+        if config.data.pose == "cameras":
+            got = f"{s.metric} with data.pose=cameras"
+            yield Problem("train.stop.metric", got, "loss, probe_accuracy", "augmented views have no cameras")
+
+
 CHECKS: tuple[Check, ...] = (
     levels, attention, encoder, method, conditioning, latent, views, poses, batch, steps, evaluation, online_probe,
+    stop,
 )  # fmt: skip

@@ -47,6 +47,13 @@ class Activations(Node):
     """Maximum training images for the search of layer and noise level, a fifth of them held out."""
 
 
+class LabelFree(Node):
+    """Quality of latents without labels: retrieval of the other view and effective rank (not in the paper)."""
+
+    images: Annotated[int, Field(ge=16, le=20_000)] = 2000
+    """First images of the test split; each is seen in two views, as `probe.passes` sees training images."""
+
+
 class Dci(Node):
     """Disentanglement, completeness, informativeness and related metrics (section E.3)."""
 
@@ -152,6 +159,7 @@ class Evaluation(Node):
     """Images per sample and reconstruction grid."""
     probe: Probe = Probe()
     knn: Knn = Knn()
+    label_free: LabelFree = LabelFree()
     dci: Dci = Dci()
     reconstruction: Reconstruction = Reconstruction()
     novel_views: NovelViews = NovelViews()

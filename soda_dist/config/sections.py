@@ -209,6 +209,24 @@ class Optim(Node):
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9999
 
 
+class Stop(Node):
+    """An end before `train.steps`, at convergence (section D.2 trains "until convergence"; our reading)."""
+
+    metric: Literal["none", "loss", "probe_accuracy", "retrieval", "effective_rank"] = "none"
+    """Of the EMA weights on held-out images: the training loss; accuracy of the online probe; or, without labels, top-1
+    retrieval of an image's other view, or the effective rank of the latents. `none` = no early end."""
+    patience: Count = 5
+    """Evaluations without improvement after which the run stops."""
+    min_delta: NotNegative = 0.0
+    """Smallest difference that counts as an improvement."""
+    every_steps: Count = 1000
+    """Steps between evaluations."""
+    split: str = "val"
+    """Held-out split; neither the training split nor the one that evaluation tests on."""
+    images: Annotated[int, Field(ge=16, le=20_000)] = 2000
+    """First images of the split."""
+
+
 class Train(Node):
     """Length, batch and bookkeeping of a run."""
 
@@ -231,6 +249,7 @@ class Train(Node):
     """Column to predict, or `attributes` for all of them; None = the main label of the data set."""
     online_probe_lr: Positive = 1e-3
     """Its constant learning rate (our reading)."""
+    stop: Stop = Stop()
 
 
 class Scale(Node):

@@ -19,7 +19,8 @@ from soda_dist.distributed.runtime.ray_internals import autoscaler_active, hold_
 from soda_dist.distributed.runtime.resources import check_resources, training_resources
 from soda_dist.errors import UserError
 from soda_dist.parallel.progress import Say
-from soda_dist.runs.folder import claim, complete_steps, open_run, scratch_folder
+from soda_dist.runs.folder import claim, complete_steps, open_run, scratch_folder, stopped_step
+from soda_dist.training.validation import check_validation
 
 LOST = (RayActorError, WorkerCrashedError, OutOfMemoryError)
 """Ray's errors for processes that were killed, as opposed to errors that a process raised."""
@@ -49,16 +50,19 @@ def pretrain(
         raise UserError("data.train_split", split, ", ".join(manifest.splits), "choose one of them")
     check_shards(data, manifest, split)
     check_data(ShardReader(data, manifest, split), config.data)
+    check_validation(manifest, config)
     labels = probe_labels(manifest, config.train)
     steps, end = complete_steps(run), min(until or config.train.steps, config.train.steps)
-    finished = bool(steps) and steps[-1] >= end
+    stopped = stopped_step(run)
+    early = stopped is not None and stopped in steps
+    finished = early or (bool(steps) and steps[-1] >= end)
     if not finished:  # before anything is written into the run's folder
         check_resources(training_resources(config), say)
         check_memory(config)
     used = {"uri": data.uri, "digest": manifest.digest, "rows": manifest.splits[split].rows}
     claim(run, config, used, accept_data=accept_data)
     if finished:
-        say(f"already finished: step {steps[-1]} of {end}")
+        say(f"already finished: step {steps[-1]} of {end}" + (", stopped early by train.stop" if early else ""))
         return run.uri
     rows = manifest.splits[split].rows
     what = manifest.kind + (f" ({manifest.reencoded})" if manifest.reencoded else "")

@@ -6,12 +6,14 @@ import ray
 import torch
 
 from soda_dist.config.schema import RunConfig
+from soda_dist.data.shards import read_manifest
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.distributed.ingest import stream
 from soda_dist.errors import UserError
 from soda_dist.training.build import build_engine
 from soda_dist.training.collectives import ProcessGroupContext
 from soda_dist.training.loop import fit
+from soda_dist.training.validation import Validation
 
 
 def train_worker(job: dict[str, Any]) -> None:
@@ -50,6 +52,10 @@ def _train(job: dict[str, Any]) -> None:
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(config.scale.cpus_per_worker)))
     engine = build_engine(config, context.device, job["labels"])
+    validation = None
+    if config.train.stop.metric != "none":
+        data = open_folder(job["data"])
+        validation = Validation(config, data, read_manifest(data), job["labels"], context)
     fit(
         context,
         engine,
@@ -58,4 +64,5 @@ def _train(job: dict[str, Any]) -> None:
         open_folder(job["run"]),
         job["rows"],
         job["until"],
+        validation,
     )

@@ -34,6 +34,9 @@ def sweep(config: RunConfig, search: Search, data_uri: str, run_uri: str, say: S
     Raises:
         UserError: a field of the search does not exist, or the cluster cannot hold one trial.
     """
+    if config.train.stop.metric != "none":
+        got = f"{config.train.stop.metric} in a sweep"
+        raise UserError("train.stop.metric", got, "none", "set it to none: a sweep ranks trials at equal steps")
     run = open_folder(run_uri)
     candidates = draw_candidates(config, search)
     _claim(run, config, search)

@@ -129,6 +129,22 @@ def claim(run: Folder, config: RunConfig, data: dict[str, Any] | None = None, *,
     run.write_json(PROVENANCE, [*earlier, provenance() | ({"data": data} if data else {})])
 
 
+def record_stop(run: Folder, step: int, reason: str) -> None:
+    """Note in the provenance of the latest attempt that `train.stop` ended the run at `step`; once."""
+    entries = attempts(run)
+    if entries and "stopped" not in entries[-1]:
+        run.write_json(PROVENANCE, [*entries[:-1], entries[-1] | {"stopped": {"step": step, "reason": reason}}])
+
+
+def stopped_step(run: Folder) -> int | None:
+    """Return the step at which `train.stop` ended the run; None if it did not."""
+    for entry in attempts(run):
+        stopped = entry.get("stopped")
+        if isinstance(stopped, dict) and isinstance(stopped.get("step"), int):
+            return stopped["step"]
+    return None
+
+
 def _difference(before: RunConfig, now: RunConfig) -> tuple[str, Any, Any] | None:
     old, new = leaves(before.model_dump()), leaves(now.model_dump())
     for field, value in new.items():

@@ -5,6 +5,7 @@
 - `buffers.safetensors`: running statistics;
 - `model.safetensors` and, if an encoder is trained, `encoder.safetensors`: EMA weights with plain names;
 - `online_probe.safetensors`: an online probe with its optimizer state;
+- `stop.json`: the state of `train.stop`, if it is on;
 - `config.json`, and `manifest.json`, written last: a folder without it is incomplete.
 Resuming reads a frozen encoder from `encoder.weights`, not from the checkpoint.
 """
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from soda_dist.config.older import FORMAT, parse_stored, refuse_to_train
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.storage.folder import Folder
-from soda_dist.data.storage.metadata import read_json
+from soda_dist.data.storage.metadata import parse_json, read_json
 from soda_dist.errors import UserError
 from soda_dist.metrics.probe import LinearProbe
 from soda_dist.models.lr_equalization import load_plain_state_dict, plain_state_dict
@@ -40,18 +41,22 @@ from soda_dist.training.checkpoint_files import (
     read_tensors,
 )
 from soda_dist.training.context import WorkerContext
+from soda_dist.training.early_stop import Patience, restored
 from soda_dist.training.engines.engine import KINDS, Engine, Fragment
 from soda_dist.training.online_probe import OnlineProbe, check_probe, linear_probe
 from soda_dist.weights import fill
 
 BUFFERS, MODEL, ONLINE_PROBE = "buffers.safetensors", "model.safetensors", "online_probe.safetensors"
+STOP = "stop.json"
 LARGEST_STATE = 1 << 36
 """Size limit in bytes of a file of state or of a model."""
 PART_BYTES = 256 << 20
 """Size limit of a state file, unless one parameter exceeds it; writing takes about three times as much memory."""
 
 
-def save(run: Folder, step: int, engine: Engine, context: WorkerContext, config: RunConfig) -> None:
+def save(
+    run: Folder, step: int, engine: Engine, context: WorkerContext, config: RunConfig, patience: Patience | None = None
+) -> None:
     """Write the checkpoint of `step`, then remove those beyond `train.keep_checkpoints`; call on every rank."""
     folder = checkpoint_folder(run, step)
     if context.rank == 0:
@@ -64,6 +69,8 @@ def save(run: Folder, step: int, engine: Engine, context: WorkerContext, config:
     with engine.ema_weights() as weights:
         if weights is not None:
             written += _write_exports(folder, engine, weights, config)
+            if patience is not None:
+                written.append(_write(folder, STOP, json.dumps(patience.state()).encode()))
     files = [entry for entries in context.gather(written) for entry in entries]
     if context.rank == 0:
         manifest = {"version": FORMAT, "step": step, "world": context.world, "updates": engine.updates, "files": files}
@@ -99,12 +106,18 @@ def _write(folder: Folder, name: str, content: bytes) -> dict[str, Any]:
     return {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
+def ema_model(engine: Engine, ema: dict[str, Tensor], config: RunConfig) -> Method:
+    """Build the model of the EMA weights, as `ema_weights` gives them, with the live buffers, on the CPU."""
+    live = engine.objective.model.state_dict(keep_vars=True)
+    buffers = {name: value.detach().cpu() for name, value in live.items() if not isinstance(value, nn.Parameter)}
+    model = build_model(config)
+    model.load_state_dict({name.removeprefix("model."): value for name, value in ema.items()} | buffers)
+    return model
+
+
 def _write_exports(folder: Folder, engine: Engine, ema: dict[str, Tensor], config: RunConfig) -> list[dict[str, Any]]:
     """Write buffers, the EMA model with plain names, the configuration and the online probe."""
-    live = engine.objective.model.state_dict(keep_vars=True)
-    every = {name: value.detach().cpu() for name, value in live.items() if not isinstance(value, nn.Parameter)}
-    model = build_model(config)
-    model.load_state_dict({name.removeprefix("model."): value for name, value in ema.items()} | every)
+    model = ema_model(engine, ema, config)
     plain = plain_state_dict(model)
     encoder = {} if _is_frozen(model) else _under(plain, "encoder.")
     buffers = {name: value.cpu() for name, value in _buffers(engine.objective.model).items()}
@@ -209,6 +222,15 @@ def _read_probe(folder: Folder, manifest: dict[str, Any]) -> dict[str, Tensor]:
     state = read_tensors(folder, manifest, ONLINE_PROBE)
     check_probe(state, f"{folder.uri}/{ONLINE_PROBE}")
     return state
+
+
+def read_patience(run: Folder, step: int) -> Patience | None:
+    """Read the state of `train.stop` at `step`; None if the run had none."""
+    folder, manifest = checkpoint_folder(run, step), read_manifest(run, step)
+    if all(entry["name"] != STOP for entry in manifest["files"]):
+        return None
+    where = folder.file_uri(STOP)
+    return restored(parse_json(read_file(folder, manifest, STOP), where), where)
 
 
 def load_online_probe(run: Folder, step: int) -> LinearProbe:

@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -63,8 +64,8 @@ class LogWindow:
             self._probe.append(result.probe)
         self._step += 1
 
-    def log(self, step: int, lr: float) -> None:
-        """Write and show the window's line; call on every worker."""
+    def log(self, step: int, lr: float, facts: Mapping[str, float] = MappingProxyType({})) -> None:
+        """Write and show the window's line with these further facts; call on every worker."""
         steps = step - self._logged
         own = torch.tensor([self._waited, self._retries], device=self.context.device)
         sums = self.context.sum(torch.cat([torch.stack(self._losses).sum()[None], own]))
@@ -84,6 +85,7 @@ class LogWindow:
             "grad_norm": norm,
             "lr": lr,
             **self._probed(),
+            **facts,
             "images_per_second": round(steps * batch / seconds, 2),
             "wait_fraction": round(min(1.0, waited * steps / seconds), 4),
             "unreadable": len(bad),
@@ -138,5 +140,6 @@ def _shown(line: dict[str, Any], total: int, remaining: float) -> str:
     )
     if "probe_accuracy" in line:
         text += f"  probe {line['probe_accuracy']:.1%}"
+    text += "".join(f"  {name} {value:.4f}" for name, value in line.items() if name.startswith("validation_"))
     text += f"  unreadable rows {line['unreadable']}" if line["unreadable"] else ""
     return text + (f"  {line['store_retries']} storage retries" if line["store_retries"] else "")

@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Context, Result
-from soda_dist.evaluation.tasks import dci, fid, latents, novel_views, probe_knn, reconstruction
+from soda_dist.evaluation.tasks import dci, fid, label_free, latents, novel_views, probe_knn, reconstruction
 
 
 class Task(NamedTuple):
@@ -27,6 +27,7 @@ class Task(NamedTuple):
 TASKS: Final[dict[str, Task]] = {
     "probe": Task(probe_knn.check_probe, probe_knn.probe, labels=True),
     "knn": Task(probe_knn.check_knn, probe_knn.knn, labels=True),
+    "label_free": Task(label_free.check, label_free.judge),
     "dci": Task(dci.check, dci.disentangle, labels=True),
     "reconstruction": Task(reconstruction.check, reconstruction.reconstruct, draws=True),
     "samples": Task(reconstruction.check_samples, reconstruction.samples, draws=True),
