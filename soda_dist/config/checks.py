@@ -14,10 +14,15 @@ ENCODER_STRIDE = 32
 MODULATED = ("layer_modulation", "modulation")
 
 
-def _divisors(number: int) -> str:
-    """List the divisors of `number` as text, in time proportional to its square root."""
+def _all_divisors(number: int) -> list[int]:
+    """List the divisors of `number`, ascending, in time proportional to its square root."""
     low = [n for n in range(1, isqrt(number) + 1) if number % n == 0]
-    return ", ".join(str(n) for n in sorted({*low, *(number // n for n in low)}))
+    return sorted({*low, *(number // n for n in low)})
+
+
+def _divisors(number: int) -> str:
+    """List the divisors of `number` as text."""
+    return ", ".join(map(str, _all_divisors(number)))
 
 
 def levels(config: Sections) -> Iterator[Problem]:
@@ -214,6 +219,18 @@ def batch(config: Sections) -> Iterator[Problem]:
         yield Problem("train.micro_batch", got, _divisors(size // workers), remedy)
 
 
+def norm_batch(config: Sections) -> Iterator[Problem]:
+    """A group of batch norm lies within a micro-step: whole in a worker, or on some workers with nothing else."""
+    group, micro, workers = config.norm_batch, config.micro_batch, config.scale.workers
+    if group is None or (micro * workers % group == 0 and (micro % group == 0 or group % micro == 0)):
+        return
+    told = f"{group}" if config.train.norm_batch else f"null, so train.global_batch={group},"
+    got = f"{told} with micro-batches of {micro} on scale.workers={workers}"
+    fitting = [n for n in _all_divisors(micro * workers) if micro % n == 0 or n % micro == 0]
+    remedy = "set it, which makes another model, or set encoder.norm=group"
+    yield Problem("train.norm_batch", got, ", ".join(map(str, fitting)), remedy)
+
+
 def steps(config: Sections) -> Iterator[Problem]:
     if config.sampling.steps > config.diffusion.steps:
         got = f"{config.sampling.steps} with diffusion.steps={config.diffusion.steps}"
@@ -259,6 +276,6 @@ def stop(config: Sections) -> Iterator[Problem]:
 
 
 CHECKS: tuple[Check, ...] = (
-    levels, attention, encoder, method, conditioning, latent, views, poses, batch, steps, evaluation, online_probe,
-    stop,
+    levels, attention, encoder, method, conditioning, latent, views, poses, batch, norm_batch, steps, evaluation,
+    online_probe, stop,
 )  # fmt: skip

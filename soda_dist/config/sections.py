@@ -84,7 +84,7 @@ class Encoder(Node):
     stem: Literal["imagenet", "small"] = "imagenet"
     """`imagenet`: 7x7 stride 2 and max pooling; `small`: 3x3 stride 1, for images up to 64 px (our reading)."""
     norm: Literal["batch", "group"] = "batch"
-    """Batch norm is synchronized over workers; only group norm is independent of the micro-batch."""
+    """Batch norm has the statistics of `train.norm_batch` view pairs, group norm those of an image alone."""
     latent_dim: Annotated[int, Field(ge=2, le=16384)] = 2048
     lr_ratio: Positive = 1.0
     """Encoder learning rate over denoiser learning rate, by learning-rate equalization; 2 for ImageNet."""
@@ -235,6 +235,9 @@ class Train(Node):
     """View pairs per update, over all workers."""
     micro_batch: Count | None = None
     """View pairs per forward pass of a worker; None = no gradient accumulation."""
+    norm_batch: Count | None = None
+    """View pairs of a group of batch norm: 0..n-1, n..2n-1, ... of the global batch share statistics, whatever the
+    workers and `micro_batch`; None, or more than the global batch = all of it. Unused without batch norm."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16`: autocast; weights, optimizer state and EMA stay fp32."""
     log_every_steps: Count = 50
@@ -291,6 +294,14 @@ class Sections(Node):
     @property
     def micro_batch(self) -> int:
         return self.train.micro_batch or self.train.global_batch // self.scale.workers
+
+    @property
+    def norm_batch(self) -> int | None:
+        """View pairs of a group of batch norm; None = no batch norm is trained."""
+        resnet = self.method in ("soda", "encdec") and self.encoder.arch.startswith("resnet")
+        if not resnet or self.encoder.norm != "batch":
+            return None
+        return min(self.train.norm_batch or self.train.global_batch, self.train.global_batch)
 
     @property
     def accumulation(self) -> int:

@@ -16,9 +16,9 @@ from soda_dist.evaluation.model_sources import ModelSource
 from soda_dist.evaluation.pieces import Piece, rows_at
 from soda_dist.evaluation.rows import drawn_rows
 from soda_dist.evaluation.views import central_views, pose_columns
+from soda_dist.models.batch_norm import settle_norms
 from soda_dist.models.encoder import Encoder
 from soda_dist.models.encoder_only import EncoderAlone
-from soda_dist.models.layers import settle_norms
 from soda_dist.models.method import Method
 from soda_dist.models.pixels import source_input
 from soda_dist.training.build import build_model

@@ -11,7 +11,8 @@ from timm.models.resnetv2 import ResNetV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from soda_dist.models.layers import AddressedDropPath, GroupNorm, SyncedBatchNormAct2d
+from soda_dist.models.batch_norm import GroupedBatchNormAct2d
+from soda_dist.models.layers import AddressedDropPath, GroupNorm
 
 
 class _ResNetSize(NamedTuple):
@@ -72,7 +73,7 @@ def build_resnet(arch: str, *, width: float, stem: str, norm: str, drop_path: fl
     size = RESNETS[arch]
 
     def norm_layer(channels: int, **_: Any) -> nn.Module:
-        return SyncedBatchNormAct2d(channels) if norm == "batch" else GroupNorm(channels, act=True)
+        return GroupedBatchNormAct2d(channels) if norm == "batch" else GroupNorm(channels, act=True)
 
     resnet = ResNet(
         layers=list(size.layers),

@@ -31,7 +31,7 @@ class Encoder(nn.Module):
         patch: side of a ViT's patches; unused by ResNets, as is `image_size`.
         image_size: side of the images of a ViT's position table, which is resampled for others.
         stem: `imagenet` (7x7 stride 2, max pooling) or `small` (3x3 stride 1); ResNets only, as is `group`.
-        norm: `batch`, synchronised by `synchronize_norms`, or `group`. ViTs have layer norm.
+        norm: `batch`, over groups of samples (`batch_norm.grouped`), or `group`. ViTs have layer norm.
         latent_dim: D.
         lr_ratio: r, the encoder's learning rate over the denoiser's, see `equalize`.
         drop_path: the last block's rate of stochastic depth.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from soda_dist.diffusion.process import GaussianProcess
 from soda_dist.diffusion.sampling import Denoised
+from soda_dist.models.batch_norm import grouped
 from soda_dist.models.condition import Condition, Sources
 from soda_dist.models.decoder import Decoder
 from soda_dist.models.denoiser import Denoiser
@@ -20,6 +21,8 @@ class Encoding(Method):
 
     encoder: nn.Module
     aggregation: nn.Module
+    norm_batch: int | None = None
+    """Samples of a group of batch norm in training, consecutive in the batch; None = the batch is one group."""
 
     def encode(self, sources: Sources, pose_keep: Tensor | None = None) -> Tensor:
         """Encode to z, float32 [B, D]; [B, N, D] if the encoder does not pool. `pose_keep`: bool [B], as in `loss`."""
@@ -33,15 +36,33 @@ class Encoding(Method):
         Only an encoder with a pose grid gets poses, so never a frozen one.
         """
         images, present, poses = sources
-        filled = slice(None) if present.is_meta else present.flatten()  # a meta mask has no values to index by
+        # A single slot is never empty, and a mask would make a shape depend on values; a meta mask has no values.
+        full = present.is_meta or present.shape[1] == 1
+        filled = slice(None) if full else present.flatten()
         rows, places = _rows_and_places(present)
         posed = poses is not None and getattr(self.encoder, "pose", None) is not None
         view_poses = poses.flatten(0, 1)[filled] if poses is not None and posed else None
         kept = pose_keep[rows[filled]] if pose_keep is not None and posed else None
-        with self._autocast(images.device), addressed_apart(rows[filled], places[filled]):
+        with (
+            self._autocast(images.device),
+            addressed_apart(rows[filled], places[filled]),
+            grouped(self._views(present)),
+        ):
             encoded = self.encoder(images.flatten(0, 1)[filled], view_poses, kept).float()
+        if full:
+            return encoded.view(*present.shape, *encoded.shape[1:])
         z = encoded.new_zeros(*present.shape, *encoded.shape[1:])
         return z.masked_scatter(present.view(*present.shape, *(1,) * (encoded.ndim - 1)), encoded)
+
+    def _views(self, present: Tensor) -> list[int] | None:
+        """Count the views of each group of batch norm; None = one group."""
+        if not self.training or self.norm_batch is None or len(present) <= self.norm_batch:
+            return None
+        groups = present.split(self.norm_batch)
+        if present.shape[1] == 1:
+            return [len(group) for group in groups]
+        counts: list[int] = torch.stack([group.sum() for group in groups]).tolist()
+        return counts
 
 
 def _rows_and_places(present: Tensor) -> tuple[Tensor, Tensor]:

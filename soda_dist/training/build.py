@@ -14,15 +14,15 @@ from soda_dist.diffusion.schedules import alpha_bar
 from soda_dist.errors import UserError
 from soda_dist.models.aggregation import MeanAggregation, TransformerAggregation
 from soda_dist.models.baselines import Palette, Unconditional
+from soda_dist.models.batch_norm import share_groups
 from soda_dist.models.decoder import Decoder
 from soda_dist.models.denoiser import Conditioning, Denoiser
 from soda_dist.models.encoder import Encoder
-from soda_dist.models.layers import synchronize_norms
 from soda_dist.models.method import Method
 from soda_dist.models.pose_encoding import PoseGrid, PoseVector
 from soda_dist.models.pretrained import FrozenEncoder, UnsuitableModelError, load_frozen
-from soda_dist.models.soda import EncDec, Soda
-from soda_dist.training.collectives import ProcessGroupContext, set_collective_timeout, sum_over_workers
+from soda_dist.models.soda import EncDec, Encoding, Soda
+from soda_dist.training.collectives import ProcessGroupContext, set_collective_timeout, sum_over_neighbours
 from soda_dist.training.engines.engine import Engine
 from soda_dist.training.engines.torch_engine import TorchEngine
 from soda_dist.training.objective import Objective
@@ -79,6 +79,8 @@ def build_objective(config: RunConfig, labels: ProbeLabels | None = None) -> Obj
         raise ValueError(f"labels: got {labels}; train.online_probe={on} needs {'labels' if on else 'none'}")
     model = build_model(config)
     load_frozen_weights(model, config)
+    if isinstance(model, Encoding):
+        model.norm_batch = config.norm_batch
     return Objective(
         model=model,
         seed=config.seed,
@@ -247,9 +249,12 @@ def build_engine(config: RunConfig, device: torch.device, labels: ProbeLabels | 
     objective = build_objective(config, labels).to(device)
     world = dist.get_world_size()
     if world > 1:
-        synchronize_norms(objective, sum_over_workers)
+        objective.workers = ProcessGroupContext(device, None)
         if objective.online_probe is not None:
-            objective.online_probe.workers = ProcessGroupContext(device, None)
+            objective.online_probe.workers = objective.workers
+        sharers = (config.norm_batch or 1) // config.micro_batch
+        if sharers > 1:
+            share_groups(objective, sum_over_neighbours(sharers), sharers)
     if config.scale.engine == "deepspeed":
         from soda_dist.training.engines.deepspeed_engine import DeepSpeedEngine
 

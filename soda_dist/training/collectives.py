@@ -1,5 +1,6 @@
 """Collectives over training processes: a differentiable sum for batch norm, those of the loop, and their timeout."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -14,21 +15,26 @@ class _SumOverWorkers(torch.autograd.Function):
     """Sum over ranks; gradients are summed too, since each rank's loss depends on every rank's input."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
+    def forward(ctx: Any, values: Tensor, group: Any) -> Tensor:
+        ctx.group = group
         total = values.detach().clone()
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=group)
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         total = gradient.contiguous().clone()
-        dist.all_reduce(total)
-        return total
+        dist.all_reduce(total, group=ctx.group)
+        return total, None
 
 
-def sum_over_workers(values: Tensor) -> Tensor:
-    """Sum a tensor over the ranks of the default process group, differentiably; keeps shape and dtype."""
-    return _SumOverWorkers.apply(values)
+def sum_over_neighbours(count: int) -> Callable[[Tensor], Tensor]:
+    """Return a differentiable sum over `count` consecutive ranks, which keeps shape and dtype; call it on every rank.
+
+    Ranks 0..count-1 sum among themselves, then the next `count`, and so on; `count` divides the number of ranks.
+    """
+    group = None if count == dist.get_world_size() else dist.new_subgroups(group_size=count)[0]
+    return lambda values: _SumOverWorkers.apply(values, group)
 
 
 class ProcessGroupContext:

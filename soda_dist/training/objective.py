@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from soda_dist.metrics.probe import ALONE, Workers
 from soda_dist.models.condition import Sources
 from soda_dist.models.layers import addressed
 from soda_dist.models.method import Batch, Method
@@ -22,6 +23,9 @@ class Objective(nn.Module):
         mask_rates: probabilities of layer, guidance and pose masking.
         online_probe: trained on the model's latents; the engine updates it.
     """
+
+    workers: Workers = ALONE
+    """The processes that train together."""
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
-"""Random numbers of a training step, seeded per sample by (seed, position in the run).
+"""Random numbers of a training step: a hash of (seed, position in the run, purpose), for a micro-batch at once.
 
-They depend on neither the number of workers nor the micro-batch, and checkpoints store no random state.
+They depend on neither the number of workers nor the micro-batch, and checkpoints store no random state. Integers and
+masks are the same on every device, noise up to the rounding of its logarithms and sines.
 """
 
 from dataclasses import dataclass
@@ -8,7 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from soda_dist.models.counter_hash import GOLDEN, mixed, normals, words
+
 _MASK = (1 << 64) - 1
+_DROPOUT, _DRAWS = 1, 2
+"""Purposes of a sample's streams."""
+_SCALARS, _TARGET, _SOURCES = range(3)
+"""Numbers of the words within the stream of draws."""
+_BITS = 31
 
 
 def mix64(*words: int) -> int:
@@ -37,7 +45,7 @@ class Draws:
     pose_keep: Tensor
     """[B] bool; False = the poses are masked."""
     seeds: Tensor
-    """[B] int64, seeds of the dropout masks."""
+    """[B] int64, seeds of the dropout masks, of any sign."""
 
 
 def draw(
@@ -55,28 +63,20 @@ def draw(
     """Draw the random numbers of the samples at positions `index` ([B] int64) of a run.
 
     `rates`: probabilities of masking a single section, all of z (guidance) and the poses (sections 3.2.1 and 3.3).
-    `sources`: number of views that get noise. `device`: None = that of `index`, which on the CPU avoids a GPU sync.
+    `sources`: number of views that get noise. `device`: None = that of `index`.
     """
-    device = index.device if device is None else device
-    layer_rate, guidance_rate, pose_rate = rates
-    positions = index.tolist()
-    generator = torch.Generator(device=device)
-    uniform = torch.empty(len(positions), sections + 2, device=device)
-    eps = torch.empty(len(positions), 3, target_size, target_size, device=device)
-    source = torch.empty(len(positions), sources, 3, source_size, source_size, device=device)
-    for row, position in enumerate(positions):  # few launches per row: they dominate the cost on a GPU
-        generator.manual_seed(mix64(seed, position) >> 1)
-        torch.rand(sections + 2, generator=generator, out=uniform[row])
-        torch.randn(3, target_size, target_size, generator=generator, out=eps[row])
-        if sources:
-            torch.randn(sources, 3, source_size, source_size, generator=generator, out=source[row])
-    pose_keep = [mix64(seed, position, 2) >= pose_rate * 2.0**64 for position in positions]
-    seeds = [mix64(seed, position, 1) >> 1 for position in positions]
+    index = index.to(index.device if device is None else device, non_blocking=True)
+    own = mixed(index, mix64(seed) + GOLDEN)  # mix64(seed, position)
+    streams = mixed(own, _DRAWS + GOLDEN)
+    uniform = (words(streams, _SCALARS, 3 + sections) & (1 << _BITS) - 1).long()
+    layer, guidance, pose = (round(rate * 2**_BITS) for rate in rates)
+    target = normals(streams, _TARGET, 3 * target_size**2)
+    source = normals(streams, _SOURCES, sources * 3 * source_size**2) if sources else None
     return Draws(
-        t=(uniform[:, 0] * timesteps).long().clamp_(max=timesteps - 1),
-        eps=eps,
-        source_noise=source if sources else None,
-        keep=(uniform[:, 2:] >= layer_rate) & (uniform[:, 1:2] >= guidance_rate),
-        pose_keep=torch.tensor(pose_keep, device=device),
-        seeds=torch.tensor(seeds, device=device),
+        t=(uniform[:, 0] * timesteps) >> _BITS,
+        eps=target.reshape(-1, 3, target_size, target_size),
+        source_noise=None if source is None else source.reshape(-1, sources, 3, source_size, source_size),
+        keep=(uniform[:, 3:] >= layer) & (uniform[:, 1:2] >= guidance),
+        pose_keep=uniform[:, 2] >= pose,
+        seeds=mixed(own, _DROPOUT + GOLDEN),
     )

@@ -31,7 +31,7 @@ def config_of(engine: str, stage: int, world: int):
     return tiny_config(
         encoder={"norm": "batch"},
         scale=scale,
-        train={"global_batch": 8, "micro_batch": 4 // world, "steps": STEPS},
+        train={"global_batch": 8, "micro_batch": 4 // world, "norm_batch": 4, "steps": STEPS},
         optim={"warmup_steps": 2, "clip_norm": 0.2, "ema_decay": 0.9, "lr": 1e-3},
     )
 

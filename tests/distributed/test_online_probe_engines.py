@@ -26,7 +26,7 @@ def config_of(engine: str, stage: int, world: int, online: bool):
         data={"sources": (1, 2), "views": "object"},
         scale={"engine": engine, "zero_stage": stage, "workers": world, "data_memory_mb": 64},
         train={
-            "global_batch": 8, "micro_batch": 4 // world, "steps": STEPS, "online_probe": online,
+            "global_batch": 8, "micro_batch": 4 // world, "norm_batch": 4, "steps": STEPS, "online_probe": online,
             "online_probe_lr": 0.02,
         },
         optim={"warmup_steps": 2, "clip_norm": 0.2, "ema_decay": 0.9, "lr": 1e-3},

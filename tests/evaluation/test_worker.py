@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from soda_dist.evaluation.worker import Models, readers
-from soda_dist.models.layers import settle_norms
+from soda_dist.models.batch_norm import settle_norms
 from soda_dist.training.build import build_model
 from tests.tiny import tiny_config
 

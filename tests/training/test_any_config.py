@@ -59,7 +59,7 @@ SECTIONS = {
         "guide": ["latent", "pose", "both"],
         "guided_sections": [None, (0,), (1, 2)], "masked_sections": [(), (0,), (9,)], "sources": [1, 2],
     },
-    "train": {"precision": ["fp32", "bf16"], "micro_batch": [None, 2, 3]},
+    "train": {"precision": ["fp32", "bf16"], "micro_batch": [None, 2, 3], "norm_batch": [None, None, 2, 4]},
 }  # fmt: skip
 TREES = st.fixed_dictionaries(
     {"method": st.sampled_from(["soda", "soda", "encdec", "unconditional", "palette"])},

@@ -48,7 +48,7 @@ def train(run, config, steps=None):
 
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_an_interrupted_run_ends_bit_for_bit_as_the_uninterrupted_one(tmp_path, norm):
-    config = tiny_config(encoder={"norm": norm}, train={"micro_batch": 4})
+    config = tiny_config(encoder={"norm": norm}, train={"micro_batch": 4, "norm_batch": 2})
     straight = train(open_folder(str(tmp_path / "a")), config)
     run = open_folder(str(tmp_path / "b"))
     train(run, config, steps=5)  # the checkpoint is at 3

@@ -1,5 +1,6 @@
 import copy
 
+import pytest
 import torch
 
 from soda_dist.training.build import build_objective, torch_engine
@@ -48,6 +49,37 @@ def test_micro_batches_add_up_to_the_batch():
         four = split.step(parts, 1e-3)
         torch.testing.assert_close(one.loss, four.loss, rtol=1e-5, atol=0)
         torch.testing.assert_close(one.grad_norm, four.grad_norm, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("sources", [(1, 1), (1, 3)])
+def test_with_batch_norm_micro_batches_of_whole_groups_add_up_to_the_batch(sources):
+    data = {"sources": sources, "views": "object", "source_noise": 0.1}
+    engines = {
+        size: engine_of(tiny_config(data=data, encoder={"norm": "batch"}, train={"micro_batch": size, "norm_batch": 2}))
+        for size in (8, 4, 2)
+    }
+    config = tiny_config(data=data)
+    for step in range(2):
+        results = {}
+        for size, engine in engines.items():
+            starts = range(8 * step, 8 * step + 8, size)
+            parts = [to_device(pairs_at(config, start, start + size), CPU) for start in starts]
+            results[size] = engine.step(parts, 1e-3)
+        for size in (4, 2):
+            torch.testing.assert_close(results[size].loss, results[8].loss, rtol=1e-5, atol=0)
+            torch.testing.assert_close(results[size].grad_norm, results[8].grad_norm, rtol=1e-4, atol=0)
+    whole = dict(engines[8].objective.model.named_buffers())
+    assert float(whole["encoder.backbone.norm.num_batches_tracked"]) == 2
+    for size in (4, 2):
+        for name, buffer in engines[size].objective.model.named_buffers():
+            torch.testing.assert_close(buffer, whole[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_the_size_of_the_groups_makes_another_model():
+    batch = to_device(pairs_at(tiny_config(), 0, 8), CPU)
+    engines = [engine_of(tiny_config(encoder={"norm": "batch"}, train={"norm_batch": size})) for size in (2, 4)]
+    two, four = (float(engine.step([batch], 1e-3).grad_norm) for engine in engines)
+    assert abs(two / four - 1) > 1e-4
 
 
 def test_an_unreadable_row_neither_counts_nor_moves_the_others():

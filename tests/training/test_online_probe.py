@@ -63,7 +63,7 @@ def test_the_model_is_bit_for_bit_that_of_a_run_without_it(tmp_path):
     sections = {"encoder": {"norm": "batch"}}
     ways = {}
     for online in (True, False):
-        config = config_of(online, train={"micro_batch": 4}, **sections)
+        config = config_of(online, train={"micro_batch": 4, "norm_batch": 4}, **sections)
         ways[online] = train(open_folder(str(tmp_path / str(online))), config)
     with_it, without = (state_of(ways[online]) for online in (True, False))
     assert with_it.keys() == without.keys()

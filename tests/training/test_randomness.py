@@ -1,4 +1,6 @@
+import pytest
 import torch
+from scipy import stats
 
 from soda_dist.training.randomness import draw, mix64
 
@@ -82,3 +84,45 @@ def test_the_hash_spreads_single_bit_changes():
     flips = [bin(mix64(5, 1 << bit) ^ mix64(5, 0)).count("1") for bit in range(63)]
     assert 16 <= min(flips) <= max(flips) <= 48  # four standard deviations around 32
     assert abs(sum(flips) / len(flips) - 32) < 2
+
+
+def test_words_of_a_sample_are_hashes_of_its_address():
+    """Thresholds and timesteps in Python's whole numbers."""
+    positions = [0, 12345, 2**35 + 1]
+    draws = draw(5, torch.tensor(positions), **SHAPES)
+    for row, position in enumerate(positions):
+        assert draws.seeds[row].item() % 2**64 == mix64(5, position, 1)
+        stream = mix64(5, position, 2)
+        words = []
+        for k in range(1, 6):
+            x = (stream + 0x9E3779B97F4A7C15 + k * 0xC2B2AE3D27D4EB4F) % 2**64
+            x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+            x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+            x ^= x >> 31
+            words += [x & 0x7FFFFFFF, x >> 32 & 0x7FFFFFFF]
+        t, guidance, pose, *sections = (word / 2**31 for word in words[:9])
+        assert draws.t[row] == int(t * 1000)
+        assert draws.pose_keep[row] == (pose >= 0.3)
+        assert draws.keep[row].tolist() == [guidance >= 0.12 and section >= 0.15 for section in sections]
+
+
+@pytest.mark.parametrize("seed", [0, 3, 2**31 - 1])
+def test_draws_of_samples_steps_purposes_and_seeds_are_uncorrelated(seed):
+    """Over a run's first positions and far into it, in standard errors."""
+    near, far = (draw(seed, torch.arange(start, start + 512), **SHAPES) for start in (0, 512_000_000))
+    other = draw(seed + 1, torch.arange(512), **SHAPES)
+    noise = [near.eps, far.eps, other.eps, near.source_noise[:, 0], near.source_noise[:, 1]]
+    for i, one in enumerate(noise):
+        assert stats.kstest(one.flatten()[::2].numpy(), "norm").pvalue > 1e-4
+        assert abs(float((one[1:] * one[:-1]).double().mean())) * one[1:].numel() ** 0.5 < 4
+        for two in noise[:i]:
+            assert abs(float((one * two).double().mean())) * one.numel() ** 0.5 < 4
+    times = torch.cat([near.t, far.t]).double()
+    assert stats.kstest((times / 1000).numpy(), "uniform").pvalue > 1e-4
+    size = torch.cat([near.eps, far.eps]).double().flatten(1).square().mean(1)
+    for column in (
+        times,
+        torch.cat([near.keep, far.keep]).double().mean(1),
+        torch.cat([near.pose_keep, far.pose_keep]),
+    ):
+        assert abs(float(torch.corrcoef(torch.stack([column.double(), size]))[0, 1])) * 1024**0.5 < 4

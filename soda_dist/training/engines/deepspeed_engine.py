@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from soda_dist.config.schema import RunConfig
-from soda_dist.training.engines.engine import Fragment, MicroBatch, StepResult, adam_state, probed
+from soda_dist.training.engines.engine import Fragment, MicroBatch, StepResult, adam_state, finished
 from soda_dist.training.objective import Objective
 
 CHECKED_AGAINST: Final = "0.19"
@@ -68,7 +68,7 @@ class DeepSpeedEngine:
         self._update_ema([self._ema[id(flat)] for flat in flats], [flat.detach() for flat in flats], None)
         if self._stage != 0:
             norm = torch.as_tensor(self._engine.get_global_grad_norm())
-        return StepResult(total, norm, probed(self.objective))
+        return StepResult(total, norm, finished(self.objective))
 
     def _flats(self) -> list[Tensor]:
         return list({id(flat): flat for _, _, _, flat, _ in self._pieces()}.values())

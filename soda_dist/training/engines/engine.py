@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from soda_dist.models.batch_norm import update_running_statistics
 from soda_dist.training.objective import Objective
 
 KINDS = ("param", "exp_avg", "exp_avg_sq", "ema")
@@ -61,7 +62,7 @@ class Engine(Protocol):
     objective: Objective
 
     def step(self, micro_batches: Iterable[MicroBatch], lr: float) -> StepResult:
-        """Average gradients over micro-batches and workers, clip, update Adam at `lr`, the EMA and the online probe."""
+        """Average gradients over micro-batches and workers, clip, update Adam at `lr` and the EMA, call `finished`."""
 
     def fragments(self) -> Iterator[Fragment]:
         """Iterate over this rank's share of the state."""
@@ -77,8 +78,9 @@ class Engine(Protocol):
         """Yield the full EMA weights by name on the CPU on rank 0, None on the others; enter on every rank."""
 
 
-def probed(objective: Objective) -> Tensor | None:
-    """Update the online probe after the model; return `StepResult.probe`."""
+def finished(objective: Objective) -> Tensor | None:
+    """Update running statistics and the online probe after the model; return `StepResult.probe`."""
+    update_running_statistics(objective.model, objective.workers.sum)
     return None if objective.online_probe is None else objective.online_probe.update()
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from soda_dist.training.engines.engine import Fragment, MicroBatch, StepResult, adam_state, probed
+from soda_dist.training.engines.engine import Fragment, MicroBatch, StepResult, adam_state, finished
 from soda_dist.training.objective import Objective
 
 
@@ -52,7 +52,7 @@ class TorchEngine:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._update_ema(self._ema, [p.detach() for p in self._params], None)
-        return StepResult(total, norm, probed(self.objective))
+        return StepResult(total, norm, finished(self.objective))
 
     def fragments(self) -> Iterator[Fragment]:
         for number, (name, parameter, ema) in enumerate(zip(self._names, self._params, self._ema, strict=True)):
