@@ -71,6 +71,18 @@ CONTRADICTIONS = {
         "1, 2, 4, 8, 16;",
         "each worker's batch",
     ),
+    ("train.micro_batch=16", "scale.workers=2"): (
+        "train.norm_batch",
+        "null, so train.global_batch=64, with micro-batches of 16 on scale.workers=2",
+        "1, 2, 4, 8, 16, 32;",
+        "encoder.norm=group",
+    ),
+    ("train.global_batch=96", "train.micro_batch=24", "scale.workers=4", "train.norm_batch=16"): (
+        "train.norm_batch",
+        "16 with micro-batches of 24 on scale.workers=4",
+        "1, 2, 3, 4, 6, 8, 12, 24, 48, 96;",
+        "another model",
+    ),
     ("sampling.steps=2000",): ("sampling.steps", "diffusion.steps=1000", "1..1000", "fewer"),
     ("optim.warmup_steps=600",): ("optim.warmup_steps", "train.steps=600", "< 600", "shorten"),
     ("data.augmentation.crop_area=[0.5, 0.1]",): ("data.augmentation.crop_area", "0.5, 0.1", "low <= high", "smaller"),
@@ -249,10 +261,35 @@ def test_nothing_can_be_changed_afterwards() -> None:
 
 
 def test_batches_are_shared_out_exactly() -> None:
-    config = load_config("demo", ("train.global_batch=96", "train.micro_batch=8", "scale.workers=3"))
+    fields = ("train.global_batch=96", "train.micro_batch=8", "scale.workers=3", "train.norm_batch=24")
+    config = load_config("demo", fields)
     assert (config.micro_batch, config.accumulation) == (8, 4)
     config = load_config("demo", ("train.global_batch=96", "scale.workers=3"))
     assert (config.micro_batch, config.accumulation) == (32, 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "group"),
+    [
+        ((), 32),
+        (("scale.workers=4",), 32),
+        (("train.norm_batch=8", "train.micro_batch=16"), 8),
+        (("train.norm_batch=64",), 32),
+        (("encoder.norm=group", "train.micro_batch=2"), None),
+        (("encoder.arch=vit_small", "train.micro_batch=2"), None),
+        (("method=palette", "denoiser.layer_mask_rate=0", "train.micro_batch=2"), None),
+    ],
+)
+def test_groups_of_batch_norm_do_not_depend_on_the_workers(fields: tuple[str, ...], group: int | None) -> None:
+    assert load_config("demo", fields).norm_batch == group
+
+
+def test_the_groups_that_a_refusal_allows_are_accepted() -> None:
+    split = ("train.global_batch=96", "train.micro_batch=12", "scale.workers=4")
+    allowed = _complaint("demo", split).allowed.split(", ")
+    assert allowed == ["1", "2", "3", "4", "6", "12", "24", "48"]
+    for legal in allowed:
+        assert load_config("demo", (*split, f"train.norm_batch={legal}")).norm_batch == int(legal)
 
 
 def test_the_imagenet_preset_is_the_paper() -> None:
