@@ -32,6 +32,7 @@ from soda_dist.distributed.runtime.actor_pool import ActorPool
 from soda_dist.errors import UserError
 from soda_dist.evaluation.features.extraction import collect
 from soda_dist.evaluation.pieces import Piece, check_splits, plan_pieces
+from soda_dist.evaluation.rows import drawn_rows
 from soda_dist.evaluation.worker import load_models, readers, rows_of
 from soda_dist.models.method import Method
 from soda_dist.models.pixels import IMAGENET_MEAN, IMAGENET_STD
@@ -93,7 +94,8 @@ def measure_features(preset: str, data_uri: str | None, overrides: list[str], sa
         data_uri = data_uri or render(f"{scratch}/data", say)
         reader = readers(data_uri, config)[config.evaluation.train_split]
         check_splits(reader.manifest, config)
-        pieces = plan_pieces(reader.split, reader.groups, config.evaluation.max_train_images, config.evaluation.batch)
+        drawn = drawn_rows(sum(reader.groups), config.evaluation.max_train_images, config.seed, reader.split)
+        pieces = plan_pieces(reader.split, reader.groups, drawn, config.evaluation.batch)
         say(f"{sum(piece.rows for piece in pieces):,} images per round in {len(pieces)} chunks, {os.cpu_count()} cores")
         sides: dict[str, Side] = {}
         started: dict[str, float] = {}

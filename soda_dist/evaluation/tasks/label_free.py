@@ -10,7 +10,6 @@ from soda_dist.errors import UserError
 from soda_dist.evaluation.context import Context, Result
 from soda_dist.evaluation.features.extraction import collect
 from soda_dist.evaluation.features.read_point import needs_point
-from soda_dist.evaluation.pieces import plan_pieces
 from soda_dist.metrics.label_free import collapse, measure
 from soda_dist.runs.results import ENCODERS
 
@@ -24,14 +23,14 @@ def check(context: Context) -> None:
     if data.pose == "cameras" and data.augmentation.flip:
         got = "label_free with data.pose=cameras and data.augmentation.flip=true"
         raise UserError("--tasks", got, "views with cameras", "a mirrored view has no camera; leave it out")
-    context.check_readable("test", context.rows("test"))
+    context.check_readable("test", context.rows("test", context.config.evaluation.label_free.images))
 
 
 def judge(context: Context) -> Result:
     """Write `label_free.json`: the scores of each encoder, and a warning if the trained one's latents collapsed."""
     began = time.monotonic()
     e = context.config.evaluation
-    pieces = plan_pieces(e.test_split, context.manifest.split(e.test_split).groups, e.label_free.images, e.batch)
+    pieces = context.pieces("test", limit=e.label_free.images)
     place = context.latents(e.test_split, (), passes=True)
     one, other = (
         collect(context.workers, place, [replace(piece, number=number) for piece in pieces], context.say)
