@@ -39,6 +39,18 @@ def cell_caveats(run: Evaluated, block: Block, column: Column, paper: Paper) -> 
     return caveats
 
 
+def budget(run: Evaluated) -> str:
+    """Say how long a run was trained."""
+    batch = run.field("train.global_batch")
+    epochs = "an unknown number of" if run.epochs is None else f"{run.epochs:,.1f}"
+    return f"trained for {run.step:,} steps of {batch:,} pairs ({epochs} epochs)"
+
+
+def part_caveats(run: Evaluated, column: Column) -> list[str]:
+    """List the splits of which the figure of a column used only a part, a sentence each."""
+    return _parts(run.results[OURS[column.ours].task])
+
+
 def format_override(field: str, value: Any) -> str:
     """Format a field and its value as a command-line override."""
     if isinstance(value, bool) or value is None:
@@ -78,10 +90,7 @@ def _sizes(run: Evaluated, data_set: DataSet, encoder: str) -> list[str]:
 
 
 def _budget(run: Evaluated, data_set: DataSet, paper: Paper) -> str:
-    batch = run.field("train.global_batch")
-    epochs = "an unknown number of" if run.epochs is None else f"{run.epochs:,.1f}"
-    ours = f"trained for {run.step:,} steps of {batch:,} pairs ({epochs} epochs)"
-    return f"{ours}; the paper's, in batches of {data_set.batch:,}, {paper.training}."
+    return f"{budget(run)}; the paper's, in batches of {data_set.batch:,}, {paper.training}."
 
 
 def _other_data(run: Evaluated, result: dict[str, Any]) -> list[str]:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from soda_dist.config.load import leaves
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
-from soda_dist.report.caveats import cell_caveats, format_override, run_caveats, uses_data_set
+from soda_dist.report.caveats import budget, cell_caveats, format_override, part_caveats, run_caveats, uses_data_set
 from soda_dist.report.comparison_formats import Cell, Line, Page, Part, as_html, as_latex, as_markdown
 from soda_dist.report.paper import Block, Column, Paper, PaperRow, Table, read_paper
 from soda_dist.report.paper_columns import OURS, Figure, command, figure
+from soda_dist.report.yardsticks import COLUMNS, Yardstick, read_yardsticks
 from soda_dist.runs.results import Evaluated, read_run
 
-OTHER = "Runs on other data sets"
+OTHER, PUBLIC = "Runs on other data sets", "published figures of others, not the paper's"
 NOT_MEASURED, NONE = "not measured", "–"
 STARRED = "marked in the paper."
 MOST_DIFFERENCES = 3
@@ -75,6 +76,10 @@ def _page(paper: Paper, number: str, table: Table, runs: list[Evaluated]) -> Pag
         page.parts.append(Part(title, _heads(columns, paper), tuple(lines)))
     if others := _others(page, paper, labels):
         page.parts.append(others)
+    for yardstick in read_yardsticks():
+        measured = [label for label in labels if label[0].data and label[0].data.kind in yardstick.kinds]
+        if measured:
+            page.parts.append(_public(page, yardstick, measured, paper))
     return page
 
 
@@ -90,6 +95,25 @@ def _others(page: Page, paper: Paper, labels: list[tuple[Evaluated, str, str]]) 
     digits = [_digits(first, at) for at in range(len(columns))]
     lines = tuple(_our_line(page, run, (name, detail), first, paper, digits) for run, name, detail in others)
     return Part(f"{OTHER} (compared with {sets[0].name})", _heads(columns, paper), lines)
+
+
+def _public(page: Page, yardstick: Yardstick, labels: list[tuple[Evaluated, str, str]], paper: Paper) -> Part:
+    """Set runs beside the published figures on their data set."""
+    lines = [
+        Line(row.name, "", tuple(Cell(NONE if v is None else f"{v:.1f}") for v in row.values), False, False,
+             (page.note(row.note),), public=True)
+        for row in yardstick.rows
+    ]  # fmt: skip
+    for run, name, detail in labels:
+        cells = []
+        for column in COLUMNS:
+            found = figure(run, column)
+            notes = [("to measure it, run:", command(run, column))] if found is None else []
+            notes += [(reason, "") for reason in part_caveats(run, column)] if found is not None else []
+            text = NOT_MEASURED if found is None else _text(found, 1)
+            cells.append(Cell(text, tuple(page.note(*note) for note in notes)))
+        lines.append(Line(name, detail, tuple(cells), True, False, (page.note(f"{budget(run)}."),)))
+    return Part(f"{yardstick.name}: {PUBLIC}", _heads(COLUMNS, paper), tuple(lines))
 
 
 def _heads(columns: Sequence[Column], paper: Paper) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the paper (SODA's own is bold) or of one of our runs."""
+    """A row of the paper (SODA's own is bold), of one of our runs, or of another publication."""
 
     name: str
     detail: str
@@ -45,6 +45,12 @@ class Line:
     ours: bool
     bold: bool
     notes: tuple[int, ...] = ()
+    public: bool = False
+
+    @property
+    def origin(self) -> str:
+        """Word for where the row comes from."""
+        return "run" if self.ours else "public" if self.public else "paper"
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ def _markdown_row(line: Line) -> list[str]:
     label = f"**{name}**" if line.bold or line.ours else name
     label += f" ({_markdown(line.detail)})" if line.detail else ""
     cells = [_markdown(cell.text) + _markdown_marks(cell.notes) for cell in line.cells]
-    return [label + _markdown_marks(line.notes), "run" if line.ours else "paper", *cells]
+    return [label + _markdown_marks(line.notes), line.origin, *cells]
 
 
 def _markdown_marks(numbers: tuple[int, ...]) -> str:

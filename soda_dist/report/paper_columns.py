@@ -28,14 +28,15 @@ class Ours:
     """Methods for which the figure is undefined."""
 
 
-_PROBE = "encoders.trained.estimates"
+_ENCODER = "encoders.trained.estimates"
 _INCEPTION = ("evaluation.inception.weights=FILE",)
 _LPIPS = ("evaluation.lpips.weights=FILE",)
 _DCI = ("disentanglement", "completeness", "informativeness")
 OURS = {
-    "probe.top1": Ours("probe", (f"{_PROBE}.top1",), 100),
-    "probe.top5": Ours("probe", (f"{_PROBE}.top5",), 100),
-    "probe.macro_f1": Ours("probe", (f"{_PROBE}.macro_f1",), 100),
+    "probe.top1": Ours("probe", (f"{_ENCODER}.top1",), 100),
+    "probe.top5": Ours("probe", (f"{_ENCODER}.top5",), 100),
+    "knn.top1": Ours("knn", (f"{_ENCODER}.top1",), 100),
+    "probe.macro_f1": Ours("probe", (f"{_ENCODER}.macro_f1",), 100),
     **{f"dci.{name}": Ours("dci", (name,), 100) for name in _DCI},
     "dci.mean": Ours("dci", _DCI, 100),
     "reconstruction.psnr": Ours("reconstruction", ("guidance.{guidance}.psnr",), without=("unconditional",)),
@@ -49,7 +50,7 @@ OURS = {
     "novel_views.lpips": Ours("novel_views", ("sets.{views}.lpips",), options=_LPIPS),
     "novel_views.fid": Ours("fid", ("sets.novel_views.fid",), sources="settings.sampling.sources", options=_INCEPTION),
 }
-"""Keys are the names in `paper.yaml`."""
+"""Keys are the names in `paper.yaml` and `yardsticks.py`."""
 WEIGHTS = {"fid": ("weights", "inception"), "lpips": ("lpips",)}
 """Metric -> keys of a result that describe the metric's weights; the first present counts."""
 SAMPLING = {"reconstruction": "settings", "novel_views": "settings", "fid": "settings.sampling"}

@@ -126,6 +126,31 @@ def test_another_data_set_a_part_of_one_and_an_unknown_one(tmp_path: Path) -> No
     assert "(an unknown number of epochs)" in noted(rows["unknown"][0], text)[-1]
 
 
+def test_runs_on_cifar10_stand_beside_public_figures(tmp_path: Path) -> None:
+    rows = ROWS["cifar10"]
+    part = {**make.probe(rows, "test", top1=0.61), "counts": {"train": 50_000, "test": 5000}}
+    results = {"probe": make.probe(rows, "test", top1=0.587), "knn": part}
+    measured = make.write_run(tmp_path / "measured", "cifar10", [], make.data_facts("cifar10"), results)
+    fresh = make.write_run(tmp_path / "fresh", "cifar10", [], make.data_facts("cifar10"), {"dci": {}})
+    text = compare([measured, fresh, imagenet(tmp_path / "c")], "1")
+    _, public = text.split("## CIFAR-10: published figures of others, not the paper's\n")
+    found = table(public)
+    assert list(found) == ["", "SODA by FutureXiang", "DDAE, unconditional diffusion", "measured", "fresh"]
+    theirs, ours = found["SODA by FutureXiang"], found["measured"]
+    assert (theirs[1], figures(theirs)) == ("public", ["80.0", "80.4"]) and (ours[1], figures(ours)[0]) == (
+        "run", "58.7 ± 0.1",
+    )  # fmt: skip
+    assert figures(found["DDAE, unconditional diffusion"]) == ["95.9", "–"]
+    assert noted(theirs[0], text)[0].startswith("https://github.com/FutureXiang/soda: 800 epochs")
+    assert noted(ours[0], text) == ["trained for 1,000 steps of 512 pairs (10.2 epochs)."]
+    assert noted(ours[2], text) == [] and noted(ours[3], text) == ["measured on 5,000 of the 10,000 images of test."]
+    assert figures(found["fresh"]) == ["not measured"] * 2
+    assert "--tasks knn" in noted(found["fresh"][3], text)[0]
+    assert "## CIFAR" not in compare([imagenet(tmp_path / "d")], "1")
+    for form in ("latex", "html"):
+        assert "public" in compare([measured], "1", form) and "80.4" in compare([measured], "1", form)
+
+
 def test_a_result_on_other_data_than_the_runs_latest_says_so(tmp_path: Path) -> None:
     cifar, how = make.data_facts("cifar10"), make.sampling("imagenet")
     probed = {**make.probe(ROWS["imagenet"], "val", top1=0.7, top5=0.9), "provenance": {"time": "2024-02-02T00:00:00Z"}}

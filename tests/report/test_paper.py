@@ -11,6 +11,7 @@ from soda_dist.config.schema import RunConfig
 from soda_dist.errors import UserError
 from soda_dist.report.paper import Block, Paper, read_paper
 from soda_dist.report.paper_columns import OURS
+from soda_dist.report.yardsticks import COLUMNS
 
 PAPER = read_paper()
 BLOCKS = [(number, block) for number, table in PAPER.tables.items() for block in table.blocks]
@@ -126,7 +127,7 @@ def test_every_data_set_but_the_joined_one_has_a_preset() -> None:
 
 def test_columns_name_figures_of_ours_and_fields_of_the_configuration() -> None:
     columns = [column for some in PAPER.columns.values() for column in some]
-    assert {column.ours for column in columns} == set(OURS)
+    assert {column.ours for column in (*columns, *COLUMNS)} == set(OURS)
     for column in columns:
         for path in (*column.expects, *column.needs):
             section, _, rest = path.partition(".")
