@@ -44,7 +44,7 @@ SOURCES = {
     "cifar10": Kind(contract.Options, cifar10.open_source),
     "cifar100": Kind(contract.Options, cifar100.open_source),
     "cub": Kind(cub.Options, cub.open_source),
-    "flowers102": Kind(contract.Options, flowers102.open_source),
+    "flowers102": Kind(flowers102.Options, flowers102.open_source),
     "folder": Kind(folder.Options, folder.open_source),
     "gso": Kind(kubric.Options, kubric.open_gso),
     "imagenet": Kind(contract.Options, imagenet.open_source),

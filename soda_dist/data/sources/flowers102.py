@@ -2,7 +2,8 @@
 
 A folder, or 102flowers.tgz read in place; next to the images, or in torchvision's `flowers-102/`, imagelabels.mat
 (`labels`, 1..102, by image number) and setid.mat (`trnid`, `valid`, `tstid`, image numbers from 1): 1,020 training,
-1,020 validation and 6,149 test images. Published at https://www.robots.ox.ac.uk/~vgg/data/flowers/102/.
+1,020 validation and 6,149 test images. With `all=true` a further split `all` has these 8,189 images once more, to be
+trained on without labels (`data.train_split=all`). Published at https://www.robots.ox.ac.uk/~vgg/data/flowers/102/.
 
 A compressed archive (345 MB) is inflated once to list each split, and once per 256 MiB of a shard's images, which are
 held in memory. Some archives of this name are uncompressed tars; those allow random access.
@@ -15,16 +16,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from soda_dist.data import source as contract
 from soda_dist.data.formats.class_folders import label_index
 from soda_dist.data.formats.file_trees import Tree, open_trees
 from soda_dist.data.formats.matlab import read_numbers
 from soda_dist.data.shards import Label
-from soda_dist.data.source import Contents, Options, Part, Row, Source
+from soda_dist.data.source import Contents, Part, Row, Source
 from soda_dist.errors import UserError
 
 ARCHIVES, ROOTS, IMAGES = ("102flowers.tgz",), ("", "flowers-102/"), "jpg"
 LABELS, SETS = "imagelabels.mat", "setid.mat"
-SPLITS = {"train": "trnid", "val": "valid", "test": "tstid"}
+SPLITS, ALL = {"train": "trnid", "val": "valid", "test": "tstid"}, "all"
 REMEDY = "download it again"
 LAYOUTS = f"{IMAGES}/image_00001.jpg ... or {ARCHIVES[0]}, with {LABELS} and {SETS}"
 CLASSES = tuple(
@@ -45,19 +47,26 @@ CLASSES = tuple(
 """Class names by label, in the publishers' order."""
 
 
+class Options(contract.Options):
+    all: bool = False
+    """Add the split `all`, of every image; the published splits stay what they are."""
+
+
 @dataclass(frozen=True)
 class Flowers102:
     """Rows sorted by image number; the import shuffles them."""
 
     tree: Tree
     root: str
+    all: bool
 
     @property
     def contents(self) -> Contents:
         return Contents.with_labels({"label": Label(kind="class", names=CLASSES)}, "label", shuffled=True)
 
     def parts(self) -> Sequence[Part]:
-        return [Part(split, name) for split, name in SPLITS.items()]
+        more = [Part(ALL, SETS)] if self.all else []
+        return [*(Part(split, name) for split, name in SPLITS.items()), *more]
 
     def index(self, part: Part) -> pa.Table:
         numbers, labels = self.numbers()[part.split], self._matrix(LABELS, "labels")
@@ -81,7 +90,7 @@ class Flowers102:
         numbers = np.concatenate(list(found.values()))
         if len(np.unique(numbers)) < len(numbers):
             raise UserError(SETS, "an image twice", "each image in one split", REMEDY)
-        return found
+        return found | ({ALL: np.sort(numbers)} if self.all else {})
 
     def _matrix(self, name: str, variable: str) -> NDArray[np.int64]:
         """Read a variable of a .mat file, int64 [n]."""
@@ -104,7 +113,7 @@ def open_source(uri: str, options: Options) -> Source:
     for tree in open_trees(uri, ARCHIVES):
         for root in ROOTS:
             if IMAGES in tree.folders(root):
-                source = Flowers102(tree, root)
+                source = Flowers102(tree, root, options.all)
                 source.numbers()
                 return source
     raise UserError(uri, "no images of Flowers 102", LAYOUTS, "correct the path")

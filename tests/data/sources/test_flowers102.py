@@ -43,6 +43,17 @@ def test_published_splits_and_labels(write: Callable[[Folder], None], source_uri
     assert source.contents.shuffled
 
 
+def test_all_images_are_a_split_of_their_own_if_asked_for(tmp_path: Path) -> None:
+    flowers102.write(open_folder(str(tmp_path)))
+    published, whole = opened("flowers102", str(tmp_path)), opened("flowers102", str(tmp_path), "all=true")
+    assert [part.split for part in published.parts()] == ["train", "val", "test"]
+    assert [part.split for part in whole.parts()] == ["train", "val", "test", "all"]
+    assert [row.image for row in rows_of(whole, "all")] == [picture(number) for number in range(1, 9)]
+    assert [row.columns["label"] for row in rows_of(whole, "all")] == [label - 1 for label in flowers102.LABELS]
+    for split in SPLITS:
+        assert rows_of(whole, split) == rows_of(published, split)
+
+
 def test_the_archive_may_be_named(source_uri: str) -> None:
     flowers102.write(open_folder(source_uri))
     assert len(rows_of(opened("flowers102", f"{source_uri}/102flowers.tgz"), "test")) == 4
