@@ -135,6 +135,8 @@ def views(config: Sections) -> Iterator[Problem]:
 def poses(config: Sections) -> Iterator[Problem]:
     """Cameras need objects and unflipped views (a flip has no camera), pixel coordinates need views of one image."""
     data, pose = config.data, config.pose
+    if pose.masks == "separate" and not pose.mask_rate:
+        yield Problem("pose.masks", "separate with pose.mask_rate=0", "together", "remove it, or set pose.mask_rate")
     if data.pose == "none":
         if config.sampling.guide != "latent":
             got = f"{config.sampling.guide} with data.pose=none"

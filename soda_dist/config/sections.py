@@ -120,6 +120,8 @@ class Pose(Node):
     """Divisor of the coordinates in the encoding (figure 10)."""
     mask_rate: Fraction = 0.0
     """Probability that the poses are masked, independently of z (table 10, masking)."""
+    masks: Literal["together", "separate"] = "together"
+    """One draw for the poses of sources and target (our reading), or one for each (G.3: "source or target's")."""
 
 
 class Denoiser(Node):

@@ -8,6 +8,7 @@ from soda_dist.models.denoiser import Denoiser
 from soda_dist.models.layers import number_modules
 from soda_dist.models.method import DiffusionMethod, Precision
 from soda_dist.models.pixels import source_as_target
+from soda_dist.models.pose_masks import SeparatePoseMasks
 
 
 class Unconditional(DiffusionMethod):
@@ -33,8 +34,16 @@ class Palette(DiffusionMethod):
         size: side of the target; the other arguments are `DiffusionMethod`'s.
     """
 
-    def __init__(self, *, size: int, denoiser: Denoiser, process: GaussianProcess, precision: Precision) -> None:
-        super().__init__(denoiser=denoiser, process=process, precision=precision)
+    def __init__(
+        self,
+        *,
+        size: int,
+        denoiser: Denoiser,
+        process: GaussianProcess,
+        precision: Precision,
+        pose_masks: SeparatePoseMasks | None = None,
+    ) -> None:
+        super().__init__(denoiser=denoiser, process=process, precision=precision, pose_masks=pose_masks)
         self.size = size
         number_modules(self)
 

@@ -29,7 +29,8 @@ class Condition(NamedTuple):
     source_pose: Tensor | None = None
     """float32 [B, P]: the first source's pose, for pose vectors and for Palette."""
     pose_keep: Tensor | None = None
-    """bool [B]: False = the poses are masked, as if the data had none; None = no mask."""
+    """bool [B]: False = the poses are masked, as if the data had none; [B, 2]: the sources' and the target's by
+    themselves, see `keep_of`; None = no mask."""
     image: Tensor | None = None
     """float [B, 3, r, r] in [-1, 1]: Palette's source at the denoiser's resolution."""
 

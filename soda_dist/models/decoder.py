@@ -12,6 +12,7 @@ from soda_dist.models.denoiser import Conditioned, Conditioning
 from soda_dist.models.layers import GroupNorm
 from soda_dist.models.modulation import Kind
 from soda_dist.models.pose_encoding import PoseGrid
+from soda_dist.models.pose_masks import keep_of
 from soda_dist.models.unet import LayerPlan, UpPath, down_plan, middle_plan, up_plan
 
 
@@ -78,7 +79,8 @@ class Decoder(Conditioned):
         if self.grid is not None:
             if condition.pose is None:
                 raise ValueError("condition: got no pose; allowed: one per sample, for the pose grid")
-            h = torch.cat([h, self.grid(condition.pose, *h.shape[2:], condition.pose_keep).to(h.dtype)], 1)
+            grid = self.grid(condition.pose, *h.shape[2:], keep_of(condition.pose_keep, "target"))
+            h = torch.cat([h, grid.to(h.dtype)], 1)
         for plan, layer in zip(self._plans, self.layers, strict=True):
             h = layer(h, None, parts[self.part_of(plan.section)], None)
         return self.conv_out(F.gelu(self.norm_out(h)))

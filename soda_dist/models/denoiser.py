@@ -12,6 +12,7 @@ from soda_dist.models.condition import Condition
 from soda_dist.models.layers import GroupNorm, lecun_normal_
 from soda_dist.models.modulation import AdaptiveNorm, Kind
 from soda_dist.models.pose_encoding import PoseGrid, PoseVector
+from soda_dist.models.pose_masks import keep_of
 from soda_dist.models.tokens import GridTokens, SectionTokens
 from soda_dist.models.unet import LayerPlan, UpPath, down_plan, middle_plan, section_sizes, up_plan
 
@@ -263,7 +264,7 @@ class Denoiser(Conditioned):
             return None
         if condition.pose is None or condition.source_pose is None:
             raise ValueError("condition: got no source or target pose; allowed: both, for the pose vector")
-        return self.vector(condition.source_pose, condition.pose, condition.pose_keep)
+        return self.vector(condition.source_pose, condition.pose, keep_of(condition.pose_keep, "both"))
 
     def _first(self, x: Tensor, z: Tensor | None, condition: Condition) -> tuple[Tensor, Tensor]:
         """Return the first convolution with the broadcast z and the pose grids concatenated, and by itself."""
@@ -276,10 +277,14 @@ class Denoiser(Conditioned):
         found = [self.conv_in(x.contiguous())]
         if self.conditioning == "broadcast" and z is not None:
             found.append(z[:, :, None, None].expand(-1, -1, *x.shape[2:]))
-        for grid, poses in ((self.grid, condition.pose), (self.source_grid, condition.source_pose)):
+        target, sources = keep_of(condition.pose_keep, "target"), keep_of(condition.pose_keep, "sources")
+        for grid, poses, keep in (
+            (self.grid, condition.pose, target),
+            (self.source_grid, condition.source_pose, sources),
+        ):
             if grid is not None:
                 if poses is None:
                     raise ValueError("condition: got no pose; allowed: one per sample, for the pose grid")
-                found.append(grid(poses, *x.shape[2:], condition.pose_keep))
+                found.append(grid(poses, *x.shape[2:], keep))
         first = found[0]
         return first if len(found) == 1 else torch.cat([part.to(first.dtype) for part in found], 1), first

@@ -15,6 +15,7 @@ from soda_dist.diffusion.sampling import Denoised, Noise, ReverseStep, alternati
 from soda_dist.models.condition import Condition, Sources, join
 from soda_dist.models.denoiser import Denoiser
 from soda_dist.models.layers import autocast
+from soda_dist.models.pose_masks import SeparatePoseMasks
 
 Precision = Literal["fp32", "bf16"]
 Guide = Literal["latent", "pose", "both"]
@@ -49,13 +50,17 @@ class Recipe:
 
 
 class Method(nn.Module, ABC):
-    """Model of images. With `bf16` its networks run under autocast; weights and results are float32."""
+    """Model of images. With `bf16` its networks run under autocast; weights and results are float32.
+
+    `pose_masks` draws masks of the poses by itself; None = the loss's argument is the only one.
+    """
 
     sections: int
     """Sections of z that can be masked."""
 
-    def __init__(self, *, precision: Precision) -> None:
+    def __init__(self, *, precision: Precision, pose_masks: SeparatePoseMasks | None = None) -> None:
         super().__init__()
+        self.pose_masks = pose_masks
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision: got {precision}; allowed: fp32, bf16")
         self.precision = precision
@@ -68,14 +73,17 @@ class Method(nn.Module, ABC):
             t: int64 [B] in 0..T-1.
             eps: [B, 3, r, r] float, standard normal.
             keep: bool [B, sections], False = the section of z is masked; None = no mask.
-            pose_keep: bool [B], False = the poses are masked; None = no mask.
+            pose_keep: bool [B], False = the poses are masked; None = no poses.
         """
 
     @abstractmethod
     def condition(
         self, sources: Sources, pose: Tensor | None, keep: Tensor | None, pose_keep: Tensor | None
     ) -> Condition:
-        """Build the denoiser's condition from the sources and the target's pose, [B, P]; masks as in `loss`."""
+        """Build the denoiser's condition from the sources and the target's pose, [B, P].
+
+        Masks are `Condition`'s.
+        """
 
     @abstractmethod
     def sample(self, recipe: Recipe, x_T: Tensor) -> Iterator[Denoised]:
@@ -99,6 +107,9 @@ class Method(nn.Module, ABC):
             pose_keep = torch.zeros(rows, dtype=torch.bool, device=device)
         return self.condition(sources, pose, keep, pose_keep)
 
+    def _masked_poses(self, pose_keep: Tensor | None) -> Tensor | None:
+        return pose_keep if pose_keep is None or self.pose_masks is None else self.pose_masks(pose_keep)
+
     def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         return autocast(device, enabled=self.precision == "bf16")
 
@@ -111,9 +122,15 @@ class DiffusionMethod(Method):
     """
 
     def __init__(
-        self, *, denoiser: Denoiser, process: GaussianProcess, precision: Precision, **before: nn.Module
+        self,
+        *,
+        denoiser: Denoiser,
+        process: GaussianProcess,
+        precision: Precision,
+        pose_masks: SeparatePoseMasks | None = None,
+        **before: nn.Module,
     ) -> None:
-        super().__init__(precision=precision)
+        super().__init__(precision=precision, pose_masks=pose_masks)
         for name, module in before.items():
             setattr(self, name, module)
         self.denoiser = denoiser
@@ -122,7 +139,7 @@ class DiffusionMethod(Method):
 
     def loss(self, batch: Batch, *, t: Tensor, eps: Tensor, keep: Tensor | None, pose_keep: Tensor | None) -> Tensor:
         """Compute each sample's squared error, averaged over pixels and channels: float32 [B]; see `Method.loss`."""
-        condition = self.condition(batch.sources, batch.pose, keep, pose_keep)
+        condition = self.condition(batch.sources, batch.pose, keep, self._masked_poses(pose_keep))
         predicted = self.denoise(self.process.noised(batch.target, t, eps), t, condition)
         return F.mse_loss(predicted, eps.float(), reduction="none").mean((1, 2, 3))
 

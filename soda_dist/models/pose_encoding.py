@@ -241,7 +241,8 @@ class PoseVector(nn.Module):
         """Encode cameras, float32 [B, 21] each (see `CAMERA_POSE`), as float32 [B, dim], under autocast too.
 
         Args:
-            keep: bool [B]: False = zeros, as if the data had no poses; None = no mask.
+            keep: bool [B]: False = zeros, as if the data had no poses; None = no mask. Our reading: False as soon as
+                one of both poses is masked.
         """
         places, directions = self._places_and_directions(source, target)
         both = torch.stack([polar(places, extent=self.extent), polar(directions, extent=1)], 2)

@@ -14,6 +14,7 @@ from soda_dist.models.decoder import Decoder
 from soda_dist.models.denoiser import Denoiser
 from soda_dist.models.layers import addressed_apart, number_modules
 from soda_dist.models.method import Batch, DiffusionMethod, Method, Precision, Recipe
+from soda_dist.models.pose_masks import SeparatePoseMasks, keep_of
 
 
 class Encoding(Method):
@@ -25,7 +26,7 @@ class Encoding(Method):
     """Samples of a group of batch norm in training, consecutive in the batch; None = the batch is one group."""
 
     def encode(self, sources: Sources, pose_keep: Tensor | None = None) -> Tensor:
-        """Encode to z, float32 [B, D]; [B, N, D] if the encoder does not pool. `pose_keep`: bool [B], as in `loss`."""
+        """Encode to z, float32 [B, D]; [B, N, D] if the encoder does not pool. `pose_keep`: bool [B], the sources'."""
         with self._autocast(sources.images.device):
             return self.aggregation(self.encode_each(sources, pose_keep), sources.present).float()
 
@@ -86,9 +87,15 @@ class Soda(Encoding, DiffusionMethod):
         denoiser: Denoiser,
         process: GaussianProcess,
         precision: Precision,
+        pose_masks: SeparatePoseMasks | None = None,
     ) -> None:
         super().__init__(
-            denoiser=denoiser, process=process, precision=precision, encoder=encoder, aggregation=aggregation
+            denoiser=denoiser,
+            process=process,
+            precision=precision,
+            pose_masks=pose_masks,
+            encoder=encoder,
+            aggregation=aggregation,
         )
         number_modules(self)
 
@@ -97,15 +104,23 @@ class Soda(Encoding, DiffusionMethod):
     ) -> Condition:
         """Return z of the sources, with the poses and the masks."""
         source_pose = None if sources.poses is None else sources.poses[:, 0]
-        z = self.encode(sources, pose_keep)
+        z = self.encode(sources, keep_of(pose_keep, "sources"))
         return Condition(z=z, keep=keep, pose=pose, source_pose=source_pose, pose_keep=pose_keep)
 
 
 class EncDec(Encoding):
     """The objective || target - decoder(E(sources)) ||^2 (section F.1); an auto-encoder if both views are one."""
 
-    def __init__(self, *, encoder: nn.Module, aggregation: nn.Module, decoder: Decoder, precision: Precision) -> None:
-        super().__init__(precision=precision)
+    def __init__(
+        self,
+        *,
+        encoder: nn.Module,
+        aggregation: nn.Module,
+        decoder: Decoder,
+        precision: Precision,
+        pose_masks: SeparatePoseMasks | None = None,
+    ) -> None:
+        super().__init__(precision=precision, pose_masks=pose_masks)
         self.encoder = encoder
         self.aggregation = aggregation
         self.decoder = decoder
@@ -114,14 +129,15 @@ class EncDec(Encoding):
 
     def loss(self, batch: Batch, *, t: Tensor, eps: Tensor, keep: Tensor | None, pose_keep: Tensor | None) -> Tensor:
         """Compute each sample's squared error, averaged over pixels and channels: float32 [B]; t and eps are unused."""
-        made = self.decode(self.condition(batch.sources, batch.pose, keep, pose_keep))
+        made = self.decode(self.condition(batch.sources, batch.pose, keep, self._masked_poses(pose_keep)))
         return F.mse_loss(made, batch.target.float(), reduction="none").mean((1, 2, 3))
 
     def condition(
         self, sources: Sources, pose: Tensor | None, keep: Tensor | None, pose_keep: Tensor | None
     ) -> Condition:
         """Return z of the sources, with the poses and the masks."""
-        return Condition(z=self.encode(sources, pose_keep), keep=keep, pose=pose, pose_keep=pose_keep)
+        z = self.encode(sources, keep_of(pose_keep, "sources"))
+        return Condition(z=z, keep=keep, pose=pose, pose_keep=pose_keep)
 
     def decode(self, condition: Condition) -> Tensor:
         """Decode the target, float32 [B, 3, r, r]."""

@@ -20,6 +20,7 @@ from soda_dist.models.denoiser import Conditioning, Denoiser
 from soda_dist.models.encoder import Encoder
 from soda_dist.models.method import Method
 from soda_dist.models.pose_encoding import PoseGrid, PoseVector
+from soda_dist.models.pose_masks import SeparatePoseMasks
 from soda_dist.models.pretrained import FrozenEncoder, UnsuitableModelError, load_frozen
 from soda_dist.models.soda import EncDec, Encoding, Soda
 from soda_dist.training.collectives import ProcessGroupContext, set_collective_timeout, sum_over_neighbours
@@ -33,7 +34,8 @@ COLLECTIVE_TIMEOUT_S = 600.0
 
 def build_model(config: RunConfig) -> Method:
     """Build a model on the CPU, seeded by `config.seed`; a frozen encoder is random until `load_frozen_weights`."""
-    precision = config.train.precision
+    precision, pose = config.train.precision, config.pose
+    masks = SeparatePoseMasks(pose.mask_rate) if pose.masks == "separate" else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         match config.method:
@@ -44,6 +46,7 @@ def build_model(config: RunConfig) -> Method:
                     denoiser=_denoiser(config, config.denoiser.conditioning, image=False),
                     process=_process(config),
                     precision=precision,
+                    pose_masks=masks,
                 )
             case "encdec":
                 return EncDec(
@@ -51,13 +54,16 @@ def build_model(config: RunConfig) -> Method:
                     aggregation=_aggregation(config),
                     decoder=_decoder(config),
                     precision=precision,
+                    pose_masks=masks,
                 )
             case "unconditional":
                 denoiser = _denoiser(config, "none", image=False)
                 return Unconditional(denoiser=denoiser, process=_process(config), precision=precision)
             case "palette":
                 denoiser, size = _denoiser(config, "none", image=True), config.data.target_size
-                return Palette(size=size, denoiser=denoiser, process=_process(config), precision=precision)
+                return Palette(
+                    size=size, denoiser=denoiser, process=_process(config), precision=precision, pose_masks=masks
+                )
 
 
 def build_encoder(config: RunConfig) -> nn.Module:
@@ -81,12 +87,13 @@ def build_objective(config: RunConfig, labels: ProbeLabels | None = None) -> Obj
     load_frozen_weights(model, config)
     if isinstance(model, Encoding):
         model.norm_batch = config.norm_batch
+    together = config.pose.mask_rate if config.pose.masks == "together" else 0.0  # else the model draws them
     return Objective(
         model=model,
         seed=config.seed,
         timesteps=config.diffusion.steps,
         source_noise=config.data.source_noise,
-        mask_rates=(config.denoiser.layer_mask_rate, config.denoiser.guidance_mask_rate, config.pose.mask_rate),
+        mask_rates=(config.denoiser.layer_mask_rate, config.denoiser.guidance_mask_rate, together),
         online_probe=None if labels is None else _online_probe(config, labels),
     )
 

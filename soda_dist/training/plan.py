@@ -26,7 +26,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
         model = build_model(config)
     # FlopCounterMode fails on views of tensors that require grad.
     model = model.to("meta").eval().requires_grad_(False)
-    parts = {name: child for name, child in model.named_children() if name != "process"}
+    parts = {name: child for name, child in model.named_children() if name not in ("process", "pose_masks")}
     counts = {name: _count(part) for name, part in parts.items()}
     if "encoder" in parts:
         counts["encoder_backbone"] = _count(model.get_submodule("encoder.backbone"))

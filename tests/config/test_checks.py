@@ -48,6 +48,7 @@ CONTRADICTIONS = [
     (("sampling.masked_sections=[5]",), "sampling.masked_sections", ("sampling.masked_sections=[4]",)),
     (("sampling.guide=pose",), "sampling.guide", CAMERAS),
     (("pose.mask_rate=0.1",), "pose.mask_rate", CAMERAS),
+    ((*CAMERAS, "pose.masks=separate"), "pose.masks", ("pose.mask_rate=0.1",)),
     (("data.pose=cameras", "data.augment=none"), "data.views", ("data.views=object",)),
     (("data.pose=cameras", "data.views=object"), "data.augmentation.flip", ("data.augmentation.flip=false",)),
     (("data.pose=pixels", "data.views=object"), "data.views", ("data.views=augmented",)),

@@ -46,12 +46,14 @@ SECTIONS = {
         "conditioning": ["grid", "absolute", "relative", "grid_absolute", "grid_relative"],
         "rays": ["concat", "normalized", "plane", "sphere"], "coordinates": ["cartesian", "polar"],
         "encoding_dim": [24, 26], "scale": [1e-4, 1.0], "mask_rate": [0.0, 0.5],
+        "masks": ["together", "separate"],
     },
     "denoiser": {
         "conditioning": ["layer_modulation", "modulation", "broadcast", "cross_attention", "grid_attention"],
         "modulation": ["two_stage", "no_scale", "sum", "concat"], "channel_multipliers": [(1, 2), (1,), (2, 1, 1)],
         "blocks": [1, 2], "attention_resolutions": [(8,), (), (16, 8)], "head_dim": [8, 4],
         "layer_mask_rate": [0.0, 0.5], "guidance_mask_rate": [0.0, 0.5, 1.0], "position_dim": [16, 10],
+        "up_path": ["adm", "mirrored"], "time_dim": [None, 10], "time_scale": [None, 1e-2],
     },
     "diffusion": {"schedule": ["inverted", "cosine", "linear", "sigmoid"], "steps": [50, 4]},
     "sampling": {
