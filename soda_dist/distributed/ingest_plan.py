@@ -27,8 +27,8 @@ Block = list[Slice]
 def slices(config: RunConfig, rank: int, step: int) -> list[Slice]:
     """Return the positions of a rank's micro-batches of one step.
 
-    Micro-step j of all workers together is one contiguous piece of the global batch, so that statistics over a
-    micro-step (batch norm) see the same samples for any number of workers at the same `micro_batch * workers`.
+    Micro-step j of all workers together is one contiguous piece of the global batch, rank after rank, so that the
+    groups of batch norm are each in one worker or in neighbouring ones.
     """
     micro, workers = config.micro_batch, config.scale.workers
     base = step * config.train.global_batch + rank * micro
