@@ -11,6 +11,7 @@ from soda_dist.data.storage.folder import Folder
 from soda_dist.data.storage.metadata import read_limited
 from soda_dist.errors import UserError
 from soda_dist.plots.curves import CURVES, curve_svg
+from soda_dist.report.figures import figures
 from soda_dist.runs.folder import CONFIG, EVALUATIONS, REPORT, attempts, config_text, open_run
 from soda_dist.runs.metrics_log import METRICS, QUARANTINE, read_lines
 from soda_dist.runs.results import ENCODERS, MEASURES, TASKS, Result, at, pictures, read_results
@@ -90,6 +91,7 @@ def render(run: Folder) -> str:
         rows=_rows(results),
         notes=_notes(results),
         reconstructions=_reconstructions(results),
+        figures=figures(results),
         pictures=_pictures(run),
         configuration=configuration,
         attempts=_attempts(run),

@@ -12,6 +12,7 @@ from soda_dist.config import dump_config, load_config
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.plots.image_grid import image_grid
 from soda_dist.report.page import write_report
+from tests.report.evaluated_runs import ROWS, dci, gso
 
 SMALL = str(Path(__file__).parents[1] / "config" / "small.yaml")
 
@@ -211,3 +212,16 @@ def test_a_second_report_replaces_the_first(run: Folder) -> None:
     run.write_json("eval/000000800/probe.json", _result(800, {"trained": 0.99}))
     after = _page(run).cells
     assert after[0][1] == 0.99 and after[1:] == before
+
+
+def test_figures_of_disentanglement_novel_views_and_fid_are_on_the_page(tmp_path: Path) -> None:
+    uri = gso(tmp_path)
+    result = dci(ROWS["gso"], 0.6123, 0.5, 0.9) | {"factors": ["a", "b"]}
+    open_folder(uri).write_json("eval/1000/dci.json", result)
+    page = Page(Path(write_report(uri)).read_text())
+    shown = [(value, text.strip()) for table, value, text in page.cells if table == "figures"]
+    for expected in [(0.6123, "61.2"), (21.123, "21.12 ± 0.00"), (3.456, "3.46"), (0.1222, "0.122 ± 0.001")]:
+        assert shown.count(expected) == 1
+    assert len(shown) == 3 + 2 * 3 + 2 * 2, "three of DCI, PSNR, SSIM and LPIPS of two sets, FID and KID of two"
+    for of in ("DCI over 2 factors", "novel views, sources: 3, stochastic", "reconstruction"):
+        assert of in page.sections["samples"]
