@@ -77,7 +77,7 @@ class Initial:
 def measure_features(preset: str, data_uri: str | None, overrides: list[str], say: Say) -> list[Result]:
     """Compare images/s of one actor with the better of two plain loops, and of two actors with one.
 
-    A round processes the first `evaluation.max_train_images` images. The rates exclude start-up of the actors, which is
+    A round processes `evaluation.max_train_images` images. The rates exclude start-up of the actors, which is
     reported beside them, and of the DataLoader's worker. The network has its initial weights.
 
     Args:

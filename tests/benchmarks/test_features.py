@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -48,7 +49,7 @@ def test_both_sides_make_the_same_latents(tmp_path: Path, workers: int, precisio
     config = config.model_copy(update={"data": config.data.model_copy(update={"source_size": 20})})
     models = load_models(Initial(config), _sound_data(tmp_path), config, "cpu")
     reader = models.reader["train"]
-    pieces = plan_pieces("train", reader.groups, 40, 16)
+    pieces = plan_pieces("train", reader.groups, np.arange(40), 16)
     ours = collect(LocalPool(setup=Held(models)), open_folder(str(tmp_path / "latents")), pieces, lambda _: None)
     views = CentralViews(encoded(reader, pieces), config.data)
     theirs = plain_latents(models.model.encoder, iter(DataLoader(views, 16, num_workers=workers)), config)
