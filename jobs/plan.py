@@ -1,4 +1,4 @@
-"""Print parameter counts, GFLOPs per forward pass and modulated layers of a configuration.
+"""Print length in epochs, parameter counts, GFLOPs per forward pass and modulated layers of a configuration.
 
 python jobs/plan.py --preset imagenet [--json] [a.b=value ...]
 """
@@ -15,11 +15,16 @@ def main(argv: list[str]) -> str:
     args = parse(arguments, argv)
     config = config_of(args)
 
+    from soda_dist.config.lengths import epochs
     from soda_dist.training.plan import plan
 
-    facts = plan(config)
+    train = config.train
+    length = {"steps": train.steps, "pairs": train.steps * train.global_batch, "epochs": epochs(args.preset, config)}
+    facts = {"length": length, **plan(config)}
     if args.json:
         return json.dumps(facts)
+    of_paper = "" if length["epochs"] is None else f", {length['epochs']:,.1f} epochs of the paper's training images"
+    say(f"{train.steps:,} steps of {train.global_batch:,} pairs{of_paper}")
     for name, count in facts["parameters"].items():
         say(f"{name:18} {count / 1e6:10.2f} M parameters")
     for name, count in facts["flops_per_pair"].items():

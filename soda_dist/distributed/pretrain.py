@@ -11,7 +11,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.labels import probe_labels
 from soda_dist.data.pairs import check_data
-from soda_dist.data.shards import ShardReader, check_shards, read_manifest
+from soda_dist.data.shards import Manifest, ShardReader, check_shards, read_manifest
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.distributed.ingest_plan import least_memory_mb
 from soda_dist.distributed.runtime.driver_lines import board
@@ -20,7 +20,6 @@ from soda_dist.distributed.runtime.resources import check_resources, training_re
 from soda_dist.errors import UserError
 from soda_dist.parallel.progress import Say
 from soda_dist.runs.folder import claim, complete_steps, open_run, scratch_folder, stopped_step
-from soda_dist.training.validation import check_validation
 
 LOST = (RayActorError, WorkerCrashedError, OutOfMemoryError)
 """Ray's errors for processes that were killed, as opposed to errors that a process raised."""
@@ -75,6 +74,18 @@ def pretrain(
         }  # fmt: skip
         _run_trainer(job, config, run, say)
     return run.uri
+
+
+def check_validation(manifest: Manifest, config: RunConfig) -> None:
+    """Raise a `UserError` if the data lacks the split of `train.stop`, or the split has too few rows."""
+    stop = config.train.stop
+    if stop.metric == "none":
+        return
+    rows = {name: split.rows for name, split in manifest.splits.items()}
+    if rows.get(stop.split, 0) < 2:
+        got = f"{stop.split} with {rows.get(stop.split, 0)} rows"
+        others = ", ".join(name for name, count in rows.items() if count > 1 and name != config.data.train_split)
+        raise UserError("train.stop.split", got, others or "a held-out split", "name a held-out split")
 
 
 def check_memory(config: RunConfig) -> None:

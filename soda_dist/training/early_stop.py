@@ -22,7 +22,7 @@ _STATE: TypeAdapter[Any] = TypeAdapter(_State)
 
 @dataclass
 class Patience:
-    """Best value and evaluations since; part of every checkpoint, so that a resumed run stops at the same step."""
+    """Best value so far and evaluations since; part of a checkpoint, so that a resumed run stops at the same step."""
 
     best: float | None = None
     since: int = 0

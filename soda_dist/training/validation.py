@@ -26,18 +26,6 @@ from soda_dist.training.objective import Objective
 from soda_dist.training.to_device import to_device
 
 
-def check_validation(manifest: Manifest, config: RunConfig) -> None:
-    """Raise a `UserError` if the data lacks the split of `train.stop`, or the split has too few rows."""
-    stop = config.train.stop
-    if stop.metric == "none":
-        return
-    rows = {name: split.rows for name, split in manifest.splits.items()}
-    if rows.get(stop.split, 0) < 2:
-        got = f"{stop.split} with {rows.get(stop.split, 0)} rows"
-        others = ", ".join(name for name, count in rows.items() if count > 1 and name != config.data.train_split)
-        raise UserError("train.stop.split", got, others or "a held-out split", "name a held-out split")
-
-
 class Validation:
     """The metric `train.stop.metric` on the first `train.stop.images` rows of a split.
 
