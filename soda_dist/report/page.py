@@ -79,7 +79,7 @@ def render(run: Folder) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     lines = sorted(read_lines(run, METRICS, SHOWN_FIELDS), key=lambda line: line["step"])
-    results = _latest_first(run)
+    results, embedded = _latest_first(run), _pictures(run)
     configuration = config_text(run)
     page = Environment(loader=PackageLoader("soda_dist.report", ""), autoescape=True, undefined=StrictUndefined)
     return page.get_template(REPORT).render(
@@ -92,7 +92,7 @@ def render(run: Folder) -> str:
         notes=_notes(results),
         reconstructions=_reconstructions(results),
         figures=figures(results),
-        pictures=_pictures(run),
+        pictures=embedded,
         configuration=configuration,
         attempts=_attempts(run),
         quarantined=_quarantined(run),

@@ -37,6 +37,8 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sound run and its data."""
     place = tmp_path_factory.mktemp("sound")
     make(place)
+    for entry in ENTRIES.values():  # imports are not the damage's
+        entry(place)
     return place
 
 
@@ -240,7 +242,7 @@ def test_damage_is_refused_in_one_line(what: str, sound: Path, tmp_path: Path) -
 def test_what_is_no_part_of_a_run_is_ignored(what: str, sound: Path, tmp_path: Path) -> None:
     entry, damage = IGNORED[what]
     place = _damaged(sound, tmp_path / "place", damage)
-    _watched(lambda: ENTRIES[entry](place))
+    ENTRIES[entry](place)
 
 
 YAML_FILES = {

@@ -88,7 +88,7 @@ def test_a_run_that_stopped_is_finished_and_says_so(tmp_path: Path) -> None:
     assert [(line["step"], line["validation_loss"], line["stopped"]) for line in lines] == [
         (1, 5, False), (2, 4, False), (3, 4.5, False), (4, 4.2, True),
     ]  # fmt: skip
-    assert said[-1] == "stopped at step 4 of 8: loss no longer improves on 4.0"
+    assert said[-1] == "stopped at step 4 of 8: loss no longer improves on 4"
     again = train(tmp_path, values)
     assert values.asked == 4 and complete_steps(run) == [3, 4] and stopped_step(run) == 4
     assert "resuming from step 4" in again[0] and len(read_lines(run, METRICS)) == 4
