@@ -22,7 +22,7 @@ def test_the_heading_states_the_length_of_the_preset(name: str) -> None:
 
 def test_similar_sets_have_similar_lengths() -> None:
     length = {name: epochs(name, load_config(name)) for name in TRAINING_IMAGES}
-    assert length["flowers102"] == pytest.approx(length["cub"], rel=0.01)
+    assert length["flowers102"] == pytest.approx(length["celebahq"], rel=0.01)
     for name in ("mpi3d_toy", "mpi3d_realistic", "mpi3d_real", "mpi3d_complex"):
         assert length[name] == pytest.approx(length["shapes3d"], rel=0.05)
 
