@@ -11,6 +11,8 @@ CREDENTIAL_CODES = {
     *("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "InvalidClientTokenId")
 }
 GOOGLE_REMEDY = "check the bucket's name and the credentials (gcloud auth application-default login)"
+UNOPENED = "google::cloud::Status(UNAVAILABLE: the file did not open)"
+"""Message, in the form of Google's client, for a file whose first request failed."""
 NO_TOKEN = "OAuth2 access token"
 """In messages of Google's client that could not log in."""
 
@@ -37,9 +39,7 @@ def explain_arrow(uri: str, error: Exception) -> Exception:
         "AWS Error ": _kind(aws)(
             uri, f"{aws} from the store", "a working store", "rerun later, or check bucket and region"
         ),
-        "google::cloud::Status": _kind(google)(
-            uri, f"{google} from Google Cloud Storage", "an accessible bucket", GOOGLE_REMEDY
-        ),
+        "google::cloud::Status": _google(uri, google),
     }
     return next((cause for sign, cause in causes.items() if sign in text), error)
 
@@ -51,6 +51,13 @@ def _code(text: str, start: str) -> str:
 
 def _kind(code: str) -> type[UserError]:
     return StoreError if code.partition(" ")[0] in TRANSIENT_CODES or "HTTP status 5" in code else UserError
+
+
+def _google(uri: str, code: str) -> UserError:
+    got = f"{code} from Google Cloud Storage"
+    if code in TRANSIENT_CODES:
+        return StoreError(uri, got, "a working store", "rerun later")
+    return UserError(uri, got, "an accessible bucket", GOOGLE_REMEDY)
 
 
 def _forbidden(uri: str) -> UserError:

@@ -20,7 +20,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from soda_dist.config.uris import split_uri
-from soda_dist.data.storage.errors import explain_arrow, through_a_file
+from soda_dist.data.storage.errors import UNOPENED, explain_arrow, through_a_file
 from soda_dist.data.storage.gcs import gcs
 from soda_dist.data.storage.retries import retry
 from soda_dist.data.storage.s3 import s3
@@ -71,14 +71,22 @@ class Folder:
         """Read the whole file."""
 
         def whole() -> bytes:
-            with self._filesystem().open_input_file(self._path(name)) as file:
-                return file.read()
+            with self._filesystem().open_input_stream(self._path(name), compression=None) as stream:
+                return stream.read()
 
         return self.retry(name, whole)
 
     def open(self, name: str) -> pa.NativeFile:
         """Open the file for random access; its `read_at` is thread-safe."""
-        return self.retry(name, lambda: self._filesystem().open_input_file(self._path(name)))
+
+        def opened() -> pa.NativeFile:
+            file = self._filesystem().open_input_file(self._path(name))
+            # On gs:// the first look at `closed` sends a request, whose failure would only show as a closed file.
+            if file.closed:
+                raise OSError(UNOPENED)
+            return file
+
+        return self.retry(name, opened)
 
     def write(self, name: str, data: bytes | memoryview | pa.Buffer) -> None:
         """Create or replace the file, atomically."""
@@ -88,8 +96,10 @@ class Folder:
                 _write_local(Path(self._path(name)), data)
                 return
             # pyarrow would compress names that end in .gz once more.
-            with self._filesystem().open_output_stream(self._path(name), compression=None) as stream:
-                stream.write(data)
+            stream = self._filesystem().open_output_stream(self._path(name), compression=None)
+            # Not in a `with`: leaving it closes the stream once more after a failed write, which hides the error.
+            stream.write(data)
+            stream.close()
 
         self.retry(name, store)
 
