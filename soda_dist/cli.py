@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from soda_dist.config.load import dump_config, load_config, parse_config, preset_names
 from soda_dist.config.schema import RunConfig
-from soda_dist.errors import UserError
+from soda_dist.errors import MachineError, UserError
 
 URI_HELP = "local path, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
 
@@ -91,6 +91,9 @@ def run(main: Callable[[list[str]], str]) -> NoReturn:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+    except MachineError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted: rerun the same command to resume from the last checkpoint", file=sys.stderr, flush=True)
         sys.exit(130)

@@ -1,4 +1,4 @@
-"""The exception for a user's mistake."""
+"""Exceptions that are shown as one line: a user's mistake, a fault of the machine."""
 
 
 class UserError(Exception):
@@ -19,3 +19,7 @@ class UserError(Exception):
         line = " ".join(f"{self.field}: got {self.got}; allowed: {self.allowed}; {self.remedy}".split())
         # Values come from files: control characters would steer a terminal, and lone surrogates cannot be printed.
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+class MachineError(Exception):
+    """A fault of the machine that outlasted a retry, shown as one line without traceback; exit code 1."""

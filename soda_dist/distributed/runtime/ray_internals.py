@@ -5,8 +5,15 @@ import time
 from functools import cache
 from typing import Any, Final
 
+from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
+from ray._private.grpc_utils import init_grpc_channel
+from ray._private.services import canonicalize_bootstrap_address
 from ray._private.state import state
+from ray._private.utils import compute_version_info
+from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, get_authentication_mode
+from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
+from ray.exceptions import AuthenticationError
 from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import PlacementGroup, PlacementGroupID, remove_placement_group
 
@@ -80,3 +87,69 @@ def free_cpus() -> list[int]:
 def actor_is_alive(actor: Any) -> bool:
     """Whether an actor's process runs, as opposed to one that waits for a machine or is being restarted."""
     return state.actor_table(actor._actor_id.hex()).get("State") == "ALIVE"
+
+
+NOT_STARTED: Final = ("timed out during startup", "Failed to start GCS", "may not have started", "Timed out")
+"""In messages of `ray.init` about processes of a new cluster that were not there in time."""
+
+
+def did_not_start(error: Exception) -> bool:
+    """Whether `ray.init` failed because the processes of a new cluster took too long."""
+    return any(sign in str(error) for sign in NOT_STARTED)
+
+
+def new_token() -> str:
+    """Return a random token for a new cluster."""
+    return generate_new_authentication_token()
+
+
+def running_cluster() -> str | None:
+    """Return HOST:PORT of the cluster that runs on this machine, if any."""
+    try:
+        return canonicalize_bootstrap_address("auto")
+    except ConnectionError:
+        return None
+
+
+class NoTokenError(Exception):
+    """Ray's settings ask for a token and name none that can be read."""
+
+
+def token_header() -> tuple[tuple[str, str], ...]:
+    """Return this process's token as metadata of a gRPC call; empty without RAY_AUTH_MODE=token.
+
+    Raises:
+        NoTokenError: as its name says.
+    """
+    if get_authentication_mode() != AuthenticationMode.TOKEN:
+        return ()
+    loader = AuthenticationTokenLoader.instance()
+    loader.reset_cache()
+    try:
+        if not loader.has_token():
+            raise NoTokenError("none with RAY_AUTH_MODE=token")
+        return tuple((name.lower(), value) for name, value in loader.get_token_for_http_header().items())
+    except AuthenticationError as error:
+        raise NoTokenError(str(error).partition(". ")[0]) from None
+
+
+def own_versions() -> dict[str, str]:
+    """Return the versions that all processes of a cluster share, by name."""
+    return dict(zip(("Ray", "Python"), compute_version_info(), strict=True))
+
+
+def head_versions(address: str, header: tuple[tuple[str, str], ...], seconds: float) -> tuple[str, str]:
+    """Ask a head for its versions of Ray and Python, in one call without Ray's client, which retries and aborts.
+
+    Raises:
+        grpc.RpcError: no answer in time, a server that is not a head, or a refused token.
+    """
+    key = gcs_service_pb2.InternalKVGetRequest(key=b"CLUSTER_METADATA", namespace=b"cluster")
+    with init_grpc_channel(address) as channel:
+        stub = gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel)
+        answer = stub.InternalKVGet(key, timeout=seconds, wait_for_ready=True, metadata=header)
+    if not answer.value:  # a head that has only just started has not written it yet; Ray compares once more itself
+        ray_version, python_version, *_ = own_versions().values()
+        return ray_version, python_version
+    found = json.loads(answer.value)
+    return found["ray_version"], found["python_version"]
