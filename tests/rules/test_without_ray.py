@@ -34,6 +34,7 @@ judges = {
     name: {"weights": str(file), "weights_sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     for name, file in weights.items()
 }
+judges["lpips"]["net"] = "alex"
 few = {
     "batch": 8, "images": 2, "knn": {"k": 3}, "dci": {"rounds": 2}, "reconstruction": {"images": 2, "guidance": ()},
     "novel_views": {"objects": 2, "views": 1, "sources": (1,)}, "fid": {"sets": ("samples",), "images": 2},
