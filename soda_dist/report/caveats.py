@@ -48,7 +48,7 @@ def budget(run: Evaluated) -> str:
 
 def part_caveats(run: Evaluated, column: Column) -> list[str]:
     """List the splits of which the figure of a column used only a part, a sentence each."""
-    return _parts(run.results[OURS[column.ours].task])
+    return _parts(run.results[OURS[column.ours].task], scored_set(run, column) or {})
 
 
 def format_override(field: str, value: Any) -> str:

@@ -224,12 +224,12 @@ def test_a_home_that_is_not_writable_gets_a_token_elsewhere(tmp_path: Path, monk
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(cluster.tempfile, "tempdir", None)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    cluster._provide_token()
-    assert "RAY_AUTH_TOKEN_PATH" not in os.environ
+    with cluster._token():
+        assert "RAY_AUTH_TOKEN_PATH" not in os.environ
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "")
-    cluster._provide_token()
-    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
-    assert token.parent == tmp_path and len(token.read_text()) >= 32
-    assert token.stat().st_mode & 0o777 == 0o600
+    with cluster._token():
+        token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+        assert token.parent == tmp_path and len(token.read_text()) >= 32
+        assert token.stat().st_mode & 0o777 == 0o600
+    assert not token.exists() and "RAY_AUTH_TOKEN_PATH" not in os.environ

@@ -4,7 +4,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +33,16 @@ def ray_session(cpus: float) -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS")
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    if address and address != "local":
-        _join(address, common)
-    else:
-        # No dashboard: it would hold the port of a head on this machine.
-        logical = max(os.cpu_count() or 1, int(-(-cpus // 1)))
-        _start({"num_cpus": logical, "include_dashboard": False, **common})
-    try:
+    with ExitStack() as stack:
+        if address and address != "local":
+            _join(address, common)
+        else:
+            # No dashboard: it would hold the port of a head on this machine.
+            logical = max(os.cpu_count() or 1, int(-(-cpus // 1)))
+            stack.enter_context(_token())
+            _start({"num_cpus": logical, "include_dashboard": False, **common})
+        stack.callback(ray.shutdown)
         yield
-    finally:
-        ray.shutdown()
 
 
 def _join(address: str, options: dict[str, Any]) -> None:
@@ -65,10 +65,9 @@ def _start(options: dict[str, Any]) -> None:
 
     from soda_dist.distributed.runtime.ray_internals import did_not_start
 
-    _provide_token()
     for last in (False, True):
         try:
-            ray.init(address="local", **short_scratch(), **options)
+            ray.init(address="local", **{**options, **short_scratch()})
         except Exception as error:
             ray.shutdown()
             if not did_not_start(error):
@@ -79,7 +78,7 @@ def _start(options: dict[str, Any]) -> None:
             return
 
 
-def short_scratch() -> dict[str, str]:
+def short_scratch() -> dict[str, Any]:
     """Return the option of `ray.init` that moves Ray's folder where its sockets' paths are short enough, if need be.
 
     Raises:
@@ -95,23 +94,33 @@ def short_scratch() -> dict[str, str]:
     return {"_temp_dir": f"{SHORT_SCRATCH}/ray"}
 
 
-def _provide_token() -> None:
+@contextmanager
+def _token() -> Iterator[None]:
     """Give a local cluster a token of its own where Ray could not write one to the home folder."""
-    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") or _holds_token():
+        yield
         return
     from soda_dist.distributed.runtime.ray_internals import new_token
 
-    home = Path(os.path.expanduser("~")) / ".ray"  # noqa: PTH111 - `Path.home` fails where no home is known
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        if (home / "auth_token").exists() or os.access(home, os.W_OK):
-            return
-    except OSError:
-        pass
     place, path = tempfile.mkstemp(prefix="soda-ray-token-")  # readable by its owner only
     with os.fdopen(place, "w") as file:
         file.write(new_token())
     os.environ["RAY_AUTH_TOKEN_PATH"] = path
+    try:
+        yield
+    finally:
+        del os.environ["RAY_AUTH_TOKEN_PATH"]
+        Path(path).unlink(missing_ok=True)
+
+
+def _holds_token() -> bool:
+    """Whether the home folder has Ray's token, or takes one."""
+    home = Path(os.path.expanduser("~")) / ".ray"  # noqa: PTH111 - `Path.home` fails where no home is known
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        return (home / "auth_token").exists() or os.access(home, os.W_OK)
+    except OSError:
+        return False
 
 
 def _quiet_environment() -> None:

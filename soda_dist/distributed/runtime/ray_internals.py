@@ -10,7 +10,11 @@ from ray._private.grpc_utils import init_grpc_channel
 from ray._private.services import canonicalize_bootstrap_address
 from ray._private.state import state
 from ray._private.utils import compute_version_info
-from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, get_authentication_mode
+from ray._raylet import (  # type: ignore[attr-defined]
+    AuthenticationMode,
+    AuthenticationTokenLoader,
+    get_authentication_mode,
+)
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
@@ -144,12 +148,14 @@ def head_versions(address: str, header: tuple[tuple[str, str], ...], seconds: fl
     Raises:
         grpc.RpcError: no answer in time, a server that is not a head, or a refused token.
     """
-    key = gcs_service_pb2.InternalKVGetRequest(key=b"CLUSTER_METADATA", namespace=b"cluster")
+    key = gcs_service_pb2.InternalKVGetRequest(  # type: ignore[attr-defined]
+        key=b"CLUSTER_METADATA", namespace=b"cluster"
+    )
     with init_grpc_channel(address) as channel:
         stub = gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel)
         answer = stub.InternalKVGet(key, timeout=seconds, wait_for_ready=True, metadata=header)
     if not answer.value:  # a head that has only just started has not written it yet; Ray compares once more itself
-        ray_version, python_version, *_ = own_versions().values()
+        ray_version, python_version = own_versions().values()
         return ray_version, python_version
     found = json.loads(answer.value)
     return found["ray_version"], found["python_version"]
