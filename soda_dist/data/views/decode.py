@@ -1,9 +1,9 @@
 """Decoding of image bytes to RGB pixels, or None; malformed bytes raise nothing.
 
 Pixels equal those of torchvision's default loader, `Image.open(...).convert("RGB")`: first frame, alpha dropped,
-palettes and grey expanded, CMYK converted, no EXIF rotation. One departure: 16-bit grey keeps its upper byte, where
-`convert` clips nearly all of it to white. simplejpeg decodes JPEG and OpenCV 8-bit PNG (bit-equal to Pillow, and
-several times faster at 32 px), with Pillow as the fallback.
+palettes and grey expanded, CMYK converted, no EXIF rotation; docs/images.md has a row for each kind of file. One
+departure: 16-bit grey keeps its upper byte, where `convert` clips nearly all of it to white. simplejpeg decodes JPEG
+and OpenCV 8-bit PNG (bit-equal to Pillow, and several times faster at 32 px), with Pillow as the fallback.
 """
 
 import io
@@ -102,15 +102,16 @@ def _fast(data: bytes, header: Header, size: tuple[int, int], shrink: int) -> Im
             return simplejpeg.decode_jpeg(data, min_height=size[0], min_width=size[1])
         except ValueError:
             return None
-    if header.codec == "png" and shrink == 1 and _is_intact_png(data):
+    if header.codec == "png" and shrink == 1 and _is_intact_still(data):
         return cv2.imdecode(np.frombuffer(data, np.uint8), _PNG_FLAGS)
     return None
 
 
-def _is_intact_png(data: bytes) -> bool:
-    """Check that every chunk is complete with a correct checksum.
+def _is_intact_still(data: bytes) -> bool:
+    """Check that a PNG is not animated, and that every chunk is complete with a correct checksum.
 
-    OpenCV would trust a damaged length (allocating gigabytes for 2 kB) and print warnings to stderr.
+    OpenCV would show an animation's last frame. It would trust a damaged length (allocating gigabytes for 2 kB) and
+    print warnings to stderr.
     """
     start, kind = 8, b""
     while kind != b"IEND":
@@ -118,6 +119,8 @@ def _is_intact_png(data: bytes) -> bool:
         if stop > len(data):
             return False
         kind = data[start + 4 : start + 8]
+        if kind == b"acTL":
+            return False
         if zlib.crc32(data[start + 4 : stop - 4]) != int.from_bytes(data[stop - 4 : stop], "big"):
             return False
         start = stop
@@ -130,7 +133,8 @@ def _pillow(data: bytes, shrink: int) -> Image | None:
             if opened.mode.startswith("I;16"):
                 image = Pillow.fromarray((np.asarray(opened).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
             else:
-                image = opened.convert("RGB")
+                # By RGBA, since Pillow warns of a transparency that `convert` drops from a palette.
+                image = (opened.convert("RGBA") if opened.mode == "P" else opened).convert("RGB")
             return np.asarray(image.reduce(shrink) if shrink > 1 else image)
     except Exception:  # as in _pillow_header
         return None
