@@ -36,6 +36,13 @@ def _uri(text: str) -> str:
     return text
 
 
+def count_or_all(text: str) -> int | None:
+    """Parse a flag's count; None = all."""
+    if text != "all" and not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"got {text}; allowed: a number above 0, or all")
+    return None if text == "all" else int(text)
+
+
 def add_config(arguments: argparse.ArgumentParser, preset: str | None) -> None:
     """Add `--preset`, `--print-config` and the overrides `a.b=value`; `preset` is the default, None = required."""
     names = ", ".join(preset_names())

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
@@ -13,9 +13,13 @@ from pydantic import Field
 from soda_dist.config.fields import Node
 from soda_dist.data.shards import Label
 from soda_dist.data.storage.folder import Folder
+from soda_dist.data.views.decode import explain_unreadable, read_header
 from soda_dist.errors import UserError
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
+FRAMES, NO_FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA), (0xC4, 0xC8, 0xCC)
+"""JPEG's start-of-frame markers, baseline, extended and progressive, by Huffman or arithmetic code; and the markers
+among them that start tables."""
 READERS = 8
 """Concurrent reads per task: object-store requests are bound by latency."""
 
@@ -26,12 +30,22 @@ class Options(Node):
     rows_per_group: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Rows per row group, the unit of reading; None = the source's default."""
     groups_per_shard: Annotated[int, Field(ge=1, le=4096)] = 16
+    """Row groups per shard, the unit of an import's tasks and of resuming."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of random splits, row orders, and synthetic objects and cameras."""
     max_side: Annotated[int, Field(ge=1)] | None = None
     """Pixels; downscales larger images and stores all as JPEG. None = as published."""
     quality: Annotated[int, Field(ge=1, le=100)] | None = None
     """JPEG quality; stores all images as JPEG. None = 90 with `max_side`, else as published."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Rows per split, the first ones in the order of the import; None = all."""
+
+
+class LabelOptions(Options):
+    """Options of kinds that find the labels in the user's own files."""
+
+    unlabelled: Literal["skip", "import"] = "skip"
+    """Splits and rows without a label beside labelled ones: left out, or imported without it."""
 
 
 class UnreadableError(Exception):
@@ -66,6 +80,12 @@ class Contents:
     shuffled: bool = False
     """Whether the import shuffles rows, because they are published sorted by class. Never with an `object` column:
     views of an object are looked up among neighbouring rows."""
+    drawn: bool = False
+    """Whether splits are drawn here: one that gets no row, or a class of which training gets none, is then a chance."""
+    notes: tuple[str, ...] = ()
+    """What else the source understood, a line each: what is left out and why, and how ambiguous names were read."""
+    files: Folder | None = None
+    """Folder in which the rows' names are paths, where symbolic links could list a file twice."""
 
     @classmethod
     def with_labels(
@@ -82,7 +102,11 @@ class Contents:
 
 
 class Source(Protocol):
-    """A published data set. Picklable: its methods run in remote tasks."""
+    """A published data set. Picklable: its methods run in remote tasks.
+
+    Opening it reads little: names, headers, first members. The import lists all parts next, says what it understood
+    and refuses contradictions (`preparation.understanding`); only then it reads images.
+    """
 
     @property
     def contents(self) -> Contents:
@@ -92,7 +116,11 @@ class Source(Protocol):
         """All parts, in row order."""
 
     def index(self, part: Part) -> pa.Table:
-        """A table with one row per image of the part: `name`, and the columns `rows` needs to locate it."""
+        """A table with one row per image of the part: `name`, and the columns `rows` needs to locate it.
+
+        A column named like a label of kind `class` holds that label's values, int32, null = none: the import then
+        knows before it reads images which splits lack labels, and whether training lacks a class.
+        """
 
     def rows(self, index: pa.Table) -> Iterator[Row]:
         """Read the rows of any selection of index rows, in the given order."""
@@ -109,7 +137,7 @@ def printable_text(text: str) -> str:
 
 
 def check_image(data: bytes) -> str | None:
-    """Return why `data` is not a complete JPEG, PNG or WebP, or None.
+    """Return why `data` is not a complete JPEG, PNG or WebP that `views.decode` reads, or None.
 
     Checks the header and the end marker (the length for WebP), which finds truncated files without decoding.
     """
@@ -117,21 +145,37 @@ def check_image(data: bytes) -> str | None:
         return "an empty file"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
         return "a truncated image"
-    header = _read_header(data)
+    header = _jpeg_problem(data) or _read_header(data)
     if isinstance(header, str):
         return header
     kind, (width, height) = header
-    if kind not in FORMATS:
-        return f"format {kind}, not JPEG, PNG or WebP"
-    if width < 1 or height < 1:
-        return f"a size of {width}x{height}"
-    # An embedded thumbnail has an end marker too, but before the last scan begins. WebP was checked above.
+    if kind not in FORMATS or min(width, height) < 1:
+        return f"format {kind}, not JPEG, PNG or WebP" if kind not in FORMATS else f"a size of {width}x{height}"
+    if not _has_end(data, str(kind)):
+        return "a truncated image"
+    return explain_unreadable(data) if read_header(data) is None else None
+
+
+def _has_end(data: bytes, kind: str) -> bool:
+    """Whether an image's end marker is in place; a WebP's length was checked."""
     if kind == "PNG":
-        whole = b"IEND" in data[-64:]
-    else:
-        end = data.rfind(b"\xff\xd9")  # close to the end of a complete file: a short search
-        whole = kind == "WEBP" or (end >= 0 and data.find(b"\xff\xda", end) < 0)
-    return None if whole else "a truncated image"
+        return b"IEND" in data[-64:]
+    # An embedded thumbnail has an end marker too, but before the last scan begins.
+    end = data.rfind(b"\xff\xd9")  # close to the end of a complete file: a short search
+    return kind == "WEBP" or (end >= 0 and data.find(b"\xff\xda", end) < 0)
+
+
+def _jpeg_problem(data: bytes) -> str | None:
+    """Why no decoder here reads this kind of JPEG, by its start-of-frame marker; None for other files, too."""
+    at = 2 if data[:2] == b"\xff\xd8" else len(data)
+    while at + 9 < len(data) and data[at] == 0xFF:
+        kind, size = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if 0xC0 <= kind <= 0xCF and kind not in NO_FRAMES:
+            if kind not in FRAMES:
+                return "a lossless or hierarchical JPEG"
+            return None if data[at + 4] == 8 else f"a JPEG of {data[at + 4]} bits a channel"
+        at += 1 if kind == 0xFF else 2 + size
+    return None
 
 
 def _read_header(data: bytes) -> tuple[str | None, tuple[int, int]] | str:

@@ -1,7 +1,8 @@
 """Tar and zip archives read in place from any storage.
 
 Members of a .tar are read by offset. A .tar.gz allows no random access: it is read once to list it, and again, as far
-as needed, for each selection of members. Links and names that lead out of the archive are refused.
+as needed, for each selection of members. Links and names that lead out of the archive are refused; hidden members are
+skipped.
 """
 
 import gzip
@@ -10,13 +11,14 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from struct import Struct
 from typing import NamedTuple
 
 import pyarrow as pa
 
+from soda_dist.data.formats.published_names import is_hidden
 from soda_dist.data.formats.seekable_file import ReadOnlyFile, SeekableFile
 from soda_dist.data.source import damaged_file
 from soda_dist.data.storage.folder import Folder
@@ -25,6 +27,8 @@ from soda_dist.errors import UserError
 BLOCK = 512
 STREAM_BYTES = 8 * 2**20
 """Request size when listing small members in an object store: one request covers many headers."""
+TEXT_BYTES = 2**20
+"""Limit of labels and other texts that are read while listing."""
 GZIP_START = b"\x1f\x8b"
 ZIP_HEADER = Struct("<4sHHH4xIII HH")
 """Local header: signature, version, flags, method, checksum, sizes, and the lengths of name and extra field."""
@@ -69,6 +73,20 @@ def tar_members(folder: Folder, name: str, *, start: int = 0, size: int | None =
     Raises:
         UserError: not a tar, a truncated tar, or one with links or unsafe names.
     """
+    for member, _ in tar_texts(folder, name, lambda _: False, start=start, size=size, small=small):
+        yield member
+
+
+def tar_texts(
+    folder: Folder,
+    name: str,
+    wanted: Callable[[str], bool],
+    *,
+    start: int = 0,
+    size: int | None = None,
+    small: bool = True,
+) -> Iterator[tuple[Member, bytes]]:
+    """List as `tar_members` does, with the first `TEXT_BYTES` of the members whose names are `wanted`, else nothing."""
     uri = folder.file_uri(name)
     with folder.explained(name), folder.open(name) as file:
         span = _Span(file, start, file.size() - start if size is None else size)
@@ -80,7 +98,9 @@ def tar_members(folder: Folder, name: str, *, start: int = 0, size: int | None =
                     end = info.offset_data + -(-info.size // BLOCK) * BLOCK
                     name_inside = _name(info)
                     if _is_file(info, name_inside, uri):
-                        yield Member(name_inside, start + info.offset_data, info.size)
+                        member = Member(name_inside, start + info.offset_data, info.size)
+                        text = tar.extractfile(info) if wanted(name_inside) else None
+                        yield member, text.read(TEXT_BYTES) if text else b""
         except tarfile.TarError as error:
             raise damaged_file(folder, name, f"not a valid tar ({error})", "an uncompressed tar") from None
         # tarfile treats a damaged header as the end; the true end is a block of zeros.
@@ -152,7 +172,7 @@ def _infos(folder: Folder, name: str) -> Iterator[zipfile.ZipInfo]:
     except ZIP_ERRORS as error:
         raise damaged_file(folder, name, f"not a valid zip ({error})", "a zip as published") from None
     for info in found:
-        if info.filename.endswith("/"):
+        if info.filename.endswith("/") or is_hidden(info.filename):
             continue
         check_name(info.filename, uri)
         if stat.S_ISLNK(info.external_attr >> 16):
@@ -211,6 +231,8 @@ def _name(info: tarfile.TarInfo) -> str:
 
 
 def _is_file(info: tarfile.TarInfo, name: str, uri: str) -> bool:
+    if is_hidden(name):
+        return False
     if info.issym() or info.islnk():
         raise _link(name, uri)
     if name or not info.isdir():  # an unnamed folder is the root

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from soda_dist.data.formats.fixed_records import block_records
 from soda_dist.data.formats.hashed_splits import SHARES, split_names
+from soda_dist.data.formats.published_names import one_form
 from soda_dist.data.source import READERS, Row, printable_text
 from soda_dist.data.storage.folder import Folder
 from soda_dist.data.views.poses import CAMERA_COLUMNS
@@ -73,6 +74,8 @@ def read_splits(folder: Folder, names: Sequence[str], seed: int) -> dict[str, Se
     uri, known = folder.file_uri(SPLITS), ", ".join(SHARES)
     if not isinstance(listed, dict) or not all(map(_are_names, listed.values())):
         raise UserError(uri, "no lists of objects by split", '{"train": [object, ...], ...}', "use this form")
+    stored = {one_form(name): name for name in names}
+    listed = {split: [stored.get(one_form(name), name) for name in objects] for split, objects in listed.items()}
     unknown = next((split for split in listed if split not in SHARES), None)
     if unknown is not None:
         raise UserError(uri, f"split {printable_text(unknown)}", known, "rename it")

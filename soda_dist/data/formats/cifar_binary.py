@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from soda_dist.data.formats.archive import open_tar_gz
 from soda_dist.data.formats.fixed_records import block_records, encode_png, plain_records, stream_records
+from soda_dist.data.formats.listing import list_files
 from soda_dist.data.shards import Label
 from soda_dist.data.source import Contents, Part, Row
 from soda_dist.data.storage.folder import Folder, locate
@@ -55,7 +56,7 @@ class Layout(NamedTuple):
 def open_batches(folder: Folder, layout: Layout) -> "BinaryBatches | None":
     """Find the batches in a folder, its inner folder or the archive in it; None if it has none."""
     for place in (folder, folder.child(layout.inner)):
-        sizes = {entry.name: entry.size for entry in place.list() if entry.name in dict(layout.batches)}
+        sizes = {entry.name: entry.size for entry in list_files(place) if entry.name in dict(layout.batches)}
         if sizes:
             return BinaryBatches(layout, place, "", _complete(place.uri, layout, sizes))
     return _open_archive(folder, layout.archive, layout) if folder.exists(layout.archive) else None

@@ -1,6 +1,6 @@
 """Trees of image files: a folder in any storage, or a .zip, .tar or .tar.gz read in place.
 
-Published archives and their unpacked folders thus share one layout. Hidden files and macOS's `__MACOSX` are ignored.
+Published archives and their unpacked folders thus share one layout, without hidden files (`published_names`).
 """
 
 from abc import ABC, abstractmethod
@@ -23,6 +23,7 @@ from soda_dist.data.formats.archive import (
     tar_members,
     zip_members,
 )
+from soda_dist.data.formats.listing import list_direct_files, list_files, list_folders
 from soda_dist.data.source import Row, UnreadableError, read_row, read_rows
 from soda_dist.data.storage.folder import Folder, locate, open_folder
 from soda_dist.errors import UserError
@@ -98,6 +99,11 @@ def _open_archive(folder: Folder, name: str) -> Tree:
     return GzipTree(folder, name) if is_gzip(folder, name) else TarTree(folder, name)
 
 
+def folder_of(tree: Tree) -> Folder | None:
+    """Return the folder in which the tree's names are paths; None for an archive."""
+    return tree.folder if isinstance(tree, FolderTree) else None
+
+
 def file_index(found: Sequence[Member], **columns: pa.Array) -> pa.Table:
     """Make the index that `Tree.rows` reads files by, with further columns."""
     names, offsets, sizes = zip(*found, strict=True) if found else ((), (), ())
@@ -128,14 +134,13 @@ class FolderTree(_Placed):
         return self.folder.uri
 
     def files(self, prefix: str = "") -> Sequence[Member]:
-        return [Member(entry.name, 0, entry.size) for entry in self.folder.list(prefix) if not _is_hidden(entry.name)]
+        return [Member(entry.name, 0, entry.size) for entry in list_files(self.folder, prefix)]
 
     def direct_files(self, prefix: str = "") -> Sequence[Member]:
-        found = self.folder.files(prefix.rstrip("/"))
-        return [Member(entry.name, 0, entry.size) for entry in found if not _is_hidden(entry.name)]
+        return [Member(entry.name, 0, entry.size) for entry in list_direct_files(self.folder, prefix.rstrip("/"))]
 
     def folders(self, prefix: str = "") -> Sequence[str]:
-        return [name for name in self.folder.folders(prefix.rstrip("/")) if not _is_hidden(name)]
+        return list_folders(self.folder, prefix.rstrip("/"))
 
     def find(self, names: Sequence[str]) -> Sequence[Member]:
         for name in names:
@@ -305,12 +310,8 @@ class _Listing(NamedTuple):
 def _listing(archive: Archive) -> _Listing:
     cleaned = (member._replace(name=member.name.removeprefix("./")) for member in archive.list_members())
     # Of several members with one name the last is valid.
-    found = sorted({member.name: member for member in cleaned if not _is_hidden(member.name)}.values())
+    found = sorted({member.name: member for member in cleaned}.values())
     return _Listing([member.name for member in found], found)
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
 def _member(entry: Mapping[str, Any]) -> Member:

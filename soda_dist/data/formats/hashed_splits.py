@@ -12,6 +12,11 @@ ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation",
 SPLIT_NAMES = {alias: split for split, aliases in ALIASES.items() for alias in aliases}
 
 
+def split_called(name: str) -> str | None:
+    """Return the split that a folder or file of this name holds, in any case; None = no name of a split."""
+    return SPLIT_NAMES.get(name.casefold())
+
+
 def split_numbers(count: int, seed: int) -> dict[str, NDArray[np.int64]]:
     """Partition 0..count-1 at random into splits, int64, ascending; training gets the remainder of rounding.
 

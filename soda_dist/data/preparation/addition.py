@@ -21,6 +21,7 @@ from soda_dist.data.preparation.importer import (
 from soda_dist.data.preparation.reencode import Reencoded, reencoding
 from soda_dist.data.preparation.revision import counts, discard_leftovers, hashed, next_number, publish, split_of_shards
 from soda_dist.data.preparation.shard_jobs import Record, ShardJob
+from soda_dist.data.preparation.understanding import understand
 from soda_dist.data.shards import Label, Manifest, Shard, ShardReader, read_manifest, shard_schema
 from soda_dist.data.source import Contents, Options, Part, Row, Source
 from soda_dist.data.sources import SOURCES, parse_options
@@ -65,6 +66,11 @@ def append(
     _resume(folder, manifest, {"kind": kind, "source": open_folder(source_uri).uri, "options": parsed.model_dump()})
     with (pool or LocalPool()).with_state(Held((source, folder))) as workers:
         listed = list_rows(source, folder, parsed, workers, say, APPEND)
+        try:
+            listed = understand(source.contents, listed, parsed, say)
+        except UserError:
+            folder.remove_tree(APPEND)  # so that a corrected source is listed anew
+            raise
         indices = _new_rows(folder, manifest, listed, every=kind == "parquet")
         say(f"{sum(map(len, indices.values())):,} of {sum(map(len, listed.values())):,} rows of the source are new")
         per_group = parsed.rows_per_group or source.contents.rows_per_group

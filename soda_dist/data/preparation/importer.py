@@ -1,8 +1,9 @@
 """Import of a published data set to shards and a manifest, over a pool.
 
-Every part of the source is listed first; the list gives the row order of a split. Then one task makes each shard from
-its range of the list, so keys, row groups and shards depend only on the source and the options. Unreadable rows are
-skipped: the shard's later rows move up, its last group is short, and later shards are rewritten with new keys.
+Every part of the source is listed first; the list gives the row order of a split. What was understood is said, and
+contradictions are refused, before an image is read. Then one task makes each shard from its range of the list, so keys,
+row groups and shards depend only on the source and the options. Unreadable rows are skipped: the shard's later rows
+move up, its last group is short, and later shards are rewritten with new keys.
 
 The data folder's `_import/` holds the lists and a record of each finished shard; an interrupted import resumes from it.
 """
@@ -30,6 +31,7 @@ from soda_dist.data.preparation.shard_jobs import (
     make_shard,
     rewrite_keys,
 )
+from soda_dist.data.preparation.understanding import understand
 from soda_dist.data.shards import (
     MANIFEST,
     SHARD_FILE,
@@ -50,7 +52,7 @@ from soda_dist.parallel.local_pool import LocalPool
 from soda_dist.parallel.pool import Held, Pool
 from soda_dist.parallel.progress import Progress, Say, silent
 
-CLAIM = f"{IMPORT}/import.json"
+CLAIM, INDEX = f"{IMPORT}/import.json", f"{IMPORT}/index"
 REJECTED = "rejected.jsonl"
 APPEND = "_append"
 """Like IMPORT, of an addition that is not finished."""
@@ -86,7 +88,8 @@ def prepare(
         say: receives progress lines.
 
     Raises:
-        UserError: a wrong kind, option or source, a folder with other contents, or a source without images.
+        UserError: a wrong kind, option or source, a folder with other contents, a source without images, or one whose
+            splits and labels contradict each other.
     """
     parsed = parse_options(kind, options)
     folder = open_folder(data_uri)
@@ -98,16 +101,33 @@ def prepare(
     source = source if settings is None else Reencoded(source, settings)
     folder.write_json(CLAIM, claim.model_dump())
     with (pool or LocalPool()).with_state(Held((source, folder))) as workers:
-        indices = list_rows(source, folder, parsed, workers, say)
-        empty = next((split for split, index in indices.items() if not len(index)), None)
-        if empty or not indices:
-            found = f"no images in {empty or 'any split'}"
-            raise UserError("--source", found, "at least one image", "correct the path")
+        listed = list_rows(source, folder, parsed, workers, say)
+        try:
+            indices = understand(source.contents, listed, parsed, say)
+        except UserError:
+            folder.remove_tree(INDEX)  # so that a corrected source is listed anew
+            raise
         per_group = parsed.rows_per_group or source.contents.rows_per_group
         jobs = [job for split, index in indices.items() for job in plan_shards(split, index, per_group, parsed)]
         records = make_shards(workers, folder, jobs, indices, per_group, say)
     _write_results(folder, claim, source, records, settings, say)
     return folder.uri
+
+
+def survey(
+    kind: str, source_uri: str | None, options: Sequence[str] = (), pool: Pool | None = None, say: Say = silent
+) -> str:
+    """Say what an import with these arguments would find, and write nothing; returns the source's URI.
+
+    Raises:
+        UserError: what `prepare` would refuse before it reads an image.
+    """
+    parsed = parse_options(kind, options)
+    claim = _claim(kind, source_uri, parsed)
+    source = SOURCES[kind].open_source(claim.source, parsed)
+    with (pool or LocalPool()).with_state(Held((source, None))) as workers:
+        understand(source.contents, list_rows(source, None, parsed, workers, say), parsed, say)
+    return claim.source or kind
 
 
 def _claim(kind: str, source_uri: str | None, options: Options) -> Claim:
@@ -127,7 +147,11 @@ def _is_finished(folder: Folder, claim: Claim, say: Say) -> bool:
     if foreign or (names and CLAIM not in names and MANIFEST not in names):
         _refuse(folder, f"a folder that holds {foreign or names[0]}")
     if CLAIM in names:
-        _check_claim(folder, claim, folder.read_json(CLAIM))
+        existing = folder.read_json(CLAIM)
+        if all(name.startswith((CLAIM, INDEX)) for name in names) and _differs(existing, claim):
+            folder.remove_tree(IMPORT)  # lists alone, of an import that was refused or stopped before its first image
+            return False
+        _check_claim(folder, claim, existing)
         folder.discard_temporary()
     if MANIFEST not in names:
         return False
@@ -148,6 +172,10 @@ def _is_finished(folder: Folder, claim: Claim, say: Say) -> bool:
     return True
 
 
+def _differs(existing: dict[str, Any], claim: Claim) -> bool:
+    return existing.get("fingerprint") != claim.fingerprint and existing.get("version") == VERSION
+
+
 def _check_claim(folder: Folder, claim: Claim, existing: dict[str, Any]) -> None:
     if existing.get("fingerprint") == claim.fingerprint:
         return
@@ -163,22 +191,23 @@ def _refuse(folder: Folder, got: str) -> None:
 
 
 def list_rows(
-    source: Source, folder: Folder, options: Options, workers: Pool, say: Say, staging: str = IMPORT
+    source: Source, folder: Folder | None, options: Options, workers: Pool, say: Say, staging: str = IMPORT
 ) -> dict[str, pa.Table]:
-    """List the rows of each split, or read the lists of an earlier run in the folder `staging`."""
+    """List the rows of each split, or read the lists of an earlier run in `staging`; without `folder`, keep none."""
     parts = defaultdict(list)
     for part in source.parts():
         parts[part.split].append(part)
     indices = {}
     for split, listed in parts.items():
         name = f"{staging}/index/{split}.parquet"
-        if folder.exists(name):
+        if folder and folder.exists(name):
             indices[split] = pq.read_table(pa.BufferReader(folder.read(name)))
             continue
         indices[split] = _list_split(source, listed, options, workers, say)
-        sink = pa.BufferOutputStream()
-        pq.write_table(indices[split], sink, compression="zstd")
-        folder.write(name, sink.getvalue())
+        if folder:
+            sink = pa.BufferOutputStream()
+            pq.write_table(indices[split], sink, compression="zstd")
+            folder.write(name, sink.getvalue())
     return indices
 
 
@@ -189,7 +218,7 @@ def _list_split(source: Source, parts: list[Part], options: Options, workers: Po
     if source.contents.shuffled:
         # A batch mixes only a few row groups: sorted by class, it would hold few classes.
         index = index.take(np.random.default_rng([options.seed, *split.encode()]).permutation(len(index)))
-    return index
+    return index if options.limit is None else index.slice(0, options.limit).combine_chunks()
 
 
 def plan_shards(

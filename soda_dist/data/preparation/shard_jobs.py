@@ -64,7 +64,7 @@ class ShardJob:
         return self.before + self.start
 
 
-State = tuple[Source, Folder]
+State = tuple[Source, Any]
 """State of a worker: the source, and the folder of the shards."""
 
 

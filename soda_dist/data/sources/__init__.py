@@ -1,8 +1,10 @@
 """Importable data sets: one file, and one row of `SOURCES`, each."""
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from soda_dist.config.fields import as_yaml
 from soda_dist.config.load import parse_yaml, validate
 from soda_dist.data import source as contract
 from soda_dist.data.source import Options, Source
@@ -28,7 +30,7 @@ from soda_dist.data.sources import (
 )
 from soda_dist.errors import UserError
 
-__all__ = ["SOURCES", "Kind", "parse_options"]
+__all__ = ["SOURCES", "Kind", "describe", "parse_options"]
 
 
 class Kind(NamedTuple):
@@ -67,12 +69,30 @@ def parse_options(kind: str, options: Sequence[str]) -> Options:
     Raises:
         UserError: an unknown kind or option, or a wrong value.
     """
-    if kind not in SOURCES:
-        raise UserError("kind", kind, ", ".join(SOURCES), "choose one of them")
-    tree = {}
+    model, tree = _find(kind).options, {}
     for option in options:
         name, equals, text = option.partition("=")
         if not equals or not name:
             raise UserError("option", option, "option=value", "write, for example, seed=1")
         tree[name] = parse_yaml(text, name)
-    return validate(SOURCES[kind].options, tree)
+    return validate(model, tree)
+
+
+def describe(kind: str) -> str:
+    """Return the documentation of a kind: layouts and options with their defaults.
+
+    Raises:
+        UserError: an unknown kind.
+    """
+    found = _find(kind)
+    lines = [(sys.modules[found.open_source.__module__].__doc__ or "").strip(), "", "Options:"]
+    for name, field in found.options.model_fields.items():
+        default = "" if field.default is None else as_yaml(field.default)
+        lines.append(f"  {name}={default}".ljust(22) + " ".join((field.description or "").split()))
+    return "\n".join(lines)
+
+
+def _find(kind: str) -> Kind:
+    if kind not in SOURCES:
+        raise UserError("kind", kind, ", ".join(SOURCES), "choose one of them")
+    return SOURCES[kind]

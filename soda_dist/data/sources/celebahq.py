@@ -10,7 +10,7 @@ StarGAN v2's celeba_hq/{train,val}/{female,male}/, a folder or celeba_hq.zip, ha
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from soda_dist.data.formats.attribute_columns import attribute_index, attribute_
 from soda_dist.data.formats.class_folders import open_classes
 from soda_dist.data.formats.file_trees import Tree, file_index, open_trees
 from soda_dist.data.formats.hashed_splits import SHARES, split_numbers
+from soda_dist.data.formats.text_lines import text_lines
 from soda_dist.data.labels import ATTRIBUTES
 from soda_dist.data.shards import Label
 from soda_dist.data.source import Contents, Part, Row, Source
@@ -38,7 +39,7 @@ LAYOUTS = f"{IMAGES}, {ANNOTATIONS} and {MAPPING}, or {{train,val}}/{{female,mal
 
 class Options(contract.Options):
     splits: Literal["celeba", "drawn"] = "celeba"
-    """CelebA's, or drawn 80/10/10. StarGAN v2's layout always keeps its two folders as splits."""
+    """CelebA's, or drawn 80/10/10. StarGAN v2's layout has its two folders as splits."""
 
 
 def open_source(uri: str, options: Options) -> Source:
@@ -53,6 +54,10 @@ def open_source(uri: str, options: Options) -> Source:
             if IMAGES.rstrip("/") in folders:
                 return _open_attributes(tree, root, options)
             if "train" in folders and "val" in folders:
+                if options.splits == "drawn":
+                    raise UserError(
+                        "splits", f"drawn, but {tree.uri} has folders train and val", "celeba", "leave it out"
+                    )
                 splits = tuple((split, f"{root}{split}/") for split in ("train", "val"))
                 return open_classes(tree, splits, GENDERS, column="Male", label=ATTRIBUTE)
     raise UserError(uri, "none of CelebA-HQ's layouts", LAYOUTS, "correct the path")
@@ -73,7 +78,7 @@ class Annotations(NamedTuple):
 
 
 def _annotations(tree: Tree, root: str) -> Annotations:
-    lines = [line.split() for line in _read(tree, root + ANNOTATIONS).splitlines() if line.strip()]
+    lines = [line.split() for line in _read(tree, root + ANNOTATIONS)]
     uri = f"{tree.uri}/{root}{ANNOTATIONS}"
     if len(lines) < 2 or len(lines[0]) != 1 or not lines[1]:
         raise UserError(uri, "no count and names", "the published file", "restore it")
@@ -82,11 +87,11 @@ def _annotations(tree: Tree, root: str) -> Annotations:
     return Annotations(tuple(lines[1]), {name: values for name, *values in lines[2:]})
 
 
-def _read(tree: Tree, name: str) -> str:
+def _read(tree: Tree, name: str) -> list[str]:
     found = tree.read([name])
     if name not in found:
         raise UserError(f"{tree.uri}/{name}", "a missing file", LAYOUTS, "download it again")
-    return found[name].decode("utf-8", "replace")
+    return text_lines(found[name], f"{tree.uri}/{name}")
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,8 @@ class CelebAMaskHQ:
 
     @property
     def contents(self) -> Contents:
-        return Contents.with_labels(dict.fromkeys(self.names, ATTRIBUTE), ATTRIBUTES)
+        contents = Contents.with_labels(dict.fromkeys(self.names, ATTRIBUTE), ATTRIBUTES)
+        return replace(contents, drawn=self.drawn)
 
     def parts(self) -> Sequence[Part]:
         return [Part(split, self.root + IMAGES) for split, numbers in self.numbers().items() if numbers]
@@ -122,7 +128,7 @@ class CelebAMaskHQ:
             UserError: a missing file, or one that lacks an image.
         """
         name = self.root + MAPPING
-        lines = [line.split() for line in _read(self.tree, name).splitlines()[1:] if line.strip()]
+        lines = [line.split() for line in _read(self.tree, name)[1:]]
         wrong = next((line for line in lines if len(line) != 3 or not is_number(line[0])), None)
         if wrong or not lines:
             got = f"the line {' '.join(wrong)[:80]}" if wrong else "no lines"
@@ -148,5 +154,5 @@ class CelebAMaskHQ:
         else:
             remedy = "copy it from CelebA, or set splits=drawn"
             raise UserError(self.tree.folder.file_uri(PARTITION), "a missing file", "CelebA's partition", remedy)
-        lines = (line.split() for line in text.decode("utf-8", "replace").splitlines())
+        lines = (line.split() for line in text_lines(text, PARTITION))
         return {line[0]: SPLITS[line[1]] for line in lines if len(line) == 2 and line[1] in SPLITS}

@@ -4,7 +4,9 @@ Raw pixels of binary batches become PNG, which is lossless; Parquet images keep 
 """
 
 from soda_dist.data.formats.cifar_binary import Layout, open_archive, open_batches
-from soda_dist.data.formats.parquet_tables import IMAGE_COLUMNS, LABEL_COLUMNS, ImageTables, LabelColumn
+from soda_dist.data.formats.listing import list_files
+from soda_dist.data.formats.parquet_tables import IMAGE_COLUMNS, LABEL_COLUMNS, ImageTables
+from soda_dist.data.formats.table_labels import LabelColumn
 from soda_dist.data.source import Options, Part, Source
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
@@ -29,9 +31,9 @@ def open_source(uri: str, options: Options) -> Source:
     batches = open_batches(folder, LAYOUT)
     if batches:
         return batches
-    files = [(split, entry.name) for split in SPLITS for entry in folder.list(f"{split}/")]
+    files = [(split, entry.name) for split in SPLITS for entry in list_files(folder, f"{split}/")]
     parts = tuple(Part(split, name) for split, name in files if name.endswith(".parquet"))
     if not parts:
         raise UserError(uri, "none of CIFAR-10's layouts", LAYOUTS, "correct the path")
-    label = LabelColumn("label", LABEL_COLUMNS, CLASSES)
+    label = LabelColumn.of_names("label", LABEL_COLUMNS, CLASSES)
     return ImageTables(folder, parts, images=IMAGE_COLUMNS, labels=(label,), main_label="label", rows_per_group=256)

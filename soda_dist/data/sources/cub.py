@@ -12,6 +12,7 @@ the box, black outside the image, encoded as PNG. Attributes count as present at
 
 import io
 import math
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -23,6 +24,7 @@ from soda_dist.data import source as contract
 from soda_dist.data.formats.attribute_columns import MAX_DIGITS, attribute_index, attribute_rows, is_number, valid_names
 from soda_dist.data.formats.file_trees import FolderTree, Tree, file_index, open_trees
 from soda_dist.data.formats.fixed_records import encode_png
+from soda_dist.data.formats.text_lines import text_lines
 from soda_dist.data.shards import Label
 from soda_dist.data.source import Contents, Part, Row, Source, check_image
 from soda_dist.data.storage.folder import locate
@@ -152,14 +154,13 @@ def _in_order(tree: Tree, name: str, texts: dict[int, str]) -> tuple[str, ...]:
 def _by_number(tree: Tree, name: str, text: bytes) -> dict[int, str]:
     """Map the number at the start of each line to the rest of the line."""
     found = {}
-    for line in text.decode("utf-8", "replace").splitlines():
-        if line.strip():
-            number, *rest = line.split(None, 1)
-            if not is_number(number) or not rest:
-                raise _wrong(tree, name, f"the line {line[:60]}")
-            if int(number) in found:
-                raise _wrong(tree, name, f"the number {int(number)} twice")
-            found[int(number)] = rest[0].strip()
+    for line in text_lines(text, f"{tree.uri}/{name}"):
+        number, *rest = line.split(None, 1)
+        if not is_number(number) or not rest:
+            raise _wrong(tree, name, f"the line {line[:60]}")
+        if int(number) in found:
+            raise _wrong(tree, name, f"the number {int(number)} twice")
+        found[int(number)] = rest[0]
     return found
 
 
@@ -170,7 +171,7 @@ def _wrong(tree: Tree, name: str, got: str, remedy: str = REMEDY) -> UserError:
 def _present(text: bytes, count: int) -> dict[int, str]:
     """Collect each image's zeros and ones in attribute order; shorter if some are missing."""
     found: dict[int, bytearray] = {}
-    for line in io.BytesIO(text):  # a generator: millions of lines
+    for line in io.BytesIO(text.removeprefix(BOM_UTF8)):  # a generator: millions of lines
         columns = line.split(None, 3)
         if len(columns) < 3 or not (columns[0].isdigit() and columns[1].isdigit() and columns[2] in (b"0", b"1")):
             continue

@@ -9,13 +9,16 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from soda_dist.data.formats.archive import Member, tar_members
+from soda_dist.data.formats.hashed_splits import split_called
+from soda_dist.data.formats.listing import list_files, list_folders
 from soda_dist.data.formats.matlab import read_structs
+from soda_dist.data.formats.text_lines import text_lines
 from soda_dist.data.shards import Label
 from soda_dist.data.source import Contents, Options, Part, Row, Source, damaged_file, read_rows
 from soda_dist.data.storage.folder import Folder, locate, open_folder
@@ -42,8 +45,8 @@ def open_source(uri: str, options: Options) -> Source:
     classes = _classes(folder, "")
     if classes:
         return ImageFolders(folder, classes, (("train", "", classes),))
-    present = folder.folders()
-    splits = tuple((split, f"{split}/", _classes(folder, split)) for split in SPLITS if split in present)
+    named = {split_called(name): name for name in list_folders(folder)}
+    splits = tuple((s, f"{named[s]}/", _classes(folder, named[s])) for s in SPLITS if s in named)
     if any(names for _, _, names in splits):
         return _open_splits(folder, splits)
     train, val = (name if folder.exists(name) else "" for name in (TRAIN_TAR, VAL_TAR))
@@ -51,7 +54,7 @@ def open_source(uri: str, options: Options) -> Source:
 
 
 def _classes(folder: Folder, name: str) -> tuple[str, ...]:
-    return tuple(found for found in folder.folders(name) if WNID.fullmatch(found))
+    return tuple(found for found in list_folders(folder, name) if WNID.fullmatch(found))
 
 
 def _open_splits(folder: Folder, splits: tuple[tuple[str, str, tuple[str, ...]], ...]) -> Source:
@@ -81,13 +84,13 @@ class ImageFolders:
 
     @property
     def contents(self) -> Contents:
-        return _contents(self.classes)
+        return replace(_contents(self.classes), files=self.folder)
 
     def parts(self) -> Sequence[Part]:
         return [Part(split, prefix + wnid) for split, prefix, names in self.splits for wnid in names]
 
     def index(self, part: Part) -> pa.Table:
-        names = [entry.name for entry in self.folder.list(part.name + "/")]
+        names = [entry.name for entry in list_files(self.folder, part.name + "/")]
         label = self.classes.index(part.name.rpartition("/")[2])
         return pa.table({"name": pa.array(names, pa.string()), "label": pa.array([label] * len(names), pa.int32())})
 
@@ -173,8 +176,9 @@ def _open_tars(folder: Folder, train: str, val: str, uri: str) -> Source:
         return ImageTars(folder, train, val, classes, inner, ())
     wnid_of = _wnids(folder)
     classes = tuple(sorted({*wnid_of.values(), *classes}))
-    wnid_by_text = {str(number).encode(): wnid for number, wnid in wnid_of.items()}
-    truth = [wnid_by_text.get(line) for line in _devkit_file(folder, TRUTH).split()]
+    wnid_by_text = {str(number): wnid for number, wnid in wnid_of.items()}
+    lines = text_lines(_devkit_file(folder, TRUTH), f"{folder.file_uri(DEVKIT)}: {TRUTH}")
+    truth = [wnid_by_text.get(line) for line in lines]
     if None in truth:
         raise damaged_file(folder, DEVKIT, f"an id in {TRUTH} that {META} lacks", "one devkit")
     return ImageTars(folder, train, val, classes, inner, tuple(classes.index(str(wnid)) for wnid in truth))

@@ -21,7 +21,7 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -31,6 +31,7 @@ from PIL import Image
 from soda_dist.data import source as contract
 from soda_dist.data.formats.camera_folders import POSE_COLUMNS, TOLERANCE, Matrix, object_rows, pose_values, read_splits
 from soda_dist.data.formats.fixed_records import encode_png
+from soda_dist.data.formats.listing import list_folders
 from soda_dist.data.shards import Label
 from soda_dist.data.source import Contents, Part, Row, Source, UnreadableError, check_image, printable_text
 from soda_dist.data.storage.folder import Folder, open_folder
@@ -87,7 +88,7 @@ class Kubric:
     @property
     def contents(self) -> Contents:
         labels = {"label": Label(kind="class", names=self.categories)}
-        return Contents.with_labels(labels, "label", *POSE_COLUMNS, rows_per_group=120)
+        return replace(Contents.with_labels(labels, "label", *POSE_COLUMNS, rows_per_group=120), files=self.folder)
 
     def parts(self) -> Sequence[Part]:
         return self.objects
@@ -209,9 +210,9 @@ def open_gso(uri: str, options: Options) -> Source:
 
 def _open(uri: str, categories: tuple[str, ...], options: Options) -> Source:
     folder = open_folder(uri)
-    names = folder.folders()
+    names = list_folders(folder)
     if not _rendered(folder, names):
-        names = [f"{name}/{inner}" for name in names for inner in folder.folders(name)]
+        names = [f"{name}/{inner}" for name in names for inner in list_folders(folder, name)]
         if not _rendered(folder, names):
             raise UserError(folder.uri, f"no {METADATA} in its folders", LAYOUT, "correct the path")
     splits = read_splits(folder, names, options.seed)

@@ -16,7 +16,7 @@ categories are shuffled, which deflated databases do not allow.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from typing import Annotated, Any, Literal, NamedTuple
@@ -32,6 +32,7 @@ from soda_dist.data.formats.byte_range import ByteRange
 from soda_dist.data.formats.deflate_seek import DeflatedMember
 from soda_dist.data.formats.file_trees import MAX_BYTES
 from soda_dist.data.formats.hashed_splits import SHARES, split_of
+from soda_dist.data.formats.listing import list_direct_files
 from soda_dist.data.formats.lmdb import RandomAccess, Record, collect_tree, open_database
 from soda_dist.data.shards import Label
 from soda_dist.data.source import READERS, Contents, Part, Row, Source, UnreadableError, damaged_file, read_rows
@@ -86,9 +87,11 @@ class Lsun:
 
     @property
     def contents(self) -> Contents:
+        drawn = any(not found.split for found in self.databases)
         if len(self.categories) == 1:
-            return Contents(())
-        return Contents.with_labels({"label": Label(kind="class", names=self.categories)}, "label", shuffled=True)
+            return Contents((), drawn=drawn)
+        labels = {"label": Label(kind="class", names=self.categories)}
+        return replace(Contents.with_labels(labels, "label", shuffled=True), drawn=drawn)
 
     def parts(self) -> Sequence[Part]:
         pages = {found.name: self._subtrees(found) for found in self.databases}
@@ -201,7 +204,7 @@ def open_source(uri: str, options: Options) -> Source:
     if one:
         return _open_one(*one, options)
     folder = open_folder(uri)
-    files = {entry.name for entry in folder.files()}
+    files = {entry.name for entry in list_direct_files(folder)}
     categories = [options.category] if options.category else CATEGORIES
     databases = tuple(found for category in categories for found in _of_category(folder, files, category))
     if not databases:

@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from tokenize import TokenError
 from typing import IO, Annotated, Literal, NamedTuple
 
@@ -26,6 +26,7 @@ from soda_dist.data import source as contract
 from soda_dist.data.formats.archive import ZIP_ERRORS, locate_packed
 from soda_dist.data.formats.fixed_records import encode_png, is_size, plain_records, stream_records
 from soda_dist.data.formats.hashed_splits import SHARES, split_numbers
+from soda_dist.data.formats.listing import list_files
 from soda_dist.data.formats.seekable_file import SeekableFile
 from soda_dist.data.shards import Label
 from soda_dist.data.source import Contents, Part, Row, Source, damaged_file
@@ -92,7 +93,7 @@ class Mpi3d:
     @property
     def contents(self) -> Contents:
         labels = {name: Label(kind="factor", names=names) for name, names in self.factors.items()}
-        return Contents.with_labels(labels, "object_shape", rows_per_group=256, shuffled=True)
+        return replace(Contents.with_labels(labels, "object_shape", rows_per_group=256, shuffled=True), drawn=True)
 
     def parts(self) -> Sequence[Part]:
         return [Part(split, self.name) for split in SHARES]
@@ -153,7 +154,7 @@ def _find(uri: str, variant: str | None) -> tuple[Folder, str, str]:
             raise UserError("variant", "nothing", ", ".join(FACTORS), f"set the variant of {name}")
         return folder, name, found_variant
     folder = open_folder(uri)
-    listed = {entry.name for entry in folder.list()}
+    listed = {entry.name for entry in list_files(folder)}
     found = [kind for kind, file in FILES.items() if file in listed and kind == (variant or kind)]
     if len(found) > 1:
         got = f"nothing, and {', '.join(found)} in {uri}"

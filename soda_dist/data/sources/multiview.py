@@ -15,13 +15,15 @@ images onto a background first.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from soda_dist.data.formats.camera_folders import POSE_COLUMNS, Matrix, pose_problem, pose_values, read_splits
+from soda_dist.data.formats.listing import list_files, list_folders
+from soda_dist.data.formats.published_names import one_form
 from soda_dist.data.shards import Label
 from soda_dist.data.source import Contents, Options, Part, Row, Source, printable_text, read_rows
 from soda_dist.data.storage.folder import Folder, open_folder
@@ -46,13 +48,13 @@ class MultiView:
     @property
     def contents(self) -> Contents:
         labels = {"label": Label(kind="class", names=self.classes)} if self.classes else {}
-        return Contents.with_labels(labels, "label" if labels else None, *POSE_COLUMNS)
+        return replace(Contents.with_labels(labels, "label" if labels else None, *POSE_COLUMNS), files=self.folder)
 
     def parts(self) -> Sequence[Part]:
         return self.objects
 
     def index(self, part: Part) -> pa.Table:
-        files = [entry.name.partition("/")[2] for entry in self.folder.list(f"{part.name}/")]
+        files = [entry.name.partition("/")[2] for entry in list_files(self.folder, f"{part.name}/")]
         cameras = self._cameras(part.name, files)
         rows = [
             {"name": f"{part.name}/{file}", **self._row(part.name, file, cameras[file])} for file in sorted(cameras)
@@ -71,6 +73,8 @@ class MultiView:
         cameras = self.folder.read_json(path)
         if not isinstance(cameras, dict) or not cameras:
             raise self._error(path, "no cameras", "a camera for each file", "add them, or remove the folder")
+        stored = {one_form(file): file for file in files}
+        cameras = {stored.get(one_form(file), file): camera for file, camera in cameras.items()}
         for file in sorted(cameras):
             if file not in files:
                 got = f"a camera for {printable_text(file)}, which does not exist"
@@ -130,7 +134,7 @@ def open_source(uri: str, options: Options) -> Source:
         UserError: no folders, or invalid splits or labels.
     """
     folder = open_folder(uri)
-    names = folder.folders()
+    names = list_folders(folder)
     if not names:
         raise UserError(folder.uri, "no folders of objects", LAYOUT, "correct the path")
     splits = read_splits(folder, names, options.seed)
@@ -152,7 +156,8 @@ def _labels(folder: Folder, names: Sequence[str]) -> dict[str, str]:
     uri = folder.file_uri(LABELS)
     if not isinstance(labels, dict) or not all(isinstance(label, str) for label in labels.values()):
         raise UserError(uri, "no class names by object", "{OBJECT: class, ...}", "use this form")
-    missing = next((name for name in names if name not in labels), None)
+    labels = {one_form(name): label for name, label in labels.items()}
+    missing = next((name for name in names if one_form(name) not in labels), None)
     if missing is not None:
         raise UserError(uri, f"no class for {missing}", "a class for each object", "add it, or remove the file")
-    return {name: printable_text(labels[name]) for name in names}
+    return {name: printable_text(one_form(labels[one_form(name)])) for name in names}

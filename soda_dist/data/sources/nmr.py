@@ -32,6 +32,7 @@ from soda_dist.data import source as contract
 from soda_dist.data.formats.archive import ZIP_ERRORS, Member
 from soda_dist.data.formats.camera_folders import POSE_COLUMNS, Matrix, object_rows, pose_problem, pose_values
 from soda_dist.data.formats.file_trees import NOWHERE, FolderTree, PlacedTree, Read, open_trees
+from soda_dist.data.formats.text_lines import text_lines
 from soda_dist.data.shards import Label
 from soda_dist.data.source import Contents, Part, Row, Source, UnreadableError, check_image, printable_text, read_row
 from soda_dist.data.views.decode import read_header
@@ -261,7 +262,7 @@ def _read_list(read: Read, listing: Listing, synset: str, split: str) -> list[st
     data, uri = _read_text(read, listing, path), f"{listing.uri}/{path}"
     if data is None:
         raise UserError(uri, "no such file", LAYOUT, f"use the complete {ARCHIVE}")
-    names = data.decode(errors="replace").split()
+    names = text_lines(data, uri)
     wrong = next((name for name in names if not OBJECT.fullmatch(name)), None)
     if wrong is not None:
         raise UserError(uri, f"{wrong[:80]!r}", "folder names", "download it again")

@@ -3,22 +3,29 @@
 Splits come from file names, `train-00000-of-00005.parquet` or `train.parquet`, or from folders, `train/0000.parquet`;
 without them, or on request, rows are split 80/10/10 by a hash of their names. The schema of files written by `datasets`
 declares image columns, class columns and class names (https://huggingface.co/docs/datasets: `info.features` in the key
-`huggingface`); otherwise columns are found by name and type, and classes are named by number.
+`huggingface`); otherwise columns are found by name and type. Labels are whole numbers, texts, dictionaries or booleans.
+Names of numbers may be in `classes.txt`, one per line beside the tables; else classes are called by their numbers. A
+null, an empty text or -1 is no label: a split of these alone, such as the test split of imagenet-1k, is left out or
+imported without labels (`unlabelled`).
 """
 
 import json
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from soda_dist.data import source as contract
-from soda_dist.data.formats.hashed_splits import SHARES, SPLIT_NAMES
-from soda_dist.data.formats.parquet_tables import IMAGE_COLUMNS, LABEL_COLUMNS, ImageTables, LabelColumn, open_table
+from soda_dist.data.formats.class_texts import CLASS_NAMES
+from soda_dist.data.formats.hashed_splits import SHARES, split_called
+from soda_dist.data.formats.listing import list_files, refuse_repeats
+from soda_dist.data.formats.parquet_tables import IMAGE_COLUMNS, LABEL_COLUMNS, ImageTables, open_table
+from soda_dist.data.formats.table_labels import KINDS, LabelColumn, find_classes, is_label_type, plain
+from soda_dist.data.formats.text_lines import text_lines
 from soda_dist.data.shards import COMMON_COLUMNS
 from soda_dist.data.source import READERS, Part, Source, printable_text
 from soda_dist.data.storage.folder import Folder, locate, open_folder
@@ -26,21 +33,34 @@ from soda_dist.errors import UserError
 
 NUMBERED = re.compile(r"(\w+)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?")
 LAYOUTS = "data/SPLIT-00000-of-00001.parquet, SPLIT/*.parquet, or one .parquet file"
-MAX_CLASSES = 100_000
+NONE = "none"
 
 
-class Options(contract.Options):
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+class Options(contract.LabelOptions):
     image: str | None = None
     """Column of images; None = detect by schema or name."""
     label: str | None = None
-    """Column of class numbers for the main label; None = detect by schema or name, if any."""
-    labels: Annotated[tuple[str, ...], Field(max_length=100)] = ()
-    """Additional columns of class numbers."""
+    """Column of the main label, or `none`; None = detect by schema or name, if any."""
+    labels: Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Field(max_length=100)] = ()
+    """Further columns of labels: labels=NAME or labels=[NAME,NAME]."""
     resplit: bool = False
     """Replace the files' splits by drawn ones, 80/10/10."""
     shuffle: bool = False
     """Shuffle rows, needed if they are sorted by class. Each shard then reads nearly every row group, so raise
     `groups_per_shard` too."""
+
+
+class Table(NamedTuple):
+    """Files of one table, the schema of one of training, and the column features that `datasets` wrote, if it did."""
+
+    folder: Folder
+    names: Sequence[str]
+    schema: pa.Schema
+    features: dict[str, dict[str, Any]]
 
 
 def open_source(uri: str, options: Options) -> Source:
@@ -51,21 +71,21 @@ def open_source(uri: str, options: Options) -> Source:
     """
     folder, names = _files(uri)
     files = _split_files(folder, names, resplit=options.resplit)
-    with open_table(folder, names[0]) as file:
-        schema = file.schema_arrow
-    features = _features(schema)
-    image = _image_column(schema, features, options.image)
-    main = _main_label(schema, features, options.label)
-    chosen = dict.fromkeys([*([main] if main else []), *options.labels])
-    labels = tuple(LabelColumn(name, (name,), _classes(folder, names, schema, features, name)) for name in chosen)
+    with open_table(folder, files[0].name if files else names[0]) as file:
+        schema = file.schema_arrow  # of training: another split may lack labels
+    table = Table(folder, names, schema, _features(schema))
+    image = _image_column(table, options.image)
+    labels, notes = _labels(table, options)
     return ImageTables(
         folder,
         files or tuple(Part(split, name) for split in SHARES for name in names),
         images=(image,),
         labels=labels,
-        main_label=main,
+        main_label=next((c.name for c in labels if c.name == options.label or c.name not in options.labels), None),
         seed=None if files else options.seed,
         shuffled=options.shuffle,
+        unlabelled=options.unlabelled == "import",
+        notes=(*notes, *_unused(table, image, labels)),
     )
 
 
@@ -75,7 +95,8 @@ def _files(uri: str) -> tuple[Folder, list[str]]:
         names = [name] if folder.exists(name) else []
     else:
         folder = open_folder(uri)
-        names = [entry.name for entry in folder.list() if entry.name.endswith(".parquet")]
+        names = [entry.name for entry in list_files(folder) if entry.name.endswith(".parquet")]
+        refuse_repeats(folder, names)
     if not names:
         raise UserError(uri, "no Parquet file", LAYOUTS, "correct the path")
     return folder, names
@@ -103,11 +124,11 @@ def _named_split(name: str) -> tuple[str, str]:
     *parents, base = name.removesuffix(".parquet").split("/")
     numbered = NUMBERED.fullmatch(base)
     stem = numbered[1] if numbered else base
-    if stem in SPLIT_NAMES:
-        return SPLIT_NAMES[stem], "/".join(parents)
+    if split := split_called(stem):
+        return split, "/".join(parents)
     for at, parent in reversed([*enumerate(parents)]):
-        if parent in SPLIT_NAMES:
-            return SPLIT_NAMES[parent], "/".join(parents[:at])
+        if split := split_called(parent):
+            return split, "/".join(parents[:at])
     return stem if numbered else "", "/".join(parents)
 
 
@@ -120,17 +141,17 @@ def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _image_column(schema: pa.Schema, features: dict[str, dict[str, Any]], wanted: str | None) -> str:
-    fit = [field.name for field in schema if _holds_bytes(field.type)]
-    declared = [name for name in fit if features.get(name, {}).get("_type") == "Image"]
+def _image_column(table: Table, wanted: str | None) -> str:
+    fit = [field.name for field in table.schema if _holds_bytes(field.type)]
+    declared = [name for name in fit if table.features.get(name, {}).get("_type") == "Image"]
     candidates = [wanted] if wanted else declared or fit
     preferred = [name for name in IMAGE_COLUMNS if name in candidates]
     found = preferred[:1] or candidates
     if len(found) == 1 and found[0] in fit:
         return found[0]
-    got = wanted or f"columns {', '.join(schema.names)}"
+    got = wanted or f"columns {', '.join(table.schema.names)}"
     allowed = ", ".join(fit) or "a column of bytes, or of a struct with bytes"
-    raise UserError("image", got, allowed, "set image=NAME" if fit else "choose another table")
+    raise UserError("image", got, allowed, f"set image={fit[0]}" if fit else "choose another table")
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
@@ -139,45 +160,90 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
-def _main_label(schema: pa.Schema, features: dict[str, dict[str, Any]], wanted: str | None) -> str | None:
-    if wanted:
-        return wanted
-    declared = [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
-    named = [name for name in LABEL_COLUMNS if name in declared or (name in schema.names and _is_number(schema, name))]
+def _labels(table: Table, options: Options) -> tuple[tuple[LabelColumn, ...], tuple[str, ...]]:
+    """Find the label columns, the main one first, and say why a column called like a label is none."""
+    fit = _label_columns(table)
+    chosen = [name for name in (options.label, *options.labels) if name and not (name == NONE and name not in fit)]
+    for name in chosen:
+        if name not in fit:
+            allowed = ", ".join(fit) or f"none, since no column has {KINDS}"
+            raise UserError("label", name, allowed, f"set label={fit[0]}" if fit else "leave it out")
+    found, notes = list[LabelColumn](), list[str]()
+    for name in dict.fromkeys([*([] if options.label else _detected(table, fit)), *chosen]):
+        column = _column(table, name)
+        if isinstance(column, LabelColumn) and not found and not _names(table, name):
+            column = _named(table.folder, column)
+        if isinstance(column, LabelColumn):
+            found.append(column)
+        elif name in chosen:
+            allowed = f"a column of {KINDS}, as classes"
+            raise UserError("label", f"{name}, with {column}", allowed, f"choose another column, or set label={NONE}")
+        else:
+            notes.append(f"no labels: the column {name} has {column}")
+    refused = [name for name in LABEL_COLUMNS if name in table.schema.names and name not in fit]
+    notes += [f"no label {name}: {table.schema.field(name).type}, not {KINDS}" for name in refused]
+    return tuple(found), tuple(notes)
+
+
+def _label_columns(table: Table) -> list[str]:
+    reserved = [name for name, _ in COMMON_COLUMNS]
+    return [field.name for field in table.schema if is_label_type(field.type) and field.name not in reserved]
+
+
+def _detected(table: Table, fit: Sequence[str]) -> list[str]:
+    """Find the main label by the schema, or else by its name."""
+    declared = [name for name in fit if table.features.get(name, {}).get("_type") == "ClassLabel"]
+    named = [name for name in LABEL_COLUMNS if name in (declared or fit)]
     found = named[:1] or declared
     if len(found) > 1:
         raise UserError("label", f"nothing, and classes {', '.join(found)}", "one of them", f"set label={found[0]}")
-    return found[0] if found else None
+    return found
 
 
-def _is_number(schema: pa.Schema, name: str) -> bool:
-    return pa.types.is_integer(schema.field(name).type)
+def _named(folder: Folder, column: LabelColumn) -> LabelColumn:
+    """Name the classes of a column of numbers by `classes.txt`, if it exists."""
+    if column.numbers is None or not folder.exists(CLASS_NAMES):
+        return column
+    names = text_lines(folder.read(CLASS_NAMES), folder.file_uri(CLASS_NAMES))
+    if len(names) < len(column.names):
+        got, allowed = f"{len(names)} names", f"{len(column.names)}, one for each number of {column.name}"
+        raise UserError(folder.file_uri(CLASS_NAMES), got, allowed, "complete it, or remove it")
+    return LabelColumn.of_names(column.name, column.candidates, names)
 
 
-def _classes(
-    folder: Folder, names: Sequence[str], schema: pa.Schema, features: dict[str, dict[str, Any]], column: str
-) -> tuple[str, ...]:
-    """Class names of a column: the schema's, or numbers up to the largest in any file."""
-    reserved = [name for name, _ in COMMON_COLUMNS]
-    numbers = [name for name in schema.names if _is_number(schema, name) and name not in reserved]
-    if column not in numbers:
-        raise UserError("label", column, ", ".join(numbers) or "a column of integers", "choose one of them")
-    declared = features.get(column, {}).get("names")
-    if isinstance(declared, list) and declared:
-        return tuple(printable_text(str(name)) for name in declared)
+def _names(table: Table, name: str) -> list[str]:
+    """Return the class names that the schema declares for a column of numbers."""
+    declared = table.features.get(name, {}).get("names")
+    fits = isinstance(declared, list) and pa.types.is_integer(table.schema.field(name).type)
+    return [printable_text(str(each)) for each in declared] if fits else []
+
+
+def _column(table: Table, name: str) -> LabelColumn | str:
+    """Make a label column: with the schema's class names, or else with the values of all files; or say why not."""
+    if declared := _names(table, name):
+        return LabelColumn.of_names(name, (name,), declared)
     with ThreadPoolExecutor(READERS) as pool:
-        largest = max(pool.map(lambda name: _largest(folder, name, column), names))
-    if not 0 <= largest < MAX_CLASSES:
-        allowed = f"class numbers, 0..{MAX_CLASSES - 1}"
-        raise UserError("label", f"{column}, whose largest number is {largest}", allowed, "choose another column")
-    return tuple(str(number) for number in range(largest + 1))
+        found = pool.map(lambda file: _distinct(table.folder, file, name), table.names)
+        return find_classes(name, set[Any]().union(*found))
 
 
-def _largest(folder: Folder, name: str, column: str) -> int:
-    """Find the largest number in a file's column, or -1."""
+def _distinct(folder: Folder, name: str, column: str) -> set[Any]:
+    """Find the different values in a file's column; none if it lacks the column."""
     with open_table(folder, name) as file:
         if column not in file.schema_arrow.names:
-            got = f"columns {', '.join(file.schema_arrow.names)}"
-            raise UserError(folder.file_uri(name), got, f"the column {column} in every file", "choose another column")
-        batches = file.iter_batches(columns=[column], use_threads=False)
-        return max((value for batch in batches if (value := pc.max(batch[column]).as_py()) is not None), default=-1)
+            return set()
+        values = plain(file.read([column], use_threads=False)[column])
+        return set(pc.unique(values).to_pylist())
+
+
+def _unused(table: Table, image: str, labels: Sequence[LabelColumn]) -> list[str]:
+    """Say which columns are left out."""
+    used = {image, *(label.name for label in labels)}
+    others = [f"{field.name} ({_shown(field.type)})" for field in table.schema if field.name not in used]
+    fit = [name for name in _label_columns(table) if name not in used]
+    more = f"; label={fit[0]} or labels={fit[0]} imports one" if fit else ""
+    return [f"columns left out: {', '.join(others[:8])}{' ...' * (len(others) > 8)}{more}"] if others else []
+
+
+def _shown(kind: pa.DataType) -> str:
+    return "struct" if pa.types.is_struct(kind) else str(kind)[:40]

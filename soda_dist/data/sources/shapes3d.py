@@ -11,7 +11,7 @@ a time: shards are large.
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -63,7 +63,7 @@ class Shapes3d:
     def contents(self) -> Contents:
         names = {name: tuple(f"{value:.4g}" for value in values) for name, values in self.values.items()}
         labels = {name: Label(kind="factor", names=names[name]) for name in self.values}
-        return Contents.with_labels(labels, "shape", rows_per_group=256, shuffled=True)
+        return replace(Contents.with_labels(labels, "shape", rows_per_group=256, shuffled=True), drawn=True)
 
     def parts(self) -> Sequence[Part]:
         return [Part(split, self.name) for split in SHARES]

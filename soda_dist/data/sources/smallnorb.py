@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from soda_dist.data import source as contract
 from soda_dist.data.formats.fixed_records import block_records, encode_png, is_size, plain_records, stream_records
+from soda_dist.data.formats.listing import list_files
 from soda_dist.data.formats.seekable_file import SeekableFile
 from soda_dist.data.shards import Label
 from soda_dist.data.source import Contents, Part, Row, Source, damaged_file
@@ -201,7 +202,7 @@ def _shown(matrix: Matrix) -> str:
 def open_source(uri: str, options: Options) -> Source:
     """Open SmallNORB in the folder `uri`; a `UserError` if a file is missing."""
     folder = open_folder(uri)
-    listed = {entry.name for entry in folder.list()}
+    listed = {entry.name for entry in list_files(folder)}
     files = {
         split: Files(*(_find(folder, listed, f"{name}-{kind}.mat") for kind in KINDS)) for split, name in NAMES.items()
     }

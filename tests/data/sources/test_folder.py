@@ -126,7 +126,12 @@ def test_drawn_although_there_are_folders_of_splits(tmp_path: Path) -> None:
         (["train/1.jpg", "val/1.jpg", "valid/1.jpg"], [], "got both val and valid; allowed: one folder of val"),
         (["a/1.jpg"], ["splits=folders"], "splits: got folders, but .* has no split folders"),
         (["1.jpg"], ["classes=true"], "classes: got true, but .* has no class folders"),
-        (["train/a/1.jpg", "train/b/1.jpg", "test/1.jpg"], [], "got no class folder in test"),
+        (["train/a/1.jpg", "train/b/1.jpg", "test/c/1.jpg"], [], "got the class c in test, which train lacks"),
+        (["train/1.jpg", "val/a/1.jpg", "val/b/1.jpg"], [], "got the class a in val, which train lacks"),
+        (["train/1.jpg", "Train/1.jpg"], [], "got both Train and train; allowed: one folder of train"),
+        (["train/1.jpg", "more/1.jpg"], [], "got a folder more with images beside the split train; .*splits=folders"),
+        (["train/a/1.jpg", "x/a/1.jpg", "y/a/1.jpg"], [], "got a folder x with images beside the split train"),
+        (["train/1.jpg", "test/1.jpg"], ["splits=drawn"], "splits: got drawn, and folders test, train"),
         (["1.jpg"], ["splits=other"], "splits: got 'other'"),
     ],
 )
@@ -135,3 +140,72 @@ def test_trees_that_are_not_what_is_said(names: list[str], options: list[str], s
         open_folder(str(tmp_path)).write(name, picture(1))
     with pytest.raises(UserError, match=says):
         opened("folder", str(tmp_path), *options)
+
+
+def put(place: Path, *names: str) -> None:
+    for number, name in enumerate(names):
+        open_folder(str(place)).write(name, picture(number))
+
+
+def test_split_names_in_any_case_and_classes_in_one_unicode_form(tmp_path: Path) -> None:
+    put(tmp_path, "Train/caf\u00e9/1.jpg", "Train/cafe\u0301/2.jpg", "Train/x/3.jpg", "VALIDATION/cafe\u0301/4.jpg")
+    source = opened("folder", str(tmp_path))
+    assert source.contents.labels["label"].names == ("caf\u00e9", "x")
+    assert {row.name: row.columns["label"] for row in rows_of(source, "train")} == {
+        "Train/caf\u00e9/1.jpg": 0,
+        "Train/cafe\u0301/2.jpg": 0,
+        "Train/x/3.jpg": 1,
+    }
+    assert [row.columns["label"] for row in rows_of(source, "val")] == [0]
+
+
+@pytest.mark.parametrize("top", ["", "vehicles/"])
+@pytest.mark.parametrize("below", ["", "images/"])
+def test_a_class_called_train(top: str, below: str, tmp_path: Path) -> None:
+    names = ("airplane", "bus", "train", "truck")
+    put(tmp_path, *(f"{top}{name}/{below}{at}.jpg" for name in names for at in range(9)))
+    source = opened("folder", str(tmp_path))
+    assert source.contents.labels["label"].names == names and source.contents.drawn
+    assert sum(len(rows_of(source, part.split)) for part in source.parts()) == 36
+    assert source.contents.notes == ("train is read as a class, like airplane: set splits=folders if it is a split",)
+    split = opened("folder", str(tmp_path), "splits=folders")
+    assert len(rows_of(split, "train")) == 9
+    assert split.contents.notes[0] == "left out beside the splits: airplane, bus, truck"
+
+
+def test_splits_below_a_single_folder(tmp_path: Path) -> None:
+    put(tmp_path, "flowers/train/a/1.jpg", "flowers/train/b/1.jpg", "flowers/test/a/2.jpg")
+    source = opened("folder", str(tmp_path))
+    assert [part.split for part in source.parts()] == ["train"] * 3 + ["test"] * 2
+    assert source.contents.labels["label"].names == ("a", "b")
+
+
+TINY = {
+    **{f"train/{wnid}/images/{wnid}_{at}.JPEG": picture(at) for wnid in ("n01", "n02") for at in range(2)},
+    **{f"train/{wnid}/{wnid}_boxes.txt": b"n01_0.JPEG\t0\t0\t9\t9\n" for wnid in ("n01", "n02")},
+    **{f"{split}/images/{split}_{at}.JPEG": picture(at) for split in ("val", "test") for at in range(3)},
+    "val/val_annotations.txt": b"\xef\xbb\xbfval_0.JPEG\tn02\t0\t0\t9\t9\r\nval_1.JPEG\tn01\t0\t0\t9\t9\r\n\r\n",
+    "wnids.txt": b"n01\nn02\n",
+}
+
+
+@pytest.mark.parametrize("form", ["folder", "x.zip"])
+def test_tiny_imagenet_as_published(form: str, tmp_path: Path) -> None:
+    for name, data in TINY.items() if form == "folder" else ():
+        open_folder(str(tmp_path)).write(name, data)
+    if form == "x.zip":
+        open_folder(str(tmp_path)).write(form, zip_of({f"tiny/{name}": data for name, data in TINY.items()}))
+    uri = str(tmp_path) if form == "folder" else f"{tmp_path}/{form}"
+    source = opened("folder", uri, "unlabelled=import")
+    assert source.contents.labels["label"].names == ("n01", "n02")
+    assert [row.columns["label"] for row in rows_of(source, "train")] == [0, 0, 1, 1]
+    assert [row.columns["label"] for row in rows_of(source, "val")] == [1, 0, None]
+    assert [row.columns["label"] for row in rows_of(source, "test")] == [None] * 3
+    assert [row.problem for row in rows_of(opened("folder", uri), "val")] == [None, None, "no annotation"]
+
+
+def test_annotations_of_a_class_that_train_lacks(tmp_path: Path) -> None:
+    for name, data in {**TINY, "val/val_annotations.txt": b"val_0.JPEG\tn03\n"}.items():
+        open_folder(str(tmp_path)).write(name, data)
+    with pytest.raises(UserError, match=r"val_annotations\.txt: got the class n03, which train lacks"):
+        opened("folder", str(tmp_path))

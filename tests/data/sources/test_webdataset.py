@@ -68,8 +68,8 @@ def test_bad_samples_are_rows_with_a_problem(tmp_path: Path) -> None:
     open_folder(str(tmp_path)).write("train.tar", tar_of(files))
     rows = rows_of(opened("webdataset", str(tmp_path), "classes=5"), "train")
     none = "a label outside the 5 classes"
-    assert [row.problem for row in rows] == [None, "no cls", none, none, "no image", None, none]
-    assert [row.columns["label"] for row in rows] == [4, None, None, None, None, 2, None]
+    assert [row.problem for row in rows] == [None, "no cls", none, none, "no image", None, "no cls"]
+    assert [row.columns["label"] for row in rows] == [4, None, None, None, 1, 2, None]
 
 
 def test_json_of_any_kind_is_read_without_harm(tmp_path: Path) -> None:
@@ -126,3 +126,81 @@ def test_wrong_folders(files: dict[str, bytes], options: tuple[str, ...], says: 
     with pytest.raises(UserError, match=says) as raised:
         rows_of(opened("webdataset", str(tmp_path), *options), "train")
     assert "\n" not in str(raised.value)
+
+
+def test_hidden_and_meta_members_are_no_samples(tmp_path: Path) -> None:
+    files: dict[str, bytes] = {"__key__": b"x", "__MACOSX/a.jpg": b"x", "Thumbs.db": b"x"}
+    for name, data in (
+        ("./a.jpg", picture(1)),
+        ("./a.cls", b"\xef\xbb\xbf1\r\n"),
+        ("b.jpg", picture(2)),
+        ("b.cls", b"0"),
+    ):
+        place, _, base = name.rpartition("/")
+        files |= {f"{place}/._{base}".lstrip("/"): b"\0\5\x16\7", name: data}
+    open_folder(str(tmp_path)).write("train.tar", tar_of(files))
+    open_folder(str(tmp_path)).write("._train.tar", b"\0\5\x16\7")
+    rows = rows_of(opened("webdataset", str(tmp_path), "classes=2"), "train")
+    assert [(row.problem, row.image, row.columns["label"]) for row in rows] == [
+        (None, picture(1), 1),
+        (None, picture(2), 0),
+    ]
+
+
+@pytest.mark.parametrize("told", [b"\xef\xbb\xbfzebra\r\napple\r\n\r\nn01\r\n10\r\n2\r\n", b"zebra\napple\nn01\n10\n2"])
+def test_names_that_are_numbers_are_told_by_the_whole_set(told: bytes, tmp_path: Path) -> None:
+    def labels(texts: list[str], *more: str) -> tuple[list[int | None], tuple[str, ...]]:
+        for name, found in (("train", texts), ("val", [*more])):
+            files: dict[str, bytes] = {}
+            for at, text in enumerate(found):
+                files |= {f"{at}.jpg": picture(at), f"{at}.cls": text.encode()}
+            open_folder(str(tmp_path)).write(f"{name}.tar", tar_of(files))
+        open_folder(str(tmp_path)).write("classes.txt", told)
+        source = opened("webdataset", str(tmp_path))
+        assert source.contents.labels["label"].names == ("zebra", "apple", "n01", "10", "2")
+        return [row.columns["label"] for row in rows_of(source, "train")], source.contents.notes
+
+    numbers, notes = labels(["2", "4", "0"], "1")
+    assert numbers == [2, 4, 0]
+    assert notes == ("labels are read as numbers: 2 is class number 2",)
+    assert labels(["2", "10", "1"], "2")[0] == [4, 3, None]
+    names, notes = labels(["2"] * 40, *["2"] * 40, "zebra")
+    assert names == [4] * 40 and notes == ("labels are read as names: 2 is the class named 2",)
+
+
+def test_keys_of_others(tmp_path: Path) -> None:
+    files: dict[str, bytes] = {}
+    for at in range(3):
+        files |= {f"{at}.mask.png": picture(9, "PNG"), f"{at}.input.png": picture(at, "PNG"), f"{at}.txt": b"a cat"}
+        files |= {f"{at}.target.cls": str(at).encode(), f"{at}.json": b'{"n": 1}'}
+    open_folder(str(tmp_path)).write("train.tar", tar_of(files))
+    rows = rows_of(opened("webdataset", str(tmp_path), "classes=3"), "train")
+    assert [(row.image, row.columns["label"]) for row in rows] == [(picture(at, "PNG"), at) for at in range(3)]
+    rows = rows_of(opened("webdataset", str(tmp_path), "label=none", "image=mask.png"), "train")
+    assert [row.image for row in rows] == [picture(9, "PNG")] * 3
+    open_folder(str(tmp_path)).write("train.tar", tar_of({"a.left.png": picture(1), "a.right.png": picture(2)}))
+    with pytest.raises(
+        UserError, match=r"image: got nothing, and samples with left\.png, right\.png; .*image=left\.png"
+    ):
+        opened("webdataset", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("classes=3",), "classes: got 3, but the first samples have no cls; .* set label=json:y, or another of y, n"),
+        (("classes=3", "label=none"), "classes: got 3, but label=none"),
+        (("label=cls", "classes=3"), "label: got cls; allowed: members of the first samples: jpg, json, txt"),
+        (("image=tif",), "image: got tif; allowed: a member of the first samples"),
+    ],
+)
+def test_options_that_nothing_would_use(options: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    files = {"a.jpg": picture(1), "a.json": b'{"y": 1, "n": "x", "z": [1]}', "a.txt": b"x"}
+    open_folder(str(tmp_path)).write("train.tar", tar_of(files))
+    open_folder(str(tmp_path)).write("classes.txt", b"a\nb\n")
+    with pytest.raises(UserError, match=says):
+        opened("webdataset", str(tmp_path), *options)
+    assert opened("webdataset", str(tmp_path)).contents.notes == (
+        "no labels, since the samples have no cls; json is not read: set label=json:y, or another of y, n",
+        "classes.txt is not used",
+    )

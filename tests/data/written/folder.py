@@ -20,7 +20,7 @@ REJECTED = {
     "train/Dog/empty.jpg": "an empty file",
     "train/labels.csv": "not in a class folder",
 }
-UNSEEN = ("README.md", "masks/cat/1.jpg", "train/.DS_Store", "train/cat/.hidden/1.jpg", "__MACOSX/train/cat/._1.jpg")
+UNSEEN = ("README.md", "masks/cat/1.txt", "train/.DS_Store", "train/cat/.hidden/1.jpg", "__MACOSX/train/cat/._1.jpg")
 
 
 def files() -> dict[str, bytes]:
