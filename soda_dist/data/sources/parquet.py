@@ -214,8 +214,9 @@ def _named(folder: Folder, column: LabelColumn) -> LabelColumn:
 def _names(table: Table, name: str) -> list[str]:
     """Return the class names that the schema declares for a column of numbers."""
     declared = table.features.get(name, {}).get("names")
-    fits = isinstance(declared, list) and pa.types.is_integer(table.schema.field(name).type)
-    return [printable_text(str(each)) for each in declared] if fits else []
+    if not isinstance(declared, list) or not pa.types.is_integer(table.schema.field(name).type):
+        return []
+    return [printable_text(str(each)) for each in declared]
 
 
 def _column(table: Table, name: str) -> LabelColumn | str:

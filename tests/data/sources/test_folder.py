@@ -180,21 +180,12 @@ def test_splits_below_a_single_folder(tmp_path: Path) -> None:
     assert source.contents.labels["label"].names == ("a", "b")
 
 
-TINY = {
-    **{f"train/{wnid}/images/{wnid}_{at}.JPEG": picture(at) for wnid in ("n01", "n02") for at in range(2)},
-    **{f"train/{wnid}/{wnid}_boxes.txt": b"n01_0.JPEG\t0\t0\t9\t9\n" for wnid in ("n01", "n02")},
-    **{f"{split}/images/{split}_{at}.JPEG": picture(at) for split in ("val", "test") for at in range(3)},
-    "val/val_annotations.txt": b"\xef\xbb\xbfval_0.JPEG\tn02\t0\t0\t9\t9\r\nval_1.JPEG\tn01\t0\t0\t9\t9\r\n\r\n",
-    "wnids.txt": b"n01\nn02\n",
-}
-
-
 @pytest.mark.parametrize("form", ["folder", "x.zip"])
 def test_tiny_imagenet_as_published(form: str, tmp_path: Path) -> None:
-    for name, data in TINY.items() if form == "folder" else ():
+    for name, data in written.tiny().items() if form == "folder" else ():
         open_folder(str(tmp_path)).write(name, data)
     if form == "x.zip":
-        open_folder(str(tmp_path)).write(form, zip_of({f"tiny/{name}": data for name, data in TINY.items()}))
+        open_folder(str(tmp_path)).write(form, zip_of({f"tiny/{name}": data for name, data in written.tiny().items()}))
     uri = str(tmp_path) if form == "folder" else f"{tmp_path}/{form}"
     source = opened("folder", uri, "unlabelled=import")
     assert source.contents.labels["label"].names == ("n01", "n02")
@@ -205,7 +196,7 @@ def test_tiny_imagenet_as_published(form: str, tmp_path: Path) -> None:
 
 
 def test_annotations_of_a_class_that_train_lacks(tmp_path: Path) -> None:
-    for name, data in {**TINY, "val/val_annotations.txt": b"val_0.JPEG\tn03\n"}.items():
+    for name, data in {**written.tiny(), "val/val_annotations.txt": b"val_0.JPEG\tn03\n"}.items():
         open_folder(str(tmp_path)).write(name, data)
     with pytest.raises(UserError, match=r"val_annotations\.txt: got the class n03, which train lacks"):
         opened("folder", str(tmp_path))

@@ -33,3 +33,15 @@ def files() -> dict[str, bytes]:
 def write(folder: Folder) -> None:
     for name, data in files().items():
         folder.write(name, data)
+
+
+def tiny() -> dict[str, bytes]:
+    """Tiny ImageNet as published; its text of annotations as Windows would save it, of two of three images."""
+    names = ("n01", "n02")
+    return {
+        **{f"train/{wnid}/images/{wnid}_{at}.JPEG": picture(at) for wnid in names for at in range(2)},
+        **{f"train/{wnid}/{wnid}_boxes.txt": b"n01_0.JPEG\t0\t0\t9\t9\n" for wnid in names},
+        **{f"{split}/images/{split}_{at}.JPEG": picture(at) for split in ("val", "test") for at in range(3)},
+        "val/val_annotations.txt": b"\xef\xbb\xbfval_0.JPEG\tn02\t0\t0\t9\t9\r\nval_1.JPEG\tn01\t0\t0\t9\t9\r\n\r\n",
+        "wnids.txt": b"n01\nn02\n",
+    }

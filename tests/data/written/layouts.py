@@ -11,6 +11,8 @@ from functools import partial
 from typing import NamedTuple
 from unittest import mock
 
+import pyarrow as pa
+
 from soda_dist.data.sources import mpi3d as mpi3d_source
 from soda_dist.data.sources import shapes3d as shapes3d_source
 from soda_dist.data.storage.folder import Folder
@@ -33,7 +35,7 @@ from tests.data.written import (
     smallnorb,
     webdataset,
 )
-from tests.data.written.pictures import tar_of, zip_of
+from tests.data.written.pictures import picture, tar_of, zip_of
 
 Files = dict[str, bytes]
 
@@ -131,6 +133,24 @@ def _mpi3d(deflated: bool) -> Callable[[], Files]:
     return lambda: {"mpi3d_real.npz": mpi3d.archive(images=mpi3d.images(), deflated=deflated)}
 
 
+def _texts(into: Folder) -> None:
+    """Labels as texts, in a dictionary in one of two files."""
+    for split, names in (("train", ["b", "a", "c", "a"]), ("test", ["c", ""])):
+        cells = pa.array(names)
+        made = parquet.table(range(len(names)), features=None)
+        made = made.set_column(1, "label", cells.dictionary_encode() if split == "train" else cells)
+        parquet.put(into, f"{split}.parquet", made)
+
+
+def _samples_of_others() -> Files:
+    """Keys with a second dot, hidden members, and names of classes that are numbers."""
+    members: Files = {}
+    for at in range(6):
+        members |= {f"._{at}.input.png": b"x", f"{at}.input.png": picture(at, "PNG"), f"{at}.mask.png": b"x"}
+        members[f"{at}.target.cls"] = str(at % 3).encode()
+    return {"train.tar": tar_of(members), "classes.txt": b"\xef\xbb\xbf2\r\n1\r\n0\r\n"}
+
+
 LAYOUTS = {
     "afhq": Layout("afhq", written(afhq.write)),
     "afhq zip": Layout("afhq", lambda: afhq.files(2), in_zip("afhq_v2.zip")),
@@ -150,6 +170,7 @@ LAYOUTS = {
     "folder zip": Layout("folder", folder.files, in_zip("a.zip"), "a.zip"),
     "folder tar": Layout("folder", folder.files, in_tar("a.tar"), "a.tar", ("splits=drawn",)),
     "folder tgz": Layout("folder", folder.files, in_tgz("a.tgz"), "a.tgz", ("classes=false",)),
+    "folder tiny": Layout("folder", folder.tiny),
     "gso": Layout("gso", written(_scanned)),
     "imagenet": Layout("imagenet", imagenet.folders),
     "imagenet tars": Layout("imagenet", _imagenet_tars),
@@ -164,12 +185,14 @@ LAYOUTS = {
     "nmr zip": Layout("nmr", lambda: nmr.below("NMR_Dataset/", nmr.files()), in_zip("NMR_Dataset.zip")),
     "nmr tar": Layout("nmr", nmr.files, in_tar("nmr.tar"), "nmr.tar"),
     "parquet": Layout("parquet", written(parquet.write)),
+    "parquet texts": Layout("parquet", written(_texts), options=("unlabelled=import",)),
     "shapenet": Layout("shapenet", written(kubric.write)),
     "shapes3d": Layout("shapes3d", written(shapes3d.write)),
     "shapes3d flat": Layout("shapes3d", lambda: {"3dshapes.h5": shapes3d.file()}),
     "smallnorb": Layout("smallnorb", written(smallnorb.write_plain)),
     "smallnorb gz": Layout("smallnorb", written(smallnorb.write_plain), gzipped),
     "webdataset": Layout("webdataset", written(webdataset.write)),
+    "webdataset of others": Layout("webdataset", _samples_of_others),
     "webdataset json": Layout("webdataset", written(webdataset.write), options=("label=json:label",)),
 }
 
