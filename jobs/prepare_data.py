@@ -1,11 +1,13 @@
-"""Convert a published data set, or rendered solids, to shards for training; or check existing shards.
+"""Convert a published data set, or rendered solids, to shards for training; check, extend or reduce existing shards.
 
 Kinds: imagenet, celebahq, lsun, afhq, flowers102, nmr, shapenet, gso, smallnorb, shapes3d, mpi3d, cub, cifar10,
-cifar100, folder, parquet, webdataset, multiview, synthetic; KIND --help shows a kind's layouts and options. Rerun to
-resume. Images stay as published unless --max-side or --quality is given.
+cifar100, folder, parquet, webdataset, multiview, synthetic; KIND --help shows a kind's layouts and options.
+Rerun to resume. Images stay as published unless --max-side or --quality is given.
   python jobs/prepare_data.py KIND --source DIR|FILE|URI --data URI [option=value ...]
   python jobs/prepare_data.py KIND --source DIR|FILE|URI --dry-run [option=value ...]   say what it holds, and stop
   python jobs/prepare_data.py synthetic --data URI size=48 objects=4096
+  python jobs/prepare_data.py KIND --source DIR|FILE|URI --data URI --append   add the files that --data lacks
+  python jobs/prepare_data.py --data URI --remove train/17,NAME   remove rows by key or name; @FILE: one per line
   python jobs/prepare_data.py --check URI [--images N|all]   check digests, counts and keys; decode N images per shard
 """
 
@@ -23,35 +25,36 @@ def main(argv: list[str]) -> str:
     add_uri(arguments, "--source", "the data set as published", required=False)
     add_uri(arguments, "--data", "folder for the shards, created if missing", required=False)
     add_uri(arguments, "--check", "prepared shards to check", required=False)
+    arguments.add_argument("--append", action="store_true", help="add to the prepared folder --data")
+    arguments.add_argument("--remove", metavar="ROW,...|@FILE", help="remove these rows from --data")
     arguments.add_argument("--dry-run", action="store_true", help="say what the source holds; write nothing")
     arguments.add_argument("--images", type=count_or_all, default=16, metavar="N|all", help="decoded per shard (16)")
-    arguments.add_argument("--max-side", metavar="N", help="re-encode as JPEG of at most N pixels a side")
-    arguments.add_argument("--quality", metavar="Q", help="JPEG quality (default 90); without --max-side: keep sizes")
+    for name, text in (("max_side", "JPEG of at most N pixels a side"), ("quality", "JPEG quality, 90 by default")):
+        flag, option = f"--{name.replace('_', '-')}", f"{name}={{}}".format
+        arguments.add_argument(flag, action="append", dest="flags", type=option, default=[], metavar="N", help=text)
     arguments.add_argument("options", nargs="*", metavar="option=value", help="options of the kind")
     args = arguments.parse_intermixed_args(argv)
-    flags = [f"{name}={value}" for name in ("max_side", "quality") if (value := getattr(args, name)) is not None]
-    options = [*args.options, *flags]
-    to = "" if args.dry_run else args.data
-    if (args.kind is None) == (args.check is None) or (args.kind is None) != (to is None):
-        raise UserError("arguments", "none or too many", "KIND with --data or --dry-run, or --check", "use one of them")
+    options, modes = [*args.options, *args.flags], [each for each in (args.kind, args.check, args.remove) if each]
+    if len(modes) != 1 or (args.data is None) != (args.dry_run or bool(args.check)) or args.append > bool(args.kind):
+        allowed = "KIND with --data or --dry-run, --remove with --data, or --check"
+        raise UserError("arguments", "none or too many", allowed, "use one of them")
 
-    from soda_dist.data.shards import read_manifest
-    from soda_dist.data.sources import parse_options
-    from soda_dist.data.storage.folder import open_folder
+    from soda_dist.data import preparation
     from soda_dist.distributed.runtime.cluster import ray_session
 
-    # Reject bad input before Ray starts.
-    read_manifest(open_folder(args.check)) if args.check else parse_options(args.kind, options)
+    preparation.check_arguments(args.kind, options, args.check or args.data)  # before Ray starts
     with ray_session(cpus=2):
-        from soda_dist.data.preparation import check, prepare, survey
         from soda_dist.distributed.runtime.actor_pool import ActorPool
 
         pool = ActorPool(say=say)
         if args.check:
-            return check(args.check, args.images, pool, say)
+            return preparation.check(args.check, args.images, pool, say)
+        if args.remove:
+            return preparation.remove(args.data, preparation.parse_rows(args.remove), pool, say)
         if args.dry_run:
-            return survey(args.kind, args.source, options, pool, say)
-        return prepare(args.kind, args.source, args.data, options, pool, say)
+            return preparation.survey(args.kind, args.source, options, pool, say)
+        act = preparation.append if args.append else preparation.prepare
+        return act(args.kind, args.source, args.data, options, pool, say)
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def load_group(name: str, instead: Mapping[str, str | None] | None = None) -> Ab
     path = Path(name) if name.endswith((".yaml", ".yml")) else GROUPS / f"{name}.yaml"
     if not path.is_file():
         raise UserError("--group", name, f"{', '.join(group_names())}, or a .yaml file", "choose one of them")
-    tree = read_yaml(path, name)
+    tree = read_yaml(Path(str(path)), name)
     if not isinstance(tree, dict):
         raise UserError(name, type(tree).__name__, "a mapping", "start from a shipped group")
     for field, text in (instead or {}).items():

@@ -46,7 +46,7 @@ class _Loader(yaml.SafeLoader):
 
     def _expect(self, holds: bool, problem: str, event: yaml.Event) -> None:
         if not holds:
-            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)  # type: ignore[arg-type]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()

@@ -36,7 +36,7 @@ CLAIM = f"{APPEND}/append.json"
 
 def append(
     kind: str,
-    source_uri: str,
+    source_uri: str | None,
     data_uri: str,
     options: Sequence[str] = (),
     pool: Pool | None = None,
@@ -54,6 +54,8 @@ def append(
     Raises:
         UserError: a wrong kind, option or source, no prepared folder, or rows unlike those of the folder.
     """
+    if source_uri is None:
+        raise UserError("--source", "nothing", "the published data set", "name its folder or file")
     parsed, folder = parse_options(kind, options), open_folder(data_uri)
     manifest, settings = read_manifest(folder), reencoding(parsed)
     if settings not in (None, manifest.reencoded):

@@ -69,6 +69,18 @@ class Claim(Node):
     fingerprint: str
 
 
+def check_arguments(kind: str | None, options: Sequence[str], data_uri: str | None) -> None:
+    """Check what needs no worker: a kind's options; without a kind, that `data_uri` is a prepared folder.
+
+    Raises:
+        UserError: a wrong kind or option, or no prepared folder.
+    """
+    if kind:
+        parse_options(kind, options)
+    elif data_uri:
+        read_manifest(open_folder(data_uri))
+
+
 def prepare(
     kind: str,
     source_uri: str | None,

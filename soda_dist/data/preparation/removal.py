@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from soda_dist.data.formats.published_names import one_form
+from soda_dist.data.formats.text_lines import text_lines
 from soda_dist.data.preparation.revision import counts, discard_leftovers, hashed, next_number, publish, split_of_shards
 from soda_dist.data.preparation.shard_jobs import rewrite_shard
 from soda_dist.data.shards import Manifest, Shard, ShardReader, Split, read_manifest
-from soda_dist.data.storage.folder import Folder, open_folder
+from soda_dist.data.storage.folder import Folder, locate, open_folder
 from soda_dist.errors import UserError
 from soda_dist.parallel.local_pool import LocalPool
 from soda_dist.parallel.pool import Held, Pool
@@ -57,20 +59,37 @@ def remove(data_uri: str, rows: Sequence[str], pool: Pool | None = None, say: Sa
     return folder.uri
 
 
+def parse_rows(text: str) -> list[str]:
+    """Split rows at commas, or read `@FILE`, a local path or URI of a text file with a row per line.
+
+    Raises:
+        UserError: no such file, or no text.
+    """
+    if not text.startswith("@"):
+        return [row for row in text.split(",") if row]
+    folder, name = locate(text[1:])
+    try:
+        return text_lines(folder.read(name), folder.file_uri(name))
+    except FileNotFoundError:
+        raise UserError(
+            "--remove", f"{text}, which does not exist", "@FILE with a row per line", "correct it"
+        ) from None
+
+
 def _find(folder: Folder, manifest: Manifest, rows: Sequence[str]) -> dict[str, dict[int, str]]:
     """Find the chosen rows: of each split that has some, their names by key."""
     names = {split: ShardReader(folder, manifest, split).column("name").to_pylist() for split in manifest.splits}
     chosen: defaultdict[str, dict[int, str]] = defaultdict(dict)
-    wanted, places = set(rows), defaultdict[str, list[tuple[str, int]]](list)
+    wanted, places = {one_form(row) for row in rows}, defaultdict[str, list[tuple[str, int]]](list)
     for split, found in names.items():
         for key, name in enumerate(found):
-            if name in wanted:
-                places[name].append((split, key))
+            if (composed := one_form(name)) in wanted:
+                places[composed].append((split, key))
     unknown = []
     for row in rows:
         split, number = match.groups() if (match := KEY.fullmatch(row)) else ("", "")
         is_key = split in names and int(number) < len(names[split])
-        located = [(split, int(number))] if is_key else places.get(row, [])
+        located = [(split, int(number))] if is_key else places.get(one_form(row), [])
         unknown += [] if located else [row]
         for where, at in located:
             chosen[where][at] = names[where][at]

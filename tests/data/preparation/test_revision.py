@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from soda_dist.data.preparation import addition, append, check, prepare, removal, remove
+from soda_dist.data.preparation import addition, append, check, parse_rows, prepare, removal, remove
 from soda_dist.data.shards import Manifest, ShardReader, read_manifest
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
@@ -255,3 +255,15 @@ def test_rewritten_shards_have_full_checksums(tmp_path: Path) -> None:
         1,
         2,
     ]
+
+
+def test_rows_to_remove_are_named_at_once_or_in_a_file(tmp_path: Path) -> None:
+    _, data = prepared(tmp_path, "cat", "d\u00f6g")
+    listed = tmp_path / "rows.txt"
+    listed.write_bytes("\ufefftrain/do\u0308g/1.jpg\r\n\r\ntrain/0\r\n".encode())
+    assert parse_rows("train/0,a.jpg") == ["train/0", "a.jpg"]
+    assert parse_rows(f"@{listed}") == ["train/d\u00f6g/1.jpg", "train/0"]
+    remove(data.uri, parse_rows(f"@{listed}"))
+    assert read_manifest(data).splits["train"].rows == 12
+    with pytest.raises(UserError, match=r"--remove: got @.*, which does not exist"):
+        parse_rows(f"@{tmp_path}/nothing.txt")
