@@ -1,8 +1,7 @@
 """Convert a published data set, or rendered solids, to shards for training; check, extend or reduce existing shards.
 
 Kinds: imagenet, celebahq, lsun, afhq, flowers102, nmr, shapenet, gso, smallnorb, shapes3d, mpi3d, cub, cifar10,
-cifar100, folder, parquet, webdataset, multiview, synthetic; KIND --help shows a kind's layouts and options.
-Rerun to resume. Images stay as published unless --max-side or --quality is given.
+cifar100, folder, parquet, webdataset, multiview, synthetic (KIND --help: layouts and options). Rerun to resume.
   python jobs/prepare_data.py KIND --source DIR|FILE|URI --data URI [option=value ...]
   python jobs/prepare_data.py KIND --source DIR|FILE|URI --dry-run [option=value ...]   say what it holds, and stop
   python jobs/prepare_data.py synthetic --data URI size=48 objects=4096
@@ -29,15 +28,14 @@ def main(argv: list[str]) -> str:
     arguments.add_argument("--remove", metavar="ROW,...|@FILE", help="remove these rows from --data")
     arguments.add_argument("--dry-run", action="store_true", help="say what the source holds; write nothing")
     arguments.add_argument("--images", type=count_or_all, default=16, metavar="N|all", help="decoded per shard (16)")
-    for name, text in (("max_side", "JPEG of at most N pixels a side"), ("quality", "JPEG quality, 90 by default")):
+    for name, text in (("max_side", "re-encode as JPEG, N pixels a side at most"), ("quality", "JPEG quality (90)")):
         flag, option = f"--{name.replace('_', '-')}", f"{name}={{}}".format
         arguments.add_argument(flag, action="append", dest="flags", type=option, default=[], metavar="N", help=text)
     arguments.add_argument("options", nargs="*", metavar="option=value", help="options of the kind")
     args = arguments.parse_intermixed_args(argv)
     options, modes = [*args.options, *args.flags], [each for each in (args.kind, args.check, args.remove) if each]
     if len(modes) != 1 or (args.data is None) != (args.dry_run or bool(args.check)) or args.append > bool(args.kind):
-        allowed = "KIND with --data or --dry-run, --remove with --data, or --check"
-        raise UserError("arguments", "none or too many", allowed, "use one of them")
+        raise UserError("arguments", "none or too many", "KIND or --remove with --data, or --check", "use one of them")
 
     from soda_dist.data import preparation
     from soda_dist.distributed.runtime.cluster import ray_session

@@ -56,6 +56,8 @@ CLAIM, INDEX = f"{IMPORT}/import.json", f"{IMPORT}/index"
 REJECTED = "rejected.jsonl"
 APPEND = "_append"
 """Like IMPORT, of an addition that is not finished."""
+LATER = ("limit", "unlabelled", "image", "all")
+"""Options that imports of earlier releases lacked: at their defaults they are no part of an import's identity."""
 IMPORT_FILES = re.compile(rf"({IMPORT}|{APPEND})/.*|{re.escape(MANIFEST)}|{re.escape(REJECTED)}|{SHARD_FILE.pattern}")
 
 
@@ -146,8 +148,9 @@ def _claim(kind: str, source_uri: str | None, options: Options) -> Claim:
     source = open_folder(source_uri).uri if source_uri else ""
     if not source and kind != "synthetic":
         raise UserError("--source", "nothing", "the published data set", "name its folder or file")
-    chosen = options.model_dump(mode="json")
-    identity = json.dumps([VERSION, kind, source, chosen], sort_keys=True)
+    chosen, defaults = options.model_dump(mode="json"), type(options)().model_dump(mode="json")
+    told = {name: value for name, value in chosen.items() if name not in LATER or value != defaults[name]}
+    identity = json.dumps([VERSION, kind, source, told], sort_keys=True)
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()
     return Claim(version=VERSION, kind=kind, source=source, options=chosen, fingerprint=fingerprint)
 

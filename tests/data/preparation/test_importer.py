@@ -18,6 +18,7 @@ from PIL import Image
 
 from soda_dist.data.preparation import importer
 from soda_dist.data.shards import ShardReader, check_shards, read_manifest
+from soda_dist.data.sources import parse_options
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
 from tests.evaluation.scattered_pool import ScatteredPool
@@ -339,3 +340,20 @@ def test_kill_and_run_again(tmp_path: Path) -> None:
     whole = open_folder(prepare("synthetic", None, str(tmp_path / "whole"), *options)[0])
     assert files_of(open_folder(str(data))) == files_of(whole)
     assert not list(data.rglob(".soda-tmp-*"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "fingerprint"),
+    [
+        ("folder", "seed=3", "72b9be65e952d9effcddaf8d6fcd99896d89ebae5e62e19a72013b0764d5b0e6"),
+        ("webdataset", "classes=3", "0406df0fb681fe31b0fe1ea2f66259f041f4aee5dc3248a223969688d68c15ff"),
+        ("flowers102", "seed=0", "9f0a918d9ca7e7b365113dd5a5c695c73a4c08687f90d1fe71fddb51224c9d47"),
+    ],
+)
+def test_options_that_came_later_change_no_fingerprint_at_their_defaults(
+    kind: str, option: str, fingerprint: str
+) -> None:
+    """As the release before `limit`, `unlabelled`, `image` and `all` computed them."""
+    assert importer._claim(kind, "/published", parse_options(kind, [option])).fingerprint == fingerprint
+    other = importer._claim(kind, "/published", parse_options(kind, [option, "limit=5"]))
+    assert other.fingerprint != fingerprint
