@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,12 +92,12 @@ def parse_yaml(text: str | bytes, where: str) -> Any:
         raise UserError(where, got, "YAML", "correct it") from None
 
 
-def read_yaml(path: Path, where: str) -> Any:
+def read_yaml(path: Traversable, where: str) -> Any:
     """Read and parse a local YAML file; raise `UserError` as `parse_yaml` does, and for an unreadable file."""
     return parse_yaml(_read_text(path, where), where)
 
 
-def _read_text(path: Path, where: str) -> bytes:
+def _read_text(path: Traversable, where: str) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
