@@ -81,7 +81,7 @@ def put_object(uri: str, key: str, data: bytes) -> None:
     """Store an object below `uri` under any key, such as `a//b` or the marker `a/`, past the product and pyarrow."""
     scheme, _, place = uri.partition("://")
     bucket, _, above = place.partition("/")
-    key = f"{above}/{key}"
+    key = f"{above}/{key}" if above else key
     if scheme == "gs":
         objects = f"{os.environ[GCS_ENDPOINT]}/upload/storage/v1/b/{bucket}/o"
         _post(f"{objects}?uploadType=media&name={quote(key, safe='')}", data, "application/octet-stream")
