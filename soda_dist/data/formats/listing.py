@@ -19,19 +19,19 @@ def list_files(folder: Folder, prefix: str = "") -> list[Entry]:
         UserError: names that no file system can have, or storage that cannot be read.
     """
     if not folder.is_local:
-        return [entry for entry in folder.list(prefix) if _is_shown(folder, entry.name)]
+        return [entry for entry in folder.list(prefix) if not is_hidden(entry.name)]
     base = prefix.rpartition("/")[0]
     return sorted(entry for entry in _below(folder, base) if entry.name.startswith(prefix))
 
 
 def list_direct_files(folder: Folder, name: str = "") -> list[Entry]:
     """List the files directly below the folder `name`, sorted; empty if it does not exist."""
-    return [entry for entry in folder.files(name) if _is_shown(folder, entry.name)]
+    return [entry for entry in folder.files(name) if not is_hidden(entry.name)]
 
 
 def list_folders(folder: Folder, name: str = "") -> list[str]:
     """List the names of the folders directly below `name`, sorted."""
-    found = [inner for inner in folder.folders(name) if _is_shown(folder, f"{name}/{inner}".lstrip("/"))]
+    found = [inner for inner in folder.folders(name) if not is_hidden(inner)]
     if not folder.is_local:
         return found
     place = Path(folder.uri) / name
@@ -78,13 +78,6 @@ def _links(place: Path) -> set[str]:
             return {entry.name for entry in entries if entry.is_symlink()}
     except OSError:
         return set()  # its files are rejected when they are read
-
-
-def _is_shown(folder: Folder, name: str) -> bool:
-    if name.startswith("/") or "//" in name:
-        got, allowed = f"the key {name}, which has an empty part", "names with one / between parts"
-        raise UserError(folder.file_uri(""), got, allowed, "rename the objects")
-    return not is_hidden(name)
 
 
 def _below(folder: Folder, base: str) -> list[Entry]:
