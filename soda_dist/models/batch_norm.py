@@ -41,11 +41,9 @@ class GroupedBatchNormAct2d(nn.BatchNorm2d):
     """
 
     reduce: Reduce | None = None
-    sharers: int = 1
-    """Workers that hold a part of this worker's group."""
     pending: Tensor
-    """float64 [3, C], not in the state dict: sums of means and of unbiased variances, and number of groups, which
-    counts a shared group in equal parts."""
+    """float64 [3, C], not in the state dict: sums of means and of unbiased variances, and the number of groups. Each
+    worker that holds a part of a group counts it; all groups have as many of them, so means over groups stay right."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
@@ -87,7 +85,7 @@ class GroupedBatchNormAct2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _keep(self, mean: Tensor, variance: Tensor) -> None:
-        self.pending += torch.stack([mean.double(), variance.double(), torch.ones_like(mean).double()]) / self.sharers
+        self.pending += torch.stack([mean.double(), variance.double(), torch.ones_like(mean).double()])
 
 
 class _ChannelSums(torch.autograd.Function):
@@ -113,11 +111,11 @@ class _ChannelSums(torch.autograd.Function):
         return torch.addcmul(first, x.float(), second, value=2).to(x.dtype)
 
 
-def share_groups(model: nn.Module, reduce: Reduce, sharers: int) -> int:
-    """Let the batch norms of `model` sum over the `sharers` workers that hold a group; return the number of norms."""
+def share_groups(model: nn.Module, reduce: Reduce) -> int:
+    """Let the batch norms of `model` sum over the workers that hold a group in parts; return the number of norms."""
     norms = _norms(model)
     for norm in norms:
-        norm.reduce, norm.sharers = reduce, sharers
+        norm.reduce = reduce
     return len(norms)
 
 

@@ -261,7 +261,7 @@ def build_engine(config: RunConfig, device: torch.device, labels: ProbeLabels | 
             objective.online_probe.workers = objective.workers
         sharers = (config.norm_batch or 1) // config.micro_batch
         if sharers > 1:
-            share_groups(objective, sum_over_neighbours(sharers), sharers)
+            share_groups(objective, sum_over_neighbours(sharers))
     if config.scale.engine == "deepspeed":
         from soda_dist.training.engines.deepspeed_engine import DeepSpeedEngine
 

@@ -80,7 +80,7 @@ def test_equals_torch_in_training_and_evaluation(reduce):
     norm, expected = GroupedBatchNormAct2d(5), reference(5)
     norm.load_state_dict(expected.state_dict())
     if reduce is not None:
-        assert share_groups(norm, reduce, 1) == 1
+        assert share_groups(norm, reduce) == 1
     weights = torch.randn(6, 5, 4, 3, generator=torch.Generator().manual_seed(2))
     for batch in batches(3):
         results = []
@@ -101,7 +101,7 @@ def test_equals_torch_in_training_and_evaluation(reduce):
 
 def test_bf16_is_normalised_with_float32_sums():
     norm = GroupedBatchNormAct2d(5)
-    share_groups(norm, lambda sums: sums, 1)
+    share_groups(norm, lambda sums: sums)
     x = batches(1)[0].bfloat16()
     wide = x.double()
     variance, mean = torch.var_mean(wide, (0, 2, 3), correction=0, keepdim=True)
@@ -147,7 +147,7 @@ def test_workers_equal_the_whole_batch(sizes):
     latents: list[Any] = [None] * len(sizes)
 
     def work(rank: int) -> None:
-        assert share_groups(models[rank], workers.reduce(rank), len(sizes)) == 17
+        assert share_groups(models[rank], workers.reduce(rank)) == 17
         latents[rank] = models[rank](parts[rank])
         (latents[rank] * weights.split(list(sizes))[rank]).sum().backward()
         update_running_statistics(models[rank], lambda values: workers.sum(rank, values))
@@ -172,7 +172,7 @@ def test_unsynchronised_workers_differ():
 
 def test_a_channel_of_one_constant_is_finite():
     norm = GroupedBatchNormAct2d(1)
-    share_groups(norm, lambda sums: sums, 1)
+    share_groups(norm, lambda sums: sums)
     x = torch.full((4, 1, 8, 8), 100.1, requires_grad=True)
     y = norm(x)
     y.sum().backward()

@@ -28,7 +28,7 @@ def test_the_objective_is_one_graph(case: str) -> None:
     config = tiny_config(**{"denoiser": SMALL, **CASES[case]})
     objective = build_objective(config)
     if case == "batch norm, shared":
-        share_groups(objective, lambda sums: sums, 1)
+        share_groups(objective, lambda sums: sums)
     torch._dynamo.reset()
     found = torch._dynamo.explain(objective)(*to_device(pairs_at(config, 0, 4), torch.device("cpu")))
     assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons

@@ -126,3 +126,13 @@ def test_draws_of_samples_steps_purposes_and_seeds_are_uncorrelated(seed):
         torch.cat([near.pose_keep, far.pose_keep]),
     ):
         assert abs(float(torch.corrcoef(torch.stack([column.double(), size]))[0, 1])) * 1024**0.5 < 4
+
+
+@pytest.mark.long
+def test_a_compiled_draw_has_the_same_integers_and_the_same_noise_to_rounding():
+    index = torch.arange(5)
+    plain, compiled = draw(3, index, **SHAPES), torch.compile(lambda at: draw(3, at, **SHAPES), fullgraph=True)(index)
+    for name in ("t", "keep", "pose_keep", "seeds"):
+        assert torch.equal(getattr(plain, name), getattr(compiled, name)), name
+    for name in ("eps", "source_noise"):
+        torch.testing.assert_close(getattr(compiled, name), getattr(plain, name), rtol=1e-5, atol=2e-6, msg=name)
