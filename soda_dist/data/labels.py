@@ -7,12 +7,10 @@ import numpy as np
 import pyarrow as pa
 
 from soda_dist.config.sections import Train
-from soda_dist.data.shards import Manifest
+from soda_dist.data.shards import ATTRIBUTES, Manifest
 from soda_dist.data.views.addressed import Ints
 from soda_dist.errors import UserError
 
-ATTRIBUTES = "attributes"
-"""Label name that selects all attribute columns."""
 FIELD = "train.online_probe_label"
 
 

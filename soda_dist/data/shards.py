@@ -35,6 +35,8 @@ from soda_dist.errors import UserError
 VERSION: Final = 2
 MANIFEST = "manifest.json"
 SHARD_FILE = re.compile(r"\w+/\d{5}\.parquet")
+ATTRIBUTES = "attributes"
+"""As a main label: all attribute columns."""
 REMEDY = "rerun prepare_data.py to rebuild it"
 CACHED_BYTES = 256 * 2**20
 OPEN_SHARDS = 64
@@ -138,7 +140,8 @@ class Manifest(Node):
                     raise ValueError(f"{shard.path} is not in the folder {name}")
                 if not sum(shard.groups) == shard.rows <= shard.bytes:
                     raise ValueError(f"{shard.path} has {shard.rows} rows in {shard.bytes} bytes")
-        if self.main_label is not None and self.main_label not in self.labels:
+        attributes = any(label.kind == "attribute" for label in self.labels.values())
+        if self.main_label not in (None, *self.labels, *([ATTRIBUTES] if attributes else [])):
             raise ValueError(f"{self.main_label} is no label")
         return self
 

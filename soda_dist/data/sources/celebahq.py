@@ -22,8 +22,7 @@ from soda_dist.data.formats.class_folders import open_classes
 from soda_dist.data.formats.file_trees import Tree, file_index, open_trees
 from soda_dist.data.formats.hashed_splits import SHARES, split_numbers
 from soda_dist.data.formats.text_lines import text_lines
-from soda_dist.data.labels import ATTRIBUTES
-from soda_dist.data.shards import Label
+from soda_dist.data.shards import ATTRIBUTES, Label
 from soda_dist.data.source import Contents, Part, Row, Source
 from soda_dist.errors import UserError
 
