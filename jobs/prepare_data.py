@@ -1,7 +1,7 @@
 """Convert a published data set, or rendered solids, to shards for training; check, extend or reduce existing shards.
 
 Kinds: imagenet, celebahq, lsun, afhq, flowers102, nmr, shapenet, gso, smallnorb, shapes3d, mpi3d, cub, cifar10,
-cifar100, folder, parquet, webdataset, multiview, synthetic (KIND --help: layouts and options). Rerun to resume.
+cifar100, folder, parquet, webdataset, multiview, synthetic; KIND --help: layouts and options. Rerun to resume.
   python jobs/prepare_data.py KIND --source DIR|FILE|URI --data URI [option=value ...]
   python jobs/prepare_data.py KIND --source DIR|FILE|URI --dry-run [option=value ...]   say what it holds, and stop
   python jobs/prepare_data.py synthetic --data URI size=48 objects=4096
