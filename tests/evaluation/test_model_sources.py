@@ -118,8 +118,12 @@ def test_an_encoder_alone_gives_latents_of_images_without_labels(place: Path, tm
     assert latents.shape == (found["counts"]["train"], found["dimension"]) == (44, 12)
     variances = np.linalg.eigvalsh(np.cov(latents.T))[::-1][:3]
     np.testing.assert_allclose([each["sigma"] for each in found["directions"]], variances**0.5, rtol=1e-3)
+    scores = evaluate_encoder(file, data.uri, "label_free", out)["label_free"]["encoders"]["trained"]
+    assert 1 < scores["effective_rank"] < scores["dimension"] == 12
     for tasks in ("probe", "knn", "dci"):
-        with pytest.raises(UserError, match=f"--tasks: got {tasks} of data without labels; allowed: latents; "):
+        with pytest.raises(
+            UserError, match=f"--tasks: got {tasks} of data without labels; allowed: label_free, latents; "
+        ):
             evaluate_encoder(file, data.uri, tasks, out)
     with pytest.raises(UserError, match=r"got 13 with 44 training images .*; allowed: 1\.\.12"):
         evaluate_encoder(file, data.uri, "latents", out, overrides=["evaluation.tools.directions=13"])

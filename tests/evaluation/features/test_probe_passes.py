@@ -209,7 +209,7 @@ def test_a_lost_pass_is_noticed(data: Path, done: tuple[Path, Training], tmp_pat
     pieces = done[1].passes[0].pieces
     (folder,) = (path.parent for path in tmp_path.glob(f"run/latents/*/train/{pieces[1].file}"))
     shutil.copy(folder / pieces[2].file, folder / pieces[1].file)
-    with pytest.raises(RuntimeError, match=r"holds 10 rows, not 17|lacks rows"):
+    with pytest.raises(UserError, match=r"damaged file \(10 rows, not 17\)"):
         extracted(data, tmp_path / "run", config_with())
 
 
