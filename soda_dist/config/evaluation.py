@@ -51,7 +51,7 @@ class LabelFree(Node):
     """Quality of latents without labels: retrieval of the other view and effective rank (not in the paper)."""
 
     images: Annotated[int, Field(ge=16, le=20_000)] = 2000
-    """Maximum images of the test split, drawn at random. Each is seen in two views, augmented as `probe.passes` does."""
+    """Maximum images of the test split, drawn at random. Each is seen in two views, augmented as by `probe.passes`."""
 
 
 class Dci(Node):

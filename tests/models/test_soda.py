@@ -61,7 +61,7 @@ def test_z_s_projections_learn_in_the_first_step_and_the_encoder_in_the_second()
         optimizer.step()
     projections = {n for n, _ in model.named_parameters() if n.endswith(".latent.weight")}
     denoiser = {n for n, _ in model.named_parameters() if n.startswith("denoiser.")}
-    assert len(projections) == 16 and learning[0] == denoiser
+    assert len(projections) == 20 and learning[0] == denoiser
     assert learning[1] == {n for n, _ in model.named_parameters()}
 
 
@@ -94,8 +94,8 @@ def test_it_learns_and_what_it_learns_is_in_z():
 
 def test_addressed_modules_have_numbers_of_their_own_over_both_networks():
     modules = [m for m in soda().modules() if isinstance(m, AddressedDropout | AddressedDropPath)]
-    # Seven residual branches and z in the encoder; three layers down, two in the middle, three up.
-    assert [m.number for m in modules] == list(range(16))
+    # Seven residual branches and z in the encoder; three layers down, two in the middle, five up.
+    assert [m.number for m in modules] == list(range(18))
 
 
 def test_copies_are_equal_and_apart():
