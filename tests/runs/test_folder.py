@@ -21,8 +21,8 @@ SMALL = str(Path(__file__).parents[1] / "config" / "small.yaml")
 
 
 def small(*overrides: str) -> RunConfig:
-    """A configuration of 600 steps with some fields changed."""
-    return load_config(SMALL, overrides)
+    """A configuration of 600 steps, of any micro-batch that holds 8 pairs, with some fields changed."""
+    return load_config(SMALL, ["train.norm_batch=8", *overrides])
 
 
 @pytest.fixture
