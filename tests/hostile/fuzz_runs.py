@@ -183,7 +183,8 @@ def main() -> None:
             except Exception:
                 counts["defects"] += 1
                 print(traceback.format_exc(limit=-4), file=sys.stderr, flush=True)
-    print(", ".join(f"{count} {outcome}" for outcome, count in counts.items()))
+            if counts.total() % 50 == 0 or counts.total() == options.mutants:
+                print(", ".join(f"{count} {outcome}" for outcome, count in counts.items()), flush=True)
     sys.exit(1 if counts["defects"] else 0)
 
 
