@@ -117,10 +117,13 @@ def store_uri(request: pytest.FixtureRequest) -> str:
     return _place(request)
 
 
-@pytest.fixture(params=["local", "gs", pytest.param("s3", marks=pytest.mark.long)])
+@pytest.fixture(params=["local", *(pytest.param(store, marks=pytest.mark.long) for store in ("gs", "s3"))])
 def source_uri(request: pytest.FixtureRequest) -> str:
-    """As `every_uri`, but on S3 in `make test-long` only: for importers that read as another one does.
+    """As `every_uri`, but on object stores in `make test-long` only: for importers that read as another one does."""
+    return _place(request)
 
-    On Google Cloud Storage always: its client returns no folders, so that the product derives them.
-    """
+
+@pytest.fixture(params=["local", "gs", pytest.param("s3", marks=pytest.mark.long)])
+def layout_uri(request: pytest.FixtureRequest) -> str:
+    """For one import of every layout: its client on Google Cloud Storage returns no folders, the product derives them."""
     return _place(request)

@@ -283,7 +283,7 @@ def test_a_link_out_of_the_run_is_not_followed(sound: Path, tmp_path: Path) -> N
     assert not (place / "run/report.html").exists() or (place / "run/report.html").read_bytes() == before
 
 
-@sized("mutants", 40, long=400)
+@sized("mutants", 12, long=400)
 def test_mutants_are_read_or_refused(mutants: int, sound: Path, tmp_path: Path) -> None:
     files = contents(sound)
     outcomes = [run(files, seed, tmp_path / "place") for seed in range(mutants)]

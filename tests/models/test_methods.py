@@ -21,6 +21,10 @@ CASTS = (
 """Methods that between them reach every cast between float32 and bfloat16."""
 
 
+SOME = pytest.mark.parametrize("name", [n if n in CASTS else pytest.param(n, marks=pytest.mark.long) for n in METHODS])
+"""All methods; those outside CASTS in long runs only."""
+
+
 def gradient_norm(model) -> float:
     return math.sqrt(sum(float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None))
 
@@ -87,7 +91,7 @@ def test_a_masked_latent_hides_the_source(name):
     assert torch.equal(*losses) and not torch.allclose(losses[0], shown, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [n if n in CASTS else pytest.param(n, marks=pytest.mark.long) for n in METHODS])
+@SOME
 def test_bf16_changes_loss_and_gradient_little(name):
     """Widths at which a group has many values: small groups amplify the rounding."""
     wide = {"encoder": {"width": 0.5}, "denoiser": {"base_channels": 32, "head_dim": 16, "position_dim": 64}}
@@ -104,7 +108,7 @@ def test_bf16_changes_loss_and_gradient_little(name):
     assert found["bf16"][1] == pytest.approx(found["fp32"][1], rel=0.05)
 
 
-@EVERY
+@SOME
 def test_memory_order_changes_nothing_beyond_rounding(name):
     model = model_of(name).eval()
     batch, draws = batch_of(config_of(name))
@@ -121,7 +125,7 @@ def test_memory_order_changes_nothing_beyond_rounding(name):
     assert results[0][1] == pytest.approx(results[1][1], rel=1e-3)
 
 
-@EVERY
+@SOME
 def test_the_split_of_a_batch_changes_neither_losses_nor_gradients(name):
     config = config_of(name)
     whole, split = model_of(name), model_of(name)
@@ -145,7 +149,7 @@ def test_the_split_of_a_batch_changes_neither_losses_nor_gradients(name):
         torch.testing.assert_close(twin.grad, parameter.grad, rtol=0, atol=1e-3 * scale + 1e-6, msg=label)
 
 
-@EVERY
+@SOME
 def test_samples_are_finite_guidance_one_is_plain_and_start_from_the_noise_given(name):
     config, model = config_of(name), model_of(name).eval()
     batch, _ = batch_of(config)

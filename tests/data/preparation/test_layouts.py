@@ -120,8 +120,8 @@ def test_every_published_kind_is_imported() -> None:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_layout_is_imported_once(name: str, source_uri: str) -> None:
-    import_twice(name, source_uri)
+def test_a_layout_is_imported_once(name: str, layout_uri: str) -> None:
+    import_twice(name, layout_uri)
 
 
 @sized("seeds", 4, long=40)
