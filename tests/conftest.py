@@ -125,5 +125,5 @@ def source_uri(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=["local", "gs", pytest.param("s3", marks=pytest.mark.long)])
 def layout_uri(request: pytest.FixtureRequest) -> str:
-    """For one import of every layout: its client on Google Cloud Storage returns no folders, the product derives them."""
+    """For one import of every layout: of Google Cloud Storage's client, which returns no folders, too."""
     return _place(request)
