@@ -21,7 +21,11 @@ class _As(NamedTuple):
 
 
 _MEANT: dict[int, dict[str, Any]] = {
-    1: {"denoiser.up_path": "mirrored", "denoiser.time_dim": _As("denoiser.position_dim")},
+    1: {
+        "denoiser.up_path": "mirrored",
+        "denoiser.time_dim": _As("denoiser.position_dim"),
+        "train.norm_batch": _As("train.micro_batch"),  # times the workers of each attempt, which nothing records
+    },
 }
 """By format: the fields that it lacks, and what runs of it did. Fields whose default is that need no row."""
 

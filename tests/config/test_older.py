@@ -46,3 +46,12 @@ def test_an_older_run_is_not_trained() -> None:
 def test_what_no_release_wrote_is_refused(text: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         parse_stored(text, "here")
+
+
+def test_an_older_run_that_accumulated_is_read() -> None:
+    """Its batch norm had the statistics of a micro-batch, which no default of today's would allow."""
+    config = tiny_config(encoder={"norm": "batch"}, train={"micro_batch": 4, "norm_batch": 4})
+    tree = json.loads(without(config, "up_path", "time_dim"))
+    del tree["train"]["norm_batch"]
+    assert parse_stored(json.dumps(tree), "here").train.norm_batch == 4
+    assert stored_format(json.dumps(tree), "here") == 1
