@@ -11,7 +11,7 @@ from soda_dist.errors import UserError
 from tests.data.written.pictures import picture
 from tests.evaluation.small_run import prepare
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster", "one_actor")]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.usefixtures("cluster", "one_actor")]
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from soda_dist.diffusion import GaussianProcess, alpha_bar, denoise_loop, revers
 
 SHAPE = (2, 3, 4, 4)
 SCHEDULES = ("inverted", "cosine", "linear", "sigmoid")
-STEPS = (1000, 250, 75, 20)
+STEPS = (pytest.param(1000, marks=pytest.mark.long), 250, 75, 20)
 
 
 def network(x, t):
