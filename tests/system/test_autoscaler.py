@@ -14,7 +14,7 @@ from tests.evaluation.small_run import small_data
 from tests.system.head import FakeNodes, Head, running_head, wait_for
 from tests.tiny import tiny_config
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 ROOT = Path(__file__).parents[2]
 FAKE = FakeNodes(count=2, cpus=2)
@@ -47,9 +47,9 @@ def test_nodes_come_for_a_pretraining_job_and_go_afterwards(head: Head, tmp_path
         assert job.succeeded() is None, job.output()
         return len(head.alive()) > 1
 
-    wait_for(more, 90, lambda: job.output() + head.logs())
-    printed = job.wait(120)
-    wait_for(lambda: head.alive() == before, 45, lambda: f"{head.nodes()}\n{head.logs()}")
+    wait_for(more, 300, lambda: job.output() + head.logs())
+    printed = job.wait(480)
+    wait_for(lambda: head.alive() == before, 120, lambda: f"{head.nodes()}\n{head.logs()}")
 
     added = {node for node, state in head.nodes().items() if state == "DEAD"}
     assert 1 <= len(added) <= FAKE.count

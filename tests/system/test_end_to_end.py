@@ -20,7 +20,7 @@ from tests.system.head import Head, running_head, wait_for
 from tests.tiny import tiny_config
 from tests.training.plain_run import train_plainly
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 ROOT = Path(__file__).parents[2]
 EXACT = ("step", "images", "epoch", "loss", "grad_norm", "lr")
@@ -34,7 +34,7 @@ def head(s3_server: str) -> Iterator[Head]:
 
 def done(head: Head, *command: str) -> str:
     """What a job printed that must succeed."""
-    return head.start(ROOT, [sys.executable, *command]).wait(240)
+    return head.start(ROOT, [sys.executable, *command]).wait(480)
 
 
 CONFIG = tiny_config(train={"steps": 40, "global_batch": 8, "log_every_steps": 5, "checkpoint_every_steps": 5})
@@ -78,7 +78,7 @@ def test_prepare_pretrain_kill_resume_evaluate(head: Head, tmp_path: Path, s3_ur
     again = ["jobs/pretrain.py", "--preset", preset(tmp_path), "--data", data, "--run", killed]
     output = tmp_path / "killed.log"
     job = head.submit(ROOT, [sys.executable, *again], output)
-    wait_for(lambda: bool(complete_steps(open_folder(killed))), 120, lambda: output.read_text() + head.logs())
+    wait_for(lambda: bool(complete_steps(open_folder(killed))), 300, lambda: output.read_text() + head.logs())
     os.kill(driver_of(killed), signal.SIGKILL)
     job.wait(timeout=60)
     printed = done(head, *again)
