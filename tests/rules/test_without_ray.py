@@ -42,7 +42,7 @@ few = {
 }
 config = config_of(
     "rays",
-    data={"source_size": 16, "target_size": 32},
+    data={"source_size": 16, "target_size": 32, "augmentation": {"flip": False}},
     denoiser={"attention_resolutions": (16,)},
     sampling={"steps": 2},
     train={"steps": 10, "global_batch": 8, "log_every_steps": 5, "checkpoint_every_steps": 10},
@@ -68,7 +68,7 @@ def test_a_data_set_is_imported_trained_on_and_evaluated_with_ray_deepspeed_and_
     assert done.returncode == 0, done.stderr
     assert "step 10/10" in done.stdout and "24 train rows" in done.stdout
     last = json.loads(done.stdout.splitlines()[-1])
-    names = ["probe", "knn", "dci", "reconstruction", "samples", "novel_views", "fid", "latents"]
+    names = ["probe", "knn", "label_free", "dci", "reconstruction", "samples", "novel_views", "fid", "latents"]
     assert last["tasks"] == names and list(last["values"]) == names
     assert all((tmp_path / "run/eval/10" / f"{name}.json").exists() for name in names)
     measured = {name: value for name, value in last["values"].items() if name not in ("samples", "latents")}

@@ -22,7 +22,7 @@ def check(context: Context) -> None:
         raise UserError("--tasks", "label_free of a denoiser's activations", "latents of an encoder", remedy)
     if data.pose == "cameras" and data.augmentation.flip:
         got = "label_free with data.pose=cameras and data.augmentation.flip=true"
-        raise UserError("--tasks", got, "views with cameras", "a mirrored view has no camera; leave it out")
+        raise UserError("--tasks", got, "views that are not mirrored", "leave it out: a mirrored view has no camera")
     context.check_readable("test", context.rows("test", context.config.evaluation.label_free.images))
 
 
