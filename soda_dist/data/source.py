@@ -1,5 +1,6 @@
 """The contract between published data sets and the import."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -124,6 +125,30 @@ class Source(Protocol):
 
     def rows(self, index: pa.Table) -> Iterator[Row]:
         """Read the rows of any selection of index rows, in the given order."""
+
+
+@dataclass(frozen=True)
+class Changed(ABC):
+    """Base of sources that change the rows of another one, `source`, and nothing else."""
+
+    source: Source
+
+    @property
+    def contents(self) -> Contents:
+        return self.source.contents
+
+    def parts(self) -> Sequence[Part]:
+        return self.source.parts()
+
+    def index(self, part: Part) -> pa.Table:
+        return self.source.index(part)
+
+    def rows(self, index: pa.Table) -> Iterator[Row]:
+        return map(self.change, self.source.rows(index))
+
+    @abstractmethod
+    def change(self, row: Row) -> Row:
+        """Return the row as this source has it."""
 
 
 def damaged_file(folder: Folder, name: str, got: str, allowed: str) -> UserError:

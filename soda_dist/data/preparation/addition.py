@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from soda_dist.data.preparation.revision import counts, discard_leftovers, hashe
 from soda_dist.data.preparation.shard_jobs import Record, ShardJob
 from soda_dist.data.preparation.understanding import understand
 from soda_dist.data.shards import Label, Manifest, Shard, ShardReader, read_manifest, shard_schema
-from soda_dist.data.source import Contents, Options, Part, Row, Source
+from soda_dist.data.source import Changed, Options, Row, Source
 from soda_dist.data.sources import SOURCES, parse_options
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
@@ -139,26 +139,13 @@ def _relabelled(source: Source, manifest: Manifest) -> tuple[Source, dict[str, L
 
 
 @dataclass(frozen=True)
-class Relabelled:
+class Relabelled(Changed):
     """`source` with other numbers of its labels' values. Implements `Source`."""
 
-    source: Source
     numbers: Mapping[str, NDArray[np.int64]]
 
-    @property
-    def contents(self) -> Contents:
-        return self.source.contents
-
-    def parts(self) -> Sequence[Part]:
-        return self.source.parts()
-
-    def index(self, part: Part) -> pa.Table:
-        return self.source.index(part)
-
-    def rows(self, index: pa.Table) -> Iterator[Row]:
-        for row in self.source.rows(index):
-            columns = {name: self._number(name, value) for name, value in row.columns.items()}
-            yield row._replace(columns=columns)
+    def change(self, row: Row) -> Row:
+        return row._replace(columns={name: self._number(name, value) for name, value in row.columns.items()})
 
     def _number(self, name: str, value: Any) -> Any:
         numbers = self.numbers.get(name)

@@ -4,16 +4,14 @@ Decoding takes most of a view pair's time, mostly in entropy decoding, which gro
 pixels and quality 90 (Leclerc et al. 2023).
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import pyarrow as pa
 import simplejpeg
 
 from soda_dist.data.shards import Reencoding
-from soda_dist.data.source import Contents, Options, Part, Row, Source, check_image
+from soda_dist.data.source import Changed, Options, Row, check_image
 from soda_dist.data.views.decode import Image, decode, explain_unreadable, read_header
 
 QUALITY = 90
@@ -30,24 +28,13 @@ def reencoding(options: Options) -> Reencoding | None:
 
 
 @dataclass(frozen=True)
-class Reencoded:
+class Reencoded(Changed):
     """`source` with all images re-encoded and intrinsics scaled to match. Implements `Source`."""
 
-    source: Source
     settings: Reencoding
 
-    @property
-    def contents(self) -> Contents:
-        return self.source.contents
-
-    def parts(self) -> Sequence[Part]:
-        return self.source.parts()
-
-    def index(self, part: Part) -> pa.Table:
-        return self.source.index(part)
-
-    def rows(self, index: pa.Table) -> Iterator[Row]:
-        return (reencode(row, self.settings) for row in self.source.rows(index))
+    def change(self, row: Row) -> Row:
+        return reencode(row, self.settings)
 
 
 def reencode(row: Row, settings: Reencoding) -> Row:
