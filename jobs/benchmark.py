@@ -1,57 +1,7 @@
-"""Benchmark this machine: ingest, import, training loop, feature extraction, DCI, sampler and training step.
+"""Benchmark this machine: ingest, import, training loop, feature extraction, DCI, sampler and training step."""
 
-Prints ratios of rates measured in one run, with the rates; --out writes them to benchmark.json.
-  python jobs/benchmark.py data   [--small URI] [--photographs URI [--reencoded URI]]  vs DataLoader, process pool
-  python jobs/benchmark.py import --source URI                          images to shards, vs reading and hashing
-  python jobs/benchmark.py start  --data URI [--preset NAME] [a.b=value ...]  seconds to the first batch, limit 10
-  python jobs/benchmark.py train  [--data URI] [a.b=value ...]          vs bare PyTorch
-  python jobs/benchmark.py features [--data URI] [--preset NAME] [a.b=value ...]  vs a plain loop; two actors
-  python jobs/benchmark.py dci    [rows=N] [codes=N] [rounds=N]          vs scikit-learn
-  python jobs/benchmark.py sample [--device cuda] [--preset NAME] [a.b=value ...]  vs diffusers; bf16, compiled
-  python jobs/benchmark.py step   [--device cuda] [--preset NAME] [a.b=value ...]  bf16, compiled, share of a matmul
-"""
-
-from soda_dist.cli import add_uri, parser, run, say
-from soda_dist.errors import UserError
-
-
-def main(argv: list[str]) -> str:
-    arguments = parser(__doc__)
-    choices = ["data", "import", "start", "train", "features", "dci", "sample", "step"]
-    arguments.add_argument("what", choices=choices, help="benchmark to run")
-    add_uri(arguments, "--photographs", "data: prepared shards of photographs; default: skipped", required=False)
-    add_uri(arguments, "--reencoded", "data: the same, re-encoded at import; default: skipped", required=False)
-    add_uri(arguments, "--small", "data: prepared shards of 32 px images; default: rendered", required=False)
-    add_uri(arguments, "--source", "import: a folder of images", required=False)
-    add_uri(arguments, "--data", "start, train, features: prepared shards; default: rendered", required=False)
-    add_uri(arguments, "--out", "folder for benchmark.json; default: not written", required=False)
-    arguments.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="sample, step")
-    arguments.add_argument("--preset", default="cifar10", metavar="NAME|FILE", help="start, features, sample, step")
-    arguments.add_argument("overrides", nargs="*", metavar="a.b=value", help="overrides; for dci: rows, codes, rounds")
-    args = arguments.parse_intermixed_args(argv)
-    wanted = {"import": "source", "start": "data"}.get(args.what)
-    if wanted and not getattr(args, wanted):
-        raise UserError(f"--{wanted}", "nothing", "a folder", f"add it, see benchmark.py {args.what} -h")
-
-    from soda_dist.benchmarks import harness, sampling, update
-    from soda_dist.distributed.runtime.cluster import ray_session
-
-    if args.what in ("sample", "step"):
-        measure = sampling.measure_sampling if args.what == "sample" else update.measure_step
-        return harness.conclude(measure(args.preset, args.overrides, args.device, say), args.out, say)
-    with ray_session(cpus=4):
-        from soda_dist.benchmarks import dci, features, ingest, startup, training_loop
-
-        measures = {
-            "data": lambda: ingest.measure_data(args.small, args.photographs, args.reencoded, say),
-            "import": lambda: startup.measure_import(args.source, say),
-            "start": lambda: startup.measure_start(args.preset, args.data, args.overrides, say),
-            "train": lambda: training_loop.measure_train(args.data, args.overrides, say),
-            "features": lambda: features.measure_features(args.preset, args.data, args.overrides, say),
-            "dci": lambda: dci.measure_dci(args.overrides, say),
-        }
-        return harness.conclude(measures[args.what](), args.out, say)
-
+from soda_dist.cli import run
+from soda_dist.commands.benchmark import main
 
 if __name__ == "__main__":
     run(main)

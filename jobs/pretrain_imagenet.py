@@ -1,11 +1,7 @@
-"""Pretrain the paper's ImageNet model: `pretrain.py` with the preset `imagenet`.
-
-python jobs/pretrain_imagenet.py --data s3://BUCKET/imagenet --run s3://BUCKET/runs/imagenet [a.b=value ...]
-"""
-
-from pretrain import main  # jobs/pretrain.py
+"""Pretrain the paper's ImageNet model: `pretrain.py` with the preset `imagenet`."""
 
 from soda_dist.cli import run
+from soda_dist.commands.pretrain_imagenet import main
 
 if __name__ == "__main__":
-    run(lambda argv: main(argv, preset="imagenet", description=__doc__))
+    run(main)

@@ -203,7 +203,7 @@ def test_the_settings_of_every_metric_are_its_section_of_the_configuration() -> 
 
 
 def test_the_jobs_help_names_every_task() -> None:
-    import jobs.evaluate
+    from soda_dist.commands.evaluate import TASKS as HELP
     from soda_dist.evaluation.tasks import TASKS
 
-    assert jobs.evaluate.TASKS.removeprefix("comma-separated: ").split(", ") == list(TASKS)
+    assert HELP.removeprefix("comma-separated: ").split(", ") == list(TASKS)

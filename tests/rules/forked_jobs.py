@@ -25,7 +25,6 @@ def _run(argv: list[str], out: IO[bytes], err: IO[bytes]) -> NoReturn:
 def main() -> None:
     asked = json.load(sys.stdin)
     sys.modules.update(dict.fromkeys(asked["blocked"]))  # None: an import of it fails
-    sys.path.insert(0, "jobs")
     for name in asked["shared"]:
         importlib.import_module(name)
     answers = []

@@ -1,0 +1,1 @@
+"""Commands as functions of their arguments; `jobs/` runs them in a checkout, `soda-dist` where it is installed."""
