@@ -14,7 +14,7 @@ from pydantic import Field
 from soda_dist.config.fields import Node
 from soda_dist.data.shards import Label
 from soda_dist.data.storage.folder import Folder
-from soda_dist.data.views.decode import explain_unreadable, read_header
+from soda_dist.data.views.decode import decode, explain_unreadable, read_header
 from soda_dist.errors import UserError
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
@@ -164,21 +164,24 @@ def printable_text(text: str) -> str:
 def check_image(data: bytes) -> str | None:
     """Return why `data` is not a complete JPEG, PNG or WebP that `views.decode` reads, or None.
 
-    Checks the header and the end marker (the length for WebP), which finds truncated files without decoding.
+    Checks the header and the end marker (the length for WebP), which finds truncated files without decoding; an
+    animated PNG is decoded.
     """
-    if not data:
-        return "an empty file"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
         return "a truncated image"
-    header = _jpeg_problem(data) or _read_header(data)
-    if isinstance(header, str):
-        return header
-    kind, (width, height) = header
+    found = _jpeg_problem(data) or _read_header(data) if data else "an empty file"
+    if isinstance(found, str):
+        return found
+    kind, (width, height) = found
     if kind not in FORMATS or min(width, height) < 1:
         return f"format {kind}, not JPEG, PNG or WebP" if kind not in FORMATS else f"a size of {width}x{height}"
     if not _has_end(data, str(kind)):
         return "a truncated image"
-    return explain_unreadable(data) if read_header(data) is None else None
+    header = read_header(data)
+    animated = b"acTL" in data[: data.find(b"IDAT")]  # its parts may contradict each other: only decoding tells
+    if header is not None and animated and decode(data, header, 1) is None:
+        return "a broken animation"
+    return explain_unreadable(data) if header is None else None
 
 
 def _has_end(data: bytes, kind: str) -> bool:

@@ -1,6 +1,7 @@
 """Odd but valid files: each row of the table in docs/images.md, at every size asked for, against Pillow."""
 
 import io
+import re
 import struct
 import warnings
 import zlib
@@ -157,6 +158,14 @@ def test_every_size_shows_the_same_image(name: str) -> None:
         )
 
 
+@pytest.mark.parametrize("name", [n for n in FILES if n.startswith(("JPEG", "MPO")) and not re.search("arith|CMYK", n)])
+def test_a_scaled_jpeg_is_pillows_draft(name: str) -> None:
+    for shrink in (2, 4, 8):
+        image = Image.open(io.BytesIO(FILES[name]))
+        image.draft("RGB", (WIDTH // shrink, HEIGHT // shrink))
+        assert np.abs(shown(FILES[name], shrink).astype(int) - np.asarray(image.convert("RGB"))).max() <= 2
+
+
 @pytest.mark.parametrize("name", ["APNG, still apart", "APNG, still in the animation", "WebP, animated", "MPO"])
 def test_the_first_frame_is_shown(name: str) -> None:
     for shrink in (1, 2, 4):
@@ -184,6 +193,17 @@ REJECTED = {
 def test_what_no_decoder_here_shows_is_rejected_at_import(name: str) -> None:
     data, reason = REJECTED[name]
     assert check_image(data) == reason
+
+
+@pytest.mark.parametrize("stray", [chunk(b"fdAT", bytes(12)), None])
+def test_an_animation_that_contradicts_itself_is_rejected_at_import(stray: bytes | None) -> None:
+    """A frame that was not announced, or no picture at all: Pillow opens the file, and fails at its pixels."""
+    still = encoded(RGB, "PNG")
+    at = still.index(b"IDAT") - 4
+    head = still[:at] + chunk(b"acTL", struct.pack(">II", 1, 0))
+    data = head + still[-12:] if stray is None else head + still[at:-12] + stray + still[-12:]
+    assert check_image(still) is None
+    assert check_image(data) == "a broken animation"
 
 
 def test_a_size_that_no_decoder_here_takes_is_rejected_at_import() -> None:
