@@ -28,11 +28,14 @@ from soda_dist.parallel.progress import Say
 from soda_dist.report.ablation import ablation_plot, as_markdown, check_group, summarize
 from soda_dist.report.paper import Column, read_paper
 from soda_dist.report.paper_columns import OURS, Figure, figure
+from soda_dist.runs.folder import open_run
 from soda_dist.runs.results import read_run
 
 AFTER_TRAINING = ("sampling", "evaluation", "scale")
 """Sections that may differ between variants of one training."""
 GROUP, SUMMARY = "group.json", "ablation"
+PARTS = (GROUP, "data", "runs", "results", *(f"{SUMMARY}.{kind}" for kind in ("json", "png", "md")))
+"""All files and folders of a group."""
 MINUTE = 60.0
 
 
@@ -87,7 +90,7 @@ def ablate(group: Ablation, base: RunConfig, data_uri: str | None, out_uri: str,
     """
     check_group(group, read_paper())
     trials = plan_trials(group, base)
-    out = open_folder(out_uri)
+    out = open_run(out_uri, PARTS)
     _claim(out, group, base, data_uri)
     needed = {name: count * group.concurrent for name, count in training_resources(base).items()}
     check_resources(needed, say)
@@ -172,7 +175,7 @@ def _train_all(group: Ablation, trials: Sequence[Trial], data: str, out: Folder,
 def _do(place: Place, trial: Trial) -> float:
     """Train one run to its end and evaluate it; return the seconds that this took."""
     began = time.monotonic()
-    out = open_folder(place.out)
+    out = open_run(place.out, PARTS)
     run = out.child(f"runs/{trial.name}")
     trained = 0.0
 

@@ -12,7 +12,7 @@ import numpy as np
 from soda_dist.config.load import dump_config, with_fields
 from soda_dist.config.schema import RunConfig
 from soda_dist.config.search import Range, Search
-from soda_dist.data.storage.folder import Folder, open_folder
+from soda_dist.data.storage.folder import Folder
 from soda_dist.distributed.evaluate_on_ray import evaluate, guidance_scores
 from soda_dist.distributed.pretrain import pretrain
 from soda_dist.distributed.runtime.driver_lines import board
@@ -20,10 +20,12 @@ from soda_dist.distributed.runtime.resources import check_resources, training_re
 from soda_dist.errors import UserError
 from soda_dist.parallel.progress import Say
 from soda_dist.plots.search_trials import sweep_plot
-from soda_dist.runs.folder import complete_steps
+from soda_dist.runs.folder import complete_steps, open_run
 from soda_dist.runs.results import read_result
 
 OBJECTIVE = "accuracy"
+PARTS = ("search.json", "trials", "tune", "trials.json", "best.yaml", "trials.png")
+"""All files and folders of a search."""
 TRIAL_CPUS = 0.001
 """A trial's own process, beside those of its run: small, since a cluster sized for the runs has no more to spare."""
 
@@ -37,7 +39,7 @@ def sweep(config: RunConfig, search: Search, data_uri: str, run_uri: str, say: S
     if config.train.stop.metric != "none":
         got = f"{config.train.stop.metric} in a sweep"
         raise UserError("train.stop.metric", got, "none", "set it to none: a sweep ranks trials at equal steps")
-    run = open_folder(run_uri)
+    run = open_run(run_uri, PARTS)
     candidates = draw_candidates(config, search)
     _claim(run, config, search)
     needed = {name: count * search.concurrent for name, count in training_resources(config).items()}
@@ -93,7 +95,7 @@ def _trial(
     from ray import tune
 
     number = params["trial"]
-    folder = _trial_folder(open_folder(run), number)
+    folder = _trial_folder(open_run(run, PARTS), number)
 
     def tell(line: str) -> None:
         board.put.remote(f"trial {number}: {line}")

@@ -5,7 +5,7 @@ Only this file knows these names. They are written to storage, so they must not 
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,8 @@ FREE_TRAIN_FIELDS = (
 """With FREE_SECTIONS: what may change between two attempts of a run. The weights depend on everything else."""
 
 
-def open_run(uri: str) -> Folder:
-    """Return a run's folder, which need not exist.
+def open_run(uri: str, parts: Sequence[str] = PARTS) -> Folder:
+    """Return a run's folder, or that of several runs with these `parts`; it need not exist.
 
     Raises:
         UserError: as `open_folder`, or a symbolic link of the run leads out of its folder: a foreign run could so read
@@ -52,7 +52,7 @@ def open_run(uri: str) -> Folder:
     run = open_folder(uri)
     if run.is_local:
         root = Path(run.uri).resolve()
-        for path in _links(root):
+        for path in _links(root, parts):
             end = Path(os.path.realpath(path))  # `resolve` fails in a circle of links
             if not end.is_relative_to(root):
                 got, remedy = f"a symbolic link to {end}", "replace the link by what it names"
@@ -60,9 +60,9 @@ def open_run(uri: str) -> Folder:
     return run
 
 
-def _links(root: Path) -> Iterator[Path]:
-    """Yield the symbolic links among the parts of the run in the folder `root`."""
-    for part in (root / name for name in PARTS):
+def _links(root: Path, parts: Sequence[str]) -> Iterator[Path]:
+    """Yield the symbolic links among these parts of the folder `root`."""
+    for part in (root / name for name in parts):
         inner = (Path(folder, name) for folder, *names in os.walk(part) for name in chain(*names))
         yield from (path for path in chain([part], inner) if path.is_symlink())
 

@@ -170,3 +170,9 @@ def test_data_that_is_given_is_trained_on(monkeypatch, tmp_path):
     prepare(str(tmp_path / "data"), {"train": [[16]], "test": [[8]]}, {})
     module.ablate(group_of(), base_of(), str(tmp_path / "data"), str(tmp_path / "out"), [].append)
     assert asked == [str(tmp_path / "data")] * 2
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ablation.md").symlink_to("/etc/hosts")
+    with pytest.raises(UserError, match=r"ablation\.md: got a symbolic link to /etc/hosts"):
+        module.ablate(group_of(), base_of(), None, str(tmp_path), [].append)

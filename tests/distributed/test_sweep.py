@@ -83,6 +83,14 @@ def test_a_field_that_does_not_exist_is_named():
         draw_candidates(tiny_config(), search_of(space={"encoder.ratio": {"choice": (1.0,)}}))
 
 
+def test_a_link_out_of_the_folder_is_refused(tmp_path):
+    from soda_dist.distributed.tune import sweep
+
+    (tmp_path / "trials").symlink_to("/etc")
+    with pytest.raises(UserError, match="trials: got a symbolic link to /etc"):
+        sweep(tiny_config(), search_of(), "data", str(tmp_path), [].append)
+
+
 BEST = 1.5
 """An accuracy that no other trial reaches."""
 
