@@ -14,6 +14,10 @@ Positive = Annotated[float, Field(gt=0.0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
+Layers = Annotated[int, Field(ge=1, le=64)]
+"""Number of layers, heads or multiples of a width: bounded, as `Width`, since a configuration may be a stranger's."""
+Width = Annotated[int, Field(ge=1, le=65_536)]
+"""Number of channels."""
 
 Sources = Annotated[int, Field(ge=1, le=16)]
 """Number of source views."""

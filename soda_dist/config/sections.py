@@ -9,7 +9,19 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from soda_dist.config.evaluation import Evaluation
-from soda_dist.config.fields import Count, CountOrZero, Fraction, Node, NotNegative, Positive, Rate, Sources, Uri
+from soda_dist.config.fields import (
+    Count,
+    CountOrZero,
+    Fraction,
+    Layers,
+    Node,
+    NotNegative,
+    Positive,
+    Rate,
+    Sources,
+    Uri,
+    Width,
+)
 from soda_dist.config.problems import Problem, ProblemError
 
 
@@ -97,9 +109,9 @@ class Aggregation(Node):
     """Aggregation of the latents of several sources (section 3.3, tables 5, 12); a single latent is unchanged."""
 
     kind: Literal["mean", "transformer"] = "mean"
-    depth: Count = 2
-    heads: Count = 4
-    multiplier: Count = 4
+    depth: Layers = 2
+    heads: Layers = 4
+    multiplier: Layers = 4
     """Width of the hidden layers over the width of z."""
 
 
@@ -114,7 +126,7 @@ class Pose(Node):
     """Radius of the sphere that rays intersect, in the unit of the camera positions (our reading)."""
     extent: Positive = 4.0
     """Length that is scaled to 1 before encoding, in the same unit (our reading)."""
-    encoding_dim: Annotated[int, Field(ge=24, multiple_of=2)] = 512
+    encoding_dim: Annotated[int, Field(ge=24, le=65_536, multiple_of=2)] = 512
     """Width of the sinusoidal encoding."""
     scale: Positive = 1e-4
     """Divisor of the coordinates in the encoding (figure 10)."""
@@ -135,18 +147,18 @@ class Denoiser(Node):
     modulation: Literal["two_stage", "no_scale", "sum", "concat"] = "two_stage"
     """Combination of t and z in modulation (tables 9, 11)."""
     base_channels: Annotated[int, Field(ge=8, le=1024)] = 64
-    channel_multipliers: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 1, 2, 3, 4)
-    blocks: Count = 2
+    channel_multipliers: Annotated[tuple[Layers, ...], Field(min_length=1, max_length=10)] = (1, 1, 2, 3, 4)
+    blocks: Layers = 2
     """Residual blocks per resolution on the way down."""
     up_path: Literal["adm", "mirrored"] = "adm"
     """`adm`: one more block per resolution, a skip for each (Dhariwal and Nichol 2021); `mirrored`: the way down
     reversed (our reading of releases before)."""
-    attention_resolutions: tuple[Count, ...] = (8, 16, 32)
-    head_dim: Count = 64
+    attention_resolutions: Annotated[tuple[Count, ...], Field(max_length=10)] = (8, 16, 32)
+    head_dim: Width = 64
     dropout: Rate = 0.1
-    position_dim: Annotated[int, Field(ge=4, multiple_of=2)] = 512
+    position_dim: Annotated[int, Field(ge=4, le=65_536, multiple_of=2)] = 512
     """Width of the sinusoidal timestep encoding."""
-    time_dim: Count | None = None
+    time_dim: Width | None = None
     """Width of the timestep embedding; None = 4 x base_channels, as in Dhariwal and Nichol 2021."""
     time_scale: Positive | None = None
     """Divisor of t / T in the timestep encoding, as `pose.scale` of coordinates; None = t itself (our reading)."""

@@ -156,6 +156,13 @@ REFUSED: dict[str, tuple[str, Damage, str]] = {
         ),
         "the network of the configuration beside it",
     ),
+    "an encoder with a million blocks beside it": (
+        "encoder",
+        lambda place: rewrite(
+            place / STEP / "config.json", lambda c: c | {"denoiser": c["denoiser"] | {"blocks": 10**6}}
+        ),
+        r"denoiser\.blocks: got 1000000; allowed: .*64",
+    ),
     "state without a start": ("resume", tensors(STATE, lambda t: t, "ema/x"), "KIND/PARAMETER/START"),
     "state of an unknown kind": ("resume", tensors(STATE, lambda t: t, "code/x/0"), "KIND/PARAMETER/START"),
     "state beyond its parameter": ("resume", tensors(STATE, lambda t: t, "ema/x/999999999"), "no state for"),
