@@ -92,6 +92,7 @@ def test_a_masked_latent_hides_the_source(name):
 
 
 @SOME
+@pytest.mark.slow
 def test_bf16_changes_loss_and_gradient_little(name):
     """Widths at which a group has many values: small groups amplify the rounding."""
     wide = {"encoder": {"width": 0.5}, "denoiser": {"base_channels": 32, "head_dim": 16, "position_dim": 64}}
