@@ -19,6 +19,8 @@ from soda_dist.training.engines.torch_engine import TorchEngine
 from tests.tiny import tiny_config
 from tests.training.test_engine import engine_of
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 HOW = [
     {"method": "ddpm", "variance": "small"},

@@ -20,6 +20,8 @@ from tests.evaluation.small_run import EVALUATION, small_data, train
 from tests.tiny import tiny_config
 from tests.training.older_run import FORMAT_1, age
 
+pytestmark = pytest.mark.slow
+
 
 def _fails(place: Path, message: str, tasks: str = "probe", **changed: object) -> None:
     with pytest.raises(UserError, match=message):

@@ -19,6 +19,8 @@ from tests.hostile.fuzz_runs import READERS, contents, mutate, run
 from tests.hostile.tiny_run import ENTRIES, STEP, make, retensor, rewrite
 from tests.sizes import sized
 
+pytestmark = pytest.mark.slow
+
 CPU_SECONDS, MEMORY = 2.0, 1 << 30
 Damage = Callable[[Path], object]
 MANIFEST = f"{STEP}/manifest.json"

@@ -12,6 +12,8 @@ from soda_dist.metrics.classification import Labelled, binomial, headline
 from soda_dist.metrics.probe import LinearProbe, evaluate, fit_probe
 from tests.metrics.test_probe import SETTINGS, _gaussians
 
+pytestmark = pytest.mark.slow
+
 
 class Threads:
     """A collective over threads: sums in the order of ranks."""

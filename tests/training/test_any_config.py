@@ -19,6 +19,8 @@ from soda_dist.training.to_device import to_device
 from tests.tiny import pairs_at, tiny_config
 from tests.training.test_engine import engine_of
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 OUTCOMES = {"refused": 0, "trained": 0}
 """Of the configurations drawn so far."""

@@ -47,6 +47,7 @@ def train(run, config, steps=None):
 
 
 @pytest.mark.parametrize("norm", ["group", "batch"])
+@pytest.mark.slow
 def test_an_interrupted_run_ends_bit_for_bit_as_the_uninterrupted_one(tmp_path, norm):
     config = tiny_config(encoder={"norm": norm}, train={"micro_batch": 4, "norm_batch": 2})
     straight = train(open_folder(str(tmp_path / "a")), config)
@@ -91,6 +92,7 @@ def test_the_exported_encoder_stands_alone_under_plain_names(tmp_path):
     torch.testing.assert_close(encoder.eval()(images, None, None), model.encode(sources), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_lies_once_in_a_checkpoint_and_goes_along_with_poses(tmp_path):
     torch.manual_seed(3)
     content = save(timm.create_model("resnet10t", pretrained=False).state_dict())
@@ -264,6 +266,7 @@ def test_the_loop_reads_the_same_pairs_it_is_given():
     assert ok.all() and index.tolist() == [5, 6, 7, 8]
 
 
+@pytest.mark.slow
 def test_state_in_many_files_is_restored_whole(tmp_path, monkeypatch):
     config = tiny_config()
     one = train(open_folder(str(tmp_path / "one")), config)

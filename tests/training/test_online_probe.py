@@ -58,6 +58,7 @@ def lines_of(path) -> list[dict]:
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_model_is_bit_for_bit_that_of_a_run_without_it(tmp_path):
     """Ten steps with clipping at work, batch norm, dropout and accumulation; and what is exported."""
     sections = {"encoder": {"norm": "batch"}}
@@ -126,6 +127,7 @@ def test_the_probe_is_torchs_batch_norm_linear_layer_and_adam(labels):
     torch.testing.assert_close(probe.variance - unbiased, (norm.running_var - unbiased) * 7 / 8, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_accuracy_rises_where_the_latents_tell_the_label_and_the_log_says_so(tmp_path):
     config = config_of(
         lr=1e-6,
@@ -148,6 +150,7 @@ def test_accuracy_rises_where_the_latents_tell_the_label_and_the_log_says_so(tmp
     assert headline(probe.predict(seen[0]), torch.from_numpy(pairs.label[:, 0])) > 0.9
 
 
+@pytest.mark.slow
 def test_attributes_are_counted_each_and_what_is_not_seen_stays_at_chance():
     config = config_of(
         lr=1e-6,
@@ -164,6 +167,7 @@ def test_attributes_are_counted_each_and_what_is_not_seen_stays_at_chance():
 
 
 @pytest.mark.parametrize("stop", [7])
+@pytest.mark.slow
 def test_an_interrupted_run_ends_bit_for_bit_as_the_uninterrupted_one(tmp_path, stop):
     config = config_of(train={"micro_batch": 4})
     straight = train(open_folder(str(tmp_path / "a")), config)
@@ -190,6 +194,7 @@ def test_an_unreadable_row_has_no_part():
     torch.testing.assert_close(whole.online_probe.layer, rest.online_probe.layer)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_its_probe_or_with_another_is_refused(tmp_path):
     run = open_folder(str(tmp_path))
     train(run, config_of(False))

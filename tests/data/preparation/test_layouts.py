@@ -16,6 +16,8 @@ from tests.data.written.mutated import mutant
 from tests.evaluation.scattered_pool import ScatteredPool
 from tests.sizes import sized
 
+pytestmark = pytest.mark.slow
+
 GROUPS = ("rows_per_group=4", "groups_per_shard=2")
 ROWS = {
     "afhq": {"train": 6, "val": 4},

@@ -28,6 +28,8 @@ from tests.evaluation.scattered_pool import ScatteredPool
 from tests.models.methods import config_of
 from tests.tiny import tiny_config
 
+pytestmark = pytest.mark.slow
+
 TOOLS = {"directions": 2, "weights": 3, "noises": 2, "attributes": 3, "measured_images": 3, "ks": (-2.0, 0.0, 2.0)}
 EVALUATION = {"batch": 16, "label": "attributes", "probe": {"epochs": 20, "batch": 16}, "tools": TOOLS}
 NAMES = {"interpolation", "directions", "sections_traversal", "mixing", "resampled", "masking", "attributes"}
