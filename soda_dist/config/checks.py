@@ -257,9 +257,12 @@ def online_probe(config: Sections) -> Iterator[Problem]:
 
 
 def stop(config: Sections) -> Iterator[Problem]:
-    """An early end needs held-out images, and what its metric is computed from."""
+    """Validation and an early end need held-out images, and the latter what its metric is computed from."""
     s = config.train.stop
     if s.metric == "none":
+        if config.train.validation_every_steps and s.split == config.data.train_split:
+            remedy = "name a split that is not trained on"
+            yield Problem("train.stop.split", s.split, "a held-out split", remedy)
         return
     if s.split in (config.data.train_split, config.evaluation.test_split):
         remedy = "name a split that is neither trained on nor tested on"

@@ -224,7 +224,8 @@ class Stop(Node):
     every_steps: Count = 1000
     """Steps between evaluations."""
     split: str = "val"
-    """Held-out split; neither the training split nor the one that evaluation tests on."""
+    """Held-out split, also of `train.validation_every_steps`; not the training split, nor, for an early end, the one
+    that evaluation tests on."""
     images: Annotated[int, Field(ge=16, le=20_000)] = 2000
     """First images of the split."""
 
@@ -243,6 +244,11 @@ class Train(Node):
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16`: autocast; weights, optimizer state and EMA stay fp32."""
     log_every_steps: Count = 50
+    """Steps between lines of `metrics.jsonl`."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """Where metrics and pictures go too; `tensorboard` = event files in the run's folder."""
+    validation_every_steps: Count | None = None
+    """Steps between measurements on the held-out images of `stop.split`: loss, online probe, a picture; None = none."""
     checkpoint_every_steps: Count = 1000
     keep_checkpoints: Count = 2
     """Complete checkpoints to keep; older ones are removed."""

@@ -9,6 +9,7 @@ from soda_dist.config.schema import RunConfig
 from soda_dist.data.shards import read_manifest
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.distributed.ingest import stream
+from soda_dist.distributed.runtime.driver_lines import Relay
 from soda_dist.errors import UserError
 from soda_dist.training.build import build_engine
 from soda_dist.training.collectives import ProcessGroupContext
@@ -51,9 +52,10 @@ def _train(job: dict[str, Any]) -> None:
     context = ProcessGroupContext(device, job["board"].put.remote)
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(config.scale.cpus_per_worker)))
+    context.say(f"building the model ({config.method}, {config.train.precision}, {device})")
     engine = build_engine(config, context.device, job["labels"])
     validation = None
-    if config.train.stop.metric != "none":
+    if config.train.stop.metric != "none" or config.train.validation_every_steps is not None:
         data = open_folder(job["data"])
         validation = Validation(config, data, read_manifest(data), job["labels"], context)
     fit(
@@ -65,4 +67,5 @@ def _train(job: dict[str, Any]) -> None:
         job["rows"],
         job["until"],
         validation,
+        Relay(job["board"]) if config.train.trackers else None,
     )

@@ -22,11 +22,15 @@ from soda_dist.errors import UserError
 from soda_dist.runs.metrics_log import METRICS, QUARANTINE
 
 CONFIG, PROVENANCE, REPORT = "config.yaml", "provenance.json", "report.html"
-CHECKPOINTS, EVALUATIONS = "checkpoints", "eval"
+CHECKPOINTS, EVALUATIONS, VALIDATION = "checkpoints", "eval", "validation"
+TENSORBOARD, TRACKERS = "tensorboard", "trackers.json"
 LOGS = (METRICS, QUARANTINE)
 MANIFEST = "manifest.json"
 """Written last into a checkpoint's folder; without it a checkpoint is incomplete."""
-PARTS = (CONFIG, PROVENANCE, REPORT, CHECKPOINTS, EVALUATIONS, "latents", "samples", "ray", *LOGS)
+PARTS = (
+    CONFIG, PROVENANCE, REPORT, CHECKPOINTS, EVALUATIONS, VALIDATION, TENSORBOARD, TRACKERS, "latents", "samples",
+    "ray", *LOGS,
+)  # fmt: skip
 """All files and folders of a run; others in its folder are left alone."""
 Fact = str | int | float | bool | None
 _ATTEMPTS: TypeAdapter[Any] = TypeAdapter(list[dict[str, Fact | list[Fact] | dict[str, Fact]]])
@@ -38,6 +42,8 @@ FREE_TRAIN_FIELDS = (
     "keep_checkpoints",
     "micro_batch",
     "max_unreadable",
+    "trackers",
+    "validation_every_steps",
 )
 """With FREE_SECTIONS: what may change between two attempts of a run. The weights depend on everything else."""
 
@@ -209,6 +215,11 @@ def latents_folder(run: Folder, address: str) -> Folder:
 def samples_folder(run: Folder, address: str) -> Folder:
     """Return the folder of the generated samples of this address."""
     return run.child(f"samples/{address}")
+
+
+def validation_picture(step: int) -> str:
+    """Return the name of the picture of held-out images at a step."""
+    return f"{VALIDATION}/{step:09d}.png"
 
 
 def scratch_folder(run: Folder) -> Folder:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from soda_dist.errors import MachineError, UserError
+from soda_dist.parallel.progress import Say, silent
 
 SOCKET_BYTES = 107
 """Longest path of a Unix socket on Linux."""
@@ -18,8 +19,11 @@ SHORT_SCRATCH = "/tmp"
 
 
 @contextmanager
-def ray_session(cpus: float) -> Iterator[None]:
+def ray_session(cpus: float, say: Say = silent) -> Iterator[None]:
     """Connect to Ray: the job's cluster or that of RAY_ADDRESS, else a local one of at least `cpus` logical CPUs.
+
+    Args:
+        say: shows which, before it is done.
 
     Raises:
         UserError: RAY_ADDRESS names no cluster that this process may join; within 20 s.
@@ -35,11 +39,13 @@ def ray_session(cpus: float) -> Iterator[None]:
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     with ExitStack() as stack:
         if address and address != "local":
+            say(f"connecting to Ray at {address}")
             _join(address, common)
         else:
             # No dashboard: it would hold the port of a head on this machine.
             logical = max(os.cpu_count() or 1, int(-(-cpus // 1)))
             stack.enter_context(_token())
+            say(f"starting Ray on this machine, with {logical} logical CPUs")
             _start({"num_cpus": logical, "include_dashboard": False, **common})
         stack.callback(ray.shutdown)
         yield
