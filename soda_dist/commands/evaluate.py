@@ -7,14 +7,15 @@ python jobs/evaluate.py --encoder FILE|timm:NAME --data URI --out URI --tasks pr
 from soda_dist.cli import add_uri, parser, say
 from soda_dist.errors import UserError
 
-TASKS = "comma-separated: probe, knn, label_free, dci, reconstruction, samples, novel_views, fid, latents"
+TASKS = """comma-separated: probe, knn, label_free, dci, reconstruction, samples, novel_views, fid, latents; default:
+probe,knn, or label_free,samples on data without labels"""
 
 
 def main(argv: list[str]) -> str:
     arguments = parser(__doc__)
     add_uri(arguments, "--run", "folder of the run", required=False)
     add_uri(arguments, "--data", "folder of prepared shards")
-    arguments.add_argument("--tasks", default="probe,knn", help=TASKS)
+    arguments.add_argument("--tasks", help=TASKS)
     arguments.add_argument("--step", default="latest", metavar="N|latest|all", help="checkpoints to evaluate")
     arguments.add_argument("--ema", choices=["true", "false"], default="true", help="use EMA weights")
     arguments.add_argument("--encoder", metavar="FILE|timm:NAME", help="encoder.safetensors file or timm model")

@@ -237,9 +237,6 @@ def steps(config: Sections) -> Iterator[Problem]:
     if config.sampling.steps > config.diffusion.steps:
         got = f"{config.sampling.steps} with diffusion.steps={config.diffusion.steps}"
         yield Problem("sampling.steps", got, f"1..{config.diffusion.steps}", "sample in fewer steps")
-    if config.optim.decay == "cosine" and config.optim.warmup_steps >= config.train.steps:
-        got = f"{config.optim.warmup_steps} with train.steps={config.train.steps}"
-        yield Problem("optim.warmup_steps", got, f"< {config.train.steps}", "shorten the warm-up or train longer")
 
 
 def evaluation(config: Sections) -> Iterator[Problem]:

@@ -205,6 +205,7 @@ class Optim(Node):
     weight_decay: NotNegative = 0.05
     clip_norm: Positive = 0.5
     warmup_steps: CountOrZero = 5000
+    """Linear from 0; a run that is not longer begins with a tenth of its steps."""
     decay: Literal["none", "cosine"] = "none"
     """`cosine`: from the peak after warm-up to `final_lr_fraction` of it at the last step."""
     final_lr_fraction: Fraction = 0.25
@@ -241,8 +242,9 @@ class Train(Node):
     norm_batch: Count | None = None
     """View pairs of a group of batch norm: 0..n-1, n..2n-1, ... of the global batch share statistics, whatever the
     workers and `micro_batch`; None, or more than the global batch = all of it. Unused without batch norm."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16`: autocast; weights, optimizer state and EMA stay fp32."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`bf16`: autocast; weights, optimizer state and EMA stay fp32. `auto`: bf16 where the first start's devices have
+    units for it, else fp32; the run keeps it."""
     log_every_steps: Count = 50
     """Steps between lines of `metrics.jsonl`."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)

@@ -61,7 +61,9 @@ def pretrain(
         check_resources(training_resources(config), say)
         check_memory(config)
     used = {"uri": data.uri, "digest": manifest.digest, "rows": manifest.splits[split].rows}
-    claim(run, config, used, accept_data=accept_data)
+    asked, config = config.optim.warmup_steps, claim(run, config, used, accept_data=accept_data)
+    if config.optim.warmup_steps != asked:
+        say(f"optim.warmup_steps: {asked} is too long for the run; using {config.optim.warmup_steps}")
     if finished:
         say(f"already finished: step {steps[-1]} of {end}" + (", stopped early by train.stop" if early else ""))
         return run.uri
@@ -69,7 +71,7 @@ def pretrain(
     what = manifest.kind + (f" ({manifest.reencoded})" if manifest.reencoded else "")
     say(f"{rows} rows of {what}; {config.train.steps} steps of {config.train.global_batch} pairs")
     hold_statistics_here()
-    observers = open_observers(config, run, say) if config.train.trackers else None
+    observers = open_observers(config.train.trackers, run, say) if config.train.trackers else None
     with board(say, observers) as lines:
         job = {
             "config": config, "data": data.uri, "run": run.uri, "rows": rows, "until": end, "labels": labels,

@@ -16,6 +16,7 @@ from soda_dist.config.load import dump_config, leaves
 from soda_dist.config.older import parse_stored, refuse_to_train, stored_format
 from soda_dist.config.provenance import provenance
 from soda_dist.config.schema import RunConfig
+from soda_dist.config.settle import PRECISION, WARMUP, at_first_start, at_later_start
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.data.storage.metadata import check, read_json, read_limited
 from soda_dist.errors import UserError
@@ -109,8 +110,13 @@ def attempts(run: Folder) -> list[dict[str, Any]]:
     return found
 
 
-def claim(run: Folder, config: RunConfig, data: dict[str, Any] | None = None, *, accept_data: bool = False) -> None:
-    """Store the configuration and the provenance of a new attempt.
+def claim(
+    run: Folder, config: RunConfig, data: dict[str, Any] | None = None, *, accept_data: bool = False
+) -> RunConfig:
+    """Store the configuration and the provenance of a new attempt; return the configuration to train.
+
+    That is `config` with what the first attempt resolves, see `config.settle`; `precision: auto` of a first attempt is
+    left to its workers.
 
     Args:
         data: what it trains on: `uri`, `digest` and `rows`; kept with the provenance.
@@ -120,19 +126,26 @@ def claim(run: Folder, config: RunConfig, data: dict[str, Any] | None = None, *,
         UserError: an earlier attempt is of an older format, has another value in a field that the weights depend on, or
             trained on other data.
     """
-    text = config_text(run)
+    text, asked, earlier = config_text(run), config.optim.warmup_steps, attempts(run)
     if text:
         refuse_to_train(run.uri, stored_format(text, run.file_uri(CONFIG)))
+        before = {entry["asked"].get(WARMUP) for entry in earlier if isinstance(entry.get("asked"), dict)}
+        config = at_later_start(config, read_config(run), before)
+    else:
+        config = at_first_start(config)
     if text and (difference := _difference(read_config(run), config)) is not None:
         field, old, new = difference
         raise UserError(field, f"{new}, but the run at {run.uri} has {old}", "the run's own value", "use another --run")
-    earlier = attempts(run)
     known = [attempt["data"]["digest"] for attempt in earlier if attempt.get("data")]
     if data and known and known[-1] != data["digest"] and not accept_data:
         got = f"{data['uri']} with digest {data['digest'][:12]}, but the run trained on {known[-1][:12]}"
         raise UserError("--data", got, "the run's own data", "restore it, or add --accept-changed-data")
     write_config(run, config)
-    run.write_json(PROVENANCE, [*earlier, provenance() | ({"data": data} if data else {})])
+    facts = provenance() | ({"data": data} if data else {})
+    if asked != config.optim.warmup_steps:
+        facts["asked"] = {WARMUP: asked}
+    run.write_json(PROVENANCE, [*earlier, facts])
+    return config
 
 
 def record_stop(run: Folder, step: int, reason: str) -> None:
@@ -156,7 +169,8 @@ def _difference(before: RunConfig, now: RunConfig) -> tuple[str, Any, Any] | Non
     for field, value in new.items():
         section, _, name = field.partition(".")
         free = section in FREE_SECTIONS or (section == "train" and name in FREE_TRAIN_FIELDS)
-        if not free and old.get(field) != value:
+        unresolved = field == PRECISION and old.get(field) == "auto"  # its first attempt ended before training began
+        if not free and not unresolved and old.get(field) != value:
             return field, old.get(field), value
     return None
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterable
 
+from soda_dist.config.load import with_fields
 from soda_dist.config.schema import RunConfig
 from soda_dist.config.sections import Stop
+from soda_dist.config.settle import PRECISION
 from soda_dist.data.pairs import Pairs
 from soda_dist.data.storage.folder import Folder
 from soda_dist.runs.folder import complete_steps, record_stop
@@ -47,6 +49,8 @@ def fit(
         FloatingPointError: the loss is not finite.
         UserError: more unreadable images than `train.max_unreadable`.
     """
+    if config.train.precision == "auto":  # checkpoints say what was trained
+        config = with_fields(config, {PRECISION: engine.objective.model.precision})
     step = resume(context, engine, run)
     observer = observer if context.rank == 0 else None
     if observer is not None:

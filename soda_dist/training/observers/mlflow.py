@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from soda_dist.config.load import leaves
-from soda_dist.config.schema import RunConfig
 from soda_dist.data.storage.folder import Folder
+from soda_dist.runs.folder import read_config
 from soda_dist.training.observers.observer import Ledger, curves, short_name
 
 EXPERIMENT = "soda_dist"
@@ -21,8 +21,8 @@ MOST_PARAMETERS = 100
 class Mlflow:
     """Logs to one run of MLflow, which later attempts continue."""
 
-    def __init__(self, run: Folder, config: RunConfig) -> None:
-        self._folder, self._config = run, config
+    def __init__(self, run: Folder) -> None:
+        self._folder = run
         self._ledger = Ledger(run, "mlflow")
         self._client: Any = None
 
@@ -45,7 +45,9 @@ class Mlflow:
         known = client.get_experiment_by_name(name)
         experiment = client.create_experiment(name) if known is None else known.experiment_id
         run_id: str = client.create_run(experiment, run_name=short_name(self._folder)).info.run_id
-        fields = [Param(path, str(value)) for path, value in leaves(self._config.model_dump(mode="json")).items()]
+        fields = [
+            Param(path, str(value)) for path, value in leaves(read_config(self._folder).model_dump(mode="json")).items()
+        ]
         for at in range(0, len(fields), MOST_PARAMETERS):
             client.log_batch(run_id, params=fields[at : at + MOST_PARAMETERS])
         return run_id

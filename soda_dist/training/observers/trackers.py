@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 
-from soda_dist.config.schema import RunConfig
 from soda_dist.data.storage.folder import Folder
 from soda_dist.errors import UserError
 from soda_dist.parallel.progress import Say
@@ -21,16 +20,16 @@ def check_trackers(names: Sequence[str]) -> None:
     """Raise a `UserError` for a tracker whose package is not installed; imports none of them."""
     for name in names:
         if find_spec(name) is None:
-            wanted = f"soda-dist[{EXTRAS[name]}]" if name in EXTRAS else name
+            wanted = f"soda_dist[{EXTRAS[name]}]" if name in EXTRAS else name
             got, remedy = f"{name}, whose package is not installed", f"pip install '{wanted}', or leave it out"
             raise UserError("train.trackers", got, "installed trackers", remedy)
 
 
-def open_observers(config: RunConfig, run: Folder, say: Say) -> Guarded:
-    """Return the run's observers; nothing is imported or written before their start."""
+def open_observers(names: Sequence[str], run: Folder, say: Say) -> Guarded:
+    """Return these observers of a run, whose folder has its configuration; nothing is imported before their start."""
     makers: dict[str, Callable[[], Observer]] = {
         "tensorboard": partial(TensorBoard, run),
-        "wandb": partial(Wandb, run, config),
-        "mlflow": partial(Mlflow, run, config),
+        "wandb": partial(Wandb, run),
+        "mlflow": partial(Mlflow, run),
     }
-    return Guarded({name: makers[name] for name in config.train.trackers}, say)
+    return Guarded({name: makers[name] for name in names}, say)

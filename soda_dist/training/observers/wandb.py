@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
 
-from soda_dist.config.schema import RunConfig
 from soda_dist.data.storage.folder import Folder
+from soda_dist.runs.folder import read_config
 from soda_dist.training.observers.observer import Ledger, curves, short_name
 
 PROJECT = "soda_dist"
@@ -16,8 +16,8 @@ PROJECT = "soda_dist"
 class Wandb:
     """Logs to one run of Weights & Biases, which later attempts continue."""
 
-    def __init__(self, run: Folder, config: RunConfig) -> None:
-        self._folder, self._config = run, config
+    def __init__(self, run: Folder) -> None:
+        self._folder = run
         self._ledger = Ledger(run, "wandb")
         self._run: Any = None
 
@@ -35,7 +35,7 @@ class Wandb:
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=short_name(self._folder),
             dir=here,
-            config=self._config.model_dump(mode="json"),
+            config=read_config(self._folder).model_dump(mode="json"),
             settings=wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True),
         )
         self._ledger.set()
