@@ -33,6 +33,8 @@ PARTS = (
     "ray", *LOGS,
 )  # fmt: skip
 """All files and folders of a run; others in its folder are left alone."""
+WATCHED = ("train.stop.split", "train.stop.images")
+"""Fields that do not matter to the weights while `train.stop` is off."""
 Fact = str | int | float | bool | None
 _ATTEMPTS: TypeAdapter[Any] = TypeAdapter(list[dict[str, Fact | list[Fact] | dict[str, Fact]]])
 FREE_SECTIONS = ("scale", "evaluation", "sampling")
@@ -170,7 +172,8 @@ def _difference(before: RunConfig, now: RunConfig) -> tuple[str, Any, Any] | Non
         section, _, name = field.partition(".")
         free = section in FREE_SECTIONS or (section == "train" and name in FREE_TRAIN_FIELDS)
         unresolved = field == PRECISION and old.get(field) == "auto"  # its first attempt ended before training began
-        if not free and not unresolved and old.get(field) != value:
+        watched = field in WATCHED and before.train.stop.metric == now.train.stop.metric == "none"
+        if not (free or unresolved or watched) and old.get(field) != value:
             return field, old.get(field), value
     return None
 

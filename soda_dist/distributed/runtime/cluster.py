@@ -46,7 +46,7 @@ def ray_session(cpus: float, say: Say = silent) -> Iterator[None]:
             logical = max(os.cpu_count() or 1, int(-(-cpus // 1)))
             stack.enter_context(_token())
             say(f"starting Ray on this machine, with {logical} logical CPUs")
-            _start({"num_cpus": logical, "include_dashboard": False, **common})
+            _start({"num_cpus": logical, "include_dashboard": False, **common}, say)
         stack.callback(ray.shutdown)
         yield
 
@@ -65,7 +65,7 @@ def _join(address: str, options: dict[str, Any]) -> None:
         raise UserError("RAY_ADDRESS", address, "a running Ray cluster", remedy) from None
 
 
-def _start(options: dict[str, Any]) -> None:
+def _start(options: dict[str, Any], say: Say = silent) -> None:
     """Start a local cluster; a busy machine may need a second try."""
     import ray
 
@@ -80,6 +80,7 @@ def _start(options: dict[str, Any]) -> None:
                 raise
             if last:
                 raise MachineError("Ray did not start in time, twice: the machine is too busy; rerun later") from None
+            say("Ray did not start in time; trying once more")
         else:
             return
 
