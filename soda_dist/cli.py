@@ -22,7 +22,8 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         told = action.help or ""
-        return f"{told} (default: {action.default})" if action.default and "default" not in told else told
+        named = action.default and action.default is not argparse.SUPPRESS and "default" not in told
+        return f"{told} (default: {action.default})" if named else told
 
 
 class _Parser(argparse.ArgumentParser):

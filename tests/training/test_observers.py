@@ -3,6 +3,7 @@
 import struct
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,10 +78,18 @@ def test_tensorboard_has_each_step_once(run: Folder) -> None:
     assert (image.step, image.width, image.height, image.encoded_image_string) == (3, 3, 2, PNG)
 
 
+class Remote:
+    """A run's folder that says that it is in an object store."""
+
+    is_local = False
+
+    def __init__(self, run: Folder) -> None:
+        self.child = run.child
+
+
 def test_event_files_reach_a_folder_that_cannot_append(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Folder, "is_local", False)
     monkeypatch.setattr("soda_dist.training.observers.tensorboard.COPIED_BYTES", 0)
-    resumed(lambda: TensorBoard(run))
+    resumed(lambda: TensorBoard(Remote(run)))  # type: ignore[arg-type]
     assert len(run.list("tensorboard/")) > 2, "full files are followed by new ones"
     assert [(point.step, point.value) for point in _points(f"{run.uri}/tensorboard").Scalars("loss")] == EXPECTED
 
@@ -97,7 +106,8 @@ def test_wandb_continues_one_run_and_sends_each_step_once(run: Folder, monkeypat
         def finish(self) -> None:
             made[-1]["finished"] = True
 
-    monkeypatch.setenv("WANDB_MODE", "offline")
+    settings = SimpleNamespace(settings=SimpleNamespace(mode="offline"))
+    monkeypatch.setattr(wandb, "setup", lambda: settings)  # which starts a process
     monkeypatch.setattr(wandb, "init", lambda **given: (made.append(given), Run())[1])
     resumed(lambda: open_observers(["wandb"], run, pytest.fail))
     assert [each["id"] for each in made] == [run.read_json(TRACKERS)["wandb"]["id"]] * 2

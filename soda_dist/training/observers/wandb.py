@@ -26,7 +26,7 @@ class Wandb:
             return
         import wandb
 
-        if wandb.setup().settings.mode == "online" and not wandb.api.api_key:  # else it would ask at the terminal
+        if wandb.setup().settings.mode == "online" and not wandb.login(prompt=False, verify=False):
             raise RuntimeError("no API key: run `wandb login`, set WANDB_API_KEY, or set WANDB_MODE=offline")
         here = self._folder.uri if self._folder.is_local and "WANDB_DIR" not in os.environ else None
         self._run = wandb.init(
