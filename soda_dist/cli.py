@@ -5,13 +5,25 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 from soda_dist.config.load import dump_config, load_config, parse_config, preset_names
 from soda_dist.config.schema import RunConfig
 from soda_dist.errors import MachineError, UserError
+from soda_dist.parallel.heartbeat import Heartbeat, ticking
 
 URI_HELP = "local path, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
+_HEARTBEAT = Heartbeat()
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Adds a flag's default to its help, unless it has none or the help names it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = action.help or ""
+        named = action.default and action.default is not argparse.SUPPRESS and "default" not in told
+        return f"{told} (default: {action.default})" if named else told
 
 
 class _Parser(argparse.ArgumentParser):
@@ -21,7 +33,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """Create an argument parser that raises `UserError`."""
-    return _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return _Parser(description=description, formatter_class=_Help)
 
 
 def add_uri(arguments: argparse.ArgumentParser, flag: str, meaning: str, required: bool = True) -> None:
@@ -83,18 +95,28 @@ def say(line: str) -> None:
     """Print a progress line without buffering; if the pipe is closed, as by `| head`, exit cleanly with code 141."""
     try:
         print(line, flush=True)
+        _HEARTBEAT.heard()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at exit
         raise SystemExit(141) from None
 
 
+def _beat(line: str) -> None:
+    """Print a line of the heartbeat; a closed pipe is left to the next `say` of the main thread."""
+    with suppress(BrokenPipeError):
+        print(line, flush=True)
+
+
 def run(main: Callable[[list[str]], str]) -> NoReturn:
     """Run a job and print the URI of its result as the last line.
+
+    Once the job has shown a line, its silences end after `pause_s` with a line that says so.
 
     Exit codes: 0 done, 2 the user's mistake, 130 interrupted, 141 output pipe closed, 1 everything else.
     """
     try:
-        result = main(sys.argv[1:])
+        with ticking(lambda: _HEARTBEAT.tick(_beat)):
+            result = main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)

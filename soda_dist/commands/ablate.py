@@ -26,11 +26,12 @@ def main(argv: list[str]) -> str:
     if args.preset and not args.data:
         raise UserError("--data", "nothing with --preset", "a folder of prepared shards", "add the data of the preset")
     base = group.base(args.preset, args.overrides)
+    say("ablate: loading torch and Ray")
 
     from soda_dist.distributed.runtime.cluster import ray_session
     from soda_dist.distributed.runtime.resources import training_resources
 
-    with ray_session(training_resources(base)["CPU"] * group.concurrent):
+    with ray_session(training_resources(base)["CPU"] * group.concurrent, say):
         from soda_dist.distributed.ablate import ablate
 
         return ablate(group, base, args.data, args.out, say)

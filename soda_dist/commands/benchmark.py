@@ -33,13 +33,14 @@ def main(argv: list[str]) -> str:
     if wanted and not getattr(args, wanted):
         raise UserError(f"--{wanted}", "nothing", "a folder", f"add it, see benchmark.py {args.what} -h")
 
+    say("benchmark: loading torch and Ray")
     from soda_dist.benchmarks import harness, sampling, update
     from soda_dist.distributed.runtime.cluster import ray_session
 
     if args.what in ("sample", "step"):
         measure = sampling.measure_sampling if args.what == "sample" else update.measure_step
         return harness.conclude(measure(args.preset, args.overrides, args.device, say), args.out, say)
-    with ray_session(cpus=4):
+    with ray_session(4, say):
         from soda_dist.benchmarks import dci, features, ingest, startup, training_loop
 
         measures = {

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> str:
     arguments.add_argument("--append", action="store_true", help="add to the prepared folder --data")
     arguments.add_argument("--remove", metavar="ROW,...|@FILE", help="remove these rows from --data")
     arguments.add_argument("--dry-run", action="store_true", help="say what the source holds; write nothing")
-    arguments.add_argument("--images", type=count_or_all, default=16, metavar="N|all", help="decoded per shard (16)")
+    arguments.add_argument("--images", type=count_or_all, default=16, metavar="N|all", help="decoded per shard")
     for name, text in (("max_side", "re-encode as JPEG, N pixels a side at most"), ("quality", "JPEG quality (90)")):
         flag, option = f"--{name.replace('_', '-')}", f"{name}={{}}".format
         arguments.add_argument(flag, action="append", dest="flags", type=option, default=[], metavar="N", help=text)
@@ -37,11 +37,12 @@ def main(argv: list[str]) -> str:
     if len(modes) != 1 or (args.data is None) != (args.dry_run or bool(args.check)) or args.append > bool(args.kind):
         raise UserError("arguments", "none or too many", "KIND or --remove with --data, or --check", "use one of them")
 
+    say("prepare_data: loading Ray")
     from soda_dist.data import preparation
     from soda_dist.distributed.runtime.cluster import ray_session
 
     preparation.check_arguments(args.kind, options, args.check or args.data)  # before Ray starts
-    with ray_session(cpus=2):
+    with ray_session(2, say):
         from soda_dist.distributed.runtime.actor_pool import ActorPool
 
         pool = ActorPool(say=say)

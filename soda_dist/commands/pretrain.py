@@ -17,14 +17,17 @@ def main(argv: list[str], preset: str | None = None, description: str | None = _
     add_config(arguments, preset)
     args = parse(arguments, argv)
     config = config_of(args)
+    say("pretrain: loading torch and Ray")
 
     from soda_dist.data.shards import read_manifest
     from soda_dist.data.storage.folder import open_folder
     from soda_dist.distributed.runtime.cluster import ray_session
     from soda_dist.distributed.runtime.resources import training_resources
+    from soda_dist.training.observers.trackers import check_trackers
 
+    check_trackers(config.train.trackers)
     read_manifest(open_folder(args.data))  # reject bad input before Ray starts
-    with ray_session(training_resources(config)["CPU"]):
+    with ray_session(training_resources(config)["CPU"], say):
         from soda_dist.distributed.pretrain import pretrain
 
         return pretrain(config, args.data, args.run, say, accept_data=args.accept_changed_data)

@@ -15,6 +15,7 @@ def main(argv: list[str]) -> str:
     add_config(arguments, None)
     args = parse(arguments, argv)
     config = config_of(args)
+    say("tune: loading torch and Ray")
 
     from soda_dist.config.search import load_search
     from soda_dist.data.shards import read_manifest
@@ -24,7 +25,7 @@ def main(argv: list[str]) -> str:
 
     read_manifest(open_folder(args.data))  # reject bad input before Ray starts
     search = load_search(args.search)
-    with ray_session(training_resources(config)["CPU"] * search.concurrent + 1):  # +1: Ray Tune's trial actors
+    with ray_session(training_resources(config)["CPU"] * search.concurrent + 1, say):  # +1: Ray Tune's trial actors
         from soda_dist.distributed.tune import sweep
 
         return sweep(config, search, args.data, args.run, say)

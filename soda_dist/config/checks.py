@@ -237,9 +237,6 @@ def steps(config: Sections) -> Iterator[Problem]:
     if config.sampling.steps > config.diffusion.steps:
         got = f"{config.sampling.steps} with diffusion.steps={config.diffusion.steps}"
         yield Problem("sampling.steps", got, f"1..{config.diffusion.steps}", "sample in fewer steps")
-    if config.optim.decay == "cosine" and config.optim.warmup_steps >= config.train.steps:
-        got = f"{config.optim.warmup_steps} with train.steps={config.train.steps}"
-        yield Problem("optim.warmup_steps", got, f"< {config.train.steps}", "shorten the warm-up or train longer")
 
 
 def evaluation(config: Sections) -> Iterator[Problem]:
@@ -257,9 +254,12 @@ def online_probe(config: Sections) -> Iterator[Problem]:
 
 
 def stop(config: Sections) -> Iterator[Problem]:
-    """An early end needs held-out images, and what its metric is computed from."""
+    """Validation and an early end need held-out images, and the latter what its metric is computed from."""
     s = config.train.stop
     if s.metric == "none":
+        if config.train.validation_every_steps and s.split == config.data.train_split:
+            remedy = "name a split that is not trained on"
+            yield Problem("train.stop.split", s.split, "a held-out split", remedy)
         return
     if s.split in (config.data.train_split, config.evaluation.test_split):
         remedy = "name a split that is neither trained on nor tested on"

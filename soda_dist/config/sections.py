@@ -217,6 +217,7 @@ class Optim(Node):
     weight_decay: NotNegative = 0.05
     clip_norm: Positive = 0.5
     warmup_steps: CountOrZero = 5000
+    """Linear from 0; a run that is not longer begins with a tenth of its steps."""
     decay: Literal["none", "cosine"] = "none"
     """`cosine`: from the peak after warm-up to `final_lr_fraction` of it at the last step."""
     final_lr_fraction: Fraction = 0.25
@@ -236,7 +237,8 @@ class Stop(Node):
     every_steps: Count = 1000
     """Steps between evaluations."""
     split: str = "val"
-    """Held-out split; neither the training split nor the one that evaluation tests on."""
+    """Held-out split, also of `train.validation_every_steps`; not the training split, nor, for an early end, the one
+    that evaluation tests on."""
     images: Annotated[int, Field(ge=16, le=20_000)] = 2000
     """First images of the split."""
 
@@ -252,9 +254,15 @@ class Train(Node):
     norm_batch: Count | None = None
     """View pairs of a group of batch norm: 0..n-1, n..2n-1, ... of the global batch share statistics, whatever the
     workers and `micro_batch`; None, or more than the global batch = all of it. Unused without batch norm."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16`: autocast; weights, optimizer state and EMA stay fp32."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`bf16`: autocast; weights, optimizer state and EMA stay fp32. `auto`: bf16 where the first start's devices have
+    units for it, else fp32; the run keeps it."""
     log_every_steps: Count = 50
+    """Steps between lines of `metrics.jsonl`."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """Where metrics and pictures go too; `tensorboard` = event files in the run's folder."""
+    validation_every_steps: Count | None = None
+    """Steps between measurements on the held-out images of `stop.split`: loss, online probe, a picture; None = none."""
     checkpoint_every_steps: Count = 1000
     keep_checkpoints: Count = 2
     """Complete checkpoints to keep; older ones are removed."""

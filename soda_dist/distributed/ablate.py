@@ -30,6 +30,7 @@ from soda_dist.report.paper import Column, read_paper
 from soda_dist.report.paper_columns import OURS, Figure, figure
 from soda_dist.runs.folder import open_run
 from soda_dist.runs.results import read_run
+from soda_dist.training.observers.trackers import check_trackers
 
 AFTER_TRAINING = ("sampling", "evaluation", "scale")
 """Sections that may differ between variants of one training."""
@@ -88,6 +89,7 @@ def ablate(group: Ablation, base: RunConfig, data_uri: str | None, out_uri: str,
         UserError: a variant's field does not fit, the folder is another group's, the data lacks what a measure needs,
             or the cluster cannot hold the runs.
     """
+    check_trackers(base.train.trackers)
     check_group(group, read_paper())
     trials = plan_trials(group, base)
     out = open_run(out_uri, PARTS)

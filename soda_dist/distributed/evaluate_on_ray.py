@@ -24,7 +24,7 @@ def evaluation_pool(config: RunConfig, say: Say) -> ActorPool:
 
 
 def evaluate(
-    run_uri: str, data_uri: str, tasks: str, step: str, overrides: Sequence[str], say: Say, *, ema: bool = True
+    run_uri: str, data_uri: str, tasks: str | None, step: str, overrides: Sequence[str], say: Say, *, ema: bool = True
 ) -> dict[str, Result]:
     """As `task_runner.evaluate`."""
     pool = evaluation_pool(task_runner.evaluation_config(open_folder(run_uri), overrides), say)
@@ -32,7 +32,7 @@ def evaluate(
 
 
 def evaluate_encoder(
-    model_source: ModelSource, data_uri: str, tasks: str, out_uri: str, overrides: Sequence[str], say: Say
+    model_source: ModelSource, data_uri: str, tasks: str | None, out_uri: str, overrides: Sequence[str], say: Say
 ) -> dict[str, Result]:
     """As `task_runner.evaluate_encoder`."""
     pool = evaluation_pool(task_runner.encoder_config(model_source, overrides), say)

@@ -20,6 +20,7 @@ from soda_dist.distributed.runtime.resources import check_resources, training_re
 from soda_dist.errors import UserError
 from soda_dist.parallel.progress import Say
 from soda_dist.runs.folder import claim, complete_steps, open_run, scratch_folder, stopped_step
+from soda_dist.training.observers.trackers import check_trackers, open_observers
 
 LOST = (RayActorError, WorkerCrashedError, OutOfMemoryError)
 """Ray's errors for processes that were killed, as opposed to errors that a process raised."""
@@ -42,6 +43,7 @@ def pretrain(
     Raises:
         UserError: the data or the run's folder does not fit, or the cluster cannot give what the run needs.
     """
+    check_trackers(config.train.trackers)
     data, run = open_folder(data_uri), open_run(run_uri)
     manifest = read_manifest(data)
     split = config.data.train_split
@@ -59,7 +61,9 @@ def pretrain(
         check_resources(training_resources(config), say)
         check_memory(config)
     used = {"uri": data.uri, "digest": manifest.digest, "rows": manifest.splits[split].rows}
-    claim(run, config, used, accept_data=accept_data)
+    asked, config = config.optim.warmup_steps, claim(run, config, used, accept_data=accept_data)
+    if config.optim.warmup_steps != asked:
+        say(f"optim.warmup_steps: {asked} is too long for the run; using {config.optim.warmup_steps}")
     if finished:
         say(f"already finished: step {steps[-1]} of {end}" + (", stopped early by train.stop" if early else ""))
         return run.uri
@@ -67,19 +71,21 @@ def pretrain(
     what = manifest.kind + (f" ({manifest.reencoded})" if manifest.reencoded else "")
     say(f"{rows} rows of {what}; {config.train.steps} steps of {config.train.global_batch} pairs")
     hold_statistics_here()
-    with board(say) as lines:
+    observers = open_observers(config.train.trackers, run, say) if config.train.trackers else None
+    with board(say, observers) as lines:
         job = {
             "config": config, "data": data.uri, "run": run.uri, "rows": rows, "until": end, "labels": labels,
             "board": lines,
         }  # fmt: skip
+        say(f"starting {config.scale.workers} worker{'s' if config.scale.workers > 1 else ''}")
         _run_trainer(job, config, run, say)
     return run.uri
 
 
 def check_validation(manifest: Manifest, config: RunConfig) -> None:
-    """Raise a `UserError` if the data lacks the split of `train.stop`, or the split has too few rows."""
+    """Raise a `UserError` if the data lacks the split of held-out images, or the split has too few rows."""
     stop = config.train.stop
-    if stop.metric == "none":
+    if stop.metric == "none" and config.train.validation_every_steps is None:
         return
     rows = {name: split.rows for name, split in manifest.splits.items()}
     if rows.get(stop.split, 0) < 2:

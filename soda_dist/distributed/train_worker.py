@@ -5,14 +5,20 @@ from typing import Any
 import ray
 import torch
 
+from soda_dist.config.load import with_fields
 from soda_dist.config.schema import RunConfig
+from soda_dist.config.settle import PRECISION
 from soda_dist.data.shards import read_manifest
-from soda_dist.data.storage.folder import open_folder
+from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.distributed.ingest import stream
+from soda_dist.distributed.runtime.driver_lines import Relay
 from soda_dist.errors import UserError
+from soda_dist.runs.folder import read_config, write_config
 from soda_dist.training.build import build_engine
 from soda_dist.training.collectives import ProcessGroupContext
+from soda_dist.training.context import WorkerContext
 from soda_dist.training.loop import fit
+from soda_dist.training.precision import device_precision
 from soda_dist.training.validation import Validation
 
 
@@ -43,17 +49,31 @@ def _cause(error: BaseException | None) -> Exception | None:
     return None
 
 
+def _with_precision(config: RunConfig, run: Folder, context: WorkerContext) -> RunConfig:
+    """Resolve `train.precision: auto` once for the run: bf16 if it suits the devices of all workers."""
+    if config.train.precision != "auto":
+        return config
+    stored = read_config(run) if context.rank == 0 else config
+    found = context.gather((stored.train.precision, device_precision(context.device)))
+    kept, precision = found[0][0], "bf16" if all(own == "bf16" for _, own in found) else "fp32"
+    config = with_fields(config, {PRECISION: precision if kept == "auto" else kept})
+    if context.rank == 0 and kept == "auto":
+        write_config(run, config)
+    return config
+
+
 def _train(job: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
-    config: RunConfig = job["config"]
-    device = get_device()
+    config, device = job["config"], get_device()
     context = ProcessGroupContext(device, job["board"].put.remote)
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(config.scale.cpus_per_worker)))
+    config = _with_precision(config, open_folder(job["run"]), context)
+    context.say(f"building the model ({config.method}, {config.train.precision}, {device})")
     engine = build_engine(config, context.device, job["labels"])
     validation = None
-    if config.train.stop.metric != "none":
+    if config.train.stop.metric != "none" or config.train.validation_every_steps is not None:
         data = open_folder(job["data"])
         validation = Validation(config, data, read_manifest(data), job["labels"], context)
     fit(
@@ -65,4 +85,5 @@ def _train(job: dict[str, Any]) -> None:
         job["rows"],
         job["until"],
         validation,
+        Relay(job["board"]) if config.train.trackers else None,
     )

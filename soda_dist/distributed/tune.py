@@ -22,6 +22,7 @@ from soda_dist.parallel.progress import Say
 from soda_dist.plots.search_trials import sweep_plot
 from soda_dist.runs.folder import complete_steps, open_run
 from soda_dist.runs.results import read_result
+from soda_dist.training.observers.trackers import check_trackers
 
 OBJECTIVE = "accuracy"
 PARTS = ("search.json", "trials", "tune", "trials.json", "best.yaml", "trials.png")
@@ -39,6 +40,7 @@ def sweep(config: RunConfig, search: Search, data_uri: str, run_uri: str, say: S
     if config.train.stop.metric != "none":
         got = f"{config.train.stop.metric} in a sweep"
         raise UserError("train.stop.metric", got, "none", "set it to none: a sweep ranks trials at equal steps")
+    check_trackers(config.train.trackers)
     run = open_run(run_uri, PARTS)
     candidates = draw_candidates(config, search)
     _claim(run, config, search)

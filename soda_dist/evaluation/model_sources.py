@@ -130,7 +130,12 @@ class TimmEncoder:
         """The sizes and the crop that the model was made for."""
         info = _frozen(self.model, 32).backbone.pretrained_cfg
         size, share = info["input_size"][1], info.get("crop_pct") or 1.0
-        small = {"data.source_size": size, "data.target_size": size, "data.eval_resize": round(1 / share, 6)}
+        small: dict[str, object] = {
+            "data.source_size": size,
+            "data.target_size": size,
+            "data.eval_resize": round(1 / share, 6),
+        }
+        small["train.precision"] = "fp32"
         return with_fields(RunConfig(), {**small, "denoiser.attention_resolutions": []})
 
     def load(self) -> EncoderAlone:

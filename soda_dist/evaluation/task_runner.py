@@ -10,7 +10,7 @@ from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.evaluation.context import Context
 from soda_dist.evaluation.model_sources import Checkpoint, ModelSource
 from soda_dist.evaluation.pieces import check_splits
-from soda_dist.evaluation.tasks import TASKS, check, chosen
+from soda_dist.evaluation.tasks import TASKS, check, chosen, fitting
 from soda_dist.evaluation.tasks.reconstruction import scored
 from soda_dist.evaluation.worker import load_models
 from soda_dist.parallel.local_pool import LocalPool
@@ -27,7 +27,7 @@ OF_ENCODERS = ("data", "evaluation", "scale")
 def evaluate(
     run_uri: str,
     data_uri: str,
-    tasks: str,
+    tasks: str | None = None,
     pool: Pool | None = None,
     *,
     step: str = "latest",
@@ -36,6 +36,8 @@ def evaluate(
     ema: bool = True,
 ) -> dict[str, Result]:
     """Do `tasks` (comma-separated names of `TASKS`) on checkpoints of a run; results of the same step are replaced.
+
+    Without names, the tasks are those of `tasks.fitting`.
 
     Writes `eval/STEP/TASK.json` and pictures into the run's folder. Latents and drawn images are cached in its folders
     `latents` and `samples`, so that a repeated or an interrupted evaluation reuses them.
@@ -53,12 +55,13 @@ def evaluate(
     Raises:
         UserError: the run, the data or a setting does not fit, a task lacks what it needs, or no worker could start.
     """
-    names = chosen(tasks)
+    named = None if tasks is None else chosen(tasks)
     run, data = open_run(run_uri), open_folder(data_uri)
     config, steps = evaluation_config(run, overrides), chosen_steps(run, step)
     manifest = _checked_manifest(data, config)
     pool = pool or LocalPool()
     contexts = [_context(run, data, manifest, config, Checkpoint(run, at, ema), pool, say) for at in steps]
+    names = named or fitting(contexts[0])
     check(names, contexts[0])
     return [_do(names, context) for context in contexts][-1]
 
@@ -66,7 +69,7 @@ def evaluate(
 def evaluate_encoder(
     model_source: ModelSource,
     data_uri: str,
-    tasks: str,
+    tasks: str | None,
     out_uri: str,
     pool: Pool | None = None,
     *,
@@ -80,10 +83,11 @@ def evaluate_encoder(
 
     Returns and raises as `evaluate`.
     """
-    names = chosen(tasks)
+    named = None if tasks is None else chosen(tasks)
     out, data = open_run(out_uri), open_folder(data_uri)
     config = encoder_config(model_source, overrides)
     context = _context(out, data, _checked_manifest(data, config), config, model_source, pool or LocalPool(), say)
+    names = named or fitting(context)
     check(names, context)
     write_config(out, config)  # for the report
     return _do(names, context)

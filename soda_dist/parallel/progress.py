@@ -6,8 +6,18 @@ from typing import Any
 
 Say = Callable[[str], None]
 """Shows a line to the user."""
-SHOW_SECONDS, LONGEST_SECONDS = 3.0, 30.0
-"""Between two lines: a tenth of the time since the start, within these bounds; the longest while nothing is done."""
+SHOW_SECONDS = 3.0
+"""Shortest pause between two lines of work that moves."""
+SILENCE_S, LONGEST_SILENCE_S = 10.0, 60.0
+
+
+def pause_s(age: float) -> float:
+    """Return the seconds between two lines of work that is `age` seconds old: 10, later 1 % of its age, at most 60.
+
+    Ten seconds without a line look like a fault. From a quarter of an hour on, less than 1 % of the age shows little
+    change; a minute is the longest that anyone waits for a sign of life. A day has some 1,500 lines.
+    """
+    return min(LONGEST_SILENCE_S, max(SILENCE_S, 0.01 * age))
 
 
 def silent(line: str) -> None:
@@ -15,7 +25,7 @@ def silent(line: str) -> None:
 
 
 class Progress:
-    """Says "WHAT: DONE of TOTAL UNITS, rate, MB/s, time left" every few seconds, more seldom while nothing is done.
+    """Says "WHAT: DONE of TOTAL UNITS, rate, MB/s, time left", at first every 3 s, then as `pause_s` says.
 
     Args:
         say: shows a line.
@@ -58,9 +68,10 @@ class Progress:
 
     def tick(self) -> None:
         """Show a line if the last one is old enough."""
-        pause = min(LONGEST_SECONDS, max(SHOW_SECONDS, 0.1 * (self._shown - self._began)))
-        if self._done == self._shown_count:
-            pause = LONGEST_SECONDS
+        age = self._shown - self._began
+        pause = pause_s(age)
+        if self._done != self._shown_count:
+            pause = min(pause, max(SHOW_SECONDS, 0.1 * age))
         if time.monotonic() - self._shown >= pause:
             self._shown, self._shown_count = time.monotonic(), self._done
             self._last = self._line()
@@ -77,6 +88,6 @@ class Progress:
         line = f"{self._what}: {self._done:,} of {total:,} {self._unit}"
         if self._bytes:
             line += f", {rate:,.0f} a second, {self._bytes / seconds / 1e6:,.1f} MB/s"
-        if rate > 0 and self._done < total:
-            line += f", about {(total - self._done) / rate:,.0f} s left"
+        if self._done < total:
+            line += f", about {(total - self._done) / rate:,.0f} s left" if rate > 0 else f", {seconds:,.0f} s so far"
         return line

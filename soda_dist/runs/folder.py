@@ -16,18 +16,25 @@ from soda_dist.config.load import dump_config, leaves
 from soda_dist.config.older import parse_stored, refuse_to_train, stored_format
 from soda_dist.config.provenance import provenance
 from soda_dist.config.schema import RunConfig
+from soda_dist.config.settle import PRECISION, WARMUP, at_first_start, at_later_start
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.data.storage.metadata import check, read_json, read_limited
 from soda_dist.errors import UserError
 from soda_dist.runs.metrics_log import METRICS, QUARANTINE
 
 CONFIG, PROVENANCE, REPORT = "config.yaml", "provenance.json", "report.html"
-CHECKPOINTS, EVALUATIONS = "checkpoints", "eval"
+CHECKPOINTS, EVALUATIONS, VALIDATION = "checkpoints", "eval", "validation"
+TENSORBOARD, TRACKERS = "tensorboard", "trackers.json"
 LOGS = (METRICS, QUARANTINE)
 MANIFEST = "manifest.json"
 """Written last into a checkpoint's folder; without it a checkpoint is incomplete."""
-PARTS = (CONFIG, PROVENANCE, REPORT, CHECKPOINTS, EVALUATIONS, "latents", "samples", "ray", *LOGS)
+PARTS = (
+    CONFIG, PROVENANCE, REPORT, CHECKPOINTS, EVALUATIONS, VALIDATION, TENSORBOARD, TRACKERS, "latents", "samples",
+    "ray", *LOGS,
+)  # fmt: skip
 """All files and folders of a run; others in its folder are left alone."""
+WATCHED = ("train.stop.split", "train.stop.images")
+"""Fields that do not matter to the weights while `train.stop` is off."""
 Fact = str | int | float | bool | None
 _ATTEMPTS: TypeAdapter[Any] = TypeAdapter(list[dict[str, Fact | list[Fact] | dict[str, Fact]]])
 FREE_SECTIONS = ("scale", "evaluation", "sampling")
@@ -38,6 +45,8 @@ FREE_TRAIN_FIELDS = (
     "keep_checkpoints",
     "micro_batch",
     "max_unreadable",
+    "trackers",
+    "validation_every_steps",
 )
 """With FREE_SECTIONS: what may change between two attempts of a run. The weights depend on everything else."""
 
@@ -103,8 +112,13 @@ def attempts(run: Folder) -> list[dict[str, Any]]:
     return found
 
 
-def claim(run: Folder, config: RunConfig, data: dict[str, Any] | None = None, *, accept_data: bool = False) -> None:
-    """Store the configuration and the provenance of a new attempt.
+def claim(
+    run: Folder, config: RunConfig, data: dict[str, Any] | None = None, *, accept_data: bool = False
+) -> RunConfig:
+    """Store the configuration and the provenance of a new attempt; return the configuration to train.
+
+    That is `config` with what the first attempt resolves, see `config.settle`; `precision: auto` of a first attempt is
+    left to its workers.
 
     Args:
         data: what it trains on: `uri`, `digest` and `rows`; kept with the provenance.
@@ -114,19 +128,26 @@ def claim(run: Folder, config: RunConfig, data: dict[str, Any] | None = None, *,
         UserError: an earlier attempt is of an older format, has another value in a field that the weights depend on, or
             trained on other data.
     """
-    text = config_text(run)
+    text, asked, earlier = config_text(run), config.optim.warmup_steps, attempts(run)
     if text:
         refuse_to_train(run.uri, stored_format(text, run.file_uri(CONFIG)))
+        before = {entry["asked"].get(WARMUP) for entry in earlier if isinstance(entry.get("asked"), dict)}
+        config = at_later_start(config, read_config(run), before)
+    else:
+        config = at_first_start(config)
     if text and (difference := _difference(read_config(run), config)) is not None:
         field, old, new = difference
         raise UserError(field, f"{new}, but the run at {run.uri} has {old}", "the run's own value", "use another --run")
-    earlier = attempts(run)
     known = [attempt["data"]["digest"] for attempt in earlier if attempt.get("data")]
     if data and known and known[-1] != data["digest"] and not accept_data:
         got = f"{data['uri']} with digest {data['digest'][:12]}, but the run trained on {known[-1][:12]}"
         raise UserError("--data", got, "the run's own data", "restore it, or add --accept-changed-data")
     write_config(run, config)
-    run.write_json(PROVENANCE, [*earlier, provenance() | ({"data": data} if data else {})])
+    facts = provenance() | ({"data": data} if data else {})
+    if asked != config.optim.warmup_steps:
+        facts["asked"] = {WARMUP: asked}
+    run.write_json(PROVENANCE, [*earlier, facts])
+    return config
 
 
 def record_stop(run: Folder, step: int, reason: str) -> None:
@@ -150,7 +171,9 @@ def _difference(before: RunConfig, now: RunConfig) -> tuple[str, Any, Any] | Non
     for field, value in new.items():
         section, _, name = field.partition(".")
         free = section in FREE_SECTIONS or (section == "train" and name in FREE_TRAIN_FIELDS)
-        if not free and old.get(field) != value:
+        unresolved = field == PRECISION and old.get(field) == "auto"  # its first attempt ended before training began
+        watched = field in WATCHED and before.train.stop.metric == now.train.stop.metric == "none"
+        if not (free or unresolved or watched) and old.get(field) != value:
             return field, old.get(field), value
     return None
 
@@ -209,6 +232,11 @@ def latents_folder(run: Folder, address: str) -> Folder:
 def samples_folder(run: Folder, address: str) -> Folder:
     """Return the folder of the generated samples of this address."""
     return run.child(f"samples/{address}")
+
+
+def validation_picture(step: int) -> str:
+    """Return the name of the picture of held-out images at a step."""
+    return f"{VALIDATION}/{step:09d}.png"
 
 
 def scratch_folder(run: Folder) -> Folder:

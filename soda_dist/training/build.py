@@ -18,7 +18,7 @@ from soda_dist.models.batch_norm import share_groups
 from soda_dist.models.decoder import Decoder
 from soda_dist.models.denoiser import Conditioning, Denoiser
 from soda_dist.models.encoder import Encoder
-from soda_dist.models.method import Method
+from soda_dist.models.method import Method, Precision
 from soda_dist.models.pose_encoding import PoseGrid, PoseVector
 from soda_dist.models.pose_masks import SeparatePoseMasks
 from soda_dist.models.pretrained import FrozenEncoder, UnsuitableModelError, load_frozen
@@ -33,8 +33,12 @@ COLLECTIVE_TIMEOUT_S = 600.0
 
 
 def build_model(config: RunConfig) -> Method:
-    """Build a model on the CPU, seeded by `config.seed`; a frozen encoder is random until `load_frozen_weights`."""
-    precision, pose = config.train.precision, config.pose
+    """Build a model on the CPU, seeded by `config.seed`; a frozen encoder is random until `load_frozen_weights`.
+
+    `train.precision: auto` builds float32 here: `precision.with_precision` resolves it for a device.
+    """
+    precision: Precision = "bf16" if config.train.precision == "bf16" else "fp32"
+    pose = config.pose
     masks = SeparatePoseMasks(pose.mask_rate) if pose.masks == "separate" else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

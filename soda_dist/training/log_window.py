@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +17,8 @@ from soda_dist.errors import UserError
 from soda_dist.runs.metrics_log import METRICS, QUARANTINE, JsonLines
 from soda_dist.training.context import WorkerContext
 from soda_dist.training.engines.engine import MicroBatch, StepResult
+from soda_dist.training.observers.observer import Observer
+from soda_dist.training.ticker import Ticker, duration, rate_text
 from soda_dist.training.to_device import to_device
 
 FLUSH_SECONDS = 20.0
@@ -30,6 +33,7 @@ class LogWindow:
     run: Folder
     rows: int
     first_step: int
+    observer: Observer | None = None
     _losses: list[torch.Tensor] = field(default_factory=list)
     _norms: list[torch.Tensor] = field(default_factory=list)
     _probe: list[torch.Tensor] = field(default_factory=list)
@@ -43,15 +47,25 @@ class LogWindow:
         if self.context.rank == 0:
             self._metrics.resume(self.first_step)
             self._quarantine.resume(self.first_step)
-        self._since = self._flushed = self._started = time.perf_counter()
+        train = self.config.train
+        self.ticker = Ticker(self.context.say, step=self.first_step, total=train.steps, batch=train.global_batch)
+        self._since = self._flushed = time.perf_counter()
         self._step = self._logged = self.first_step
+
+    @contextmanager
+    def shown_by_time(self) -> Iterator[Ticker]:
+        """Show lines by time, on the first rank, until the block ends."""
+        with self.ticker.running() if self.context.rank == 0 else nullcontext():
+            yield self.ticker
 
     def timed(self, batches: Iterator[Pairs], count: int) -> Iterator[MicroBatch]:
         """Yield the next `count` micro-batches on the device and record the time spent waiting for them."""
         for _ in range(count):
             start = time.perf_counter()
+            self.ticker.doing("waiting for rows")
             pairs = next(batches)
             self._waited += time.perf_counter() - start
+            self.ticker.doing("in this step")
             self._retries += int(pairs.retries.sum())
             for row, name, reason in pairs.unreadable():
                 self._bad.append({"step": self._step + 1, "key": row, "name": name, "reason": reason})
@@ -63,9 +77,15 @@ class LogWindow:
         if result.probe is not None:
             self._probe.append(result.probe)
         self._step += 1
+        self.ticker.stepped()
 
-    def log(self, step: int, lr: float, facts: Mapping[str, float] = MappingProxyType({})) -> None:
-        """Write and show the window's line with these further facts; call on every worker."""
+    def log(
+        self, step: int, lr: float, facts: Mapping[str, float] = MappingProxyType({}), *, last: bool = False
+    ) -> None:
+        """Write the window's line with these further facts, and show it as `Ticker.log` does; call on every worker.
+
+        Lines with `facts` and the `last` one are shown at once.
+        """
         steps = step - self._logged
         own = torch.tensor([self._waited, self._retries], device=self.context.device)
         sums = self.context.sum(torch.cat([torch.stack(self._losses).sum()[None], own]))
@@ -94,11 +114,14 @@ class LogWindow:
         }
         if self.context.rank == 0:
             self._metrics.append(line)
+            if self.observer is not None:
+                self.observer.metrics(step, line)
             for row in bad:
                 self._quarantine.append(row)
             if now - self._flushed > FLUSH_SECONDS:
                 self.flush()
-            self.context.say(_shown(line, self.config.train.steps, self._remaining(step, now)))
+            shown = _shown(line, self.config.train.steps, self.ticker.remaining())
+            self.ticker.log(shown, now=last or bool(facts))
         self._unreadable += len(bad)
         self._check_share(step)
         self._losses, self._norms, self._probe, self._bad, self._waited, self._retries = [], [], [], [], 0.0, 0
@@ -120,9 +143,6 @@ class LogWindow:
         loss, hits, labels = torch.stack(self._probe).double().sum(0).tolist()
         return {"probe_loss": loss / max(labels, 1), "probe_accuracy": hits / max(labels, 1)}
 
-    def _remaining(self, step: int, now: float) -> float:
-        return (now - self._started) / (step - self.first_step) * (self.config.train.steps - step)
-
     def flush(self) -> None:
         """Write pending lines to storage."""
         if self.context.rank == 0:
@@ -132,11 +152,9 @@ class LogWindow:
 
 
 def _shown(line: dict[str, Any], total: int, remaining: float) -> str:
-    eta = f"{remaining / 60:.0f} min" if remaining >= 120 else f"{remaining:.0f} s"
-    rate = line["images_per_second"]
     text = (
         f"step {line['step']}/{total}  epoch {line['epoch']:.2f}  loss {line['loss']:.4f}  lr {line['lr']:.2e}  "
-        f"{rate:.{0 if rate >= 10 else 2}f} pairs/s  waiting {line['wait_fraction']:.0%}  left {eta}"
+        f"{rate_text(line['images_per_second'])}  waiting {line['wait_fraction']:.0%}  left {duration(remaining)}"
     )
     if "probe_accuracy" in line:
         text += f"  probe {line['probe_accuracy']:.1%}"

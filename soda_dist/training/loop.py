@@ -2,7 +2,10 @@
 
 from collections.abc import Callable, Iterable
 
+from soda_dist.config.load import with_fields
 from soda_dist.config.schema import RunConfig
+from soda_dist.config.sections import Stop
+from soda_dist.config.settle import PRECISION
 from soda_dist.data.pairs import Pairs
 from soda_dist.data.storage.folder import Folder
 from soda_dist.runs.folder import complete_steps, record_stop
@@ -10,9 +13,10 @@ from soda_dist.training import checkpoint
 from soda_dist.training.context import WorkerContext
 from soda_dist.training.early_stop import Patience
 from soda_dist.training.engines.engine import Engine
+from soda_dist.training.held_out import HeldOut, Measure
 from soda_dist.training.log_window import LogWindow
+from soda_dist.training.observers.observer import Observer
 from soda_dist.training.schedule import learning_rate
-from soda_dist.training.validation import Validation
 
 Feed = Callable[[int], Iterable[Pairs]]
 """First step -> this worker's micro-batches, `config.accumulation` for each step."""
@@ -26,7 +30,8 @@ def fit(
     run: Folder,
     rows: int,
     until: int | None = None,
-    validation: Validation | None = None,
+    validation: Measure | None = None,
+    observer: Observer | None = None,
 ) -> None:
     """Train from the run's latest complete checkpoint to the last step, or until `train.stop` ends the run.
 
@@ -36,42 +41,54 @@ def fit(
         feed: called once, with the first step.
         run: folder of checkpoints, metrics.jsonl and quarantine.jsonl.
         rows: rows of the training split, to compute epochs.
-        validation: measures `train.stop.metric`; None if it is `none`.
+        validation: measures what `train.stop` and `train.validation_every_steps` ask for; None if they are off.
         until: last step; None = `train.steps`. The learning-rate schedule is that of the whole run.
+        observer: gets the metrics and pictures of the first rank.
 
     Raises:
         FloatingPointError: the loss is not finite.
         UserError: more unreadable images than `train.max_unreadable`.
     """
+    if config.train.precision == "auto":  # checkpoints say what was trained
+        config = with_fields(config, {PRECISION: engine.objective.model.precision})
     step = resume(context, engine, run)
-    stop, patience = config.train.stop, _patience(run, step, validation)
-    window = LogWindow(context, config, run, rows, step)
-    batches = iter(feed(step))
+    observer = observer if context.rank == 0 else None
+    if observer is not None:
+        observer.start(step)
+    held_out = HeldOut(validation, _patience(run, step, config, validation), config, run, observer)
+    window = LogWindow(context, config, run, rows, step, observer)
     end = config.train.steps if until is None else min(until, config.train.steps)
-    while step < end and not (patience and patience.stopped):
-        lr = learning_rate(step, config.optim, config.train.steps)
-        result = engine.step(window.timed(batches, config.accumulation), lr)
-        step += 1
-        window.add(result)
-        facts: dict[str, float] = {}
-        if validation is not None and patience is not None and step % stop.every_steps == 0:
-            patience.add(value := validation.measure(engine), stop)
-            facts = {f"validation_{stop.metric}": value, "stopped": patience.stopped}
-        last = step == end or bool(patience and patience.stopped)
-        save = last or step % config.train.checkpoint_every_steps == 0
-        if save or facts or step % config.train.log_every_steps == 0:  # windows end at checkpoints: resumes are exact
-            window.log(step, lr, facts)
-        if save:
-            window.flush()
-            checkpoint.save(run, step, engine, context, config, patience)
-    if patience and patience.stopped and context.rank == 0:
-        record_stop(run, step, f"{stop.metric} did not improve on {patience.best} in {stop.patience} evaluations")
-        context.say(f"stopped at step {step} of {end}: {stop.metric} no longer improves on {patience.best}")
+    with window.shown_by_time() as now:
+        context.say("reading the first rows")
+        batches = iter(feed(step))
+        while step < end and not held_out.stopped:
+            lr = learning_rate(step, config.optim, config.train.steps)
+            window.add(engine.step(window.timed(batches, config.accumulation), lr))
+            step += 1
+            if held_out.due(step):
+                now.doing("measuring held-out images")
+            facts = held_out.facts(step, engine)
+            last = step == end or held_out.stopped
+            save = last or step % config.train.checkpoint_every_steps == 0
+            if save or facts or step % config.train.log_every_steps == 0:  # windows end at checkpoints: exact resumes
+                window.log(step, lr, facts, last=last)
+            if save:
+                now.doing("saving a checkpoint")
+                window.flush()
+                checkpoint.save(run, step, engine, context, config, held_out.patience)
+    _say_stop(context, run, step, end, config.train.stop, held_out)
 
 
-def _patience(run: Folder, step: int, validation: Validation | None) -> Patience | None:
-    """Read the state of `train.stop` at `step`, or begin anew; None without validation."""
-    if validation is None:
+def _say_stop(context: WorkerContext, run: Folder, step: int, end: int, stop: Stop, held_out: HeldOut) -> None:
+    if held_out.patience is not None and held_out.stopped and context.rank == 0:
+        best = held_out.patience.best
+        record_stop(run, step, f"{stop.metric} did not improve on {best} in {stop.patience} evaluations")
+        context.say(f"stopped at step {step} of {end}: {stop.metric} no longer improves on {best}")
+
+
+def _patience(run: Folder, step: int, config: RunConfig, validation: Measure | None) -> Patience | None:
+    """Read the state of `train.stop` at `step`, or begin anew; None if it is off."""
+    if validation is None or config.train.stop.metric == "none":
         return None
     return (checkpoint.read_patience(run, step) if step else None) or Patience()
 

@@ -1,9 +1,12 @@
-"""Metrics of held-out images during training, of the EMA weights, for `train.stop`."""
+"""Metrics and reconstructions of held-out images during training, of the EMA weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from soda_dist.config.schema import RunConfig
@@ -13,25 +16,46 @@ from soda_dist.data.pairs import Pairs, read_pairs
 from soda_dist.data.shards import Manifest, ShardReader
 from soda_dist.data.storage.folder import Folder
 from soda_dist.data.views.pair_views import view_pairs
+from soda_dist.diffusion.sampling import reverse_steps
 from soda_dist.errors import UserError
 from soda_dist.metrics import label_free
 from soda_dist.models.condition import Sources
-from soda_dist.models.method import Method
-from soda_dist.models.pixels import source_input
+from soda_dist.models.method import DiffusionMethod, Method, Recipe
+from soda_dist.models.pixels import source_input, to_uint8
 from soda_dist.models.soda import Encoding
+from soda_dist.plots.image_grid import image_grid
 from soda_dist.training.checkpoint import ema_model
 from soda_dist.training.context import WorkerContext
 from soda_dist.training.engines.engine import Engine
 from soda_dist.training.objective import Objective
+from soda_dist.training.randomness import mix64
 from soda_dist.training.to_device import to_device
+
+PICTURED = 8
+"""Most images of a picture."""
+PURPOSE = 0x76616C69
+"""Sets the noise of pictures apart from all other random numbers."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a measurement found.
+
+    Attributes:
+        values: by metric; the same on all ranks.
+        picture: PNG of reconstructions; None on other ranks than the first, or if it was not asked for.
+    """
+
+    values: dict[str, float]
+    picture: bytes | None = None
 
 
 class Validation:
-    """The metric `train.stop.metric` on the first `train.stop.images` rows of a split.
+    """Metrics of the first `train.stop.images` rows of the split `train.stop.split`.
 
-    The first rank computes it with the full EMA weights, whatever the engine shards, while the others wait; so it is
-    the same on all workers and for any number of them. Random numbers depend on the row alone: values differ only by
-    the weights.
+    The first rank computes them with the full EMA weights, whatever the engine shards, while the others wait; so they
+    are the same on all workers and for any number of them. Random numbers depend on the row alone: values differ only
+    by the weights, and training's own random numbers are left alone.
     """
 
     def __init__(
@@ -43,28 +67,62 @@ class Validation:
         self._order = Order(groups, config.seed, config.train.global_batch, config.data.shuffle_groups)
         self._count = min(config.train.stop.images, sum(groups))
 
-    def measure(self, engine: Engine) -> float:
-        """Compute the metric; call on every rank, and get the same value on each.
+    def measure(self, engine: Engine, metrics: Sequence[str], *, picture: bool = False) -> Findings:
+        """Compute metrics, values of `train.stop.metric`, and draw reconstructions; call on every rank.
 
         Raises:
             UserError: no image could be read.
         """
-        value = 0.0
+        values, drawn = dict.fromkeys(metrics, 0.0), None
         with engine.ema_weights() as weights:
             if weights is not None:
                 model = ema_model(engine, weights, self._config).to(self._context.device).eval()
                 with torch.no_grad():
-                    value = self._value(model.requires_grad_(False), engine)
-        return float(self._context.gather(value)[0])
+                    values = {name: self._value(name, model.requires_grad_(False), engine) for name in metrics}
+                    drawn = self._reconstructions(model) if picture else None
+        return Findings(self._context.gather(values)[0], drawn)
 
-    def _value(self, model: Method, engine: Engine) -> float:
-        match self._config.train.stop.metric:
+    def _value(self, metric: str, model: Method, engine: Engine) -> float:
+        match metric:
             case "loss":
-                return self._loss(model)
+                return float(self._loss(model))
             case "probe_accuracy":
-                return self._probe_accuracy(model, engine)
-            case metric:
-                return self._label_free(model)[metric]
+                return float(self._probe_accuracy(model, engine))
+            case _:
+                return float(self._label_free(model)[metric])
+
+    def _reconstructions(self, model: Method) -> bytes:
+        """Draw samples from central views of the first readable rows, by `sampling` and from the same noise always."""
+        config, device = self._config, self._context.device
+        data = config.data.model_copy(update={"augment": "none"})
+        rows = read_pairs(self._reader, self._order, 0, min(PICTURED, self._count), seed=config.seed, data=data)
+        shown = np.flatnonzero(rows.ok)
+        self._readable(2 * len(shown))
+        batch = to_device(rows, device)
+        poses, pose = (batch.source_pose, batch.target_pose) if data.pose != "none" else (None, None)
+        sources, s = Sources(source_input(batch.source), batch.present, poses), config.sampling
+        plan = []
+        if isinstance(model, DiffusionMethod):
+            plan = reverse_steps(model.process.abar, method=s.method, steps=s.steps, variance=s.variance, eta=s.eta)
+        recipe = Recipe(
+            conditions=[model.condition(sources, pose, None, None)],
+            without=model.unguided(sources, pose, s.guide, s.guided_sections, None),
+            w=s.guidance,
+            plan=plan,
+            noise=lambda step: self._noise(step + 1, len(rows.ok)),
+            choose=lambda t: 0,
+        )
+        x = self._noise(0, len(rows.ok))
+        for state in model.sample(recipe, x):
+            x = state.x
+        drawn = to_uint8(x).cpu().numpy()
+        columns = ["source", "target", "reconstruction"]
+        return image_grid([_row(rows.source[at, 0], rows.target[at], drawn[at]) for at in shown], columns)
+
+    def _noise(self, step: int, count: int) -> Tensor:
+        side = self._config.data.target_size
+        seeded = torch.Generator().manual_seed(mix64(self._config.seed, PURPOSE, step) >> 1)
+        return torch.randn(count, 3, side, side, generator=seeded).to(self._context.device)
 
     def _loss(self, model: Method) -> float:
         d = self._config.denoiser
@@ -136,6 +194,13 @@ class Validation:
             got = f"{self._config.train.stop.split} without readable images"
             raise UserError("train.stop.split", got, "two or more", "name another split")
         return count
+
+
+def _row(source: NDArray[np.uint8], target: NDArray[np.uint8], drawn: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """Return a row of a picture: all of the target's size."""
+    side = len(target)
+    scaled = Image.fromarray(source).resize((side, side), Image.Resampling.BILINEAR)
+    return [np.asarray(scaled), target, drawn]
 
 
 def _flat(z: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ WRONG = {
     "scale.zero_stage=4": ("scale.zero_stage", "4", "less than or equal to 3", "--print-config"),
     "seed=-1": ("seed", "-1", "greater than or equal to 0", "--print-config"),
     "encoder.arch=resnet34": ("encoder.arch", "'resnet34'", "'resnet18', 'resnet50', 'resnet50x2'", ""),
-    "train.precision=fp16": ("train.precision", "'fp16'", "'fp32' or 'bf16'", "--print-config"),
+    "train.precision=fp16": ("train.precision", "'fp16'", "'auto', 'fp32' or 'bf16'", "--print-config"),
     "denoiser.channel_multipliers=[1, 0]": ("denoiser.channel_multipliers.1", "0", "greater than or equal", ""),
     "denoiser.channel_multipliers=[]": ("denoiser.channel_multipliers", "()", "1 or more items", ""),
     "train.steps": ("override", "train.steps", "section.field=value", "for example"),
@@ -84,7 +84,6 @@ CONTRADICTIONS = {
         "another model",
     ),
     ("sampling.steps=2000",): ("sampling.steps", "diffusion.steps=1000", "1..1000", "fewer"),
-    ("optim.warmup_steps=600",): ("optim.warmup_steps", "train.steps=600", "< 600", "shorten"),
     ("data.augmentation.crop_area=[0.5, 0.1]",): ("data.augmentation.crop_area", "0.5, 0.1", "low <= high", "smaller"),
     ("data.augmentation.crop_aspect=[2, 1]",): ("data.augmentation.crop_aspect", "2.0, 1.0", "low <= high", "smaller"),
 }

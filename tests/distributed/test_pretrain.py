@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluste
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> str:
     path = str(tmp_path_factory.mktemp("data"))
-    prepare(path, {"train": [[16] * 6]}, {})
+    prepare(path, {"train": [[16] * 6], "held_out": [[16]]}, {})
     return path
 
 
@@ -50,6 +50,7 @@ def losses(path: Path) -> list[float]:
 
 WORKERS = deepspeed(2)
 TRAIN = {"steps": 12, "global_batch": 8, "log_every_steps": 2, "checkpoint_every_steps": 2, "keep_checkpoints": 6}
+WATCHED = {**TRAIN, "validation_every_steps": 4, "stop": {"split": "held_out", "images": 16}}
 NORM = {"norm": "batch"}
 
 
@@ -64,12 +65,12 @@ class Run:
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory, data: str) -> dict[int, Run]:
-    """The same run by one process without Ray and DeepSpeed, and by two workers."""
+    """The same run by one process without Ray and DeepSpeed, and by two workers, with validation."""
     one, two = (tmp_path_factory.mktemp("straight") for _ in range(2))
     train_plainly(data, tiny_config(train=TRAIN, encoder=NORM), str(one))
     return {
         1: Run(one, weights(one, 12), []),
-        2: Run(two, *run_to(two, data, train=TRAIN, scale=WORKERS, encoder=NORM)),
+        2: Run(two, *run_to(two, data, train=WATCHED, scale=WORKERS, encoder=NORM)),
     }
 
 
@@ -82,6 +83,21 @@ def test_two_workers_equal_a_plain_process(straight: dict[int, Run]) -> None:
         names = [name for name in one if one[name].is_floating_point()]
         difference = sum((one[name] - two[name]).double().square().sum() for name in names)
         assert (difference / sum(one[name].double().square().sum() for name in names)).sqrt() < most
+
+
+def test_workers_validate_and_the_driver_passes_it_on(straight: dict[int, Run]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = open_folder(str(straight[2].path))
+    found = [line["validation_loss"] for line in read_lines(run, "metrics.jsonl", ()) if "validation_loss" in line]
+    assert len(found) == 3 and run.exists("validation/000000012.png")
+    points = EventAccumulator(f"{run.uri}/tensorboard").Reload()
+    assert [(point.step, point.value) for point in points.Scalars("validation_loss")] == [
+        (step, pytest.approx(value)) for step, value in zip((4, 8, 12), found, strict=True)
+    ]
+    assert [image.step for image in points.Images("validation")] == [4, 8, 12]
+    said = straight[2].said
+    assert said[1:4] == ["starting 2 workers", "building the model (soda, fp32, cpu)", "reading the first rows"]
 
 
 @pytest.mark.parametrize("victim", ["RayTrainWorker", pytest.param("TrainController", marks=pytest.mark.long)])

@@ -83,6 +83,19 @@ def test_help_needs_neither_ray_nor_torch(name, light):
     done = light[name, "--help"]
     assert done.returncode == 0, done.stderr
     assert f"python jobs/{name}" in done.stdout
+    assert "SUPPRESS" not in done.stdout and "None)" not in done.stdout and "[])" not in done.stdout
+
+
+def test_help_shows_defaults(light):
+    for name, flag, default in (
+        ("prepare_data.py", "--images N|all", "16"),
+        ("evaluate.py", "--ema {true,false}", "true"),
+        ("evaluate.py", "--step N|latest|all", "latest"),
+        ("compare.py", "--format F", "markdown"),
+        ("pretrain_imagenet.py", "--preset NAME|FILE", "imagenet"),
+    ):
+        told = " ".join(light[name, "--help"].stdout.split())
+        assert f"(default: {default})" in told[told.index(f"{flag} ") :].split(" --")[0], (name, flag)
 
 
 @pytest.mark.parametrize("name", JOBS)

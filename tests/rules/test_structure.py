@@ -32,7 +32,10 @@ ROOMS: dict[str, set[str]] = {
     "plots": {"metrics"},
     "data": {"errors", "config", "parallel"},
     "runs": {"errors", "config", "data.storage"},
-    "training": {"errors", "torch_internals", "config", "weights", "diffusion", "models", "metrics", "data", "runs"},
+    "training": {
+        "errors", "torch_internals", "config", "parallel", "weights", "diffusion", "models", "metrics", "plots", "data",
+        "runs",
+    },
     "evaluation": {
         "errors", "torch_internals", "config", "parallel", "weights", "diffusion", "models", "metrics", "plots", "data",
         "runs", "training",
@@ -45,7 +48,7 @@ ROOMS: dict[str, set[str]] = {
         "errors", "torch_internals", "config", "parallel", "diffusion", "models", "metrics", "data", "runs", "training",
         "evaluation", "distributed",
     },
-    "cli": {"errors", "config", "data.storage"},
+    "cli": {"errors", "config", "data.storage", "parallel"},
     "commands": {
         "errors", "cli", "config", "data", "training", "evaluation", "report", "distributed", "benchmarks",
     },
@@ -60,9 +63,12 @@ LIBRARIES: dict[str, set[str]] = {
     "matplotlib": {"plots", "report"},
     "boto3": {"data/storage"},
     "botocore": {"data/storage"},
+    "tensorboard": {"training/observers"},
+    "wandb": {"training/observers"},
+    "mlflow": {"training/observers"},
 }  # fmt: skip
 """Rooms or files that may import a library, even inside a function."""
-ON_USE = {"deepspeed", "boto3", "botocore"}
+ON_USE = {"deepspeed", "boto3", "botocore", "tensorboard", "wandb", "mlflow"}
 """Libraries that are imported where they are used, never with the file."""
 VAGUE_NAMES = {"utils", "util", "misc", "helpers", "helper", "common"}
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from soda_dist.config import RunConfig, load_config
+from soda_dist.config.load import with_fields
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
 from soda_dist.runs.folder import (
@@ -15,6 +16,7 @@ from soda_dist.runs.folder import (
     complete_steps,
     evaluation_folder,
     read_config,
+    write_config,
 )
 
 SMALL = str(Path(__file__).parents[1] / "config" / "small.yaml")
@@ -99,6 +101,25 @@ def test_another_value_that_the_weights_depend_on_is_refused(change: str, says: 
     expected = says.format(uri=run.uri, before=small())
     assert str(caught.value) == f"{expected}allowed: the run's own value; use another --run"
     assert {entry.name: run.read(entry.name) for entry in run.list()} == before, "nothing is written"
+
+
+def test_what_the_first_start_resolved_is_kept(run: Folder) -> None:
+    asked = small("train.steps=30", "optim.warmup_steps=50")
+    first = claim(run, asked)
+    assert first.optim.warmup_steps == 3 and read_config(run) == first
+    assert attempts(run)[-1]["asked"] == {"optim.warmup_steps": 50}
+    write_config(run, with_fields(first, {"train.precision": "bf16"}))  # as its workers do
+    longer = claim(run, small("train.steps=1000", "optim.warmup_steps=50"))
+    assert (longer.train.precision, longer.optim.warmup_steps, longer.train.steps) == ("bf16", 3, 1000)
+    assert read_config(run) == longer
+    for change in ("train.precision=fp32", "optim.warmup_steps=60"):
+        with pytest.raises(UserError, match="but the run at"):
+            claim(run, small("train.steps=30", "optim.warmup_steps=50", change))
+
+
+def test_a_run_whose_precision_was_never_resolved_takes_any(run: Folder) -> None:
+    claim(run, small())
+    assert claim(run, small("train.precision=fp32")).train.precision == "fp32"
 
 
 def test_a_folder_without_a_configuration_is_no_run(run: Folder) -> None:

@@ -49,7 +49,10 @@ def state(run: Folder, step: int) -> bytes:
     return run.read(f"checkpoints/{step:09d}/state-00000-of-00001-00000.safetensors")
 
 
-def test_import_training_a_stop_a_resume_and_evaluation(gcs_uri: str, tmp_path: Path) -> None:
+def test_import_training_a_stop_a_resume_and_evaluation(
+    gcs_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("soda_dist.training.ticker.pause_s", lambda age: 0.0)  # shows every line
     source, data, run = (open_folder(f"{gcs_uri}/{name}") for name in ("source", "data", "run"))
     write_images(source)
     assert prepare("folder", source.uri, data.uri, ("rows_per_group=4",), LocalPool(), silent) == data.uri

@@ -18,7 +18,7 @@ from soda_dist.training.checkpoint import read_patience
 from soda_dist.training.context import LocalContext
 from soda_dist.training.early_stop import Patience, restored
 from soda_dist.training.loop import fit
-from soda_dist.training.validation import Validation
+from soda_dist.training.validation import Findings, Validation
 from tests.evaluation.small_run import small_data
 from tests.tiny import feed, tiny_config
 from tests.training.labelled import CLASS
@@ -37,9 +37,9 @@ class Scripted:
     def __init__(self, *values: float) -> None:
         self.values, self.asked = values, 0
 
-    def measure(self, engine) -> float:
+    def measure(self, engine, metrics, *, picture) -> Findings:
         self.asked += 1
-        return self.values[engine.updates - 1]
+        return Findings(dict.fromkeys(metrics, self.values[engine.updates - 1]))
 
 
 def train(place: Path, validation: Scripted, until: int | None = None, config=None) -> list[str]:
@@ -129,7 +129,7 @@ def test_metrics_of_held_out_images_depend_on_the_weights_alone(metric: str, dat
     engine = torch_engine(config, build_objective(config, labels))
     before = torch.get_rng_state()
     validation = Validation(config, folder, read_manifest(folder), labels, LocalContext())
-    first, second = validation.measure(engine), validation.measure(engine)
+    first, second = (validation.measure(engine, [metric]).values[metric] for _ in range(2))
     assert first == second and torch.equal(before, torch.get_rng_state())
     assert engine.objective.training, "the engine's own network is left alone"
     low, high = {"loss": (0.3, 3), "effective_rank": (1, 12)}.get(metric, (0, 1))
@@ -137,7 +137,7 @@ def test_metrics_of_held_out_images_depend_on_the_weights_alone(metric: str, dat
     with torch.no_grad():
         for piece in engine.fragments():
             piece.tensors["ema"].mul_(0.0)
-    changed = validation.measure(engine)
+    changed = validation.measure(engine, [metric]).values[metric]
     assert changed != first or metric == "probe_accuracy"
     expected = {"retrieval": 1 / 19, "effective_rank": 0.0}
     if metric in expected:

@@ -110,6 +110,7 @@ def prepare(
     claim = _claim(kind, source_uri, parsed)
     if _is_finished(folder, claim, say):
         return folder.uri
+    say(f"opening {claim.source or kind}")
     source = SOURCES[kind].open_source(claim.source, parsed)
     settings = reencoding(parsed)
     source = source if settings is None else Reencoded(source, settings)
@@ -138,6 +139,7 @@ def survey(
     """
     parsed = parse_options(kind, options)
     claim = _claim(kind, source_uri, parsed)
+    say(f"opening {claim.source or kind}")
     source = SOURCES[kind].open_source(claim.source, parsed)
     with (pool or LocalPool()).with_state(Held((source, None))) as workers:
         understand(source.contents, list_rows(source, None, parsed, workers, say), parsed, say)

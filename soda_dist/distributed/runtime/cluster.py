@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from soda_dist.errors import MachineError, UserError
+from soda_dist.parallel.progress import Say, silent
 
 SOCKET_BYTES = 107
 """Longest path of a Unix socket on Linux."""
@@ -18,8 +19,11 @@ SHORT_SCRATCH = "/tmp"
 
 
 @contextmanager
-def ray_session(cpus: float) -> Iterator[None]:
+def ray_session(cpus: float, say: Say = silent) -> Iterator[None]:
     """Connect to Ray: the job's cluster or that of RAY_ADDRESS, else a local one of at least `cpus` logical CPUs.
+
+    Args:
+        say: shows which, before it is done.
 
     Raises:
         UserError: RAY_ADDRESS names no cluster that this process may join; within 20 s.
@@ -35,12 +39,14 @@ def ray_session(cpus: float) -> Iterator[None]:
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     with ExitStack() as stack:
         if address and address != "local":
+            say(f"connecting to Ray at {address}")
             _join(address, common)
         else:
             # No dashboard: it would hold the port of a head on this machine.
             logical = max(os.cpu_count() or 1, int(-(-cpus // 1)))
             stack.enter_context(_token())
-            _start({"num_cpus": logical, "include_dashboard": False, **common})
+            say(f"starting Ray on this machine, with {logical} logical CPUs")
+            _start({"num_cpus": logical, "include_dashboard": False, **common}, say)
         stack.callback(ray.shutdown)
         yield
 
@@ -59,7 +65,7 @@ def _join(address: str, options: dict[str, Any]) -> None:
         raise UserError("RAY_ADDRESS", address, "a running Ray cluster", remedy) from None
 
 
-def _start(options: dict[str, Any]) -> None:
+def _start(options: dict[str, Any], say: Say = silent) -> None:
     """Start a local cluster; a busy machine may need a second try."""
     import ray
 
@@ -74,6 +80,7 @@ def _start(options: dict[str, Any]) -> None:
                 raise
             if last:
                 raise MachineError("Ray did not start in time, twice: the machine is too busy; rerun later") from None
+            say("Ray did not start in time; trying once more")
         else:
             return
 

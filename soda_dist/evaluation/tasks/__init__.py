@@ -37,6 +37,11 @@ TASKS: Final[dict[str, Task]] = {
 }
 
 
+DEFAULT: Final = ("probe", "knn")
+UNLABELLED: Final = ("label_free", "samples")
+"""What is done without `--tasks`, on data with labels and without."""
+
+
 def chosen(text: str) -> Sequence[str]:
     """Parse comma-separated names of tasks, in the order of the table; a `UserError` for unknown ones."""
     names = [name.strip() for name in text.split(",") if name.strip()]
@@ -44,6 +49,28 @@ def chosen(text: str) -> Sequence[str]:
     if unknown or not names:
         raise UserError("--tasks", ", ".join(unknown) or "nothing", ", ".join(TASKS), "choose some of them")
     return [name for name in TASKS if name in names]
+
+
+def fitting(context: Context) -> Sequence[str]:
+    """Return the tasks to do if none is named, those that the data and the model allow; say what is left out.
+
+    Raises:
+        UserError: none of them can be done.
+    """
+    if context.manifest.labels:
+        return DEFAULT
+    doing, left = list[str](), list(DEFAULT)
+    for name in UNLABELLED:
+        try:
+            check([name], context)
+            doing.append(name)
+        except UserError:
+            left.append(name)
+    if not doing:
+        allowed = ", ".join(name for name, task in TASKS.items() if not _lack(task, context))
+        raise UserError("--tasks", "nothing, on data without labels", allowed, "choose some of them")
+    context.say(f"data without labels: doing {', '.join(doing)}; left out {', '.join(left)}")
+    return doing
 
 
 def check(names: Sequence[str], context: Context) -> None:

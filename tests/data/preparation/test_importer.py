@@ -228,7 +228,7 @@ def test_a_damaged_import_is_mended_by_the_same_command(
         folder.write(path, before[path][:-10])
     _, lines = prepare(*command)
     assert lines[0].startswith(f"rebuilding {folder.uri}/{path}: found ")
-    assert lines[2] == "reusing 7 of 8 shards of an earlier run"
+    assert lines[3] == "reusing 7 of 8 shards of an earlier run"
     assert files_of(folder) == before
 
 
@@ -335,7 +335,7 @@ def test_kill_and_run_again(tmp_path: Path) -> None:
     written = {shard: shard.stat().st_mtime_ns for shard in shards}
     (data / "train/.soda-tmp-0").write_bytes(b"half a shard")
     _, lines = prepare("synthetic", None, str(data), *options)
-    assert lines[1] == f"reusing {len(finished)} of 25 shards of an earlier run"
+    assert lines[2] == f"reusing {len(finished)} of 25 shards of an earlier run"
     assert {shard: shard.stat().st_mtime_ns for shard in shards} == written
     whole = open_folder(prepare("synthetic", None, str(tmp_path / "whole"), *options)[0])
     assert files_of(open_folder(str(data))) == files_of(whole)

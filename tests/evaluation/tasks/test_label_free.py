@@ -42,6 +42,14 @@ def test_a_run_is_judged_on_data_without_labels_by_any_pool(place: Path, unlabel
         evaluate(str(place / "run"), str(unlabelled), "knn")
 
 
+def test_without_named_tasks_it_does_what_needs_no_labels_and_says_so(place: Path, unlabelled: Path) -> None:
+    said: list[str] = []
+    few = [*FEW, "evaluation.images=1", "sampling.steps=1"]
+    found = evaluate(str(place / "run"), str(unlabelled), overrides=few, say=said.append)
+    assert list(found) == ["label_free", "samples"]
+    assert said[0] == "data without labels: doing label_free, samples; left out probe, knn"
+
+
 def test_an_encoder_alone_is_judged_as_its_run(place: Path, unlabelled: Path, tmp_path: Path) -> None:
     file = EncoderFile(str(place / "run/checkpoints/000000006/encoder.safetensors"))
     alone = evaluate_encoder(file, str(unlabelled), "label_free", str(tmp_path), overrides=FEW)["label_free"]
