@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from os import PathLike, fspath
+from pathlib import Path
 from typing import Any, TypeVar
 
 import cv2
@@ -38,9 +40,9 @@ Item = TypeVar("Item")
 
 
 def embed(
-    encoder: str,
-    images: str,
-    out: str,
+    encoder: str | PathLike[str],
+    images: str | PathLike[str],
+    out: str | PathLike[str],
     *,
     split: str | None = None,
     step: int | None = None,
@@ -71,6 +73,7 @@ def embed(
         UserError: no encoder, no images, none that can be read, an unknown format, or an output that cannot be written
             or holds something else.
     """
+    encoder, images, out = fspath(encoder), fspath(images), fspath(out)
     check_format(out)
     own = _own_pool(workers, device) if pool is None else pool
     source = model_source(encoder, step=step, ema=ema, weights=weights, weights_sha256=weights_sha256)
@@ -116,6 +119,8 @@ def _facts(config: RunConfig) -> dict[str, Any]:
 
 def _is_done(folder: Folder, name: str, place: str) -> bool:
     """Whether the output is there; a `UserError` if it holds something else."""
+    if folder.is_local and Path(folder.uri, name).is_dir():
+        raise UserError("--out", f"{folder.file_uri(name)}, a folder", "a file", "name a file")
     stored = stored_address(folder, name)
     if stored not in (None, place):
         got = f"{folder.file_uri(name)}, which exists and was not made by this command from these images"

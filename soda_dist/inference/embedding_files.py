@@ -94,9 +94,9 @@ def _write_npz(path: Path, embeddings: Embeddings) -> None:
 def _rows(table: pa.Table) -> NDArray[np.float32]:
     """Vectors of a table, NaN where it has none."""
     column = table["embedding"].combine_chunks()
-    missing = column.is_null().to_numpy(zero_copy_only=False)
-    found = column.values.to_numpy()[column.offset * column.type.list_size :].reshape(-1, column.type.list_size)
-    return np.where(missing[:, None], np.float32("nan"), found[: len(column)]).astype("<f4")
+    found = np.full((len(column), column.type.list_size), np.nan, "<f4")
+    found[column.is_valid().to_numpy(zero_copy_only=False)] = column.flatten().to_numpy().reshape(-1, found.shape[1])
+    return found
 
 
 def _npz_address(file: pa.NativeFile) -> str:

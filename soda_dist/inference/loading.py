@@ -1,6 +1,7 @@
 """From a URI to a model: a run, a checkpoint, an exported folder, an encoder's file, or timm."""
 
 from collections.abc import Sequence
+from os import PathLike, fspath
 
 import torch
 
@@ -19,7 +20,7 @@ FREE_SECTIONS = ("sampling", "evaluation")
 
 
 def load(
-    uri: str,
+    uri: str | PathLike[str],
     *,
     step: int | None = None,
     ema: bool = True,
@@ -43,7 +44,7 @@ def load(
         UserError: no such model, a damaged file, or arguments that do not belong together.
     """
     place = chosen_device(device)
-    source = model_source(uri, step=step, ema=ema, weights=weights, weights_sha256=weights_sha256, flag="load")
+    source = model_source(fspath(uri), step=step, ema=ema, weights=weights, weights_sha256=weights_sha256, flag="load")
     config = with_overrides(source.configuration(), overrides, FREE_SECTIONS, "the weights fix all other settings")
     return Model(source, config, place)
 

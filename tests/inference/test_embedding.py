@@ -75,7 +75,7 @@ def test_embeddings_are_those_of_the_model(tmp_path: Path, export: str, model: M
             for path in sorted(images.rglob("*")):
                 archive.write(path, path.relative_to(images))
     out = tmp_path / f"out/x{ending}"
-    assert embed(export, uri, str(out), device="cpu", say=said.append) == str(out)
+    assert embed(Path(export), uri, out, device="cpu", say=said.append) == str(out)
     found = read(out)
     assert found["name"] == sorted([*NAMES, *BROKEN])
     assert [path.name for path in out.parent.iterdir()] == [out.name]
@@ -201,8 +201,10 @@ WRONG = {
     "empty": r"--images: got .*empty, no files; allowed: files that end in .jpg",
     "texts": r"--images: got .*texts, which has 1 files and no image among them",
     "broken": r"--images: got 1 images that cannot be read, such as a.png \(not an image\)",
+    "folder": "--out: got .*x.parquet, a folder; allowed: a file",
     "format": r"--out: got .*x.csv; allowed: a name that ends in .parquet, .npz",
     "unwritable": "a path through a file; allowed: a folder",
+    "nowhere": "/proc/none.*: got a place that takes no folder",
     "no run": "--encoder: got .*nothing, which has neither config.yaml nor model.safetensors",
     "no checkpoint": r"--encoder: got .*fresh, which has no complete checkpoint",
     "no encoder": "--encoder: got .*, a model of method palette, which has no encoder",
@@ -214,7 +216,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_input_is_one_line_and_leaves_nothing(tmp_path: Path, export: str, small: Path, case: str) -> None:
+def test_wrong_input_is_one_line_and_leaves_no_output(tmp_path: Path, export: str, small: Path, case: str) -> None:
     images, out, encoder, more = str(write_images(tmp_path / "images")), tmp_path / "out/x.parquet", export, list[str]()
     match case:
         case "empty" | "texts" | "broken":
@@ -222,10 +224,14 @@ def test_wrong_input_is_one_line_and_leaves_nothing(tmp_path: Path, export: str,
             (tmp_path / case).mkdir()
             if case != "empty":
                 (tmp_path / case / {"texts": "a.txt", "broken": "a.png"}[case]).write_text("text")
+        case "folder":
+            out.mkdir(parents=True)
         case "format":
             out = tmp_path / "out/x.csv"
         case "unwritable":
             out = tmp_path / "images/a.png/x.parquet"
+        case "nowhere":
+            out = Path("/proc/none/x.parquet")
         case "no run":
             encoder = str(tmp_path / "nothing")
         case "no checkpoint":
@@ -245,7 +251,7 @@ def test_wrong_input_is_one_line_and_leaves_nothing(tmp_path: Path, export: str,
     with pytest.raises(UserError, match=WRONG[case]) as caught:
         main(["--encoder", encoder, "--images", images, "--out", str(out), "--device", "cpu", *more])
     assert "\n" not in str(caught.value)
-    assert not out.exists()
+    assert not out.is_file()
 
 
 def test_the_package_lends_it() -> None:

@@ -282,7 +282,10 @@ def _write_local(path: Path, data: bytes | memoryview | pa.Buffer) -> None:
 def _replacing_local(path: Path, scratch: Path) -> Iterator[Path]:
     """Give a path in `scratch`, and rename it to `path` at the end, when it is safe on the disk."""
     for folder in (scratch, path.parent):
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:  # as below /proc
+            raise UserError(str(folder), "a place that takes no folder", "a writable folder", "name another") from None
     temporary = scratch / f"{TEMPORARY}{secrets.token_hex(8)}"
     try:
         yield temporary
