@@ -1,4 +1,4 @@
-"""Benchmark this machine: ingest, import, training loop, feature extraction, DCI, sampler and training step.
+"""Benchmark this machine: ingest, import, training loop, feature extraction, embedding, DCI, sampler and training step.
 
 Prints ratios of rates measured in one run, with the rates; --out writes them to benchmark.json.
   python jobs/benchmark.py data   [--small URI] [--photographs URI [--reencoded URI]]  vs DataLoader, process pool
@@ -6,6 +6,7 @@ Prints ratios of rates measured in one run, with the rates; --out writes them to
   python jobs/benchmark.py start  --data URI [--preset NAME] [a.b=value ...]  seconds to the first batch, limit 10
   python jobs/benchmark.py train  [--data URI] [a.b=value ...]          vs bare PyTorch
   python jobs/benchmark.py features [--data URI] [--preset NAME] [a.b=value ...]  vs a plain loop; two actors
+  python jobs/benchmark.py embed  [--data URI] [--preset NAME] [a.b=value ...]  files to embeddings, vs a plain loop
   python jobs/benchmark.py dci    [rows=N] [codes=N] [rounds=N]          vs scikit-learn
   python jobs/benchmark.py sample [--device cuda] [--preset NAME] [a.b=value ...]  vs diffusers; bf16, compiled
   python jobs/benchmark.py step   [--device cuda] [--preset NAME] [a.b=value ...]  bf16, compiled, share of a matmul
@@ -17,16 +18,16 @@ from soda_dist.errors import UserError
 
 def main(argv: list[str]) -> str:
     arguments = parser(__doc__)
-    choices = ["data", "import", "start", "train", "features", "dci", "sample", "step"]
+    choices = ["data", "import", "start", "train", "features", "embed", "dci", "sample", "step"]
     arguments.add_argument("what", choices=choices, help="benchmark to run")
     add_uri(arguments, "--photographs", "data: prepared shards of photographs; default: skipped", required=False)
     add_uri(arguments, "--reencoded", "data: the same, re-encoded at import; default: skipped", required=False)
     add_uri(arguments, "--small", "data: prepared shards of 32 px images; default: rendered", required=False)
     add_uri(arguments, "--source", "import: a folder of images", required=False)
-    add_uri(arguments, "--data", "start, train, features: prepared shards; default: rendered", required=False)
+    add_uri(arguments, "--data", "start, train, features, embed: prepared shards; default: rendered", required=False)
     add_uri(arguments, "--out", "folder for benchmark.json; default: not written", required=False)
     arguments.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="sample, step")
-    arguments.add_argument("--preset", default="cifar10", metavar="NAME|FILE", help="start, features, sample, step")
+    arguments.add_argument("--preset", default="cifar10", metavar="NAME|FILE", help="all but data, import, train, dci")
     arguments.add_argument("overrides", nargs="*", metavar="a.b=value", help="overrides; for dci: rows, codes, rounds")
     args = arguments.parse_intermixed_args(argv)
     wanted = {"import": "source", "start": "data"}.get(args.what)
@@ -40,6 +41,10 @@ def main(argv: list[str]) -> str:
     if args.what in ("sample", "step"):
         measure = sampling.measure_sampling if args.what == "sample" else update.measure_step
         return harness.conclude(measure(args.preset, args.overrides, args.device, say), args.out, say)
+    if args.what == "embed":
+        from soda_dist.benchmarks.embed import measure_embed
+
+        return harness.conclude(measure_embed(args.preset, args.data, args.overrides, say), args.out, say)
     with ray_session(4, say):
         from soda_dist.benchmarks import dci, features, ingest, startup, training_loop
 

@@ -9,18 +9,16 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
 
 from soda_dist.config.schema import RunConfig
-from soda_dist.data.labels import probe_labels
-from soda_dist.data.pairs import check_data
-from soda_dist.data.shards import Manifest, ShardReader, check_shards, read_manifest
-from soda_dist.data.storage.folder import Folder, open_folder
+from soda_dist.data.storage.folder import Folder
 from soda_dist.distributed.ingest_plan import least_memory_mb
 from soda_dist.distributed.runtime.driver_lines import board
 from soda_dist.distributed.runtime.ray_internals import autoscaler_active, hold_statistics_here, release_placement_group
 from soda_dist.distributed.runtime.resources import check_resources, training_resources
 from soda_dist.errors import UserError
 from soda_dist.parallel.progress import Say
-from soda_dist.runs.folder import claim, complete_steps, open_run, scratch_folder, stopped_step
+from soda_dist.runs.folder import claim, open_run, scratch_folder
 from soda_dist.training.observers.trackers import check_trackers, open_observers
+from soda_dist.training.start import finished, open_training_data, shortened
 
 LOST = (RayActorError, WorkerCrashedError, OutOfMemoryError)
 """Ray's errors for processes that were killed, as opposed to errors that a process raised."""
@@ -44,54 +42,29 @@ def pretrain(
         UserError: the data or the run's folder does not fit, or the cluster cannot give what the run needs.
     """
     check_trackers(config.train.trackers)
-    data, run = open_folder(data_uri), open_run(run_uri)
-    manifest = read_manifest(data)
-    split = config.data.train_split
-    if split not in manifest.splits:
-        raise UserError("data.train_split", split, ", ".join(manifest.splits), "choose one of them")
-    check_shards(data, manifest, split)
-    check_data(ShardReader(data, manifest, split), config.data)
-    check_validation(manifest, config)
-    labels = probe_labels(manifest, config.train)
-    steps, end = complete_steps(run), min(until or config.train.steps, config.train.steps)
-    stopped = stopped_step(run)
-    early = stopped is not None and stopped in steps
-    finished = early or (bool(steps) and steps[-1] >= end)
-    if not finished:  # before anything is written into the run's folder
+    source, run = open_training_data(config, data_uri), open_run(run_uri)
+    end = min(until or config.train.steps, config.train.steps)
+    done = finished(run, end)
+    if not done:  # before anything is written into the run's folder
         check_resources(training_resources(config), say)
         check_memory(config)
-    used = {"uri": data.uri, "digest": manifest.digest, "rows": manifest.splits[split].rows}
-    asked, config = config.optim.warmup_steps, claim(run, config, used, accept_data=accept_data)
-    if config.optim.warmup_steps != asked:
-        say(f"optim.warmup_steps: {asked} is too long for the run; using {config.optim.warmup_steps}")
-    if finished:
-        say(f"already finished: step {steps[-1]} of {end}" + (", stopped early by train.stop" if early else ""))
+    asked, config = config, claim(run, config, source.facts(), accept_data=accept_data)
+    for line in (shortened(asked, config), done):
+        if line:
+            say(line)
+    if done:
         return run.uri
-    rows = manifest.splits[split].rows
-    what = manifest.kind + (f" ({manifest.reencoded})" if manifest.reencoded else "")
-    say(f"{rows} rows of {what}; {config.train.steps} steps of {config.train.global_batch} pairs")
+    say(source.describe(config))
     hold_statistics_here()
     observers = open_observers(config.train.trackers, run, say) if config.train.trackers else None
     with board(say, observers) as lines:
         job = {
-            "config": config, "data": data.uri, "run": run.uri, "rows": rows, "until": end, "labels": labels,
-            "board": lines,
+            "config": config, "data": source.folder.uri, "run": run.uri, "rows": source.rows, "until": end,
+            "labels": source.labels, "board": lines,
         }  # fmt: skip
         say(f"starting {config.scale.workers} worker{'s' if config.scale.workers > 1 else ''}")
         _run_trainer(job, config, run, say)
     return run.uri
-
-
-def check_validation(manifest: Manifest, config: RunConfig) -> None:
-    """Raise a `UserError` if the data lacks the split of held-out images, or the split has too few rows."""
-    stop = config.train.stop
-    if stop.metric == "none" and config.train.validation_every_steps is None:
-        return
-    rows = {name: split.rows for name, split in manifest.splits.items()}
-    if rows.get(stop.split, 0) < 2:
-        got = f"{stop.split} with {rows.get(stop.split, 0)} rows"
-        others = ", ".join(name for name, count in rows.items() if count > 1 and name != config.data.train_split)
-        raise UserError("train.stop.split", got, others or "a held-out split", "name a held-out split")
 
 
 def check_memory(config: RunConfig) -> None:

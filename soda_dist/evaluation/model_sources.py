@@ -1,4 +1,4 @@
-"""Where the networks under evaluation come from: a run's checkpoint, an encoder's file, or timm."""
+"""Where the networks under evaluation come from: a run's checkpoint, an exported folder, an encoder's file, timm."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from soda_dist.models.method import Method
 from soda_dist.models.pretrained import FrozenEncoder, UnsuitableModelError, load_frozen
 from soda_dist.runs.folder import read_config
 from soda_dist.training.build import build_encoder, build_model, load_frozen_weights
-from soda_dist.training.checkpoint import load_model, weights_digest
+from soda_dist.training.checkpoint import MODEL, exported_config, load_exported, load_model, weights_digest
 from soda_dist.training.checkpoint_files import check_size, parse_tensors, size_of
 from soda_dist.weights import fill
 
@@ -62,13 +62,34 @@ class Checkpoint:
 
     def fresh(self, config: RunConfig) -> Method:
         """The run's model at its first step."""
-        model = build_model(config)
-        load_frozen_weights(model, config)
-        return model.eval()
+        return _initial(config)
 
     def digest(self) -> str:
         """Over the checkpoint's own digests: no file is read for it."""
         return weights_digest(self.run, self.step, ema=self.ema)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A folder with `model.safetensors` and `config.json`: an export, or the copy of a checkpoint. EMA weights."""
+
+    folder: Folder
+
+    def configuration(self) -> RunConfig:
+        """That of the run which wrote the model."""
+        return exported_config(self.folder)
+
+    def load(self) -> Method:
+        """The run's model."""
+        return load_exported(self.folder)[0]
+
+    def fresh(self, config: RunConfig) -> Method:
+        """The same model before training."""
+        return _initial(config)
+
+    def digest(self) -> str:
+        """Of the weights' file."""
+        return hashlib.sha256(self.folder.read(MODEL)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -170,6 +191,12 @@ class TimmEncoder:
             got = f"{TIMM}{self.model}, whose weights cannot be had ({type(error).__name__})"
             remedy = "give a file by --weights and --weights-sha256, or name a model with a tag"
             raise UserError("--encoder", got, "published weights within reach", remedy) from None
+
+
+def _initial(config: RunConfig) -> Method:
+    model = build_model(config)
+    load_frozen_weights(model, config)
+    return model.eval()
 
 
 def _frozen(model: str, size: int) -> FrozenEncoder:

@@ -199,15 +199,15 @@ def parse_step(text: str) -> int | None:
     return int(text) if re.fullmatch("[0-9]{1,12}", text) else None
 
 
-def chosen_steps(run: Folder, wanted: str) -> list[int]:
-    """Resolve `wanted`, a step, `latest` or `all`, to steps of complete checkpoints.
+def chosen_steps(run: Folder, wanted: str, flag: str = "--run") -> list[int]:
+    """Resolve `wanted`, a step, `latest` or `all`, to steps of complete checkpoints; `flag` names the run in errors.
 
     Raises:
         UserError: no complete checkpoint, or none of this step.
     """
     steps = complete_steps(run)
     if not steps:
-        raise UserError("--run", f"{run.uri}, which has no complete checkpoint", "a trained run", "pretrain first")
+        raise UserError(flag, f"{run.uri}, which has no complete checkpoint", "a trained run", "pretrain first")
     if wanted == "all":
         return steps
     if wanted == "latest":

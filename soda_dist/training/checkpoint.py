@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from soda_dist.config.older import FORMAT, parse_stored, refuse_to_train
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.storage.folder import Folder
-from soda_dist.data.storage.metadata import parse_json, read_json
+from soda_dist.data.storage.metadata import parse_json, read_json, read_limited
 from soda_dist.errors import UserError
 from soda_dist.metrics.probe import LinearProbe
 from soda_dist.models.lr_equalization import load_plain_state_dict, plain_state_dict
@@ -37,6 +37,7 @@ from soda_dist.training.checkpoint_files import (
     listed,
     model_bytes,
     parse_state_key,
+    parse_tensors,
     read_file,
     read_tensors,
 )
@@ -264,16 +265,50 @@ def load_model(run: Folder, step: int | None = None, *, ema: bool = True) -> tup
     (step,) = chosen_steps(run, "latest" if step is None else str(step))
     folder, manifest = checkpoint_folder(run, step), read_manifest(run, step)
     config = parse_stored(read_file(folder, manifest, "config.json"), f"{folder.uri}/config.json")
-    where, size = f"{folder.uri}/{MODEL}", model_bytes(config)
-    check_size(listed(folder, manifest, MODEL)["bytes"], size, where)
-    model = build_model(config)
-    try:
-        load_plain_state_dict(model, read_tensors(folder, manifest, MODEL, LARGEST_STATE))
-    except ValueError as error:
-        raise UserError(where, str(error), "the tensors of config.json's model", REMEDY) from None
+    where = f"{folder.uri}/{MODEL}"
+    check_size(listed(folder, manifest, MODEL)["bytes"], model_bytes(config), where)
+    model = _filled(config, read_tensors(folder, manifest, MODEL, LARGEST_STATE), where)
     if not ema:
         _fill_live(model, folder, manifest)
     return model.eval().requires_grad_(False), config, step
+
+
+def exported_config(folder: Folder) -> RunConfig:
+    """Read the `config.json` of a folder with `model.safetensors` and `config.json` alone; raises `UserError`."""
+    try:
+        return parse_stored(read_limited(folder, "config.json"), folder.file_uri("config.json"))
+    except FileNotFoundError:
+        raise _incomplete(folder, "config.json") from None
+
+
+def load_exported(folder: Folder) -> tuple[Method, RunConfig]:
+    """Load the EMA model of such a folder, in eval mode, and its configuration.
+
+    Raises:
+        UserError: a file is missing or damaged, or the two do not belong together.
+    """
+    config, where = exported_config(folder), folder.file_uri(MODEL)
+    try:
+        with folder.open(MODEL) as file:
+            check_size(file.size(), model_bytes(config), where)
+        tensors = parse_tensors(folder.read(MODEL), where)
+    except FileNotFoundError:
+        raise _incomplete(folder, MODEL) from None
+    return _filled(config, tensors, where).eval().requires_grad_(False), config
+
+
+def _incomplete(folder: Folder, name: str) -> UserError:
+    return UserError(folder.uri, f"a folder without {name}", f"{MODEL} with its config.json", "copy both files")
+
+
+def _filled(config: RunConfig, tensors: dict[str, Tensor], where: str) -> Method:
+    """Build the model of `config` with the plainly named `tensors` of the file `where`."""
+    model = build_model(config)
+    try:
+        load_plain_state_dict(model, tensors)
+    except ValueError as error:
+        raise UserError(where, str(error), "the tensors of config.json's model", REMEDY) from None
+    return model
 
 
 def _fill_live(model: Method, folder: Folder, manifest: dict[str, Any]) -> None:

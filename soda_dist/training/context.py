@@ -4,6 +4,8 @@ from typing import Any, Protocol
 
 import torch
 
+from soda_dist.errors import UserError
+
 
 class WorkerContext(Protocol):
     """One of `world` training processes."""
@@ -47,3 +49,18 @@ class LocalContext:
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         return values
+
+
+def chosen_device(device: str | torch.device | None) -> torch.device:
+    """Return the device; None = `cuda` where it is available, else `cpu`.
+
+    Raises:
+        UserError: no such device on this machine.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    allowed = ["cpu", *(["cuda"] if gpus else []), *gpus]
+    if str(device) not in allowed:
+        raise UserError("device", device, ", ".join(allowed), "name a device of this machine")
+    return torch.device(device)

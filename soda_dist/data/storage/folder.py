@@ -11,6 +11,8 @@ import json
 import os
 import re
 import secrets
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +104,28 @@ class Folder:
             stream.close()
 
         self.retry(name, store)
+
+    @contextlib.contextmanager
+    def replacing(self, name: str, scratch: str = "") -> Iterator[Path]:
+        """Give a local path to write to; it becomes the file, atomically, when the block ends without an error.
+
+        Where this folder is local, the path lies in its folder `scratch`, where it stays if the process is killed.
+        """
+        if self.is_local:
+            with self.explained(name), _replacing_local(Path(self._path(name)), Path(self._path(scratch))) as path:
+                yield path
+            return
+        with tempfile.TemporaryDirectory(prefix="soda-") as place:
+            path = Path(place) / "file"
+            yield path
+
+            def store() -> None:
+                stream = self._filesystem().open_output_stream(self._path(name), compression=None)
+                with path.open("rb") as file:
+                    shutil.copyfileobj(file, stream, 16 << 20)
+                stream.close()  # not in a `with`, as in `write`
+
+            self.retry(name, store)
 
     def exists(self, name: str) -> bool:
         """Whether `name` is a file."""
@@ -250,19 +274,32 @@ def _is_temporary(name: str) -> bool:
 
 
 def _write_local(path: Path, data: bytes | memoryview | pa.Buffer) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(TEMPORARY + secrets.token_hex(8))
+    with _replacing_local(path, path.parent) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def _replacing_local(path: Path, scratch: Path) -> Iterator[Path]:
+    """Give a path in `scratch`, and rename it to `path` at the end, when it is safe on the disk."""
+    for folder in (scratch, path.parent):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:  # as below /proc
+            raise UserError(str(folder), "a place that takes no folder", "a writable folder", "name another") from None
+    temporary = scratch / f"{TEMPORARY}{secrets.token_hex(8)}"
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        _sync(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)

@@ -130,11 +130,15 @@ def _is_intact_still(data: bytes) -> bool:
 def _pillow(data: bytes, shrink: int) -> Image | None:
     try:
         with Pillow.open(io.BytesIO(data), formats=PILLOW_FORMATS) as opened:
-            if opened.mode.startswith("I;16"):
-                image = Pillow.fromarray((np.asarray(opened).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
-            else:
-                # By RGBA, since Pillow warns of a transparency that `convert` drops from a palette.
-                image = (opened.convert("RGBA") if opened.mode == "P" else opened).convert("RGB")
+            image = as_rgb(opened)
             return np.asarray(image.reduce(shrink) if shrink > 1 else image)
     except Exception:  # as in _pillow_header
         return None
+
+
+def as_rgb(image: Pillow.Image) -> Pillow.Image:
+    """Convert an open image to mode RGB, as `decode` converts files; raises what Pillow raises for broken data."""
+    if image.mode.startswith("I;16"):
+        return Pillow.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
+    # By RGBA, since Pillow warns of a transparency that `convert` drops from a palette.
+    return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")

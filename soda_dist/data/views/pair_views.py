@@ -167,7 +167,7 @@ def center_views(images: list[bytes], *, size: int, resize: float) -> tuple[NDAr
         header = read_header(bytes_)
         image = None if header is None else decode(bytes_, header, 1)
         if image is not None:
-            ok[row], out[row] = True, _center(image, size, round(size * resize))
+            ok[row], out[row] = True, center_view(image, size=size, resize=resize)
     return out, ok
 
 
@@ -178,26 +178,36 @@ def center_poses(table: pa.Table, *, size: int, resize: float, pose: Kind) -> ND
         table: has the column `image`, and `CAMERA_COLUMNS` if `pose` is `cameras`.
     """
     headers = [read_header(image) for image in table.column("image").to_pylist()]
-    short = round(size * resize)
-    boxes = np.array([_center_box(h.height, h.width, size, short) if h else (0, 0, 1, 1) for h in headers])
-    boxes, unflipped = boxes.reshape(-1, 4), np.zeros(len(headers), np.bool_)
     stored = read_cameras(table) if pose == "cameras" else None
-    found = poses(pose, boxes, unflipped, _sizes(headers), stored)
+    found = center_poses_of(_sizes(headers), stored, size=size, resize=resize, pose=pose)
     found[[header is None for header in headers]] = 0
     return found
 
 
-def _center(image: Image, size: int, short: int) -> Image:
-    """Apply torchvision's Resize(short) and CenterCrop(size): [size, size, 3]."""
+def center_poses_of(
+    sizes: Ints, stored: Cameras | None, *, size: int, resize: float, pose: Kind
+) -> NDArray[np.float32]:
+    """Return poses of the `center_views` of n images, float32 [n, P].
+
+    Args:
+        sizes: int64 [n, 2], height and width of each image.
+        stored: their cameras, if `pose` is `cameras`.
+    """
+    boxes = np.array([_center_box(height, width, size, round(size * resize)) for height, width in sizes.tolist()])
+    return poses(pose, boxes.reshape(-1, 4), np.zeros(len(sizes), np.bool_), sizes, stored)
+
+
+def center_view(image: Image, *, size: int, resize: float) -> Image:
+    """Return the `center_views` of a decoded image: torchvision's Resize and CenterCrop, uint8 [size, size, 3]."""
     image = _crop(image, _bound_aspect(image.shape[0], image.shape[1]))
     height, width = image.shape[:2]
-    scaled = np.empty((*_scaled(height, width, short), 3), np.uint8)
+    scaled = np.empty((*_scaled(height, width, round(size * resize)), 3), np.uint8)
     resize_into(image, scaled, False)
     return _crop(scaled, _central_box(scaled.shape[0], scaled.shape[1], size))
 
 
 def _center_box(height: int, width: int, size: int, short: int) -> list[float]:
-    """Return the box that `_center` shows: top, left, height, width, in fractional pixels."""
+    """Return the box that `center_view` shows: top, left, height, width, in fractional pixels."""
     top, left, height, width = _bound_aspect(height, width)
     rows, columns = _scaled(height, width, short)
     box = _central_box(rows, columns, size)

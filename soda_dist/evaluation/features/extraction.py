@@ -78,16 +78,17 @@ def _arrays(models: Models, seen: EvaluationViews, keys: NDArray[np.int64], piec
         if points:
             arrays[name] = activations(models, model, seen, keys, points, draw)[points[0]]
         else:
-            arrays[name] = _latents(models, model, seen)
+            arrays[name] = encode_views(model, seen, models.device)
     if models.config.evaluation.baselines:
         arrays["pixels"] = raw_pixels(torch.from_numpy(seen.source))
     return arrays
 
 
-def _latents(models: Models, model: Method | EncoderAlone, seen: EvaluationViews) -> Tensor:
-    """Encode: float32 [n, D] on the CPU; without a bottleneck the mean over the grid."""
+@torch.no_grad()
+def encode_views(model: Method | EncoderAlone, seen: EvaluationViews, device: torch.device) -> Tensor:
+    """Encode each view alone: float32 [n, D] on the CPU; without a bottleneck the mean over the grid."""
     assert isinstance(model, Encoding | EncoderAlone)
-    z = model.encode(seen.sources(models.device))
+    z = model.encode(seen.sources(device))
     return (z.mean(1) if z.ndim == 3 else z).float().cpu()
 
 

@@ -240,3 +240,17 @@ def test_a_name_that_is_not_utf8_is_said(tmp_path: Path) -> None:
             UserError, match=r"a file whose name is not UTF-8: .*caf.*; allowed: names in UTF-8; rename it"
         ):
             listing()
+
+
+def test_a_local_path_becomes_the_file_when_its_block_ends(any_uri: str) -> None:
+    folder = open_folder(any_uri)
+    for content in (b"first", b"second"):
+        with folder.replacing("a/file.bin", "scratch") as path:
+            path.write_bytes(content)
+            assert not folder.exists("a/file.bin") or folder.read("a/file.bin") == b"first"
+        assert folder.read("a/file.bin") == content
+    with pytest.raises(ValueError, match="in the middle"), folder.replacing("a/file.bin") as path:
+        path.write_bytes(b"third")
+        raise ValueError("in the middle")
+    assert folder.read("a/file.bin") == b"second"
+    assert [entry.name for entry in folder.list()] == ["a/file.bin"] and not path.exists()

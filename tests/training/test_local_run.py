@@ -1,0 +1,118 @@
+"""`soda_dist.pretrain`: the plain run, however the configuration is written, resumed after an interruption."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import soda_dist
+from soda_dist.config import RunConfig, dump_config
+from soda_dist.config.load import with_fields
+from soda_dist.data.storage.folder import open_folder
+from soda_dist.errors import UserError
+from soda_dist.runs.folder import attempts, complete_steps
+from soda_dist.training.local_run import alone, configuration, pretrain
+from tests.evaluation.small_run import small_data
+from tests.tiny import TINY, tiny_config
+from tests.training.plain_run import train_plainly
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("data")
+    small_data(path)
+    return str(path)
+
+
+def weights(run: str, step: int) -> dict[str, torch.Tensor]:
+    return load_file(f"{run}/checkpoints/{step:09d}/model.safetensors")
+
+
+def test_it_is_the_plain_run_and_an_interrupted_one_resumes_to_it(data: str, tmp_path: Path) -> None:
+    config, said = tiny_config(), list[str]()
+    plain = train_plainly(data, config, str(tmp_path / "plain"))
+
+    def until_the_checkpoint(line: str) -> None:
+        said.append(line)
+        if line.startswith("step 4/"):
+            raise KeyboardInterrupt
+
+    place, threads = str(tmp_path / "run"), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(config, data, place, device="cpu", say=until_the_checkpoint)
+        assert pretrain(config, data, place, device="cpu", say=said.append) == place
+    finally:
+        torch.set_num_threads(threads)
+    assert said[0] == "45 rows of test; 6 steps of 8 pairs"
+    assert f"resuming from step 3 of {place}" in said
+    found, expected = weights(place, 6), weights(plain.uri, 6)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    run = open_folder(place)
+    assert complete_steps(run) == [3, 6] and len(attempts(run)) == 2
+    assert attempts(run)[-1]["data"]["rows"] == 45
+    pretrain(config, data, place, device="cpu", say=said.append)
+    assert said[-1] == "already finished: step 6 of 6"
+    with pytest.raises(UserError, match=r"optim.lr: got 0.5, but the run at .* has 0.001"):
+        pretrain(config, data, place, {"optim.lr": 0.5}, device="cpu", say=said.append)
+
+
+def test_a_configuration_is_written_in_several_ways(tmp_path: Path) -> None:
+    config = tiny_config()
+    file = tmp_path / "tiny.yaml"
+    file.write_text(dump_config(config))
+    for given in (config, file, str(file), f"file://{file}", TINY):
+        assert configuration(given, {}) == config
+    for overrides in ({"train.steps": 9, "seed": 2}, {"train": {"steps": 9}, "seed": 2}):
+        assert configuration(file, overrides) == with_fields(config, {"train.steps": 9, "seed": 2})
+    assert configuration("demo", {}).data.target_size == 16
+    for wrong, message in (("nope", "--preset: got nope"), (str(tmp_path / "no.yaml"), "an existing YAML file")):
+        with pytest.raises(UserError, match=message):
+            configuration(wrong, {})
+    with pytest.raises(UserError, match="steps"):
+        configuration(config, {"train.stps": 1})
+
+
+@pytest.mark.parametrize(
+    ("fields", "micro"),
+    [
+        ({"train.global_batch": 32}, None),
+        ({"train.global_batch": 32, "scale.workers": 4}, 8),
+        ({"train.global_batch": 32, "scale.workers": 4, "train.micro_batch": 4}, 4),
+        ({"train.global_batch": 32, "scale.workers": 4, "encoder.norm": "batch", "train.norm_batch": 16}, 16),
+        ({"train.global_batch": 32, "scale.workers": 4, "encoder.norm": "batch"}, 32),
+    ],
+)
+def test_a_run_of_several_workers_is_trained_by_one(fields: dict, micro: int | None) -> None:
+    """In a worker's micro-batches, unless batch norm wants more together."""
+    config = with_fields(with_fields(RunConfig(), {}), {**_flat(), **fields})
+    found = alone(with_fields(config, {"scale.engine": "deepspeed"}))
+    assert (found.scale.workers, found.scale.engine, found.train.micro_batch) == (1, "torch", micro)
+    assert found.norm_batch == config.norm_batch
+
+
+def _flat() -> dict:
+    from soda_dist.config.load import leaves
+
+    return leaves({name: section for name, section in TINY.items() if name != "scale"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"data.train_split": "val"}, "data.train_split: got val; allowed: train, test"),
+        ({"data.views": "object"}, "column object is missing"),
+        ({"train.online_probe": True, "train.online_probe_label": "shape"}, "online_probe_label: got shape"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused_before_anything_is_written(data, tmp_path, fields, message) -> None:
+    with pytest.raises(UserError, match=message):
+        pretrain(tiny_config(), data, str(tmp_path / "run"), fields, device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_package_lends_it() -> None:
+    assert soda_dist.pretrain is pretrain
