@@ -38,6 +38,9 @@ ROOMS: dict[str, set[str]] = {
         "runs", "training",
     },
     "report": {"errors", "config", "plots", "runs", "data.storage"},
+    "export": {
+        "errors", "config", "parallel.progress", "models", "data", "runs", "training", "evaluation", "report",
+    },
     "distributed": {
         "errors", "config", "parallel", "plots", "data", "runs", "training", "evaluation", "report",
     },
@@ -47,7 +50,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "cli": {"errors", "config", "data.storage"},
     "commands": {
-        "errors", "cli", "config", "data", "training", "evaluation", "report", "distributed", "benchmarks",
+        "errors", "cli", "config", "data", "training", "evaluation", "report", "export", "distributed", "benchmarks",
     },
 }  # fmt: skip
 """Which rooms the files of a room may import, beside their own."""
@@ -55,14 +58,17 @@ LIBRARIES: dict[str, set[str]] = {
     "ray": {"distributed", "benchmarks"},
     "deepspeed": {"training/engines/deepspeed_engine.py"},
     "torch": {"torch_internals.py", "weights.py", "diffusion", "models", "metrics", "training", "evaluation",
-              "distributed", "benchmarks"},
-    "timm": {"models", "evaluation/model_sources.py"},
+              "export", "distributed", "benchmarks"},
+    "timm": {"models", "evaluation/model_sources.py", "export/timm_folder.py"},
     "matplotlib": {"plots", "report"},
     "boto3": {"data/storage"},
     "botocore": {"data/storage"},
+    "onnx": {"export/onnx_file.py"},
+    "onnxruntime": {"export/onnx_file.py"},
+    "huggingface_hub": {"export/push.py"},
 }  # fmt: skip
 """Rooms or files that may import a library, even inside a function."""
-ON_USE = {"deepspeed", "boto3", "botocore"}
+ON_USE = {"deepspeed", "boto3", "botocore", "onnx", "onnxruntime", "huggingface_hub"}
 """Libraries that are imported where they are used, never with the file."""
 VAGUE_NAMES = {"utils", "util", "misc", "helpers", "helper", "common"}
 
