@@ -43,7 +43,7 @@ def test_a_run_without_the_checkpoint_and_an_output_that_cannot_be_written_are_r
     for to in ("timm", "hub"):
         with pytest.raises(UserError, match="no complete checkpoint"):
             export(empty, to, out)
-    with pytest.raises(UserError, match="NAME.onnx"):
+    with pytest.raises(UserError, match=r"NAME\.onnx"):
         export(empty, "onnx", out)
     run = checkpointed(tmp_path / "run", tiny_config())
     for step in ("all", "7"):
