@@ -39,9 +39,8 @@ def push(repository: str, files: dict[str, bytes]) -> str:
         UserError: the Hub refuses the credentials or the files.
         MachineError: the Hub cannot be reached, or failed.
     """
-    from httpx import HTTPError
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     api = HfApi()
     try:

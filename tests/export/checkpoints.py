@@ -15,6 +15,9 @@ from tests.report.evaluated_runs import data_facts, dci, probe
 from tests.tiny import tiny_config
 
 STEP = 3
+NO_ENCODER = {"method": "unconditional", "denoiser": {"layer_mask_rate": 0.0, "guidance_mask_rate": 0.0}}
+GRID = {"conditioning": "grid_attention", "layer_mask_rate": 0.0}
+"""Fields of a denoiser whose encoder does not pool."""
 PLAIN = {"arch": "resnet18", "stem": "imagenet", "norm": "batch"}
 """Fields of an encoder that timm has: batch norm and the stem of ImageNet."""
 
@@ -33,7 +36,8 @@ def disturb(module: nn.Module) -> None:
     generator = torch.Generator().manual_seed(1)
     for tensor in module.state_dict().values():
         if tensor.is_floating_point():
-            tensor.mul_(0.7).add_(0.1 * torch.rand(tensor.shape, generator=generator) + 0.05)
+            noise = torch.rand(tensor.shape, generator=generator)
+            tensor.mul_(0.8 + 0.4 * noise).add_(0.1 * noise if tensor.ndim < 2 else 0.0)
 
 
 def checkpointed(folder: Path, config: RunConfig) -> Folder:

@@ -16,13 +16,13 @@ from soda_dist.export.onnx_file import onnx_bytes
 from soda_dist.training.build import build_encoder
 from soda_dist.training.checkpoint import load_model, weights_digest
 from tests.evaluation.small_run import small_data
-from tests.export.checkpoints import STEP, checkpointed, disturb, plain_config
+from tests.export.checkpoints import GRID, STEP, checkpointed, disturb, plain_config
 from tests.tiny import tiny_config
 
 ENCODERS = {
     "small stem, group norm": tiny_config(),
     "vit": plain_config(encoder={"arch": "vit_small", "width": 0.125, "patch": 8}),
-    "grid": tiny_config(denoiser={"conditioning": "grid_attention"}),
+    "grid": tiny_config(denoiser=GRID),
 }
 
 

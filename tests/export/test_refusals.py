@@ -7,7 +7,7 @@ import pytest
 from soda_dist.commands.export import main
 from soda_dist.errors import UserError
 from soda_dist.export.exporter import export
-from tests.export.checkpoints import checkpointed
+from tests.export.checkpoints import NO_ENCODER, checkpointed
 from tests.tiny import tiny_config
 
 COMMANDS = {
@@ -29,7 +29,7 @@ def test_options_of_another_format_are_refused(options: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("to", ["timm", "onnx"])
 def test_a_model_without_an_encoder_of_images_alone_is_refused(to: str, tmp_path: Path) -> None:
     out = str(tmp_path / "out.onnx")
-    plain = checkpointed(tmp_path / "plain", tiny_config(method="unconditional"))
+    plain = checkpointed(tmp_path / "plain", tiny_config(**NO_ENCODER))
     with pytest.raises(UserError, match="method=unconditional, which has no encoder"):
         export(plain.uri, to, out)
     posed = checkpointed(tmp_path / "posed", tiny_config(data={"pose": "pixels"}))

@@ -13,7 +13,7 @@ from soda_dist.export.exporter import export
 from soda_dist.export.timm_folder import timm_files
 from soda_dist.training.build import build_encoder
 from soda_dist.training.checkpoint import load_model
-from tests.export.checkpoints import checkpointed, disturb, plain_config
+from tests.export.checkpoints import GRID, checkpointed, disturb, plain_config
 from tests.tiny import tiny_config
 
 ENCODERS = {
@@ -21,10 +21,8 @@ ENCODERS = {
     "twice as wide bottlenecks": plain_config(encoder={"arch": "resnet50x2", "width": 0.0625}),
     "group norm": plain_config(encoder={"norm": "group", "width": 1.0}),
     "vit": plain_config(encoder={"arch": "vit_small", "width": 0.125, "patch": 8}),
-    "grid of a resnet": plain_config(data={"source_size": 64}, denoiser={"conditioning": "grid_attention"}),
-    "grid of a vit": plain_config(
-        encoder={"arch": "vit_small", "width": 0.125, "patch": 8}, denoiser={"conditioning": "grid_attention"}
-    ),
+    "grid of a resnet": plain_config(data={"source_size": 64}, denoiser=GRID),
+    "grid of a vit": plain_config(encoder={"arch": "vit_small", "width": 0.125, "patch": 8}, denoiser=GRID),
 }
 
 
@@ -65,7 +63,7 @@ def test_a_checkpoint_becomes_a_folder_that_timm_reads_by_its_path(tmp_path: Pat
     torch.testing.assert_close(model(images), z, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(from_timm(tmp_path / "out")(images), z, rtol=1e-5, atol=1e-5)
     facts = timm.data.resolve_model_data_config(model)
-    assert facts["input_size"] == (3, 32, 32) and facts["mean"] == (0.485, 0.456, 0.406) and facts["crop_pct"] == 0.8
+    assert [*facts["input_size"], *facts["mean"], facts["crop_pct"]] == [3, 32, 32, 0.485, 0.456, 0.406, 0.8]
     features = timm.create_model(f"local-dir:{out}", pretrained=True, num_classes=0).eval()(images)
     torch.testing.assert_close(model.head.fc.weight[:, :, 0, 0] @ features[0] + model.head.fc.bias, z[0])
 
