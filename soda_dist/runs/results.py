@@ -104,7 +104,8 @@ def read_run(uri: str, step: str = "latest") -> Evaluated:
         UserError: no run, no evaluation, or none at this step.
     """
     run = open_run(uri)
-    config, found = read_config(run, "--runs").model_dump(mode="json"), _files(run, ".json")
+    read_config(run, "--runs")
+    found = _files(run, ".json")
     if not found:
         remedy = f"run python jobs/evaluate.py --run {run.uri} --data URI"
         raise UserError("--runs", f"{run.uri}, which has no evaluation", "evaluated runs", remedy)
@@ -112,9 +113,15 @@ def read_run(uri: str, step: str = "latest") -> Evaluated:
     if chosen is None or chosen not in found:
         known = ", ".join([*map(str, found), "latest"])
         raise UserError("--step", f"{step} of {run.uri}", known, "choose an evaluated step")
-    results = {task: _read(run, task, name) for task, name in found[chosen].items()}
+    return read_step(run, chosen)
+
+
+def read_step(run: Folder, step: int) -> Evaluated:
+    """Read the run at `step`; without results if it was not evaluated there."""
+    config, files = read_config(run).model_dump(mode="json"), _files(run, ".json").get(step, {})
+    results = {task: _read(run, task, name) for task, name in files.items()}
     data = _latest_data(results)
-    return Evaluated(run.uri, chosen, config, results, data, _epochs(run, chosen, config, data))
+    return Evaluated(run.uri, step, config, results, data, _epochs(run, step, config, data))
 
 
 def data_of(result: Result) -> Data | None:

@@ -44,6 +44,9 @@ ROOMS: dict[str, set[str]] = {
         "errors", "config", "parallel", "models", "data", "runs", "training", "evaluation",
     },
     "report": {"errors", "config", "plots", "runs", "data.storage"},
+    "export": {
+        "errors", "config", "parallel.progress", "models", "data", "runs", "training", "evaluation", "report",
+    },
     "distributed": {
         "errors", "config", "parallel", "plots", "data", "runs", "training", "evaluation", "report",
     },
@@ -53,7 +56,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "cli": {"errors", "config", "data.storage", "parallel"},
     "commands": {
-        "errors", "cli", "config", "data", "training", "evaluation", "inference", "report", "distributed",
+        "errors", "cli", "config", "data", "training", "evaluation", "inference", "report", "export", "distributed",
         "benchmarks",
     },
     PACKAGE: {"inference", "training"},
@@ -63,17 +66,22 @@ LIBRARIES: dict[str, set[str]] = {
     "ray": {"distributed", "benchmarks"},
     "deepspeed": {"training/engines/deepspeed_engine.py"},
     "torch": {"torch_internals.py", "weights.py", "diffusion", "models", "metrics", "training", "evaluation",
-              "inference", "distributed", "benchmarks"},
-    "timm": {"models", "evaluation/model_sources.py"},
+              "inference", "export", "distributed", "benchmarks"},
+    "timm": {"models", "evaluation/model_sources.py", "export/timm_folder.py"},
     "matplotlib": {"plots", "report"},
     "boto3": {"data/storage"},
     "botocore": {"data/storage"},
     "tensorboard": {"training/observers"},
     "wandb": {"training/observers"},
     "mlflow": {"training/observers"},
+    "onnx": {"export/onnx_file.py"},
+    "onnxruntime": {"export/onnx_file.py"},
+    "huggingface_hub": {"export/push.py"},
 }  # fmt: skip
 """Rooms or files that may import a library, even inside a function."""
-ON_USE = {"deepspeed", "boto3", "botocore", "tensorboard", "wandb", "mlflow"}
+ON_USE = {
+    "deepspeed", "boto3", "botocore", "tensorboard", "wandb", "mlflow", "onnx", "onnxruntime", "huggingface_hub",
+}  # fmt: skip
 """Libraries that are imported where they are used, never with the file."""
 VAGUE_NAMES = {"utils", "util", "misc", "helpers", "helper", "common"}
 
