@@ -2,6 +2,8 @@
 
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Any
 
@@ -19,10 +21,13 @@ from soda_dist.distributed.runtime.ray_internals import autoscaler_active, hold_
 from soda_dist.distributed.runtime.resources import check_resources, training_resources
 from soda_dist.errors import UserError
 from soda_dist.parallel.progress import Say
-from soda_dist.runs.folder import claim, complete_steps, open_run, scratch_folder, stopped_step
+from soda_dist.report.renewal import ReportWriter
+from soda_dist.runs.folder import claim, complete_steps, open_run, record_end, scratch_folder, stopped_step
 
 LOST = (RayActorError, WorkerCrashedError, OutOfMemoryError)
 """Ray's errors for processes that were killed, as opposed to errors that a process raised."""
+MOST_REASON = 500
+"""Characters of the reason of an attempt's end that provenance keeps."""
 
 
 def pretrain(
@@ -67,13 +72,28 @@ def pretrain(
     what = manifest.kind + (f" ({manifest.reencoded})" if manifest.reencoded else "")
     say(f"{rows} rows of {what}; {config.train.steps} steps of {config.train.global_batch} pairs")
     hold_statistics_here()
-    with board(say) as lines:
+    with ReportWriter(run.uri, say).renewing(), _recorded(run), board(say) as lines:
         job = {
             "config": config, "data": data.uri, "run": run.uri, "rows": rows, "until": end, "labels": labels,
             "board": lines,
         }  # fmt: skip
         _run_trainer(job, config, run, say)
     return run.uri
+
+
+@contextmanager
+def _recorded(run: Folder) -> Iterator[None]:
+    """Note in the run's provenance how this attempt ends; without a note it is training still, or was killed."""
+    reason = "interrupted"
+    try:
+        yield
+        reason = "reached the last step that was asked for"
+    except Exception as error:
+        reason = f"failed: {error}"
+        raise
+    finally:
+        with suppress(Exception):  # a note that cannot be written must not hide why the attempt ended
+            record_end(run, reason[:MOST_REASON])
 
 
 def check_validation(manifest: Manifest, config: RunConfig) -> None:

@@ -47,7 +47,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "cli": {"errors", "config", "data.storage"},
     "commands": {
-        "errors", "cli", "config", "data", "training", "evaluation", "report", "distributed", "benchmarks",
+        "errors", "cli", "config", "data", "runs", "training", "evaluation", "report", "distributed", "benchmarks",
     },
 }  # fmt: skip
 """Which rooms the files of a room may import, beside their own."""
