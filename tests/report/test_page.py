@@ -120,7 +120,7 @@ def test_a_second_page_shows_the_newest_step_and_folds_the_one_before(run: Folde
 def test_the_head_says_what_was_trained_how_far_and_with_which_result(trained: Folder) -> None:
     head = " ".join(_page(trained).sections["summary"].split())
     for text in (
-        "a<b>&c training", "SODA (resnet18, latent of 12", "on 5,120 rows (/data/<i>)", "600 of 600", "38,400",
+        "a<b>&c training", "SODA (resnet18, latent of ", "on 5,120 rows (/data/<i>)", "600 of 600", "38,400",
         "0.0333", "85.5", "93.4 %", "untrained 55.1 %", "raw pixels 61.2 %",
     ):  # fmt: skip
         assert text in head, text
