@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-VOID = {"meta", "img", "br", "link", "path", "use", "rect"}
+VOID = {"meta", "img", "br", "link"}
 
 
 class HtmlPage(HTMLParser):
