@@ -36,11 +36,13 @@ def main(argv: list[str]) -> str:
     with ray_session(2, say):
         from soda_dist.distributed.evaluate_on_ray import evaluate, evaluate_encoder
         from soda_dist.evaluation.model_sources import encoder_source
-        from soda_dist.report.page import write_report
+        from soda_dist.report.renewal import ReportWriter
 
+        report = ReportWriter(args.run or args.out, say)
         if args.encoder is None:
-            evaluate(args.run, args.data, args.tasks, args.step, args.overrides, say, ema=args.ema == "true")
-            return write_report(args.run)
-        source = encoder_source(args.encoder, args.weights, args.weights_sha256)
-        evaluate_encoder(source, args.data, args.tasks, args.out, args.overrides, say)
-        return write_report(args.out)
+            ema = args.ema == "true"
+            evaluate(args.run, args.data, args.tasks, args.step, args.overrides, say, ema=ema, after_task=report.write)
+        else:
+            source = encoder_source(args.encoder, args.weights, args.weights_sha256)
+            evaluate_encoder(source, args.data, args.tasks, args.out, args.overrides, say, after_task=report.write)
+        return report.uri

@@ -17,7 +17,7 @@ PACKAGES = (
 def provenance() -> dict[str, Any]:
     """Collect the facts as JSON values."""
     return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "time": utc(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": _commit(),
         "python": platform.python_version(),
@@ -25,6 +25,11 @@ def provenance() -> dict[str, Any]:
         "host": platform.node(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
     }
+
+
+def utc(seconds: float | None = None) -> str:
+    """Format a time since the epoch, None = the present one, as ISO 8601 in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def _version(package: str) -> str | None:

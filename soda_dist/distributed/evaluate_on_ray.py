@@ -1,6 +1,6 @@
 """Evaluation by Ray actors: `evaluation.task_runner` over an actor pool of the size that the configuration asks for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.storage.folder import open_folder
@@ -24,19 +24,38 @@ def evaluation_pool(config: RunConfig, say: Say) -> ActorPool:
 
 
 def evaluate(
-    run_uri: str, data_uri: str, tasks: str | None, step: str, overrides: Sequence[str], say: Say, *, ema: bool = True
+    run_uri: str,
+    data_uri: str,
+    tasks: str | None,
+    step: str,
+    overrides: Sequence[str],
+    say: Say,
+    *,
+    ema: bool = True,
+    after_task: Callable[[], None] = lambda: None,
 ) -> dict[str, Result]:
     """As `task_runner.evaluate`."""
     pool = evaluation_pool(task_runner.evaluation_config(open_folder(run_uri), overrides), say)
-    return task_runner.evaluate(run_uri, data_uri, tasks, pool, step=step, overrides=overrides, say=say, ema=ema)
+    return task_runner.evaluate(
+        run_uri, data_uri, tasks, pool, step=step, overrides=overrides, say=say, ema=ema, after_task=after_task
+    )
 
 
 def evaluate_encoder(
-    model_source: ModelSource, data_uri: str, tasks: str | None, out_uri: str, overrides: Sequence[str], say: Say
+    model_source: ModelSource,
+    data_uri: str,
+    tasks: str | None,
+    out_uri: str,
+    overrides: Sequence[str],
+    say: Say,
+    *,
+    after_task: Callable[[], None] = lambda: None,
 ) -> dict[str, Result]:
     """As `task_runner.evaluate_encoder`."""
     pool = evaluation_pool(task_runner.encoder_config(model_source, overrides), say)
-    return task_runner.evaluate_encoder(model_source, data_uri, tasks, out_uri, pool, overrides=overrides, say=say)
+    return task_runner.evaluate_encoder(
+        model_source, data_uri, tasks, out_uri, pool, overrides=overrides, say=say, after_task=after_task
+    )
 
 
 def guidance_scores(run_uri: str, data_uri: str, guidance: Sequence[float]) -> list[dict[str, float]]:

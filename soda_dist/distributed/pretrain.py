@@ -2,6 +2,8 @@
 
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Any
 
@@ -16,12 +18,15 @@ from soda_dist.distributed.runtime.ray_internals import autoscaler_active, hold_
 from soda_dist.distributed.runtime.resources import check_resources, training_resources
 from soda_dist.errors import UserError
 from soda_dist.parallel.progress import Say
-from soda_dist.runs.folder import claim, open_run, scratch_folder
+from soda_dist.report.renewal import ReportWriter
+from soda_dist.runs.folder import claim, open_run, record_end, scratch_folder
 from soda_dist.training.observers.trackers import check_trackers, open_observers
 from soda_dist.training.start import finished, open_training_data, shortened
 
 LOST = (RayActorError, WorkerCrashedError, OutOfMemoryError)
 """Ray's errors for processes that were killed, as opposed to errors that a process raised."""
+MOST_REASON = 500
+"""Characters of the reason of an attempt's end that provenance keeps."""
 
 
 def pretrain(
@@ -57,7 +62,7 @@ def pretrain(
     say(source.describe(config))
     hold_statistics_here()
     observers = open_observers(config.train.trackers, run, say) if config.train.trackers else None
-    with board(say, observers) as lines:
+    with ReportWriter(run.uri, say).renewing(), _recorded(run), board(say, observers) as lines:
         job = {
             "config": config, "data": source.folder.uri, "run": run.uri, "rows": source.rows, "until": end,
             "labels": source.labels, "board": lines,
@@ -65,6 +70,21 @@ def pretrain(
         say(f"starting {config.scale.workers} worker{'s' if config.scale.workers > 1 else ''}")
         _run_trainer(job, config, run, say)
     return run.uri
+
+
+@contextmanager
+def _recorded(run: Folder) -> Iterator[None]:
+    """Note in the run's provenance how this attempt ends; without a note it is training still, or was killed."""
+    reason = "interrupted"
+    try:
+        yield
+        reason = "reached the last step that was asked for"
+    except Exception as error:
+        reason = f"failed: {error}"
+        raise
+    finally:
+        with suppress(Exception):  # a note that cannot be written must not hide why the attempt ended
+            record_end(run, reason[:MOST_REASON])
 
 
 def check_memory(config: RunConfig) -> None:

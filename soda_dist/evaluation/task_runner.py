@@ -1,6 +1,6 @@
 """The entry to evaluation: a run's checkpoints or an encoder, the tasks of `tasks.TASKS`, over any pool."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from soda_dist.config.load import with_overrides
@@ -34,6 +34,7 @@ def evaluate(
     overrides: Sequence[str] = (),
     say: Say = silent,
     ema: bool = True,
+    after_task: Callable[[], None] = lambda: None,
 ) -> dict[str, Result]:
     """Do `tasks` (comma-separated names of `TASKS`) on checkpoints of a run; results of the same step are replaced.
 
@@ -48,6 +49,7 @@ def evaluate(
         overrides: `a.b=value` of the sections evaluation, sampling and scale.
         say: shows progress and tables.
         ema: evaluate the moving average of the weights; without it results lie in `eval/STEP/without-ema`.
+        after_task: called when the result of a task is written, such as to renew a report.
 
     Returns:
         The results by task, as the JSON files hold them; of the last step.
@@ -63,7 +65,7 @@ def evaluate(
     contexts = [_context(run, data, manifest, config, Checkpoint(run, at, ema), pool, say) for at in steps]
     names = named or fitting(contexts[0])
     check(names, contexts[0])
-    return [_do(names, context) for context in contexts][-1]
+    return [_do(names, context, after_task) for context in contexts][-1]
 
 
 def evaluate_encoder(
@@ -75,11 +77,13 @@ def evaluate_encoder(
     *,
     overrides: Sequence[str] = (),
     say: Say = silent,
+    after_task: Callable[[], None] = lambda: None,
 ) -> dict[str, Result]:
     """Do `tasks` on an encoder alone; results lie in `eval/0` of the folder `out_uri`, laid out as a run's.
 
     Args:
         overrides: of the sections data, evaluation and scale.
+        after_task: as in `evaluate`.
 
     Returns and raises as `evaluate`.
     """
@@ -90,7 +94,7 @@ def evaluate_encoder(
     names = named or fitting(context)
     check(names, context)
     write_config(out, config)  # for the report
-    return _do(names, context)
+    return _do(names, context, after_task)
 
 
 def guidance_scores(
@@ -118,9 +122,13 @@ def encoder_config(model_source: ModelSource, overrides: Sequence[str]) -> RunCo
     return with_overrides(model_source.configuration(), overrides, OF_ENCODERS, "an encoder has no other sections")
 
 
-def _do(names: Sequence[str], context: Context) -> dict[str, Result]:
+def _do(names: Sequence[str], context: Context, after_task: Callable[[], None]) -> dict[str, Result]:
+    results = {}
     try:
-        return {name: TASKS[name].do(context) for name in names}
+        for name in names:
+            results[name] = TASKS[name].do(context)
+            after_task()
+        return results
     finally:
         context.close()
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from io import StringIO
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,60 +36,82 @@ SMOOTH_OVER = 40
 """The bold line is a centred mean over this fraction of the run: one fortieth."""
 LOG_RATIO = 5.0
 """Ratio of largest to smallest value above which the axis is logarithmic."""
+MOST_POINTS = 600
+"""Points of a drawn line: longer series are thinned, so that a page of a long run stays small."""
+LARGEST = 1e30
+"""Values beyond it are not drawn."""
+COLORS = (ACCENT, "#c2410c", "#15803d", "#7e22ce", "#0e7490", "#be185d", "#854d0e", "#475569")
+"""Of several series in one plot, in order; later ones repeat them with dashes."""
+DASHES = ("-", "--", ":", "-.")
 
 Unit = Literal["", "log", "rate", "percent", "scientific"]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A quantity plotted over the images seen."""
+    """A quantity plotted over the training steps."""
 
     field: str
     """Key in metrics.jsonl."""
     title: str
     unit: Unit
-    wide: bool
+
+
+@dataclass(frozen=True)
+class Series:
+    """A quantity's values at steps in ascending order.
+
+    Attributes:
+        errors: standard errors, for values measured at a few steps; such values are marked one by one.
+    """
+
+    steps: Sequence[float]
+    values: Sequence[float]
+    errors: Sequence[float] | None = None
 
 
 CURVES = (
-    Curve("loss", "Loss", "log", True),
-    Curve("probe_accuracy", "Online probe accuracy", "percent", True),
-    Curve("lr", "Learning rate", "scientific", False),
-    Curve("grad_norm", "Gradient norm", "log", False),
-    Curve("images_per_second", "Throughput, image pairs per second", "rate", False),
-    Curve("wait_fraction", "Time spent waiting for data", "percent", False),
+    Curve("loss", "Loss", "log"),
+    Curve("probe_accuracy", "Online probe accuracy", "percent"),
+    Curve("lr", "Learning rate", "scientific"),
+    Curve("images_per_second", "Throughput, image pairs per second", "rate"),
+    Curve("wait_fraction", "Time spent waiting for data", "percent"),
+    Curve("grad_norm", "Gradient norm", "log"),
 )
 
 
-def curve_figure(curve: Curve, images: Sequence[float], values: Sequence[float]) -> "Figure":
-    """Draw a curve: logged values faint, their running mean bold."""
+def line_style(number: int) -> tuple[str, str]:
+    """Return the colour and the dashes of the series `number` of a plot of several, counted from 0."""
+    return COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]
+
+
+def curve_figure(curve: Curve, *series: Series) -> "Figure":
+    """Draw a curve: one series faint with its running mean bold; of several, the running means."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8.6, 3.1) if curve.wide else (4.6, 2.5), layout="constrained")
+        figure = Figure(figsize=(4.7, 2.6), layout="constrained")
         axes = figure.add_subplot()
-        x, y = np.asarray(images, dtype=float), np.asarray(values, dtype=float)
-        window = 0 if curve.unit == "scientific" else len(y) // SMOOTH_OVER
-        smooth = _running_mean(y, window)
-        if window > 1:
-            axes.plot(x, y, color=FAINT, linewidth=1.0)
-        axes.plot(x, smooth, color=ACCENT, linewidth=1.8, marker="o" if len(y) == 1 else None, markersize=5)
-        axes.set_xlabel("image pairs seen")
+        for number, each in enumerate(series):
+            _draw(axes, curve, each, *line_style(number), alone=len(series) == 1)
+        axes.set_xlabel("step")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.margins(x=0.01)
-        _set_scale(axes, curve.unit, y[np.isfinite(y)])
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        last = max([1, *(step for each in series for step in each.steps)])
+        axes.set_xlim(0, 1.03 * min(last, LARGEST))
+        drawn = np.concatenate([_values(each.values) for each in series])
+        _set_scale(axes, curve.unit, drawn[np.isfinite(drawn)])
         figure.canvas.draw()  # lays out the axes while the style applies
     return figure
 
 
-def curve_svg(curve: Curve, images: Sequence[float], values: Sequence[float]) -> str:
+def curve_svg(curve: Curve, *series: Series) -> str:
     """Draw a curve as a self-contained SVG element without header and metadata."""
     import matplotlib as mpl
 
-    figure = curve_figure(curve, images, values)
+    figure = curve_figure(curve, *series)
     out = StringIO()
     with mpl.rc_context({**STYLE, "svg.hashsalt": curve.field}):
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -99,7 +122,43 @@ def curve_svg(curve: Curve, images: Sequence[float], values: Sequence[float]) ->
     text = re.sub(r'\sid="(?:figure|axes|patch|line2d|text|matplotlib\.axis|xtick|ytick)_[0-9]+"', "", text)
     text = re.sub(r'(<svg [^>]*?)height="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", text)
-    return text.replace("<svg ", f'<svg role="img" aria-label="{curve.title}" ', 1)
+    label = escape(f"{curve.title} by step", quote=True)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+
+
+def _draw(axes: "Axes", curve: Curve, series: Series, color: str, dashes: str, *, alone: bool) -> None:
+    x, y = np.asarray(series.steps, dtype=float), _values(series.values)
+    if series.errors is not None:
+        axes.errorbar(x, y, yerr=_values(series.errors), color=color, marker="o", markersize=4, linewidth=1.4)
+        return
+    window = 0 if curve.unit == "scientific" else len(y) // SMOOTH_OVER
+    smooth = _running_mean(y, window)
+    if window > 1 and alone:
+        kept = _extremes(y)
+        axes.plot(x[kept], y[kept], color=FAINT, linewidth=1.0)
+    kept = _evenly(len(y))
+    few = np.isfinite(y).sum() <= 3
+    axes.plot(x[kept], smooth[kept], dashes, color=color, linewidth=1.8, marker="o" if few else None, markersize=4.5)
+
+
+def _values(values: Sequence[float]) -> np.ndarray:
+    """Return the values with those that cannot be drawn as NaN."""
+    found = np.asarray(values, dtype=float)
+    return np.where(np.abs(found) < LARGEST, found, np.nan)
+
+
+def _evenly(count: int) -> np.ndarray:
+    """Indices of at most MOST_POINTS of `count` points, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, MOST_POINTS)).round().astype(int))
+
+
+def _extremes(values: np.ndarray) -> np.ndarray:
+    """Indices of the smallest and the largest value of even stretches: a thinned line keeps its outliers."""
+    if len(values) <= MOST_POINTS:
+        return np.arange(len(values))
+    stretches = np.array_split(np.arange(len(values)), MOST_POINTS // 2)
+    low, high = np.nan_to_num(values, nan=np.inf), np.nan_to_num(values, nan=-np.inf)
+    return np.unique([end for part in stretches for end in (part[low[part].argmin()], part[high[part].argmax()])])
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:

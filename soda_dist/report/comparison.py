@@ -7,7 +7,8 @@ from soda_dist.config.load import leaves
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from soda_dist.report.caveats import budget, cell_caveats, format_override, part_caveats, run_caveats, uses_data_set
-from soda_dist.report.comparison_formats import Cell, Line, Page, Part, as_html, as_latex, as_markdown
+from soda_dist.report.comparison_formats import Cell, Line, Page, Part, as_latex, as_markdown
+from soda_dist.report.comparison_html import as_html
 from soda_dist.report.paper import Block, Column, Paper, PaperRow, Table, read_paper
 from soda_dist.report.paper_columns import OURS, Figure, command, figure
 from soda_dist.report.yardsticks import COLUMNS, Yardstick, read_yardsticks
@@ -63,8 +64,9 @@ def write_comparison(uris: Sequence[str], number: str, form: str, step: str, out
 
 
 def _page(paper: Paper, number: str, table: Table, runs: list[Evaluated]) -> Page:
-    page = Page(number, table)
-    labels = list(zip(runs, _names(runs), _details(runs), strict=True))
+    names = _names(runs)
+    page = Page(number, table, list(zip(names, runs, strict=True)))
+    labels = list(zip(runs, names, _details(runs), strict=True))
     for block in table.blocks:
         columns = paper.columns[block.columns]
         digits = [_digits(block, at) for at in range(len(columns))]

@@ -1,4 +1,4 @@
-"""Comparison pages as Markdown, LaTeX and HTML, with user-provided text escaped."""
+"""Comparison pages as Markdown and LaTeX, with user-provided text escaped."""
 
 import re
 from dataclasses import dataclass, field
@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from soda_dist.report.markdown_table import pad_table
 from soda_dist.report.paper import Table
+from soda_dist.runs.results import Evaluated
 
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -68,6 +69,8 @@ class Page:
 
     number: str
     table: Table
+    runs: list[tuple[str, Evaluated]] = field(default_factory=list)
+    """The compared runs, each with its name in the tables."""
     parts: list[Part] = field(default_factory=list)
     footnotes: list[Note] = field(default_factory=list)
 
@@ -81,7 +84,7 @@ class Page:
 
 def as_markdown(page: Page) -> str:
     """Format as GitHub Markdown with padded columns."""
-    lines = [f"# {_title(page)}", ""]
+    lines = [f"# {title_of_page(page)}", ""]
     for part in page.parts:
         lines += [f"## {_markdown(part.title)}", "", *_markdown_table(part), ""]
     lines += [f"- {_markdown(note)}" for note in page.table.notes]
@@ -98,19 +101,11 @@ def as_latex(page: Page) -> str:
         trim_blocks=True, lstrip_blocks=True, autoescape=False, undefined=StrictUndefined, finalize=_tex,
     )  # fmt: skip
     environment.filters["typed"] = lambda text: Markup(_tex(text).replace("'", r"\textquotesingle{}"))
-    return environment.get_template("compare.tex").render(page=page, title=_title(page), notes_of=_notes_of)
+    return environment.get_template("compare.tex").render(page=page, title=title_of_page(page), notes_of=_notes_of)
 
 
-def as_html(page: Page) -> str:
-    """Format as one self-contained HTML page."""
-    environment = Environment(
-        loader=PackageLoader("soda_dist.report", ""),
-        trim_blocks=True, lstrip_blocks=True, autoescape=True, undefined=StrictUndefined,
-    )  # fmt: skip
-    return environment.get_template("compare.html").render(page=page, title=_title(page)) + "\n"
-
-
-def _title(page: Page) -> str:
+def title_of_page(page: Page) -> str:
+    """Return the table's number, section and caption."""
     name = f"Table {page.number}" if page.number[0].isdigit() else f"The table of {page.number}"
     return f"{name} (section {page.table.section}): {page.table.caption}"
 

@@ -1,252 +1,169 @@
-"""Self-contained HTML report of a run, built from its folder alone."""
+"""Self-contained HTML report of a run, a function of its folder alone."""
 
-import base64
-import json
-import statistics
+import re
+import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from soda_dist.config.load import parse_yaml
+from soda_dist.config.load import MAX_BYTES
+from soda_dist.config.older import parse_stored
 from soda_dist.data.storage.folder import Folder
-from soda_dist.data.storage.metadata import read_limited
 from soda_dist.errors import UserError
-from soda_dist.plots.curves import CURVES, curve_svg
-from soda_dist.report.figures import figures
-from soda_dist.runs.folder import CONFIG, EVALUATIONS, REPORT, attempts, config_text, open_run
+from soda_dist.report.config_differences import Differences, from_preset, preset_of
+from soda_dist.report.history import History, history
+from soda_dist.report.html import render_template
+from soda_dist.report.measures import TITLES, Cell, plain_text, task_title
+from soda_dist.report.result_tables import ResultTables, result_tables
+from soda_dist.report.result_words import Headline, about, headline
+from soda_dist.report.run_curves import result_curves, training_curves
+from soda_dist.report.run_pictures import embed, pictures_by_topic, recent
+from soda_dist.report.run_state import run_state
+from soda_dist.runs.folder import CONFIG, REPORT, attempts, complete_steps, config_text, open_run
 from soda_dist.runs.metrics_log import METRICS, QUARANTINE, read_lines
-from soda_dist.runs.results import ENCODERS, MEASURES, TASKS, Result, at, pictures, read_results
+from soda_dist.runs.results import (
+    Result,
+    at,
+    read_stored,
+    stored_pictures,
+    stored_results,
+    validation_pictures,
+)
 
-Results = dict[tuple[int, str], Result]
-"""(step, task) -> result."""
-SHOWN_QUARANTINED = 20
-PICTURE_BYTES = 64 << 20
-"""Size limit of an embedded picture."""
-SIMILARITY = ("psnr", "ssim")
-SHOWN_FIELDS = ("images", "epoch", "loss", "images_per_second")
-"""Fields of every line of metrics.jsonl that the page shows."""
-NEEDS = {
-    **dict.fromkeys(TASKS, ("encoders", "counts.train", "counts.test", "counts.unreadable_train",
-                            "counts.unreadable_test", "splits.train", "splits.test", "label", "classes", "majority")),
-    "reconstruction": ("guidance", "images"),
-}  # fmt: skip
-"""Task -> facts of its result without which it cannot be shown."""
-PICTURES = {
-    "reconstruction.png": (
-        "Columns: the source view, its reconstructions from the same noise with increasing guidance, another sample "
-        "from the same latent, and a sample without a latent."
-    ),
-    "sweep.png": (
-        "Similarity of reconstructions to the originals, by guidance and number of sampling steps. The filled dot is "
-        "the run's own setting; bars are one standard error over images. All points share images and noise."
-    ),
-    "samples.png": "Unconditional samples.",
-    "importance.png": "Importance of each latent dimension for each factor.",
-    "sections.png": "Share of each factor's importance in each section of the latent.",
-    "denoising.png": "Denoising steps: the noisy state and the clean image predicted from it.",
-    "novel_views.png": "Held-out objects: the source views, the sampled novel views and, below, the ground truth.",
-    "interpolation.png": "Interpolation between latents of two images, linear and spherical; each row uses one noise.",
-    "directions.png": "Latents moved along principal directions, in standard deviations (with explained variance).",
-    "sections_traversal.png": (
-        "Latents moved along the first principal direction of each section; section 0 modulates the outermost layers. "
-        "In brackets: its share of the section's variance."
-    ),
-    "mixing.png": "Sections of A's latent replaced by B's one by one: outermost layers first, and in reverse order.",
-    "resampled.png": "One section of each latent replaced by that of a random training image.",
-    "masking.png": "Samples with parts of the latent masked; each row uses the same noise.",
-    "attributes.png": "Latents moved along the linear probe's direction of an attribute, in standard deviations.",
-}
+Results = dict[tuple[str, bool], dict[int, Result]]
+"""(task, whether of the moving average) -> step -> result; tasks in the order of the page."""
+Found = TypeVar("Found")
+SHOWN_QUARANTINED, SHOWN_PROBLEMS, SHOWN_STARTS = 20, 20, 200
+"""Names, lines and starts that are listed; the rest are counted."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One measure of one task at one step, with a cell per encoder."""
+class TaskResults:
+    """The newest result of a task, and the older ones."""
 
+    id: str
+    title: str
     step: int
-    task: str
-    measure: str
-    cells: list[dict[str, Any] | None]
+    about: str
+    tables: ResultTables
+    older: History | None
 
 
 def write_report(run_uri: str) -> str:
-    """Write `report.html`, which also gives commands for missing parts, into the run's folder; return its URI."""
+    """Write `report.html` into the run's folder, replacing an earlier one; return its URI.
+
+    Raises:
+        UserError: as `open_run`, or the file cannot be written. What cannot be read is named on the page instead.
+    """
     run = open_run(run_uri)
     run.write(REPORT, render(run).encode())
     return run.file_uri(REPORT)
 
 
 def render(run: Folder) -> str:
-    """Render the report as self-contained HTML."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    lines = sorted(read_lines(run, METRICS, SHOWN_FIELDS), key=lambda line: line["step"])
-    results, embedded = _latest_first(run), _pictures(run)
-    configuration = config_text(run)
-    page = Environment(loader=PackageLoader("soda_dist.report", ""), autoescape=True, undefined=StrictUndefined)
-    return page.get_template(REPORT).render(
-        run=run.uri,
-        name=run.uri.rstrip("/").rsplit("/", 1)[-1],
-        facts=_facts(lines, results, _planned_steps(run, configuration)),
-        curves=_curves(lines),
-        encoders=list(ENCODERS.values()),
-        rows=_rows(results),
-        notes=_notes(results),
-        reconstructions=_reconstructions(results),
-        figures=figures(results),
-        pictures=embedded,
-        configuration=configuration,
-        attempts=_attempts(run),
-        quarantined=_quarantined(run),
+    """Render the report; a file of the run that cannot be read costs its part of the page and is named on it."""
+    problems: list[str] = []
+    text = _readable(problems, "", lambda: config_text(run))
+    config = _readable(problems, None, lambda: parse_stored(text, run.file_uri(CONFIG)) if text else None)
+    starts = _readable(problems, [], lambda: attempts(run))
+    lines = _readable(problems, [], lambda: sorted(read_lines(run, METRICS), key=lambda line: line["step"]))
+    quarantined = _readable(problems, [], lambda: read_lines(run, QUARANTINE))
+    results = _results(run, problems)
+    validation = [embed(run, stored, problems) for stored in recent(validation_pictures(run))]
+    pictures = pictures_by_topic(run, stored_pictures(run), problems)
+    return render_template(
+        "report.html",
+        result_id=result_id,
+        uri=run.uri,
+        command_uri=shlex.quote(run.uri),
+        name=plain_text(run.uri.rstrip("/").rsplit("/", 1)[-1]),
+        state=run_state(config, starts, lines, complete_steps(run), _kind(results)),
+        headlines=_headlines(results),
+        problems=problems[:SHOWN_PROBLEMS],
+        more_problems=len(problems) - SHOWN_PROBLEMS,
+        curves=training_curves([lines]),
+        trends=result_curves(results),
+        tasks=[_task(task, ema, by_step) for (task, ema), by_step in results.items()],
+        unmeasured=[task for task in TITLES if (task, True) not in results],
+        validation=[picture for picture in validation if picture],
+        pictures=pictures,
+        differences=_differences(config, starts, problems),
+        configuration=text[:MAX_BYTES],
+        starts=[_start(start) for start in starts[::-1][:SHOWN_STARTS]],
+        more_starts=len(starts) - SHOWN_STARTS,
+        quarantined=_quarantined(quarantined),
     )
 
 
-def _latest_first(run: Folder) -> Results:
-    """Read the results, latest step first; within a step, tasks in the order of `TASKS`."""
-    found = {(step, task): result for step, tasks in read_results(run).items() for task, result in tasks.items()}
-    for (step, task), result in found.items():
-        missing = _missing(task, result)
-        if missing:
-            where = run.file_uri(f"{EVALUATIONS}/{step}/{task}.json")
-            raise UserError(where, f"no {missing[0]}", f"a result of {task}, as written", "evaluate again")
-    return dict(sorted(found.items(), key=lambda item: (-item[0][0], _place(item[0][1], TASKS))))
+def _readable(problems: list[str], otherwise: Found, read: Callable[[], Found]) -> Found:
+    try:
+        return read()
+    except UserError as error:
+        problems.append(str(error))
+        return otherwise
 
 
-def _missing(task: str, result: Result) -> list[str]:
-    """List the facts without which a result cannot be shown."""
-    missing = [path for path in NEEDS.get(task, ()) if at(result, path) is None]
-    if missing:
-        return missing
-    shown: dict[str, Any] = {}
-    if task in TASKS:
-        for encoder, scores in result["encoders"].items():
-            shown |= {f"{encoder} {name}": estimate for name, estimate in scores["estimates"].items()}
-    elif task == "reconstruction":
-        shown = {f"{name} at {w}": scores.get(name) for w, scores in result["guidance"].items() for name in SIMILARITY}
-    ends = ("value", "standard_error")
-    return [f"{name}: {end}" for name, estimate in shown.items() for end in ends if at(estimate, end) is None]
-
-
-def _planned_steps(run: Folder, text: str) -> int | None:
-    tree = parse_yaml(text, run.file_uri(CONFIG))
-    steps = at(tree, "train.steps")
-    return steps if isinstance(steps, int) else None
-
-
-def _place(name: str, table: dict[str, str]) -> int:
-    """Return a name's position in a table; unknown names come last."""
-    return list(table).index(name) if name in table else len(table)
-
-
-def _facts(lines: list[dict[str, Any]], results: Results, total: int | None) -> list[tuple[str, str]]:
-    facts = []
-    if lines:
-        last = lines[-1]
-        rate = statistics.median(line["images_per_second"] for line in lines)
-        facts += [
-            ("step", f"{last['step']:,}" + (f" of {total:,}" if total else "")),
-            ("image pairs seen", f"{last['images']:,}"),
-            ("epochs", f"{last['epoch']:.2f}"),
-            ("loss", f"{last['loss']:.4f}"),
-            ("pairs per second, median", f"{rate:.1f}"),
-        ]
-    for row in _rows(results)[:1]:
-        facts.extend(
-            (f"{row.task}, {row.measure}, {name}", cell["text"])
-            for name, cell in zip(ENCODERS.values(), row.cells, strict=True)
-            if cell is not None
-        )
-    return facts
-
-
-def _curves(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    from markupsafe import Markup
-
-    curves = []
-    for curve in CURVES:
-        known = [line for line in lines if line.get(curve.field) is not None]
-        if known:
-            svg = curve_svg(curve, [line["images"] for line in known], [line[curve.field] for line in known])
-            curves.append({"title": curve.title, "wide": curve.wide, "svg": Markup(svg)})
-    return curves
-
-
-def _rows(results: Results) -> list[Row]:
-    rows = []
-    for (step, task), result in results.items():
-        if task not in TASKS:
+def _results(run: Folder, problems: list[str]) -> Results:
+    found: Results = {}
+    for stored in stored_results(run):
+        try:
+            found.setdefault((stored.title, stored.ema), {})[stored.step] = read_stored(run, stored)
+        except FileNotFoundError:  # removed since it was listed
             continue
-        encoders = result["encoders"]
-        measures = dict.fromkeys(name for scores in encoders.values() for name in scores["estimates"])
-        for measure in measures:
-            cells = [_cell(encoders.get(name, {}).get("estimates", {}).get(measure)) for name in ENCODERS]
-            rows.append(Row(step, TASKS[task], MEASURES.get(measure, measure), cells))
-    return rows
+        except UserError as error:
+            problems.append(str(error))
+    order = list(TITLES)
+    kept = {key: by_step for key, by_step in found.items() if by_step}
+    return dict(sorted(kept.items(), key=lambda item: (_place(item[0][0], order), item[0][0], not item[0][1])))
 
 
-def _cell(estimate: dict[str, float] | None) -> dict[str, Any] | None:
-    """Format a fraction in [0, 1] as a percentage with its standard error."""
-    if estimate is None:
+def _place(name: str, order: list[str]) -> int:
+    return order.index(name) if name in order else len(order)
+
+
+def _kind(results: Results) -> str:
+    """Name the data of the newest result that records it."""
+    kinds = [
+        (step, kind) for by_step in results.values() for step, r in by_step.items() if (kind := at(r, "data.kind"))
+    ]
+    return str(max(kinds)[1]) if kinds else ""
+
+
+def _headlines(results: Results) -> list[Headline]:
+    newest = (((task, ema), max(by_step)) for (task, ema), by_step in results.items())
+    found = (headline(task, ema, step, results[task, ema][step]) for (task, ema), step in newest)
+    return [each for each in found if each]
+
+
+def _task(task: str, ema: bool, by_step: dict[int, Result]) -> TaskResults:
+    newest = max(by_step)
+    tables = result_tables(by_step[newest])
+    origin = by_step[newest].get("provenance") or {}
+    tables.circumstances.extend(
+        (f"evaluated: {name}", [Cell(plain_text(origin[name]))])
+        for name in ("time", "command", "commit")
+        if name in origin
+    )
+    older = history({step: result for step, result in by_step.items() if step != newest})
+    return TaskResults(result_id(task, ema), task_title(task, ema=ema), newest, about(by_step[newest]), tables, older)
+
+
+def result_id(task: str, ema: bool) -> str:
+    """Return the anchor of a task's results."""
+    return "result-" + re.sub(r"[^a-z0-9]+", "-", task.lower()[:60]) + ("" if ema else "-without-ema")
+
+
+def _differences(config: Any, starts: list[dict[str, Any]], problems: list[str]) -> Differences | None:
+    if config is None:
         return None
-    value, error = estimate["value"], estimate["standard_error"]
-    return {"value": value, "text": f"{100 * value:.1f}%", "error": f"± {100 * error:.1f}"}
+    return _readable(problems, None, lambda: from_preset(config, preset_of(starts)))
 
 
-def _notes(results: Results) -> list[str]:
-    """Describe each result of the table: label, classes, number of images."""
-    notes = []
-    for (step, task), result in results.items():
-        if task not in TASKS:
-            continue
-        counts, splits = result["counts"], result["splits"]
-        unreadable = counts["unreadable_train"] + counts["unreadable_test"]
-        note = (
-            f"Step {step:,}, {TASKS[task]}: {result['label']} ({result['classes']} classes) from "
-            f"{counts['train']:,} images of {splits['train']}, measured on {counts['test']:,} of {splits['test']}; "
-            f"the most frequent class makes up {100 * result['majority']:.1f}%."
-        )
-        notes.append(note + (f" {unreadable:,} images could not be read." if unreadable else ""))
-    return notes
+def _start(start: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(plain_text(name), plain_text(value)) for name, value in start.items()]
 
 
-def _reconstructions(results: Results) -> list[dict[str, Any]]:
-    """Collect guidance, PSNR and SSIM of reconstructions, at the latest step that has them."""
-    rows: list[dict[str, Any]] = []
-    for (step, task), result in results.items():
-        if task == "reconstruction" and all(row["step"] == step for row in rows):
-            for guidance, scores in result["guidance"].items():
-                measures = {name: scores[name] for name in SIMILARITY}
-                rows.append({"step": step, "guidance": guidance, "images": result["images"], **measures})
-    return rows
-
-
-def _pictures(run: Folder) -> list[dict[str, Any]]:
-    """Embed the pictures of the latest step that has any as data URIs, in the order of `PICTURES`."""
-    found = pictures(run)
-    if not found:
-        return []
-    latest = max(found)
-    embedded = []
-    for name, file in found[latest].items():
-        title = f"{name}.png"
-        data = base64.b64encode(read_limited(run, file, PICTURE_BYTES)).decode()
-        caption = PICTURES.get(title, title)
-        embedded.append({"step": latest, "title": title, "caption": caption, "source": f"data:image/png;base64,{data}"})
-    return sorted(embedded, key=lambda picture: _place(picture["title"], PICTURES))
-
-
-def _attempts(run: Folder) -> list[dict[str, str]]:
-    return [{name: _format_value(value) for name, value in attempt.items()} for attempt in attempts(run)]
-
-
-def _format_value(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_format_value(inner)}" for name, inner in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(_format_value, value))
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _quarantined(run: Folder) -> dict[str, Any]:
+def _quarantined(lines: list[dict[str, Any]]) -> dict[str, Any]:
     """Count the images that could not be read in training and list the first."""
-    lines = read_lines(run, QUARANTINE)
     names = list(dict.fromkeys(str(line.get("name") or line.get("key")) for line in lines))
-    return {"images": len(names), "meetings": len(lines), "first": names[:SHOWN_QUARANTINED]}
+    return {"images": len(names), "meetings": len(lines), "first": list(map(plain_text, names[:SHOWN_QUARANTINED]))}

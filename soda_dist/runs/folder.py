@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from soda_dist.config.load import dump_config, leaves
 from soda_dist.config.older import parse_stored, refuse_to_train, stored_format
-from soda_dist.config.provenance import provenance
+from soda_dist.config.provenance import provenance, utc
 from soda_dist.config.schema import RunConfig
 from soda_dist.config.settle import PRECISION, WARMUP, at_first_start, at_later_start
 from soda_dist.data.storage.folder import Folder, open_folder
@@ -23,7 +23,9 @@ from soda_dist.errors import UserError
 from soda_dist.runs.metrics_log import METRICS, QUARANTINE
 
 CONFIG, PROVENANCE, REPORT = "config.yaml", "provenance.json", "report.html"
-CHECKPOINTS, EVALUATIONS, VALIDATION = "checkpoints", "eval", "validation"
+CHECKPOINTS, EVALUATIONS, WITHOUT_EMA = "checkpoints", "eval", "without-ema"
+VALIDATION = "validation"
+"""Pictures of held-out rows while the run trains, `STEP.png`."""
 TENSORBOARD, TRACKERS = "tensorboard", "trackers.json"
 LOGS = (METRICS, QUARANTINE)
 MANIFEST = "manifest.json"
@@ -82,10 +84,14 @@ def read_config(run: Folder, flag: str = "--run") -> RunConfig:
     Raises:
         UserError: the folder has no configuration, or one of a newer release.
     """
-    text = config_text(run)
-    if not text:
+    require_run(run, flag)
+    return parse_stored(config_text(run), run.file_uri(CONFIG))
+
+
+def require_run(run: Folder, flag: str = "--run") -> None:
+    """Raise a `UserError` about `flag` if the folder has no configuration."""
+    if not run.exists(CONFIG):
         raise UserError(flag, f"{run.uri}, which has no {CONFIG}", "the folder of a run", "check the URI")
-    return parse_stored(text, run.file_uri(CONFIG))
 
 
 def config_text(run: Folder) -> str:
@@ -157,6 +163,14 @@ def record_stop(run: Folder, step: int, reason: str) -> None:
         run.write_json(PROVENANCE, [*entries[:-1], entries[-1] | {"stopped": {"step": step, "reason": reason}}])
 
 
+def record_end(run: Folder, reason: str) -> None:
+    """Note in the provenance of the latest attempt that it is over, and why; once."""
+    entries = attempts(run)
+    if entries and "ended" not in entries[-1]:
+        ended = {"time": utc(), "reason": reason}
+        run.write_json(PROVENANCE, [*entries[:-1], entries[-1] | {"ended": ended}])
+
+
 def stopped_step(run: Folder) -> int | None:
     """Return the step at which `train.stop` ended the run; None if it did not."""
     for entry in attempts(run):
@@ -221,7 +235,7 @@ def chosen_steps(run: Folder, wanted: str, flag: str = "--run") -> list[int]:
 
 def evaluation_folder(run: Folder, step: int, *, ema: bool) -> Folder:
     """Return the folder of a checkpoint's results and pictures."""
-    return run.child(f"{EVALUATIONS}/{step}" if ema else f"{EVALUATIONS}/{step}/without-ema")
+    return run.child(f"{EVALUATIONS}/{step}" if ema else f"{EVALUATIONS}/{step}/{WITHOUT_EMA}")
 
 
 def latents_folder(run: Folder, address: str) -> Folder:

@@ -7,7 +7,15 @@ from typing import Any
 from soda_dist.data.storage.folder import Folder
 from soda_dist.data.storage.metadata import read_json
 from soda_dist.errors import UserError
-from soda_dist.runs.folder import EVALUATIONS, evaluation_folder, open_run, parse_step, read_config
+from soda_dist.runs.folder import (
+    EVALUATIONS,
+    VALIDATION,
+    WITHOUT_EMA,
+    evaluation_folder,
+    open_run,
+    parse_step,
+    read_config,
+)
 from soda_dist.runs.metrics_log import METRICS, read_lines
 from soda_dist.runs.result_facts import check_result
 
@@ -75,26 +83,62 @@ def read_result(run: Folder, step: int, task: str) -> Result | None:
     return _read(folder, task, name) if folder.exists(name) else None
 
 
-def read_results(run: Folder) -> dict[int, dict[str, Result]]:
-    """Read all results, by step (ascending) and task."""
-    found = _files(run, ".json")
-    return {step: {task: _read(run, task, name) for task, name in tasks.items()} for step, tasks in found.items()}
+@dataclass(frozen=True, order=True)
+class Stored:
+    """A file of the evaluation of one step: a result or a picture.
+
+    Attributes:
+        title: the file's name without its ending; a result's is its task.
+        ema: whether the moving average of the weights was evaluated.
+        name: of the file, relative to the run's folder.
+    """
+
+    step: int
+    title: str
+    ema: bool
+    name: str
 
 
-def pictures(run: Folder) -> dict[int, dict[str, str]]:
-    """List the names of the pictures in the run's folder, by step (ascending) and title."""
-    return _files(run, ".png")
+def stored_results(run: Folder) -> list[Stored]:
+    """List the results of all steps, ascending."""
+    return _stored(run, ".json")
 
 
-def _files(run: Folder, ending: str) -> dict[int, dict[str, str]]:
-    """List files directly in `eval/STEP/`, by step and name without the ending."""
-    found: dict[int, dict[str, str]] = {}
+def stored_pictures(run: Folder) -> list[Stored]:
+    """List the pictures of all steps, ascending."""
+    return _stored(run, ".png")
+
+
+def validation_pictures(run: Folder) -> list[Stored]:
+    """List the pictures that training draws of held-out rows, `validation/STEP.png`, ascending."""
+    named = ((entry.name, entry.name.removeprefix(f"{VALIDATION}/")) for entry in run.list(f"{VALIDATION}/"))
+    found = ((name, parse_step(title.removesuffix(".png"))) for name, title in named if title.endswith(".png"))
+    return sorted(Stored(step, VALIDATION, True, name) for name, step in found if step is not None)
+
+
+def read_stored(run: Folder, stored: Stored) -> Result:
+    """Read a listed result; raise `UserError` if it is not a result of its task, as written."""
+    return _read(run, stored.title, stored.name)
+
+
+def _stored(run: Folder, ending: str) -> list[Stored]:
+    """List files directly in `eval/STEP/` and in `eval/STEP/without-ema/`."""
+    found = []
     for entry in run.list(f"{EVALUATIONS}/"):
         _, step, *rest = entry.name.split("/")
-        number = parse_step(step)
-        if len(rest) == 1 and rest[0].endswith(ending) and number is not None:
-            found.setdefault(number, {})[rest[0].removesuffix(ending)] = entry.name
-    return dict(sorted(found.items()))
+        number, ema = parse_step(step), len(rest) == 1
+        if number is not None and rest[-1].endswith(ending) and (ema or rest[:-1] == [WITHOUT_EMA]):
+            found.append(Stored(number, rest[-1].removesuffix(ending), ema, entry.name))
+    return sorted(found)
+
+
+def _results_by_step(run: Folder) -> dict[int, dict[str, str]]:
+    """List the results of the moving average of the weights, by step (ascending) and task."""
+    found: dict[int, dict[str, str]] = {}
+    for stored in stored_results(run):
+        if stored.ema:
+            found.setdefault(stored.step, {})[stored.title] = stored.name
+    return found
 
 
 def read_run(uri: str, step: str = "latest") -> Evaluated:
@@ -105,7 +149,7 @@ def read_run(uri: str, step: str = "latest") -> Evaluated:
     """
     run = open_run(uri)
     read_config(run, "--runs")
-    found = _files(run, ".json")
+    found = _results_by_step(run)
     if not found:
         remedy = f"run python jobs/evaluate.py --run {run.uri} --data URI"
         raise UserError("--runs", f"{run.uri}, which has no evaluation", "evaluated runs", remedy)
@@ -118,7 +162,7 @@ def read_run(uri: str, step: str = "latest") -> Evaluated:
 
 def read_step(run: Folder, step: int) -> Evaluated:
     """Read the run at `step`; without results if it was not evaluated there."""
-    config, files = read_config(run).model_dump(mode="json"), _files(run, ".json").get(step, {})
+    config, files = read_config(run).model_dump(mode="json"), _results_by_step(run).get(step, {})
     results = {task: _read(run, task, name) for task, name in files.items()}
     data = _latest_data(results)
     return Evaluated(run.uri, step, config, results, data, _epochs(run, step, config, data))

@@ -141,7 +141,7 @@ def test_the_report_shows_these_results(place: Path, results) -> None:
     text = Path(uri).read_text()
     for task in ("probe", "knn"):
         for scores in results[0][task]["encoders"].values():
-            assert f'data-value="{scores["estimates"]["top1"]["value"]}"' in text
+            assert f'<data value="{scores["estimates"]["top1"]["value"]}">' in text
     assert text.count("data:image/png;base64") == 3
 
 

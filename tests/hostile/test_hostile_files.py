@@ -1,5 +1,6 @@
 """Damaged and hostile files at every entry point: one line, within 2 s of CPU and 1 GB, or ignored as no part of it."""
 
+import html
 import json
 import os
 import resource
@@ -142,8 +143,6 @@ REFUSED: dict[str, tuple[str, Damage, str]] = {
     "10 GB of zeros as a model": ("model", sparse(MODEL), r"model.safetensors: got 10,000,000,000 bytes"),
     "10 GB of zeros as an encoder": ("encoder", sparse(ENCODER), r"got 10,000,000,000 bytes"),
     "10 GB of zeros as a manifest": ("model", sparse(MANIFEST), r"got 10,000,000,000 bytes"),
-    "10 GB of zeros as a picture": ("report", sparse("run/eval/3/sweep.png"), r"got 10,000,000,000 bytes"),
-    "10 GB of zeros as a configuration": ("report", sparse("run/config.yaml"), r"got 10,000,000,000 bytes"),
     "a model without a tensor": ("model", tensors(MODEL, lambda t: None), "missing"),
     "a model of another shape": ("model", tensors(MODEL, lambda t: t[None]), "got shape"),
     "a model of whole numbers": ("model", tensors(MODEL, lambda t: t.long()), "got torch.int64"),
@@ -179,20 +178,13 @@ REFUSED: dict[str, tuple[str, Damage, str]] = {
     "a probe of NaN": ("model", tensors(PROBE, nan), "not finite"),
     "configuration nested deeply": ("resume", text("run/config.yaml", DEEP), "more than 20 levels"),
     "configuration of aliases": ("evaluate", text("run/config.yaml", ALIASES), "more than 10,000 values"),
-    "configuration not in UTF-8": ("report", text("run/config.yaml", b"seed: \xff"), "UTF-8"),
     "configuration with tabs": ("compare", text("run/config.yaml", "train:\n\tsteps: 3"), "line 2"),
     "configuration with a field twice": ("compare", text("run/config.yaml", "seed: 1\nseed: 2"), "duplicate key seed"),
     "provenance that is a mapping": ("resume", text("run/provenance.json", "{}"), "provenance.json: got an invalid"),
-    "provenance nested deeply": ("report", text("run/provenance.json", '[{"a": {"b": {"c": 1}}}]'), "invalid field"),
     "metrics that are no JSON": ("resume", text("run/metrics.jsonl", "{"), "line 1: got a file that is not JSON"),
-    "metrics without a step": ("report", text("run/metrics.jsonl", '{"loss": 1}'), "line 1: got an invalid field step"),
-    "metrics without a loss": ("report", text("run/metrics.jsonl", '{"step": 1}'), "None as images"),
     "metrics of text": ("compare", text("run/metrics.jsonl", '{"step": 1, "epoch": "x"}'), "invalid field epoch"),
     "a result that is a list": ("compare", text(KNN, "[]"), "knn.json: got an invalid field"),
-    "a result without figures": ("report", without(KNN, "encoders"), "knn.json: got no encoders"),
-    "a result with text for a figure": ("report", tree(KNN, majority="x"), "invalid field majority"),
     "a result with other data": ("compare", tree(KNN, data={"uri": 1}), r"invalid field data\.uri"),
-    "a result with estimates of a list": ("report", tree(KNN, encoders={"trained": {"estimates": []}}), "estimates"),
     "evaluation elsewhere": ("evaluate", linked("run/eval"), "run/eval: got a symbolic link to .*/outside"),
     "checkpoints elsewhere": ("resume", linked("run/checkpoints"), "run/checkpoints: got a symbolic link"),
     "a picture elsewhere": ("report", linked("run/eval/3/sweep.png"), r"sweep.png: got a symbolic link"),
@@ -210,6 +202,22 @@ REFUSED: dict[str, tuple[str, Damage, str]] = {
     "labels that do not exist": ("data", tree("data/manifest.json", main_label="x"), "x is no label"),
 }
 """What is damaged: (the entry point that reads it, the damage, part of the one line)."""
+NAMED: dict[str, tuple[Damage, str]] = {
+    "10 GB of zeros as a picture": (sparse("run/eval/3/sweep.png"), "sweep.png: got 10,000,000,000 bytes"),
+    "10 GB of zeros as a configuration": (sparse("run/config.yaml"), "config.yaml: got 10,000,000,000 bytes"),
+    "configuration not in UTF-8": (text("run/config.yaml", b"seed: \xff"), "config.yaml: got text that is not UTF-8"),
+    "provenance nested deeply": (
+        text("run/provenance.json", '[{"a": {"b": {"c": 1}}}]'),
+        "provenance.json: got an inv",
+    ),
+    "metrics without a step": (text("run/metrics.jsonl", '{"loss": 1}'), "line 1: got an invalid field step"),
+    "a result with text for a figure": (tree(KNN, majority="x"), "invalid field majority"),
+    "a result with estimates of a list": (tree(KNN, encoders={"trained": {"estimates": []}}), "estimates"),
+    "a result of a million numbers": (text(KNN, json.dumps({"x": [0.5] * 10**6})), "1,000,000 numbers, too many"),
+    "a result nested deeply": (text(KNN, '{"x":' * 150 + "1" + "}" * 150), "knn"),
+    "a result with a huge number": (tree(KNN, value=10**300, seed=10**4000), "Nearest neighbours"),
+}
+"""What the report names, or shows short, on its page and does without: (the damage, part of the page)."""
 IGNORED: dict[str, tuple[str, Damage]] = {
     "a copy of a checkpoint": ("resume", copied(STEP, "run/checkpoints/backup")),
     "a folder with a number beyond all": ("model", copied(STEP, f"run/checkpoints/{'9' * 200}")),
@@ -245,6 +253,15 @@ def test_damage_is_refused_in_one_line(what: str, sound: Path, tmp_path: Path) -
     with pytest.raises(UserError, match=says) as caught:
         _watched(lambda: ENTRIES[entry](place))
     assert str(caught.value).isprintable() and len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize("what", NAMED)
+def test_the_report_names_what_it_cannot_show(what: str, sound: Path, tmp_path: Path) -> None:
+    damage, says = NAMED[what]
+    place = _damaged(sound, tmp_path / "place", damage)
+    _watched(lambda: ENTRIES["report"](place))
+    page = (place / "run/report.html").read_text()
+    assert says in html.unescape(page) and len(page) < 1_000_000
 
 
 @pytest.mark.parametrize("what", IGNORED)

@@ -74,7 +74,7 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], Don
 def test_the_jobs_are_those_of_the_readme():
     assert JOBS == [
         "ablate.py", "benchmark.py", "compare.py", "embed.py", "evaluate.py", "export.py", "plan.py", "prepare_data.py",
-        "pretrain.py", "pretrain_imagenet.py", "tune.py",
+        "pretrain.py", "pretrain_imagenet.py", "report.py", "tune.py",
     ]  # fmt: skip
 
 

@@ -56,8 +56,8 @@ ROOMS: dict[str, set[str]] = {
     },
     "cli": {"errors", "config", "data.storage", "parallel"},
     "commands": {
-        "errors", "cli", "config", "data", "training", "evaluation", "inference", "report", "export", "distributed",
-        "benchmarks",
+        "errors", "cli", "config", "data", "runs", "training", "evaluation", "inference", "report", "export",
+        "distributed", "benchmarks",
     },
     PACKAGE: {"inference", "training"},
 }  # fmt: skip

@@ -16,6 +16,7 @@ from soda_dist.runs.folder import (
     complete_steps,
     evaluation_folder,
     read_config,
+    record_end,
     write_config,
 )
 
@@ -49,6 +50,16 @@ def test_the_first_claim_stores_the_configuration_and_the_attempt(run: Folder) -
     assert [entry.name for entry in run.files()] == ["config.yaml", "provenance.json"]
     (attempt,) = attempts(run)
     assert {"time", "command"} <= set(attempt)
+
+
+def test_the_end_of_an_attempt_is_noted_once_and_in_the_latest(run: Folder) -> None:
+    record_end(run, "nothing was claimed")
+    assert attempts(run) == []
+    for reason in ("interrupted", "failed: loss is nan"):
+        claim(run, small())
+        record_end(run, reason)
+        record_end(run, "again")
+    assert [entry["ended"]["reason"] for entry in attempts(run)] == ["interrupted", "failed: loss is nan"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,17 @@ from soda_dist.config import load_config
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
 from soda_dist.runs.folder import write_config
-from soda_dist.runs.results import Data, pictures, read_result, read_results, read_run, write_result
+from soda_dist.runs.results import (
+    Data,
+    Stored,
+    read_result,
+    read_run,
+    read_stored,
+    stored_pictures,
+    stored_results,
+    validation_pictures,
+    write_result,
+)
 
 SMALL = str(Path(__file__).parents[1] / "config" / "small.yaml")
 
@@ -34,14 +44,20 @@ def measured(task: str, uri: str, second: int, **rows: int) -> dict[str, Any]:
     return result(task, data={"uri": uri, "kind": "cifar10", "rows": rows}, provenance={"time": time})
 
 
+def listed(run: Folder) -> dict[tuple[int, str, bool], dict[str, Any]]:
+    """All results of a run, in the order in which they are listed."""
+    return {(each.step, each.title, each.ema): read_stored(run, each) for each in stored_results(run)}
+
+
 def test_results_come_by_step_and_task(run: Folder) -> None:
-    assert read_results(run) == {} and read_result(run, 30, "probe") is None
+    assert stored_results(run) == [] and read_result(run, 30, "probe") is None
     for step in (1000, 30):
         for task in ("probe", "knn"):
             write_result(run, step, result(task, step), {}, ema=True)
     write_result(run, 30, result("knn", 0.5), {}, ema=True)
-    assert list(read_results(run)) == [30, 1000], "by the number, not by the name"
-    assert read_results(run)[30] == {"probe": result("probe", 30), "knn": result("knn", 0.5)}
+    found = listed(run)
+    assert list(found) == [(step, task, True) for step in (30, 1000) for task in ("knn", "probe")], "by the number"
+    assert found[30, "probe", True] == result("probe", 30) and found[30, "knn", True] == result("knn", 0.5)
     assert read_result(run, 1000, "probe") == result("probe", 1000)
     assert read_result(run, 1000, "dci") is None
 
@@ -51,8 +67,9 @@ def test_results_without_ema_are_not_those_of_the_step(run: Folder) -> None:
     write_result(run, 30, result("probe", 0.1), {"grid.png": b"raw"}, ema=False)
     write_result(run, 60, result("probe", 0.1), {}, ema=False)
     assert read_result(run, 30, "probe") == result("probe", 0.9)
-    assert read_results(run) == {30: {"probe": result("probe", 0.9)}}
-    assert pictures(run) == {}
+    assert [key[::2] for key in listed(run)] == [(30, False), (30, True), (60, False)]
+    assert listed(run)[30, "probe", False] == result("probe", 0.1)
+    assert stored_pictures(run) == [Stored(30, "grid", False, "eval/30/without-ema/grid.png")]
     assert json.loads(run.read("eval/30/without-ema/probe.json")) == result("probe", 0.1)
     assert run.read("eval/30/without-ema/grid.png") == b"raw"
 
@@ -60,18 +77,27 @@ def test_results_without_ema_are_not_those_of_the_step(run: Folder) -> None:
 def test_pictures_are_named_by_step_and_title(run: Folder) -> None:
     write_result(run, 200, result("reconstruction"), {"grid.png": b"a", "guidance.png": b"b"}, ema=True)
     write_result(run, 30, result("reconstruction"), {"grid.png": b"c"}, ema=True)
-    assert pictures(run) == {
-        30: {"grid": "eval/30/grid.png"},
-        200: {"grid": "eval/200/grid.png", "guidance": "eval/200/guidance.png"},
-    }
-    assert run.read(pictures(run)[200]["guidance"]) == b"b"
+    assert stored_pictures(run) == [
+        Stored(30, "grid", True, "eval/30/grid.png"),
+        Stored(200, "grid", True, "eval/200/grid.png"),
+        Stored(200, "guidance", True, "eval/200/guidance.png"),
+    ]
+
+
+def test_pictures_of_validation_are_listed_by_step(run: Folder) -> None:
+    for name in ("validation/1000.png", "validation/30.png", "validation/last.png", "validation/30.txt"):
+        run.write(name, b"raw")
+    assert [(each.step, each.name) for each in validation_pictures(run)] == [
+        (30, "validation/30.png"),
+        (1000, "validation/1000.png"),
+    ]
 
 
 def test_files_beside_the_steps_are_no_results(run: Folder) -> None:
     write_result(run, 30, result("probe"), {}, ema=True)
     for name in ("eval/notes.json", "eval/old/probe.json", "eval/30/notes.txt", "evaluation/30/knn.json"):
         run.write(name, b"{}")
-    assert read_results(run) == {30: {"probe": result("probe")}}
+    assert listed(run) == {(30, "probe", True): result("probe")}
 
 
 def test_a_run_is_read_at_the_latest_step_or_at_a_named_one(run: Folder) -> None:

@@ -77,7 +77,7 @@ def _target(context: Context) -> Target | None:
 
 
 def draw_sheets(context: Context) -> Result:
-    """`latents.json` and a picture for each tool, see `report.PICTURES`; without a denoiser no pictures."""
+    """`latents.json` and a picture for each tool, see `report.run_pictures`; without a denoiser no pictures."""
     if context.encoder_only:
         return _encode(context)
     began = time.monotonic()

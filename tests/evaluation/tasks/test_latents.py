@@ -22,7 +22,8 @@ from soda_dist.evaluation.worker import Models
 from soda_dist.models.condition import Condition, Sources
 from soda_dist.models.soda import EncDec
 from soda_dist.parallel.local_pool import LocalPool
-from soda_dist.report.page import PICTURES, write_report
+from soda_dist.report.page import write_report
+from soda_dist.report.run_pictures import CAPTIONS
 from tests.evaluation.contexts import context_of, voiced, without_model
 from tests.evaluation.scattered_pool import ScatteredPool
 from tests.models.methods import config_of
@@ -69,7 +70,7 @@ def sheets(models: Models, tmp_path_factory: pytest.TempPathFactory) -> tuple[di
 
 
 def test_every_picture_is_there_and_known_to_the_report(sheets) -> None:
-    assert set(sheets[0]) == {f"{name}.png" for name in NAMES} and set(sheets[0]) <= set(PICTURES)
+    assert set(sheets[0]) == {f"{name}.png" for name in NAMES} and set(NAMES) <= set(CAPTIONS)
     for rows, columns, names in sheets[0].values():
         assert all(len(row) == len(columns) for row in rows) and len(names) in (0, len(rows))
 
@@ -242,7 +243,7 @@ def calls(small: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[d
         assert run.read_json("eval/6/latents.json") == result
         found.append((result, {entry.name: run.read(entry.name) for entry in run.list("eval/6/")}, said))
     text = html.unescape(Path(write_report(run.uri)).read_text())
-    assert all(PICTURES[f"{name}.png"] in text for name in NAMES), "the page shows them"
+    assert all(CAPTIONS[name] in text for name in NAMES), "the page shows them"
     return found
 
 
