@@ -31,7 +31,7 @@ def main(argv: list[str]) -> str:
     args = arguments.parse_intermixed_args(argv)
     wanted = {"import": "source", "start": "data"}.get(args.what)
     if wanted and not getattr(args, wanted):
-        raise UserError(f"--{wanted}", "nothing", "a folder", f"add it, see benchmark.py {args.what} -h")
+        raise UserError(f"--{wanted}", "nothing", "a folder", f"add it, see {arguments.prog} {args.what} -h")
 
     from soda_dist.benchmarks import harness, sampling, update
     from soda_dist.distributed.runtime.cluster import ray_session

@@ -7,6 +7,9 @@ declares image columns, class columns and class names (https://huggingface.co/do
 Names of numbers may be in `classes.txt`, one per line beside the tables; else classes are called by their numbers. A
 null, an empty text or -1 is no label: a split of these alone, such as the test split of imagenet-1k, is left out or
 imported without labels (`unlabelled`).
+
+Example:
+    python jobs/prepare_data.py parquet --source tables --data data/tables label=species
 """
 
 import json
