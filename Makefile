@@ -1,6 +1,11 @@
-# make install | demo | test | test-fast | test-long | test-learn | lint
-PYTHON ?= python3
-VENV := .venv
+# make install | demo | test | test-fast | test-quick | test-long | test-learn | lint
+# The first Python found that this project runs on and that can make environments; PYTHON=... replaces it.
+SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+FOUND = $(shell for each in python3.13 python3.12 python3.11 python3.14 python3; do \
+	$$each -c '$(SUITABLE)' 2>/dev/null && echo $$each && break; done)
+MISSING = $(error no Python 3.11 to 3.14 with venv found: install one (Debian: python3 and python3-venv), or set PYTHON=PATH)
+PYTHON ?= $(or $(FOUND),$(MISSING))
+VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO ?= runs/demo
@@ -11,7 +16,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 # the rest, file by file. Starting Ray's processes leaves cores idle: three processes fill two cores.
 PARALLEL := --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo test test-fast test-long test-learn lint clean-demo
+.PHONY: install demo test test-fast test-quick test-long test-learn lint clean-demo
 
 install: $(STAMP)
 
@@ -36,6 +41,11 @@ lint: $(STAMP)
 
 test-fast: $(STAMP)
 	$(PYTEST) -n 2 $(PARALLEL) -m "not ray and not slow and not long and not learn"
+
+# What another version of Python or of a library would break first: imports, options, tensors, decoding.
+test-quick: $(STAMP)
+	$(PYTEST) -m "not ray and not slow and not long and not learn" tests/rules/test_imports.py \
+		tests/rules/test_console.py tests/config tests/diffusion tests/models tests/runs tests/data/views
 
 test-learn: $(STAMP)
 	$(BIN)/python -m pytest -q -s tests/learn -m learn --timeout 7200 --results docs/results.md

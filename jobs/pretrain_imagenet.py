@@ -1,4 +1,4 @@
-"""Pretrain the paper's ImageNet model: `pretrain.py` with the preset `imagenet`."""
+"""Pretrain the paper's ImageNet model: `pretrain` with the preset `imagenet`."""
 
 from soda_dist.cli import run
 from soda_dist.commands.pretrain_imagenet import main

@@ -2,10 +2,12 @@
 
 import argparse
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 from soda_dist.config.load import dump_config, load_config, parse_config, preset_names
@@ -13,6 +15,8 @@ from soda_dist.config.schema import RunConfig
 from soda_dist.errors import MachineError, UserError
 from soda_dist.parallel.heartbeat import Heartbeat, ticking
 
+CONSOLE = "soda-dist"
+"""Name of the command of an installed package; a checkout has jobs/NAME.py for each of its commands."""
 URI_HELP = "local path, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
 _HEARTBEAT = Heartbeat()
 
@@ -32,8 +36,19 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """Create an argument parser that raises `UserError`."""
-    return _Parser(description=description, formatter_class=_Help)
+    """Create an argument parser that raises `UserError` and names the command as it was started."""
+    prog = f"{CONSOLE} {sys.argv[1]}" if _installed() else None
+    text = as_started(description or "")
+    return _Parser(prog=prog, description=text, formatter_class=_Help)
+
+
+def as_started(text: str) -> str:
+    """Return help text whose `python jobs/NAME.py` is `soda-dist NAME` if the process was started by that name."""
+    return re.sub(r"python jobs/(\w+)\.py", rf"{CONSOLE} \1", text) if _installed() else text
+
+
+def _installed() -> bool:
+    return Path(sys.argv[0]).stem == CONSOLE and len(sys.argv) > 1
 
 
 def add_uri(arguments: argparse.ArgumentParser, flag: str, meaning: str, required: bool = True) -> None:

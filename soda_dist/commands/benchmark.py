@@ -32,7 +32,7 @@ def main(argv: list[str]) -> str:
     args = arguments.parse_intermixed_args(argv)
     wanted = {"import": "source", "start": "data"}.get(args.what)
     if wanted and not getattr(args, wanted):
-        raise UserError(f"--{wanted}", "nothing", "a folder", f"add it, see benchmark.py {args.what} -h")
+        raise UserError(f"--{wanted}", "nothing", "a folder", f"add it, see {arguments.prog} {args.what} -h")
 
     say("benchmark: loading torch and Ray")
     from soda_dist.benchmarks import harness, sampling, update

@@ -10,7 +10,7 @@ cifar100, folder, parquet, webdataset, multiview, synthetic; KIND --help: layout
   python jobs/prepare_data.py --check URI [--images N|all]   check digests, counts and keys; decode N images per shard
 """
 
-from soda_dist.cli import add_uri, count_or_all, parser, say
+from soda_dist.cli import add_uri, as_started, count_or_all, parser, say
 from soda_dist.errors import UserError
 
 
@@ -18,7 +18,7 @@ def main(argv: list[str]) -> str:
     if argv[1:] in (["-h"], ["--help"]) and not argv[0].startswith("-"):
         from soda_dist.data.sources import describe
 
-        return describe(argv[0])
+        return as_started(describe(argv[0]))
     arguments = parser(__doc__)
     arguments.add_argument("kind", metavar="KIND", nargs="?", help="data set, one of the kinds above")
     add_uri(arguments, "--source", "the data set as published", required=False)

@@ -1,4 +1,4 @@
-"""Pretrain the paper's ImageNet model: `pretrain.py` with the preset `imagenet`.
+"""Pretrain the paper's ImageNet model: `pretrain` with the preset `imagenet`.
 
 python jobs/pretrain_imagenet.py --data s3://BUCKET/imagenet --run s3://BUCKET/runs/imagenet [a.b=value ...]
 """

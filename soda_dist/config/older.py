@@ -57,7 +57,7 @@ def refuse_to_train(uri: str, written: int) -> None:
     """Raise a `UserError` if the run at `uri`, written by format `written`, is not of this release's format."""
     if written != FORMAT:
         got = f"{uri}, a run of format {written}"
-        remedy = "start a new run; jobs/evaluate.py and jobs/compare.py still read this one"
+        remedy = "start a new run; evaluate and compare still read this one"
         raise UserError("--run", got, f"runs of format {FORMAT}, which this release trains", remedy)
 
 

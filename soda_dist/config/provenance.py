@@ -40,9 +40,14 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Find HEAD of the package's repository, with `+changes` if the tree differs; None outside a repository."""
+    """Find HEAD of the package's repository, with `+changes` if the tree differs.
+
+    None outside a repository, or in one that does not track this file: an environment inside another project's.
+    """
     folder = Path(__file__).parent
     try:
+        tracked = ["git", "ls-files", "--error-unmatch", Path(__file__).name]
+        subprocess.run(tracked, cwd=folder, capture_output=True, check=True)
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
         status = ["git", "status", "--porcelain"]
         changes = subprocess.run(status, cwd=folder, capture_output=True, text=True, check=True)

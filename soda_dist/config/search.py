@@ -1,5 +1,6 @@
 """Search file of a sweep: search space, number of trials, early stopping."""
 
+from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,8 @@ from soda_dist.config.fields import Count, Node, NotNegative
 from soda_dist.config.load import read_yaml, validate
 from soda_dist.config.problems import Problem, ProblemError
 from soda_dist.errors import UserError
+
+SEARCHES = resources.files("soda_dist.config") / "searches"
 
 
 class Range(Node):
@@ -71,10 +74,14 @@ class Search(Node):
         return self
 
 
-def load_search(path: str) -> Search:
-    """Load a search from a YAML file; raise `UserError` as `load_config` does."""
-    file = Path(path)
-    if not file.is_file():
-        raise UserError("--search", path, "an existing YAML file", "start from jobs/searches/")
-    tree = read_yaml(file, path)
+def search_names() -> list[str]:
+    return sorted(entry.name.removesuffix(".yaml") for entry in SEARCHES.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_search(name: str) -> Search:
+    """Load a shipped search or a YAML file; raise `UserError` as `load_config` does."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else SEARCHES / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError("--search", name, f"{', '.join(search_names())}, or a .yaml file", "choose one of them")
+    tree = read_yaml(Path(str(path)), name)
     return validate(Search, tree if isinstance(tree, dict) else {})

@@ -37,7 +37,7 @@ MANIFEST = "manifest.json"
 SHARD_FILE = re.compile(r"\w+/\d{5}\.parquet")
 ATTRIBUTES = "attributes"
 """As a main label: all attribute columns."""
-REMEDY = "rerun prepare_data.py to rebuild it"
+REMEDY = "rerun prepare_data to rebuild it"
 CACHED_BYTES = 256 * 2**20
 OPEN_SHARDS = 64
 PAGES = b"soda_dist.pages"
@@ -163,7 +163,7 @@ def read_manifest(folder: Folder) -> Manifest:
         content = read_limited(folder, MANIFEST)
     except FileNotFoundError:
         got = "a folder without manifest.json"
-        raise UserError(folder.uri, got, "a prepared data set", "run prepare_data.py until it finishes") from None
+        raise UserError(folder.uri, got, "a prepared data set", "run prepare_data until it finishes") from None
     tree = parse_json(content, uri)
     version = tree.get("version") if isinstance(tree, dict) else None
     if version != VERSION:

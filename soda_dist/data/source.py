@@ -18,6 +18,10 @@ from soda_dist.data.views.decode import decode, explain_unreadable, read_header
 from soda_dist.errors import UserError
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
+CONVERTED = ("BMP", "GIF", "TIFF")
+"""Formats that an import reads only to re-encode them."""
+UNSHOWN = ("F", "I", "LAB")
+"""Pillow's names of pixels of 32 bits, which it would clip to white, and of a colour space that it does not convert."""
 FRAMES, NO_FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA), (0xC4, 0xC8, 0xCC)
 """JPEG's start-of-frame markers, baseline, extended and progressive, by Huffman or arithmetic code; and the markers
 among them that start tables."""
@@ -39,7 +43,7 @@ class Options(Node):
     quality: Annotated[int, Field(ge=1, le=100)] | None = None
     """JPEG quality; stores all images as JPEG. None = 90 with `max_side`, else as published."""
     limit: Annotated[int, Field(ge=1)] | None = None
-    """Rows per split, the first ones in the order of the import; None = all."""
+    """Rows per split, drawn by name and seed, or the first ones where an object has several; None = all."""
 
 
 class LabelOptions(Options):
@@ -87,6 +91,11 @@ class Contents:
     """What else the source understood, a line each: what is left out and why, and how ambiguous names were read."""
     files: Folder | None = None
     """Folder in which the rows' names are paths, where symbolic links could list a file twice."""
+
+    @property
+    def by_object(self) -> bool:
+        """Whether rows show objects, of which one may have several."""
+        return any(column.name == "object" for column in self.columns)
 
     @classmethod
     def with_labels(
@@ -161,27 +170,37 @@ def printable_text(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def check_image(data: bytes) -> str | None:
+def check_image(data: bytes, *, convert: bool = False) -> str | None:
     """Return why `data` is not a complete JPEG, PNG or WebP that `views.decode` reads, or None.
 
     Checks the header and the end marker (the length for WebP), which finds truncated files without decoding; an
-    animated PNG is decoded.
+    animated PNG is decoded. With `convert`, files of CONVERTED pass too, whose end only decoding finds.
     """
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
         return "a truncated image"
     found = _jpeg_problem(data) or _read_header(data) if data else "an empty file"
-    if isinstance(found, str):
-        return found
-    kind, (width, height) = found
-    if kind not in FORMATS or min(width, height) < 1:
-        return f"format {kind}, not JPEG, PNG or WebP" if kind not in FORMATS else f"a size of {width}x{height}"
-    if not _has_end(data, str(kind)):
+    return found if isinstance(found, str) else _format_problem(data, *found, convert=convert) or _pixel_problem(data)
+
+
+def _format_problem(data: bytes, kind: str | None, size: tuple[int, int], *, convert: bool) -> str | None:
+    """Return why the import does not read a file with this header, or None."""
+    if kind not in (*FORMATS, *(CONVERTED if convert else ())):
+        other = "which an import with --max-side N re-encodes" if kind in CONVERTED else "not JPEG, PNG or WebP"
+        return f"format {kind}, {other}"
+    if min(size) < 1:
+        return f"a size of {size[0]}x{size[1]}"
+    if kind in FORMATS and not _has_end(data, str(kind)):
         return "a truncated image"
+    return None
+
+
+def _pixel_problem(data: bytes) -> str | None:
+    """Return why the decoder does not show a file, by its header; by its pixels if it is an animated PNG, or None."""
     header = read_header(data)
+    if header is None:
+        return explain_unreadable(data)
     animated = b"acTL" in data[: data.find(b"IDAT")]  # its parts may contradict each other: only decoding tells
-    if header is not None and animated and decode(data, header, 1) is None:
-        return "a broken animation"
-    return explain_unreadable(data) if header is None else None
+    return "a broken animation" if animated and decode(data, header, 1) is None else None
 
 
 def _has_end(data: bytes, kind: str) -> bool:
@@ -210,7 +229,7 @@ def _read_header(data: bytes) -> tuple[str | None, tuple[int, int]] | str:
     """Format and (width, height), or the problem."""
     try:
         with Image.open(BytesIO(data)) as image:
-            return image.format, image.size
+            return f"pixels of mode {image.mode}" if image.mode in UNSHOWN else (image.format, image.size)
     except UnidentifiedImageError:
         return "not an image"
     except Exception as error:  # Pillow's plugins raise a dozen types on bad bytes, even RuntimeError

@@ -151,7 +151,7 @@ def read_run(uri: str, step: str = "latest") -> Evaluated:
     read_config(run, "--runs")
     found = _results_by_step(run)
     if not found:
-        remedy = f"run python jobs/evaluate.py --run {run.uri} --data URI"
+        remedy = f"run evaluate --run {run.uri} --data URI"
         raise UserError("--runs", f"{run.uri}, which has no evaluation", "evaluated runs", remedy)
     chosen = max(found) if step == "latest" else parse_step(step)
     if chosen is None or chosen not in found:

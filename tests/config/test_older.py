@@ -38,7 +38,7 @@ def test_an_older_run_is_not_trained() -> None:
         refuse_to_train("URI", 1)
     assert str(caught.value) == (
         "--run: got URI, a run of format 1; allowed: runs of format 2, which this release trains; "
-        "start a new run; jobs/evaluate.py and jobs/compare.py still read this one"
+        "start a new run; evaluate and compare still read this one"
     )
 
 

@@ -70,8 +70,8 @@ def test_grey_and_other_modes_pass() -> None:
         (b"", "an empty file"),
         (b"hello, I am text", "not an image"),
         (b"\0" * 1000, "not an image"),
-        (encoded("GIF"), "format GIF, not JPEG, PNG or WebP"),
-        (encoded("BMP"), "format BMP, not JPEG, PNG or WebP"),
+        (encoded("GIF"), "format GIF, which an import with --max-side N re-encodes"),
+        (encoded("BMP"), "format BMP, which an import with --max-side N re-encodes"),
         (unknown_dds(), "a broken header (Unknown pixel format flags 65280)"),
     ],
 )
@@ -80,6 +80,6 @@ def test_what_is_not_an_image_says_why(data: bytes, reason: str) -> None:
 
 
 def test_the_job_names_every_kind() -> None:
-    text = (Path(__file__).parents[2] / "jobs/prepare_data.py").read_text()
+    text = (Path(__file__).parents[2] / "soda_dist/commands/prepare_data.py").read_text()
     named = text.partition("Kinds: ")[2].partition(";")[0].replace("\n", " ").split(", ")
     assert sorted(named) == sorted(SOURCES)

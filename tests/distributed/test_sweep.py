@@ -55,7 +55,7 @@ def test_rungs_grow_by_the_reduction_and_end_with_the_run():
 def test_the_shipped_search_fits_the_demo():
     from soda_dist.distributed.tune import draw_candidates
 
-    search = load_search("jobs/searches/ratio_guidance_masking.yaml")
+    search = load_search("ratio_guidance_masking")
     assert len(draw_candidates(load_config("demo"), search)) == search.trials
 
 

@@ -133,7 +133,7 @@ def test_an_older_runs_checkpoints_are_read_and_not_resumed(tmp_path):
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     file = EncoderFile(f"{checkpoint_folder(run, 6).uri}/encoder.safetensors")
     assert file.configuration() == config
-    with pytest.raises(UserError, match=r"--run: got .*/run, a run of format 1; .* start a new run; jobs/evaluate.py"):
+    with pytest.raises(UserError, match=r"--run: got .*/run, a run of format 1; .* start a new run; evaluate"):
         checkpoint.restore(run, 6, engine_of(config), LocalContext())
     stored = run.read("config.yaml")
     for again in (config, tiny_config()):

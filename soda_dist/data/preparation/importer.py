@@ -11,7 +11,7 @@ The data folder's `_import/` holds the lists and a record of each finished shard
 import hashlib
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,7 +56,7 @@ CLAIM, INDEX = f"{IMPORT}/import.json", f"{IMPORT}/index"
 REJECTED = "rejected.jsonl"
 APPEND = "_append"
 """Like IMPORT, of an addition that is not finished."""
-LATER = ("limit", "unlabelled", "image", "all")
+LATER = ("limit", "unlabelled", "image", "all", "names")
 """Options that imports of earlier releases lacked: at their defaults they are no part of an import's identity."""
 IMPORT_FILES = re.compile(rf"({IMPORT}|{APPEND})/.*|{re.escape(MANIFEST)}|{re.escape(REJECTED)}|{SHARD_FILE.pattern}")
 
@@ -235,7 +235,20 @@ def _list_split(source: Source, parts: list[Part], options: Options, workers: Po
     if source.contents.shuffled:
         # A batch mixes only a few row groups: sorted by class, it would hold few classes.
         index = index.take(np.random.default_rng([options.seed, *split.encode()]).permutation(len(index)))
-    return index if options.limit is None else index.slice(0, options.limit).combine_chunks()
+    return index if options.limit is None else _limited(index, split, options, by_object=source.contents.by_object)
+
+
+def _limited(index: pa.Table, split: str, options: Options, *, by_object: bool) -> pa.Table:
+    """Keep `options.limit` rows in their order: those whose names have the smallest hashes.
+
+    New files hardly change which these are. Views of an object are neighbours, so by object the first rows are kept.
+    """
+    limit = options.limit or len(index)
+    if by_object or limit >= len(index):
+        return index.slice(0, limit).combine_chunks()
+    names = (f"{options.seed} {split} {name}".encode() for name in index["name"].to_pylist())
+    ranks = np.array([int.from_bytes(hashlib.sha256(name).digest()[:8], "big") for name in names], np.uint64)
+    return index.take(np.sort(np.argsort(ranks, kind="stable")[:limit])).combine_chunks()
 
 
 def plan_shards(
@@ -306,7 +319,9 @@ def write_rejected(folder: Folder, records: dict[ShardJob, Record], say: Say, be
     if rejected or folder.exists(REJECTED):
         folder.write(REJECTED, "".join(f"{line}\n" for line in [*before, *lines]).encode())
     if rejected:
-        say(f"{len(rejected):,} rows could not be read; see {folder.file_uri(REJECTED)}")
+        (reason, count), *others = Counter(row.reason for _, row in rejected).most_common()
+        often = f"{count:,} of them: " if others else ""
+        say(f"{len(rejected):,} rows could not be read ({often}{reason}); see {folder.file_uri(REJECTED)}")
     return len(before) + len(rejected)
 
 
@@ -319,8 +334,9 @@ def _write_results(
         shards[job.split] += [record.shard] if record.shard else []
     empty = next((split for split, made in shards.items() if not made), None)
     if empty:
-        remedy = f"see {folder.file_uri(REJECTED)}"
-        raise UserError("--source", f"no readable image in {empty}", "JPEG, PNG or WebP images", remedy)
+        reason = next(row.reason for job, record in records.items() if job.split == empty for row in record.rejected)
+        got = f"no readable image in {empty} (the first: {reason})"
+        raise UserError("--source", got, "JPEG, PNG or WebP images", f"see {folder.file_uri(REJECTED)}")
     contents = source.contents
     splits = {name: Split(rows=sum(s.rows for s in made), shards=tuple(made)) for name, made in shards.items()}
     manifest = Manifest(

@@ -43,7 +43,7 @@ def reencode(row: Row, settings: Reencoding) -> Row:
     Pixels come from `views.decode`. Larger images are averaged down to `max_side`, keeping their aspect to a pixel;
     none are enlarged. Intrinsics, in pixels, are scaled to match.
     """
-    if row.problem or check_image(row.image):
+    if row.problem or check_image(row.image, convert=True):
         return row  # the import rejects it for this reason
     header = read_header(row.image)
     if header is None:

@@ -30,11 +30,16 @@ def understand(contents: Contents, indices: Mapping[str, pa.Table], options: Opt
     kept = _without_empty(contents, indices, lines)
     if contents.files:
         refuse_repeats(contents.files, (name for index in kept.values() for name in index["name"].to_pylist()))
+    # By a limit, as by drawn splits, training may miss a class by chance.
+    strict = isinstance(options, LabelOptions) and not contents.drawn and options.limit is None
     for name, label in _class_labels(contents, kept).items():
         kept = _without_unlabelled(name, kept, options, lines)
-        lines += _check_classes(name, label, contents, kept, strict=isinstance(options, LabelOptions))
+        lines += _check_classes(name, label, contents, kept, strict=strict)
     rows = ", ".join(f"{len(index):,} {split}" for split, index in kept.items())
     drawn = ", splits drawn" if contents.drawn else ""
+    if options.limit is not None:
+        how = "the first rows" if contents.by_object else f"drawn by name with seed {options.seed}"
+        lines.append(f"limit: at most {options.limit:,} rows of a split, {how}")
     for line in (f"found {rows} rows{drawn}; {describe_labels(contents)}; {_views(contents)}", *lines, *contents.notes):
         say(line)
     return kept
@@ -97,7 +102,7 @@ def _check_classes(
         unknown = [label.names[number] for number in np.setdiff1d(found, train).tolist()]
         if unknown:
             lines.append(f"{split} has {_shown(unknown, 'class')} of {name}, which train lacks")
-            if strict and not contents.drawn:
+            if strict:
                 raise UserError("--source", lines[-1], "classes of train in every split", WITHOUT)
     if 0 < len(train) < len(label.names):
         lines.append(f"train has {len(train):,} of the {len(label.names):,} classes of {name}")
@@ -122,6 +127,6 @@ def _shown(names: Sequence[str], noun: str) -> str:
 
 def _views(contents: Contents) -> str:
     columns = {column.name for column in contents.columns}
-    if "object" not in columns:
+    if not contents.by_object:
         return "no cameras"
     return "objects with cameras" if "camera_to_world" in columns else "objects without cameras"

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from soda_dist.config.fields import as_yaml
 from soda_dist.config.load import parse_yaml, validate
@@ -88,8 +88,17 @@ def describe(kind: str) -> str:
     lines = [(sys.modules[found.open_source.__module__].__doc__ or "").strip(), "", "Options:"]
     for name, field in found.options.model_fields.items():
         default = "" if field.default is None else as_yaml(field.default)
-        lines.append(f"  {name}={default}".ljust(22) + " ".join((field.description or "").split()))
+        words = [*(field.description or "").split(), *_choices(field.annotation)]
+        lines.append(f"  {name}={default}".ljust(22) + " ".join(words))
     return "\n".join(lines)
+
+
+def _choices(annotation: Any) -> list[str]:
+    """Return the values that a field allows, in brackets; empty unless it is a choice of texts."""
+    choices = [
+        value for each in (annotation, *get_args(annotation)) if get_origin(each) is Literal for value in get_args(each)
+    ]
+    return [f"({', '.join(choices)})"] if choices else []
 
 
 def _find(kind: str) -> Kind:

@@ -2,6 +2,9 @@
 
 Version 1, {train,val}/{cat,dog,wild}/*.jpg, and version 2, {train,test}/{cat,dog,wild}/*.png, optionally in `afhq/` or
 `afhq_v2/`; a folder, or afhq.zip or afhq_v2.zip read in place. Described at https://github.com/clovaai/stargan-v2.
+
+Example:
+    python jobs/prepare_data.py afhq --source afhq_v2.zip --data data/afhq
 """
 
 from soda_dist.data.formats.class_folders import open_classes

@@ -7,6 +7,9 @@ CelebA-HQ-to-CelebA-mapping.txt (a heading; number, number in CelebA, file in Ce
 ignored.
 
 StarGAN v2's celeba_hq/{train,val}/{female,male}/, a folder or celeba_hq.zip, has the single attribute `Male`.
+
+Example:
+    python jobs/prepare_data.py celebahq --source CelebAMask-HQ.zip --data data/celebahq
 """
 
 from collections.abc import Iterator, Sequence

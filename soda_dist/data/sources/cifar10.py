@@ -1,6 +1,9 @@
 """CIFAR-10: the published binary batches (a folder or a .tar.gz), or Parquet with an image and a label column.
 
 Raw pixels of binary batches become PNG, which is lossless; Parquet images keep their bytes.
+
+Example:
+    python jobs/prepare_data.py cifar10 --source cifar-10-binary.tar.gz --data data/cifar10
 """
 
 from soda_dist.data.formats.cifar_binary import Layout, open_archive, open_batches

@@ -2,6 +2,9 @@
 
 A record has the label among 20 superclasses, then the one among 100 classes; class names are from the published
 coarse_label_names.txt and fine_label_names.txt. For Parquet versions use the kind `parquet`.
+
+Example:
+    python jobs/prepare_data.py cifar100 --source cifar-100-binary.tar.gz --data data/cifar100
 """
 
 from soda_dist.data.formats.cifar_binary import Layout, open_archive, open_batches

@@ -8,6 +8,9 @@ or next to CUB_200_2011/. Published at https://www.vision.caltech.edu/datasets/c
 
 Images are cropped to the bird (appendix D.2). Our reading: the smallest square around the centre of its box that holds
 the box, black outside the image, encoded as PNG. Attributes count as present at any certainty.
+
+Example:
+    python jobs/prepare_data.py cub --source CUB_200_2011 --data data/cub crop=none
 """
 
 import io
@@ -46,6 +49,7 @@ class Options(contract.Options):
     crop: Literal["box", "none"] = "box"
     """`none` keeps whole images with their published bytes."""
     attributes: bool = True
+    """Import the 312 attributes as labels."""
 
 
 class Box(NamedTuple):

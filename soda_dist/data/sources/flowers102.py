@@ -7,6 +7,9 @@ trained on without labels (`data.train_split=all`). Published at https://www.rob
 
 A compressed archive (345 MB) is inflated once to list each split, and once per 256 MiB of a shard's images, which are
 held in memory. Some archives of this name are uncompressed tars; those allow random access.
+
+Example:
+    python jobs/prepare_data.py flowers102 --source flowers-102 --data data/flowers102 all=true
 """
 
 from collections.abc import Iterator, Sequence

@@ -11,6 +11,9 @@ labels: `unlabelled`. A single top folder is skipped in an archive, and in a fol
 Folders beside the splits are left out if they hold no images; if they do, set `splits=folders` to leave them out. A
 folder `train` beside other folders of the same form is a class, and splits are drawn. Files next to split folders are
 ignored; all others are rows, rejected if they are not images. Tiny ImageNet as published is recognised, too.
+
+Example:
+    python jobs/prepare_data.py folder --source photos --data data/photos --max-side 512
 """
 
 from collections.abc import Iterator, Sequence

@@ -2,6 +2,9 @@
 
 The class index is the rank of the wnid among the sorted wnids, not the devkit's ILSVRC2012_ID. Rows are published
 sorted by class, so the import shuffles them.
+
+Example:
+    python jobs/prepare_data.py imagenet --source ILSVRC2012 --data s3://BUCKET/imagenet --max-side 512
 """
 
 import io

@@ -14,6 +14,10 @@ their camera; cropped ones are refused.
 
 Training drops alpha, and transparent pixels have arbitrary colours. Images are therefore composed onto a background,
 white (our reading) unless `background=black`, and stored as PNG; images without alpha keep their bytes.
+
+Examples:
+    python jobs/prepare_data.py shapenet --source renderings/shapenet --data data/shapenet
+    python jobs/prepare_data.py gso --source renderings/gso --data data/gso background=black
 """
 
 import io
@@ -62,6 +66,7 @@ LAYOUT = f"[CATEGORY/]OBJECT/{METADATA} and rgba_00000.png"
 
 class Options(contract.Options):
     background: Literal["white", "black"] = "white"
+    """Colour behind transparent pixels."""
 
 
 class Scene(NamedTuple):

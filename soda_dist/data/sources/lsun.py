@@ -12,6 +12,10 @@ A deflated database is listed by one task in two passes, at the speed of inflati
 within a process. Its rows are in the order of the images, so that the shards of a split together read it about once
 more: three passes for a published split, five or more for drawn ones. Unpacking takes one pass, and disk space. Several
 categories are shuffled, which deflated databases do not allow.
+
+Examples:
+    python jobs/prepare_data.py lsun --source bedroom_train_lmdb.zip --data data/bedroom
+    python jobs/prepare_data.py lsun --source lsun --data data/cat category=cat
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -6,6 +6,9 @@ https://github.com/rr-learning/disentanglement_dataset. Splits are drawn 80/10/1
 
 The published arrays are uncompressed (up to 12.7 GB) and read in place by byte range. A deflated archive is inflated
 from its start for each shard, in bounded memory; `numpy.savez` restores the published form.
+
+Example:
+    python jobs/prepare_data.py mpi3d --source mpi3d_real.npz --data data/mpi3d_real
 """
 
 import math
@@ -63,7 +66,7 @@ MEMBER = "images.npy"
 
 class Options(contract.Options):
     variant: Literal["toy", "realistic", "real", "complex"] | None = None
-    """None = by file name, or the only one in the folder."""
+    """Which of the four; None = by file name, or the only one in the folder."""
     groups_per_shard: Annotated[int, Field(ge=1, le=4096)] = 128
     """Large shards, since a deflated archive is inflated once for each."""
 

@@ -12,6 +12,9 @@ file, ignoring EXIF rotation; the top left pixel's centre is (0.5, 0.5).
 
 Cameras are checked during listing. An object with a single view is its own source. Training drops alpha, so compose
 images onto a background first.
+
+Example:
+    python jobs/prepare_data.py multiview --source captures --data data/captures
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -14,6 +14,9 @@ files' inverse matrices may be missing and are not read.
 
 The .zip (or a .tar with the same files) is read in place. Opening it and listing each split pass over its directory of
 over a million members, with some 0.8 kB of memory per member.
+
+Example:
+    python jobs/prepare_data.py nmr --source NMR_Dataset.zip --data data/nmr
 """
 
 import io

@@ -4,9 +4,12 @@ Splits come from file names, `train-00000-of-00005.parquet` or `train.parquet`, 
 without them, or on request, rows are split 80/10/10 by a hash of their names. The schema of files written by `datasets`
 declares image columns, class columns and class names (https://huggingface.co/docs/datasets: `info.features` in the key
 `huggingface`); otherwise columns are found by name and type. Labels are whole numbers, texts, dictionaries or booleans.
-Names of numbers may be in `classes.txt`, one per line beside the tables; else classes are called by their numbers. A
-null, an empty text or -1 is no label: a split of these alone, such as the test split of imagenet-1k, is left out or
-imported without labels (`unlabelled`).
+Names of numbers may be in `classes.txt`, one per line beside the tables, or in the option `names`; else classes are
+called by their numbers. A null, an empty text or -1 is no label: a split of these alone, such as the test split of
+imagenet-1k, is left out or imported without labels (`unlabelled`).
+
+Example:
+    python jobs/prepare_data.py parquet --source tables --data data/tables label=species
 """
 
 import json
@@ -24,7 +27,7 @@ from soda_dist.data.formats.class_texts import CLASS_NAMES
 from soda_dist.data.formats.hashed_splits import SHARES, split_called
 from soda_dist.data.formats.listing import list_files, refuse_repeats
 from soda_dist.data.formats.parquet_tables import IMAGE_COLUMNS, LABEL_COLUMNS, ImageTables, open_table
-from soda_dist.data.formats.table_labels import KINDS, LabelColumn, find_classes, is_label_type, plain
+from soda_dist.data.formats.table_labels import KINDS, MAX_CLASSES, LabelColumn, find_classes, is_label_type, plain
 from soda_dist.data.formats.text_lines import text_lines
 from soda_dist.data.shards import COMMON_COLUMNS
 from soda_dist.data.source import READERS, Part, Source, printable_text
@@ -40,6 +43,10 @@ def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+def _as_texts(value: Any) -> Any:
+    return tuple(map(str, value)) if isinstance(value, tuple | list) else _as_tuple(value)
+
+
 class Options(contract.LabelOptions):
     image: str | None = None
     """Column of images; None = detect by schema or name."""
@@ -47,6 +54,8 @@ class Options(contract.LabelOptions):
     """Column of the main label, or `none`; None = detect by schema or name, if any."""
     labels: Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Field(max_length=100)] = ()
     """Further columns of labels: labels=NAME or labels=[NAME,NAME]."""
+    names: Annotated[tuple[str, ...], BeforeValidator(_as_texts), Field(max_length=MAX_CLASSES)] = ()
+    """Class names of the main label's numbers, from 0: names=[cat,dog]; empty = by the schema or `classes.txt`."""
     resplit: bool = False
     """Replace the files' splits by drawn ones, 80/10/10."""
     shuffle: bool = False
@@ -171,8 +180,8 @@ def _labels(table: Table, options: Options) -> tuple[tuple[LabelColumn, ...], tu
     found, notes = list[LabelColumn](), list[str]()
     for name in dict.fromkeys([*([] if options.label else _detected(table, fit)), *chosen]):
         column = _column(table, name)
-        if isinstance(column, LabelColumn) and not found and not _names(table, name):
-            column = _named(table.folder, column)
+        if isinstance(column, LabelColumn) and not found:
+            column = _renamed(table, column, options.names)
         if isinstance(column, LabelColumn):
             found.append(column)
         elif name in chosen:
@@ -180,6 +189,8 @@ def _labels(table: Table, options: Options) -> tuple[tuple[LabelColumn, ...], tu
             raise UserError("label", f"{name}, with {column}", allowed, f"choose another column, or set label={NONE}")
         else:
             notes.append(f"no labels: the column {name} has {column}")
+    if options.names and not found:
+        raise UserError("names", "names, but no label", "a label of numbers", "set label=COLUMN, or leave names out")
     refused = [name for name in LABEL_COLUMNS if name in table.schema.names and name not in fit]
     notes += [f"no label {name}: {table.schema.field(name).type}, not {KINDS}" for name in refused]
     return tuple(found), tuple(notes)
@@ -200,14 +211,19 @@ def _detected(table: Table, fit: Sequence[str]) -> list[str]:
     return found
 
 
-def _named(folder: Folder, column: LabelColumn) -> LabelColumn:
-    """Name the classes of a column of numbers by `classes.txt`, if it exists."""
-    if column.numbers is None or not folder.exists(CLASS_NAMES):
-        return column
-    names = text_lines(folder.read(CLASS_NAMES), folder.file_uri(CLASS_NAMES))
-    if len(names) < len(column.names):
-        got, allowed = f"{len(names)} names", f"{len(column.names)}, one for each number of {column.name}"
-        raise UserError(folder.file_uri(CLASS_NAMES), got, allowed, "complete it, or remove it")
+def _renamed(table: Table, column: LabelColumn, names: Sequence[str]) -> LabelColumn:
+    """Name the classes of a column of numbers by `names`, the schema, or else `classes.txt`, if it exists."""
+    where, numbers = "names", column.numbers
+    if names and numbers is None:
+        raise UserError(where, f"names for {column.name}, whose texts are names", "a label of numbers", "leave it out")
+    if not names:
+        if numbers is None or _names(table, column.name) or not table.folder.exists(CLASS_NAMES):
+            return column
+        where = table.folder.file_uri(CLASS_NAMES)
+        names = text_lines(table.folder.read(CLASS_NAMES), where)
+    if len(names) < len(numbers or ()):
+        got, allowed = f"{len(names)} names", f"{len(numbers or ())}, one for each number of {column.name}"
+        raise UserError(where, got, allowed, "complete it, or leave it out")
     return LabelColumn.of_names(column.name, column.candidates, names)
 
 

@@ -6,6 +6,9 @@ Splits are drawn 80/10/10.
 
 HDF5 compresses chunks of 15,000 images, so that each shard of shuffled rows reads the whole file, one chunk (184 MB) at
 a time: shards are large.
+
+Example:
+    python jobs/prepare_data.py shapes3d --source 3dshapes.h5 --data data/shapes3d
 """
 
 import math

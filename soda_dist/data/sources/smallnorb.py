@@ -7,6 +7,9 @@ number of dimensions, max(3, that number) int32 dimensions, values.
 The published splits share no toy. Rows are sorted by toy, lighting, elevation and azimuth, so that views of a toy are
 neighbours; `object` is 10 category + instance. Camera matrices are missing, since azimuths of different toys start at
 different angles and no calibration is published. The 24.3K images of table 10 are those of one camera.
+
+Example:
+    python jobs/prepare_data.py smallnorb --source smallnorb --data data/smallnorb cameras=both
 """
 
 import gzip

@@ -2,6 +2,9 @@
 
 An object is a unique combination of factors (shape, hues, size, orientation), so that splits share no combination. Each
 object is seen by several cameras. Factors and cameras depend on (seed, object, view) alone.
+
+Example:
+    python jobs/prepare_data.py synthetic --data data/solids objects=4096 views=8 size=64
 """
 
 import colorsys
@@ -57,6 +60,7 @@ class Options(contract.Options):
     views: Annotated[int, Field(ge=1, le=1000)] = 2
     """Images per object."""
     size: Annotated[int, Field(ge=8, le=512)] = 64
+    """Pixels a side."""
     groups_per_shard: Annotated[int, Field(ge=1, le=4096)] = 4
     """Small shards, since each is one task and rendering is slow."""
 

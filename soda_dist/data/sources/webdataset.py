@@ -8,6 +8,9 @@ A sample's members share the key, their path up to the first dot of the file nam
 in a field. The number of classes is not in the tars: set `classes=1000`, or write class names, one per line, to
 `classes.txt` next to the tars. A class is a number from 0 or a name; where names are numbers too, all members decide
 which is meant. Rows keep the order of the tars, usually shuffled already; `shuffle=true` shuffles them again.
+
+Example:
+    python jobs/prepare_data.py webdataset --source s3://BUCKET/tars --data data/tars classes=1000
 """
 
 import json

@@ -91,7 +91,7 @@ def explain_google_login(error: Exception) -> UserError | None:
     if NO_TOKEN not in text:
         return None
     reason = text.partition("underlying error message was: ")[2].partition(" error_info=")[0] or "none"
-    allowed = "a service account's key, a login of gcloud, or the machine's service account"
+    allowed = "a service account's key, a login of gcloud, the machine's service account, or a public bucket"
     remedy = "set GOOGLE_APPLICATION_CREDENTIALS, or run gcloud auth application-default login"
     return UserError("Google credentials", reason, allowed, remedy)
 

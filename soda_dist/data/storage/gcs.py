@@ -1,5 +1,9 @@
-"""Google Cloud Storage through pyarrow, after a first short request. Cached per process."""
+"""Google Cloud Storage through pyarrow, after a first short request. Cached per process.
 
+Where no credentials are found, requests are not signed, which public buckets answer.
+"""
+
+import logging
 import os
 from datetime import timedelta
 from functools import lru_cache
@@ -18,6 +22,7 @@ from soda_dist.data.storage.errors import (
     no_bucket,
     without_credentials,
 )
+from soda_dist.data.storage.s3 import PUBLIC
 from soda_dist.errors import UserError
 
 ENDPOINT = "CLOUD_STORAGE_EMULATOR_ENDPOINT"
@@ -25,6 +30,7 @@ ENDPOINT = "CLOUD_STORAGE_EMULATOR_ENDPOINT"
 SETTINGS = (ENDPOINT, "GOOGLE_APPLICATION_CREDENTIALS")
 ANSWER_SECONDS, ATTEMPTS = 5, 3
 RETRY_TIME = timedelta(seconds=10)
+logger = logging.getLogger(__name__)
 
 
 def gcs(bucket: str) -> fs.FileSystem:
@@ -44,10 +50,27 @@ def _opened(bucket: str, _settings: tuple[str | None, ...]) -> fs.FileSystem:
         filesystem.get_file_info(bucket)
     except (OSError, pa.ArrowException) as error:
         refused = explain_google_login(error)
+        if refused and not os.environ.get("GOOGLE_APPLICATION_CREDENTIALS") and _is_public(bucket):
+            logger.warning(PUBLIC, f"gs://{bucket}")
+            return fs.GcsFileSystem(anonymous=True, retry_time_limit=RETRY_TIME)
         if refused:
             raise refused from None
         # Files may be readable where the bucket is not, and a busy store may recover: the next request tells.
     return filesystem
+
+
+def _endpoint() -> str:
+    return os.environ.get(ENDPOINT) or "https://storage.googleapis.com"
+
+
+def _is_public(bucket: str) -> bool:
+    """Whether anyone may list the bucket."""
+    try:
+        url = f"{_endpoint()}/storage/v1/b/{quote(bucket, safe='')}/o?maxResults=1"
+        urlopen(url, timeout=ANSWER_SECONDS).close()
+    except (OSError, HTTPException):
+        return False
+    return True
 
 
 def _check_bucket(bucket: str) -> None:
@@ -55,7 +78,7 @@ def _check_bucket(bucket: str) -> None:
 
     pyarrow alone reports a missing bucket as an empty one, and waits two minutes for a silent endpoint.
     """
-    endpoint = os.environ.get(ENDPOINT) or "https://storage.googleapis.com"
+    endpoint = _endpoint()
     check_scheme(ENDPOINT, endpoint)
     for attempt in range(1, ATTEMPTS + 1):
         try:

@@ -41,6 +41,9 @@ def opened(row: Row) -> Image.Image:
         ("JPEG", "L", (60, 400), 200, (30, 200)),
         ("JPEG", "CMYK", (300, 200), None, (300, 200)),
         ("PNG", "RGB", (1, 300), 30, (1, 30)),
+        ("BMP", "RGB", (90, 300), 150, (45, 150)),
+        ("TIFF", "RGB", (90, 300), None, (90, 300)),
+        ("GIF", "P", (90, 300), 150, (45, 150)),
     ],
 )
 def test_sizes_and_pixels(

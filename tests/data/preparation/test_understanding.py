@@ -189,10 +189,52 @@ def test_drawn_splits_may_lack_a_class_or_a_split(tmp_path: Path) -> None:
     assert any(line.endswith("split: too few rows for one to be drawn") for line in said)
 
 
-def test_a_limit_keeps_the_first_rows(tmp_path: Path) -> None:
-    found, said = imported("parquet", tables(tmp_path / "a", train=[0, 1, 2, 0], test=[0, 1]), "limit=3")
-    assert found == {"train": [0, 1, 2], "test": [0, 1]}
-    assert "found 3 train, 2 test rows; label: 3 classes (tench, goldfish, shark); no cameras" in said
+def test_a_limit_draws_rows_by_name(tmp_path: Path) -> None:
+    names = [f"{name}/{number}.jpg" for name in "ab" for number in range(30)]
+    source = folders(tmp_path / "a", *(f"{split}/{name}" for split in ("train", "test") for name in names))
+    drawn, said = imported("folder", source, "limit=20")
+    assert {split: len(labels) for split, labels in drawn.items()} == {"train": 20, "test": 20}
+    assert any(line.startswith("found 20 train, 20 test rows") for line in said)
+    assert "limit: at most 20 rows of a split, drawn by name with seed 0" in said
+    assert all(set(labels) == {0, 1} for labels in drawn.values())
+    assert drawn["train"] != drawn["test"]
+
+
+def test_a_limit_draws_the_same_rows_of_a_longer_list() -> None:
+    def drawn(count: int, seed: int = 0) -> list[str]:
+        index = pa.table({"name": [f"{number}.jpg" for number in range(count)]})
+        options = parse_options("folder", ["limit=10", f"seed={seed}"])
+        return importer._limited(index, "train", options, by_object=False)["name"].to_pylist()
+
+    assert len(set(drawn(100)) & set(drawn(110))) >= 8
+    assert drawn(100, seed=1) != drawn(100)
+    assert drawn(10) == drawn(10, seed=1) == [f"{number}.jpg" for number in range(10)]
+
+
+def test_a_limit_keeps_the_views_of_an_object_together(tmp_path: Path) -> None:
+    written = open_folder(f"{tmp_path}/a")
+    multiview.write(written)
+    lines = list[str]()
+    survey("multiview", written.uri, ["limit=3"], say=lines.append)
+    assert "limit: at most 3 rows of a split, the first rows" in lines
+
+
+def test_by_a_limit_training_may_lack_a_class(tmp_path: Path) -> None:
+    found, said = imported("parquet", tables(tmp_path / "a", train=[0, 1, 2, 0], test=[2, 1, 0]), "limit=1")
+    assert {split: len(labels) for split, labels in found.items()} == {"train": 1, "test": 1}
+    assert any("classes of label" in line for line in said)
+
+
+def test_names_of_numbers_are_given_as_an_option(tmp_path: Path) -> None:
+    source = tables(tmp_path / "a", declared=False, train=[0, 1, 2, 0], test=[0, 1])
+    assert imported("parquet", source, "names=[hen,3,owl]")[1][2:3] == [
+        "found 4 train, 2 test rows; label: 3 classes (hen, 3, owl); no cameras"
+    ]
+    source = tables(tmp_path / "c", declared=False, train=[0, 1, 2, 0], test=[0, 1])
+    assert "names: got 2 names; allowed: 3, one for each number of label" in refused("parquet", source, "names=[a,b]")
+    assert "names: got names, but no label" in refused("parquet", source, "names=[a,b,c]", "label=none")
+    texts = tables(tmp_path / "b", declared=False, train=["x", "y"], test=["x"])
+    assert "names: got names for label, whose texts are names" in refused("parquet", texts, "names=[a,b]")
 
 
 SAID = {

@@ -129,11 +129,33 @@ def test_names_stay_below_the_folder(name: str, tmp_path: Path) -> None:
             call(name)
 
 
-def test_no_credentials(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def nobody(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    with pytest.raises(UserError, match="AWS credentials: got none"):
-        open_folder(s3_uri).list()
+
+
+def test_a_public_bucket_is_read_without_credentials(
+    s3_uri: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import boto3
+
+    said = list[str]()
+    monkeypatch.setattr(s3.logger, "warning", lambda text, *words: said.append(text % words))
+    open_folder(s3_uri).write("a", b"1")
+    assert not said
+    _, _, bucket, *path = s3_uri.split("/")
+    boto3.client("s3").put_object_acl(Bucket=bucket, Key="/".join([*path, "a"]), ACL="public-read")
+    request.getfixturevalue("nobody")
+    assert [entry.name for entry in open_folder(s3_uri).list()] == ["a"]
+    assert open_folder(s3_uri).read("a") == b"1"
+    assert said == [f"s3://{bucket}: no credentials found; reading it as a public bucket"]
+
+
+def test_no_credentials(bad_server: Callable[[int, str], None], nobody: None) -> None:
+    bad_server(403, "AccessDenied")
+    with pytest.raises(UserError, match=r"AWS credentials: got none; allowed: .* or a public bucket"):
+        open_folder("s3://private-bucket").list()
 
 
 def test_half_the_credentials(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

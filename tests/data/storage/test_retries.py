@@ -165,6 +165,18 @@ def test_google_credentials_that_are_none(
         assert "\n" not in str(caught.value)
 
 
+def test_a_public_google_bucket_is_read_without_credentials(gcs_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = list[str]()
+    open_folder(gcs_bucket).write("x", b"1")
+    monkeypatch.setattr(gcs.logger, "warning", lambda text, *words: said.append(text % words))
+    monkeypatch.setattr(gcs, "RETRY_TIME", timedelta(seconds=1))
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS")
+    monkeypatch.setenv("GCE_METADATA_ROOT", "127.0.0.1:1")  # no machine of Google's
+    monkeypatch.setenv("HOME", "/nowhere")
+    assert open_folder(gcs_bucket).read("x") == b"1"
+    assert said == [f"gs://{gcs_bucket.split('/')[2]}: no credentials found; reading it as a public bucket"]
+
+
 def test_a_store_that_is_busy_for_longer_is_asked_again(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Longer than the SDK tries by itself, of which it says nothing."""
     folder, paused, said = open_folder(s3_uri), [], []

@@ -114,7 +114,20 @@ FILES = {
     "WebP": encoded(RGB, "WEBP"),
     "WebP, alpha": encoded(with_alpha("RGBA"), "WEBP", lossless=True),
     "WebP, animated": animated("WEBP"),
+    "BMP": encoded(RGB, "BMP"),
+    "BMP, palette": encoded(RGB.convert("P"), "BMP"),
+    "GIF": encoded(RGB.convert("P"), "GIF"),
+    "GIF, transparency": encoded(RGB.convert("P"), "GIF", transparency=0),
+    "GIF, animated": animated("GIF"),
+    "TIFF": encoded(RGB, "TIFF"),
+    "TIFF, compressed": encoded(RGB, "TIFF", compression="tiff_lzw"),
+    "TIFF, several pages": animated("TIFF"),
+    "TIFF, grey": encoded(RGB.convert("L"), "TIFF"),
+    "TIFF, CMYK": encoded(RGB.convert("CMYK"), "TIFF"),
+    "TIFF, alpha": encoded(with_alpha("RGBA"), "TIFF"),
 }
+"""The rows of docs/images.md."""
+ONLY_CONVERTED = ("BMP", "GIF", "TIFF")
 
 
 def deep_with_alpha() -> bytes:
@@ -143,7 +156,10 @@ def averaged(pixels: Pixels, shrink: int) -> NDArray[np.float64]:
 @pytest.mark.parametrize("name", FILES)
 def test_every_size_shows_the_same_image(name: str) -> None:
     data = FILES[name]
-    assert check_image(data) is None
+    converted = name.startswith(ONLY_CONVERTED)
+    assert check_image(data, convert=converted) is None
+    if converted:
+        assert check_image(data) == f"format {name[:4].rstrip(',')}, which an import with --max-side N re-encodes"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
@@ -166,7 +182,17 @@ def test_a_scaled_jpeg_is_pillows_draft(name: str) -> None:
         assert np.abs(shown(FILES[name], shrink).astype(int) - np.asarray(image.convert("RGB"))).max() <= 2
 
 
-@pytest.mark.parametrize("name", ["APNG, still apart", "APNG, still in the animation", "WebP, animated", "MPO"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "APNG, still apart",
+        "APNG, still in the animation",
+        "WebP, animated",
+        "MPO",
+        "GIF, animated",
+        "TIFF, several pages",
+    ],
+)
 def test_the_first_frame_is_shown(name: str) -> None:
     for shrink in (1, 2, 4):
         assert np.abs(shown(FILES[name], shrink) - averaged(SCENE, shrink)).mean() < 12
@@ -183,16 +209,27 @@ REJECTED = {
     "lossless or hierarchical": (of_process(0xC3), "a lossless or hierarchical JPEG"),
     "hierarchical": (of_process(0xC5), "a lossless or hierarchical JPEG"),
     "12 bits": (of_process(0xC1, bits=12), "a JPEG of 12 bits a channel"),
-    "GIF": (encoded(RGB, "GIF"), "format GIF, not JPEG, PNG or WebP"),
-    "BMP": (encoded(RGB, "BMP"), "format BMP, not JPEG, PNG or WebP"),
-    "TIFF": (encoded(RGB, "TIFF"), "format TIFF, not JPEG, PNG or WebP"),
+    "PPM": (encoded(RGB, "PPM"), "format PPM, not JPEG, PNG or WebP"),
+    "TIFF of 32 bits": (encoded(RGB.convert("F"), "TIFF"), "pixels of mode F"),
+    "TIFF of integers": (encoded(RGB.convert("I"), "TIFF"), "pixels of mode I"),
 }
 
 
 @pytest.mark.parametrize("name", REJECTED)
 def test_what_no_decoder_here_shows_is_rejected_at_import(name: str) -> None:
     data, reason = REJECTED[name]
-    assert check_image(data) == reason
+    assert check_image(data) == check_image(data, convert=True) == reason
+
+
+def test_a_tiff_is_turned_as_pillow_turns_it() -> None:
+    assert np.array_equal(shown(encoded(RGB, "TIFF", exif=turned()), 1), np.rot90(SCENE, -1))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_the_upper_byte_of_a_tiff_is_shown(bits: int) -> None:
+    grey = DEEP[..., 0] if bits == 16 else (DEEP[..., 0] >> 8).astype(np.uint8)
+    expected = np.repeat((DEEP[..., :1] >> 8).astype(np.uint8), 3, 2)
+    assert np.array_equal(shown(encoded(Image.fromarray(grey), "TIFF"), 1), expected)
 
 
 @pytest.mark.parametrize("stray", [chunk(b"fdAT", bytes(12)), None])

@@ -1,0 +1,1 @@
+"""What the documentation says is true: its commands parse, its snippets compile, its files exist."""
