@@ -10,12 +10,8 @@ def main(argv: list[str]) -> str:
     arguments = parser(__doc__)
     arguments.add_argument("--runs", required=True, metavar="URI,URI", help=f"folders of evaluated runs ({URI_HELP})")
     arguments.add_argument("--table", required=True, metavar="N", help="the paper's table, such as 1")
-    arguments.add_argument(
-        "--format",
-        default="markdown",
-        metavar="F",
-        help="markdown (default), latex, or html, which adds curves, differences and pictures",
-    )
+    shapes = "markdown, latex, or html, which adds curves, differences and pictures"
+    arguments.add_argument("--format", default="markdown", metavar="F", help=shapes)
     arguments.add_argument("--step", default="latest", metavar="N|latest", help="an evaluated step of every run")
     add_uri(arguments, "--out", "folder for compare-N.md, .tex or .html; default: print", required=False)
     args = arguments.parse_args(argv)

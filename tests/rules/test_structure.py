@@ -48,7 +48,7 @@ ROOMS: dict[str, set[str]] = {
         "errors", "config", "parallel.progress", "models", "data", "runs", "training", "evaluation", "report",
     },
     "distributed": {
-        "errors", "config", "parallel", "plots", "data", "runs", "training", "evaluation", "report",
+        "errors", "config", "parallel", "plots", "data", "runs", "training", "evaluation", "inference", "report",
     },
     "benchmarks": {
         "errors", "torch_internals", "config", "parallel", "diffusion", "models", "metrics", "data", "runs", "training",
