@@ -9,6 +9,8 @@ from soda_dist.parallel.progress import Say, pause_s
 
 LOOK_S = 0.5
 """Between two looks at the clock."""
+GRACE_S = 1.0
+"""By which lines that say more go first."""
 
 
 @contextmanager
@@ -30,7 +32,7 @@ def ticking(tick: Callable[[], None]) -> Iterator[None]:
 
 
 class Heartbeat:
-    """Says that a command still runs if it has shown a line, and then none for `pause_s` of its age.
+    """Says that a command still runs if it has shown a line, and then none for `pause_s` of its age and a second.
 
     A command that says nothing before its result stays silent.
     """
@@ -46,6 +48,6 @@ class Heartbeat:
     def tick(self, say: Say) -> None:
         """Say how long it has been silent, if the last line is old enough."""
         now = time.monotonic()
-        if self._began and now - self._beat >= pause_s(now - self._began):
+        if self._began and now - self._beat >= pause_s(now - self._began) + GRACE_S:
             self._beat = now
             say(f"still running, {now - self._last:.0f} s since the last line")

@@ -8,16 +8,17 @@ Say = Callable[[str], None]
 """Shows a line to the user."""
 SHOW_SECONDS = 3.0
 """Shortest pause between two lines of work that moves."""
-SILENCE_S, LONGEST_SILENCE_S = 10.0, 60.0
+PAUSE_S, LONGEST_PAUSE_S = 9.0, 60.0
 
 
 def pause_s(age: float) -> float:
-    """Return the seconds between two lines of work that is `age` seconds old: 10, later 1 % of its age, at most 60.
+    """Return the seconds between two lines of work that is `age` seconds old: 9, later 1 % of its age, at most 60.
 
-    Ten seconds without a line look like a fault. From a quarter of an hour on, less than 1 % of the age shows little
-    change; a minute is the longest that anyone waits for a sign of life. A day has some 1,500 lines.
+    Ten seconds without a line look like a fault, and a worker's line takes up to one to the terminal. From a quarter of
+    an hour on, less than 1 % of the age shows little change; a minute is the longest that anyone waits for a sign of
+    life. A day has some 1,600 lines.
     """
-    return min(LONGEST_SILENCE_S, max(SILENCE_S, 0.01 * age))
+    return min(LONGEST_PAUSE_S, max(PAUSE_S, 0.01 * age))
 
 
 def silent(line: str) -> None:

@@ -1,6 +1,7 @@
 """Lines of a command that is silent for long."""
 
 import threading
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -28,7 +29,8 @@ def test_silence_ends_after_ten_seconds_once_a_line_was_shown(monkeypatch: pytes
     assert [at for at, _ in said] == [110.0, 120.0]
     assert said[1][1] == "still running, 20 s since the last line"
     pass_time(4125.0)
-    assert len([at for at, _ in said if at > 4000.0]) == 3, "40 s apart after 4000 s"
+    late = [at for at, _ in said if at > 3800.0]
+    assert all(38.0 < after - before < 43.0 for before, after in pairwise(late)), "1 % of the age apart"
 
 
 def test_ticks_end_with_the_block() -> None:

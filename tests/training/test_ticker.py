@@ -34,16 +34,16 @@ class Run:
 def test_counters_are_shown_between_log_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(monkeypatch, 40)
     run.steps(20, 2.0, log_every=50)
-    assert [at for at, _ in run.said] == [10.0, 20.0, 30.0, 40.0]
-    # At 20 s the tenth step is not counted yet: nine are, five of them since the last line.
-    assert run.said[1] == (20.0, "step 9/40  4.00 pairs/s  left 69 s")
+    assert [at for at, _ in run.said] == [9.0, 18.0, 27.0, 36.0]
+    # At 18 s the ninth step is not counted yet: eight are, four of them since the last line.
+    assert run.said[1] == (18.0, "step 8/40  3.56 pairs/s  left 72 s")
 
 
 def test_a_step_that_takes_long_says_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(monkeypatch, 40)
     run.ticker.doing("waiting for rows")
     run.pass_time(25.0)
-    assert run.said == [(10.0, "step 0/40  waiting for rows: 10 s"), (20.0, "step 0/40  waiting for rows: 20 s")]
+    assert run.said == [(9.0, "step 0/40  waiting for rows: 9 s"), (18.0, "step 0/40  waiting for rows: 18 s")]
 
 
 def test_log_lines_are_not_a_flood_and_the_newest_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,9 +51,9 @@ def test_log_lines_are_not_a_flood_and_the_newest_is_shown(monkeypatch: pytest.M
     run.steps(70, 0.5, log_every=3)
     assert run.said == [
         (1.5, "loss of step 3"),
-        (11.5, "loss of step 21"),
-        (21.5, "loss of step 42"),
-        (31.5, "loss of step 60"),
+        (10.5, "loss of step 18"),
+        (19.5, "loss of step 36"),
+        (28.5, "loss of step 54"),
     ]
     run.ticker.log("the last step", now=True)
     assert run.said[-1] == (35.0, "the last step")
@@ -64,7 +64,7 @@ def test_a_line_out_of_step_with_the_pauses_is_not_lost(monkeypatch: pytest.Monk
     run = Run(monkeypatch, 100)
     run.steps(9, 10.5, log_every=1)
     assert [line for _, line in run.said if "loss" in line] == [f"loss of step {n}" for n in range(1, 9)]
-    assert len(run.said) == 10, "two pauses began with a step and had nothing else to show"
+    assert len(run.said) == 11, "three pauses had nothing else to show than the step"
 
 
 def test_durations_in_the_unit_that_reads_best() -> None:
