@@ -32,7 +32,7 @@ from soda_dist.parallel.local_pool import LocalPool
 from soda_dist.parallel.progress import Say, silent
 
 IMAGES = 10_000
-SMALL = ("encoder.width=0.125", "encoder.latent_dim=128")
+SMALL = ("encoder.width=0.125", "encoder.latent_dim=128", "train.precision=fp32")
 """A small encoder, with which the reading of files weighs most."""
 WORKERS = (0, 1)
 """`num_workers` of the DataLoader; 1 reads ahead in a process, as our one process does in a thread."""

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple, Protocol
 import pyarrow as pa
 
 from soda_dist.data.formats.archive import Member
-from soda_dist.data.formats.file_trees import Tree, file_index, folder_of, open_tree
+from soda_dist.data.formats.file_trees import IMAGE_ENDINGS, Tree, file_index, folder_of, open_tree
 from soda_dist.data.formats.listing import refuse_repeats
 from soda_dist.data.shards import MANIFEST, Manifest, ShardReader, check_shards, read_manifest
-from soda_dist.data.sources.folder import ENDINGS
 from soda_dist.data.storage.folder import Folder
 from soda_dist.errors import UserError
 from soda_dist.evaluation.pieces import Piece, plan_pieces
@@ -125,14 +124,14 @@ def open_images(uri: str, split: str | None, columns: tuple[str, ...], say: Say)
         allowed = "a prepared data set with cameras"
         raise UserError("--images", f"{uri}, files without the cameras that the encoder takes", allowed, "prepare them")
     found = tree.files()
-    members = [member for member in found if member.name.lower().endswith(ENDINGS)]
+    members = [member for member in found if member.name.lower().endswith(IMAGE_ENDINGS)]
     if not members:
         got = f"{tree.uri}, which has {len(found)} files and no image among them" if found else f"{tree.uri}, no files"
-        raise UserError("--images", got, f"files that end in {', '.join(ENDINGS)}", "check the URI")
+        raise UserError("--images", got, f"files that end in {', '.join(IMAGE_ENDINGS)}", "check the URI")
     if folder is not None:
         refuse_repeats(folder, [member.name for member in members])
     if len(found) > len(members):
-        other = next(member.name for member in found if not member.name.lower().endswith(ENDINGS))
+        other = next(member.name for member in found if not member.name.lower().endswith(IMAGE_ENDINGS))
         say(f"left out: {len(found) - len(members):,} files that are not named as images, such as {other}")
     size = _rows_of_a_piece(len(members))
     pieces = [FilePiece(at // size, tuple(members[at : at + size])) for at in range(0, len(members), size)]

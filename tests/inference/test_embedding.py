@@ -217,39 +217,36 @@ WRONG = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_input_is_one_line_and_leaves_no_output(tmp_path: Path, export: str, small: Path, case: str) -> None:
-    images, out, encoder, more = str(write_images(tmp_path / "images")), tmp_path / "out/x.parquet", export, list[str]()
-    match case:
-        case "empty" | "texts" | "broken":
-            images = str(tmp_path / case)
-            (tmp_path / case).mkdir()
-            if case != "empty":
-                (tmp_path / case / {"texts": "a.txt", "broken": "a.png"}[case]).write_text("text")
-        case "folder":
-            out.mkdir(parents=True)
-        case "format":
-            out = tmp_path / "out/x.csv"
-        case "unwritable":
-            out = tmp_path / "images/a.png/x.parquet"
-        case "nowhere":
-            out = Path("/proc/none/x.parquet")
-        case "no run":
-            encoder = str(tmp_path / "nothing")
-        case "no checkpoint":
-            (tmp_path / "fresh").mkdir()
-            (tmp_path / "fresh/config.yaml").write_bytes((small / "run/config.yaml").read_bytes())
-            encoder = str(tmp_path / "fresh")
-        case "no encoder":
-            encoder = str(write_export(tmp_path / "palette", "palette"))
-        case "no timm model":
-            encoder = "timm:resnet_no"
-        case "split of files" | "workers":
-            more = {"workers": ["--workers", "-1"]}.get(case, ["--split", "test"])
-        case "links":
-            (tmp_path / "images/again.png").symlink_to(tmp_path / "images/b/0.png")
+    images, out = write_images(tmp_path / "images"), tmp_path / "out/x.parquet"
+    for name, files in {"empty": {}, "texts": {"a.txt": b"text"}, "broken": {"a.png": b"text"}}.items():
+        (tmp_path / name).mkdir()
+        for file, content in files.items():
+            (tmp_path / name / file).write_bytes(content)
+    (tmp_path / "fresh").mkdir()
+    (tmp_path / "fresh/config.yaml").write_bytes((small / "run/config.yaml").read_bytes())
+    if case == "folder":
+        out.mkdir(parents=True)
+    if case == "links":
+        (images / "again.png").symlink_to(images / "b/0.png")
+    if case == "no encoder":
+        write_export(tmp_path / "palette", "palette")
+    changed: dict[str, dict[str, object]] = {
+        "format": {"out": out.with_suffix(".csv")},
+        "unwritable": {"out": images / "a.png/x.parquet"},
+        "nowhere": {"out": "/proc/none/x.parquet"},
+        "no run": {"encoder": tmp_path / "nothing"},
+        "no checkpoint": {"encoder": tmp_path / "fresh"},
+        "no encoder": {"encoder": tmp_path / "palette"},
+        "no timm model": {"encoder": "timm:resnet_no"},
+        "split of files": {"split": "test"},
+        "workers": {"workers": -1},
+        **{name: {"images": tmp_path / name} for name in ("empty", "texts", "broken")},
+    }
+    given = {"encoder": export, "images": images, "out": out, "device": "cpu"} | changed.get(case, {})
     with pytest.raises(UserError, match=WRONG[case]) as caught:
-        main(["--encoder", encoder, "--images", images, "--out", str(out), "--device", "cpu", *more])
+        main([text for name, value in given.items() for text in (f"--{name}", str(value))])
     assert "\n" not in str(caught.value)
-    assert not out.is_file()
+    assert not Path(str(given["out"])).is_file()
 
 
 def test_the_package_lends_it() -> None:

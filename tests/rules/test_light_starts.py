@@ -14,6 +14,7 @@ ENTRIES = {
     "soda_dist.distributed.tune": 2.0,
     "soda_dist.distributed.ablate": 2.0,
     "soda_dist.evaluation.task_runner": 2.0,
+    "soda_dist.inference.embedding": 2.0,
     "soda_dist.report.page": 1.0,
     "soda_dist.training.build": 1.0,
     "soda_dist.training.plan": 1.0,

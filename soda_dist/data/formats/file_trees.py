@@ -29,6 +29,7 @@ from soda_dist.data.storage.folder import Folder, locate, open_folder
 from soda_dist.errors import UserError
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 MAX_BYTES = 256 * 2**20
 """Larger files are rejected unread."""
 HELD_BYTES = 256 * 2**20

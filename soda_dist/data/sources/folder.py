@@ -26,7 +26,7 @@ import pyarrow as pa
 from soda_dist.data import source as contract
 from soda_dist.data.formats.archive import Member
 from soda_dist.data.formats.class_folders import ClassFolders, class_names, label_index, labelled_rows
-from soda_dist.data.formats.file_trees import FolderTree, Tree, file_index, open_tree
+from soda_dist.data.formats.file_trees import IMAGE_ENDINGS, FolderTree, Tree, file_index, open_tree
 from soda_dist.data.formats.hashed_splits import SHARES, split_called, split_of
 from soda_dist.data.formats.published_names import one_form
 from soda_dist.data.shards import Label
@@ -35,7 +35,6 @@ from soda_dist.data.sources import tiny_imagenet
 from soda_dist.errors import UserError
 
 LAYOUTS = "{train,val,test}/CLASS/IMAGE, {train,val,test}/IMAGE, CLASS/IMAGE, or IMAGE"
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 PLAIN = "images"
 """Name of a folder that groups files and is no class, unless train has it too."""
 
@@ -90,7 +89,7 @@ def _top(tree: Tree) -> str:
 
 
 def _images(found: Sequence[Member]) -> bool:
-    return any(member.name.lower().endswith(ENDINGS) for member in found)
+    return any(member.name.lower().endswith(IMAGE_ENDINGS) for member in found)
 
 
 def _layout(tree: Tree, top: str, options: Options) -> Layout:
