@@ -5,6 +5,8 @@ from importlib.util import find_spec
 from soda_dist.errors import MachineError, UserError
 
 FORBIDDEN = (401, 403)
+CARD_REFUSED = "Invalid metadata in README.md"
+"""Begins the message of huggingface_hub for a card that the Hub's own check refuses, before anything is uploaded."""
 
 
 def check_push(repository: str) -> None:
@@ -55,7 +57,9 @@ def push(repository: str, files: dict[str, bytes]) -> str:
         raise MachineError(f"--push: HTTP status {status} from {api.endpoint}; rerun later") from None
     except (HTTPError, OSError, RuntimeError) as error:
         raise MachineError(f"--push: {api.endpoint} failed ({type(error).__name__}); rerun later") from None
-    except ValueError as error:  # the Hub's check of the card
-        got = f"a model card that the Hub refuses ({' '.join(str(error).split())[:200]})"
+    except ValueError as error:
+        if not str(error).startswith(CARD_REFUSED):
+            raise
+        got = f"a model card that the Hub refuses ({str(error).removeprefix(CARD_REFUSED)[:200]})"
         raise UserError("--push", got, "a valid card", "check --license") from None
     return str(url)

@@ -44,7 +44,7 @@ def timm_files(encoder: nn.Module, config: RunConfig, say: Say) -> dict[str, byt
     _check(encoder, name, arguments, tensors, config, say)
     return {
         "config.json": (json.dumps(_description(encoder, name, arguments, config), indent=1) + "\n").encode(),
-        "model.safetensors": save_tensors(tensors, {"format": "pt"}),  # timm reads it from its own cache with this key
+        "model.safetensors": save_tensors(tensors),
     }
 
 

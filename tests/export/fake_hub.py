@@ -17,6 +17,7 @@ class FakeHub:
         status: of every answer; other than 200 it refuses.
         repositories: payloads of creations.
         files: committed bytes by name.
+        card_errors: what the check of a model card answers; any makes it refuse.
         modes: how each file came, `file` (in the commit) or `lfsFile`.
         tokens: of the Authorization headers.
     """
@@ -27,6 +28,7 @@ class FakeHub:
     files: dict[str, bytes] = field(default_factory=dict)
     modes: dict[str, str] = field(default_factory=dict)
     tokens: set[str] = field(default_factory=set)
+    card_errors: list[str] = field(default_factory=list)
     objects: dict[str, bytes] = field(default_factory=dict)
 
     def answer(self, path: str, body: bytes) -> dict:
@@ -46,8 +48,9 @@ class FakeHub:
         if "/commit/" in path:
             for line in map(json.loads, body.splitlines()):
                 self._keep(line["key"], line["value"])
-            return {"success": True, "commitOid": "0" * 40, "commitUrl": f"{self.url}/commit/0"}
-        return {"errors": [], "warnings": []}  # of validate-yaml
+            repository = path.removeprefix("/api/models/").partition("/commit/")[0]
+            return {"success": True, "commitOid": "0" * 40, "commitUrl": f"{self.url}/{repository}/commit/{'0' * 40}"}
+        return {"errors": [{"message": error} for error in self.card_errors], "warnings": []}  # of validate-yaml
 
     def _keep(self, kind: str, value: dict) -> None:
         if kind == "file":
@@ -66,7 +69,8 @@ def fake_hub() -> Iterator[FakeHub]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             answer = hub.answer(self.path.partition("?")[0], self._body())
-            self._send(json.dumps(answer if hub.status == 200 else {"error": "no"}).encode())
+            status = 400 if answer.get("errors") else hub.status
+            self._send(json.dumps(answer if hub.status == 200 else {"error": "no"}).encode(), status)
 
         def do_PUT(self) -> None:
             hub.objects[self.path.rpartition("/")[2]] = self._body()
@@ -84,8 +88,8 @@ def fake_hub() -> Iterator[FakeHub]:
             self.rfile.readline()
             return b"".join(parts)
 
-        def _send(self, content: bytes) -> None:
-            self.send_response(hub.status)
+        def _send(self, content: bytes, status: int = 200) -> None:
+            self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()

@@ -124,7 +124,7 @@ def test_an_upload_has_the_folders_bytes_and_shows_no_token(
     said: list[str] = []
     url = export(run.uri, "hub", str(tmp_path / "out"), push_to="me/solids", say=said.append)
     assert url == f"{hub.url}/me/solids"
-    assert hub.repositories == [{"name": "solids", "organization": "me", "visibility": "private", "type": "model"}]
+    assert hub.repositories == [{"name": "solids", "organization": "me", "visibility": "private"}]
     assert hub.files == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert hub.modes["model.safetensors"] == "lfsFile" and hub.modes["README.md"] == "file"
     assert 'snapshot_download("me/solids")' in hub.files["README.md"].decode()
@@ -146,6 +146,15 @@ def test_without_credentials_nothing_is_written(
 def test_a_name_that_is_no_repository_is_refused(name: str, run: Any, hub: FakeHub, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="OWNER/NAME"):
         export(run.uri, "hub", str(tmp_path / "out"), push_to=name)
+
+
+def test_a_card_that_the_hub_refuses_is_one_line(run: Any, hub: FakeHub, tmp_path: Path) -> None:
+    hub.card_errors = ['"license" must be one of [mit]']
+    with pytest.raises(
+        UserError, match=r'model card that the Hub refuses .*"license" must be one of .*check --license'
+    ):
+        export(run.uri, "hub", str(tmp_path / "out"), push_to="me/solids", license_id="none-of-them")
+    assert not hub.files
 
 
 @pytest.mark.parametrize(
