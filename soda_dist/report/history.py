@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from soda_dist.report.measures import plain_text
-from soda_dist.report.result_tables import MOST_NUMBERS, TOLD, flat, numbers, path_title
+from soda_dist.report.result_tables import TOLD, flat, path_title, too_large
 from soda_dist.runs.results import Result
 
 MOST_CELLS = 120_000
@@ -43,7 +43,7 @@ def history(by_step: dict[int, Result]) -> History | None:
 
 def _numbers(result: Result) -> dict[tuple[str, ...], str]:
     """Write every number of a result to six significant digits, standard errors beside their values."""
-    if sum(1 for _ in numbers(result)) > MOST_NUMBERS:
+    if too_large(result):
         return {}
     rest = {name: value for name, value in result.items() if name not in ("step", "provenance")}
     found = {}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from soda_dist.report.measures import MEASURES, Cell, cell, plain_text, title_of
@@ -50,14 +51,13 @@ class ResultTables:
     measures: list[tuple[str, list[Cell]]] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     circumstances: list[tuple[str, list[Cell]]] = field(default_factory=list)
-    left_out: int = 0
+    too_large: bool = False
 
 
 def result_tables(result: dict[str, Any]) -> ResultTables:
     """Arrange a result: collections of alike values as tables, the rest in lists."""
-    left_out = max(0, sum(1 for _ in numbers(result)) - MOST_NUMBERS)
-    if left_out:
-        return ResultTables(left_out=left_out + MOST_NUMBERS)
+    if too_large(result):
+        return ResultTables(too_large=True)
     found = ResultTables()
     headline = str(result.get("metric") or "value")
     if "value" in result:
@@ -95,15 +95,19 @@ def numbers(tree: Any) -> Iterator[float]:
         yield tree
 
 
+def too_large(result: Any) -> bool:
+    """Whether a result has more than MOST_NUMBERS numbers."""
+    return next(islice(numbers(result), MOST_NUMBERS, None), None) is not None
+
+
 def path_title(path: Path) -> str:
     """Write a path; a set of estimates that is named by its measure alone has the measure's title."""
     return " · ".join(map(title_of, path))
 
 
-def _children(tree: Any) -> list[tuple[str, Any]]:
-    if isinstance(tree, dict):
-        return [(str(name), value) for name, value in tree.items()]
-    return [(str(number), value) for number, value in enumerate(tree, 1)]
+def _children(tree: Any) -> Iterator[tuple[str, Any]]:
+    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree, 1)
+    return ((str(name), value) for name, value in pairs)
 
 
 def _is_estimate(tree: Any) -> bool:

@@ -21,7 +21,7 @@ class State:
     """How far a run has come.
 
     Attributes:
-        word: `training`, `finished`, `stopped` or `not trained`.
+        word: `training`, `finished`, `stopped`, `evaluated` (an encoder, not trained here) or `not trained`.
         reason: a sentence on the word; may be empty.
         sentence: what was trained on what.
         facts: titles and values.
@@ -49,12 +49,14 @@ def run_state(
     """
     reached = max([0, *steps, *(line["step"] for line in lines)])
     total = config.train.steps if config else None
-    word, reason = _word(attempts, steps, reached, total)
+    word, reason = _word(attempts, steps, reached, total, kind)
     share = min(1.0, reached / total) if total and (reached or attempts) else None
     return State(word, reason, _sentence(config, attempts, kind), _facts(config, lines, reached, total), share)
 
 
-def _word(attempts: list[dict[str, Any]], steps: list[int], reached: int, total: int | None) -> tuple[str, str]:
+def _word(
+    attempts: list[dict[str, Any]], steps: list[int], reached: int, total: int | None, kind: str
+) -> tuple[str, str]:
     last = attempts[-1] if attempts else {}
     ended, stopped = last.get("ended"), next((each["stopped"] for each in attempts if "stopped" in each), None)
     if isinstance(stopped, dict):
@@ -65,7 +67,7 @@ def _word(attempts: list[dict[str, Any]], steps: list[int], reached: int, total:
     if total is not None and steps and steps[-1] >= total:
         return "finished", ""
     if not attempts and not reached:
-        return "not trained", ""
+        return "evaluated" if kind else "not trained", ""
     resumed = f"Rerun the same command to resume from step {steps[-1]:,}." if steps else ""
     if isinstance(ended, dict):
         return "stopped", f"{plain_text(ended.get('reason')).capitalize()}. {resumed}".strip()

@@ -3,13 +3,14 @@
 import shutil
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
-from soda_dist.evaluation import LocalPool, evaluate
+from soda_dist.evaluation import LocalPool, evaluate, task_runner
 from soda_dist.evaluation.task_runner import guidance_scores
 from soda_dist.metrics import METRICS
 from soda_dist.plots.guidance_sweep import sweep_png
@@ -134,6 +135,15 @@ def test_guidance_scores_are_the_reconstructions(place: Path, results) -> None:
         {"guidance": w, "psnr": measured[name]["psnr"]["value"], "ssim": measured[name]["ssim"]["value"]}
         for w, name in ((1.0, "1"), (3.0, "3"))
     ]
+
+
+def test_after_each_task_its_caller_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    tasks = {name: SimpleNamespace(do=lambda _, name=name: done.append(name) or {"task": name}) for name in "ab"}
+    monkeypatch.setattr(task_runner, "TASKS", tasks)
+    context = SimpleNamespace(close=lambda: done.append("closed"))
+    assert list(task_runner._do(["b", "a"], context, lambda: done.append("page"))) == ["b", "a"]
+    assert done == ["b", "page", "a", "page", "closed"]
 
 
 def test_the_report_shows_these_results(place: Path, results) -> None:

@@ -131,6 +131,7 @@ def test_the_state_is_training_until_the_attempt_ends_or_its_last_checkpoint_is_
         return " ".join(_page(run).sections["summary"].split())[len("a<b>&c ") :][:60]
 
     assert state().startswith("training")
+    assert "the first lines of metrics.jsonl follow soon" in _page(run).sections["training"]
     starts = run.read_json("provenance.json")
     ended = {"time": "2024-01-01T00:01:00Z", "reason": "interrupted"}
     run.write_json("provenance.json", [starts[0], {**starts[1], "ended": ended}])
