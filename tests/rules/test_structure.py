@@ -42,7 +42,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "report": {"errors", "config", "plots", "runs", "data.storage"},
     "distributed": {
-        "errors", "config", "parallel", "plots", "data", "runs", "training", "evaluation", "report",
+        "errors", "config", "parallel", "plots", "data", "runs", "training", "evaluation", "inference", "report",
     },
     "benchmarks": {
         "errors", "torch_internals", "config", "parallel", "diffusion", "models", "metrics", "data", "runs", "training",
