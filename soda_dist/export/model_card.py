@@ -166,7 +166,7 @@ def _results(run: Evaluated) -> str:
 def _limits(run: Evaluated) -> list[str]:
     missing = [task for task in TASKS if task not in run.results]
     limits = [f"not measured: {', '.join(missing)}"] if missing else []
-    limits.append("one training run with one seed: figures of another seed differ by more than the errors above")
+    limits.append("one training run with one seed: the errors above do not cover what another seed would change")
     paper = read_paper()
     blocks = [block for table in paper.tables.values() for block in table.blocks]
     same = [block for block in blocks if uses_data_set(run, paper.data_sets[block.data])]
