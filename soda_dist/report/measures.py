@@ -82,7 +82,7 @@ def cell(name: str, value: Any, error: float | None = None) -> Cell:
     if not _is_number(value):
         return Cell(plain_text(value))
     measure = MEASURES.get(name)
-    error_text = "" if not _is_number(error) else f"± {_written(error, measure, unit=False)}"
+    error_text = "" if error is None or not _is_number(error) else f"± {_written(error, measure, unit=False)}"
     return Cell(_written(value, measure), value, error if error_text else None, error_text)
 
 

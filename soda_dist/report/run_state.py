@@ -77,7 +77,7 @@ def _word(
 
 
 def _sentence(config: RunConfig | None, attempts: list[dict[str, Any]], kind: str) -> str:
-    data = next((each["data"] for each in reversed(attempts) if isinstance(each.get("data"), dict)), {})
+    data: dict[str, Any] = next((each["data"] for each in reversed(attempts) if isinstance(each.get("data"), dict)), {})
     rows = data.get("rows")
     of = f"{rows:,} rows" if isinstance(rows, int) else ""
     of += (" of " if of and kind else "") + plain_text(kind or "")
