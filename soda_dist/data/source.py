@@ -20,8 +20,8 @@ from soda_dist.errors import UserError
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
 CONVERTED = ("BMP", "GIF", "TIFF")
 """Formats that an import reads only to re-encode them."""
-UNSHOWN = ("F", "I", "LAB")
-"""Pillow's names of pixels of 32 bits, which it would clip to white, and of a colour space that it does not convert."""
+UNSHOWN = {"F": "32 bits a channel", "I": "32 bits a channel", "LAB": "CIELAB colours"}
+"""Pillow's modes of pixels that it would clip to white or not convert, in words."""
 FRAMES, NO_FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA), (0xC4, 0xC8, 0xCC)
 """JPEG's start-of-frame markers, baseline, extended and progressive, by Huffman or arithmetic code; and the markers
 among them that start tables."""
@@ -229,7 +229,7 @@ def _read_header(data: bytes) -> tuple[str | None, tuple[int, int]] | str:
     """Format and (width, height), or the problem."""
     try:
         with Image.open(BytesIO(data)) as image:
-            return f"pixels of mode {image.mode}" if image.mode in UNSHOWN else (image.format, image.size)
+            return f"an image of {UNSHOWN[image.mode]}" if image.mode in UNSHOWN else (image.format, image.size)
     except UnidentifiedImageError:
         return "not an image"
     except Exception as error:  # Pillow's plugins raise a dozen types on bad bytes, even RuntimeError

@@ -205,9 +205,10 @@ def test_jobs_and_flags_named_in_the_file_exist(path: Path) -> None:
     commands = re.findall(r"(jobs/\w+\.py)((?:[^\n]|\\\n)*(?:\n +--[^\n]*)*)", path.read_text())
     assert commands
     for job, arguments in commands:
-        source = (ROOT / job).read_text()
+        assert (ROOT / job).is_file()
+        source = (ROOT / "soda_dist/commands" / Path(job).name).read_text()
         if job == "jobs/pretrain_imagenet.py":
-            source += (ROOT / "jobs/pretrain.py").read_text()
+            source += (ROOT / "soda_dist/commands/pretrain.py").read_text()
         for flag in re.findall(r"(?<= )--[a-z-]+", arguments):
             assert f'"{flag}"' in source, (job, flag)
 

@@ -319,9 +319,9 @@ def write_rejected(folder: Folder, records: dict[ShardJob, Record], say: Say, be
     if rejected or folder.exists(REJECTED):
         folder.write(REJECTED, "".join(f"{line}\n" for line in [*before, *lines]).encode())
     if rejected:
-        (reason, count), *others = Counter(row.reason for _, row in rejected).most_common()
-        often = f"{count:,} of them: " if others else ""
-        say(f"{len(rejected):,} rows could not be read ({often}{reason}); see {folder.file_uri(REJECTED)}")
+        reasons = Counter(row.reason for _, row in rejected).most_common()
+        shown = ", ".join(f"{count:,} x {reason}" for reason, count in reasons[:3]) + ", ..." * (len(reasons) > 3)
+        say(f"{len(rejected):,} rows could not be read ({shown}); see {folder.file_uri(REJECTED)}")
     return len(before) + len(rejected)
 
 

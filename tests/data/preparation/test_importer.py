@@ -289,7 +289,7 @@ def test_mistakes_of_the_user(s3_server: str, tmp_path: Path) -> None:
 def test_a_source_whose_images_are_all_bad(tmp_path: Path) -> None:
     source = open_folder(str(tmp_path / "source"))
     source.write(f"{WNIDS[0]}/1.JPEG", b"text")
-    with pytest.raises(UserError, match="got no readable image in train") as caught:
+    with pytest.raises(UserError, match=r"got no readable image in train \(the first: not an image\)") as caught:
         prepare("imagenet", source.uri, str(tmp_path / "data"))
     assert "rejected.jsonl" in str(caught.value)
     assert not (tmp_path / "data/manifest.json").exists()

@@ -210,8 +210,8 @@ REJECTED = {
     "hierarchical": (of_process(0xC5), "a lossless or hierarchical JPEG"),
     "12 bits": (of_process(0xC1, bits=12), "a JPEG of 12 bits a channel"),
     "PPM": (encoded(RGB, "PPM"), "format PPM, not JPEG, PNG or WebP"),
-    "TIFF of 32 bits": (encoded(RGB.convert("F"), "TIFF"), "pixels of mode F"),
-    "TIFF of integers": (encoded(RGB.convert("I"), "TIFF"), "pixels of mode I"),
+    "TIFF of 32 bits": (encoded(RGB.convert("F"), "TIFF"), "an image of 32 bits a channel"),
+    "TIFF of integers": (encoded(RGB.convert("I"), "TIFF"), "an image of 32 bits a channel"),
 }
 
 
