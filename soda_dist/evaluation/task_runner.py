@@ -17,7 +17,7 @@ from soda_dist.parallel.local_pool import LocalPool
 from soda_dist.parallel.pool import Pool
 from soda_dist.parallel.progress import Say, silent
 from soda_dist.runs.folder import chosen_steps, open_run, read_config, write_config
-from soda_dist.runs.results import Result
+from soda_dist.runs.results import Result, headlines
 
 OF_RUNS = ("evaluation", "sampling", "scale")
 """Sections that may be overridden when a run is evaluated: the weights do not depend on them."""
@@ -116,9 +116,12 @@ def encoder_config(model_source: ModelSource, overrides: Sequence[str]) -> RunCo
 
 def _do(names: Sequence[str], context: Context) -> dict[str, Result]:
     try:
-        return {name: TASKS[name].do(context) for name in names}
+        found = {name: TASKS[name].do(context) for name in names}
     finally:
         context.close()
+    for line in headlines(found) if len(found) > 1 else ():
+        context.say(line)
+    return found
 
 
 def _context(

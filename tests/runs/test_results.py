@@ -10,7 +10,7 @@ from soda_dist.config import load_config
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
 from soda_dist.runs.folder import write_config
-from soda_dist.runs.results import Data, pictures, read_result, read_results, read_run, write_result
+from soda_dist.runs.results import Data, headlines, pictures, read_result, read_results, read_run, write_result
 
 SMALL = str(Path(__file__).parents[1] / "config" / "small.yaml")
 
@@ -110,3 +110,13 @@ def test_epochs_are_of_the_metrics_or_else_of_the_rows(run: Folder) -> None:
     lines = [{"step": 10, "epoch": 0.5}, {"step": 20, "epoch": 1.0}, {"step": 40, "epoch": 9.0}]
     run.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
     assert read_run(run.uri).epochs == 1.0 * 30 / 20, "the last line up to the step, continued"
+
+
+def test_headlines_set_the_encoders_of_each_classification_side_by_side() -> None:
+    encoders = {
+        name: {"estimates": {"top1": {"value": value}}}
+        for name, value in (("trained", 0.9123), ("untrained", 0.5), ("pixels", 0.25))
+    }
+    found = {"probe": {"metric": "top1", "label": "shape", "encoders": encoders}, "reconstruction": {"metric": "psnr"}}
+    assert headlines(found) == ["linear probe of shape, top-1: trained 91.2 %, untrained 50.0 %, raw pixels 25.0 %"]
+    assert headlines({"reconstruction": {"metric": "psnr"}}) == []
