@@ -17,7 +17,7 @@ from soda_dist.parallel.local_pool import LocalPool
 from soda_dist.parallel.pool import Pool
 from soda_dist.parallel.progress import Say, silent
 from soda_dist.runs.folder import chosen_steps, open_run, read_config, write_config
-from soda_dist.runs.results import Result
+from soda_dist.runs.results import Result, headlines
 
 OF_RUNS = ("evaluation", "sampling", "scale")
 """Sections that may be overridden when a run is evaluated: the weights do not depend on them."""
@@ -128,9 +128,11 @@ def _do(names: Sequence[str], context: Context, after_task: Callable[[], None]) 
         for name in names:
             results[name] = TASKS[name].do(context)
             after_task()
-        return results
     finally:
         context.close()
+    for line in headlines(results) if len(results) > 1 else ():
+        context.say(line)
+    return results
 
 
 def _context(

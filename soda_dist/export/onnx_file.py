@@ -60,7 +60,7 @@ def _exported(encoder: nn.Module, config: RunConfig) -> bytes:
     It needs a second where the exporter through `torch.export` needs a minute and onnxscript, and an encoder has
     neither branches nor loops that a trace would miss.
     """
-    out = io.BytesIO()
+    out: Any = io.BytesIO()  # the exporter's annotation names paths alone
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on the older exporter, and on sizes that a trace makes constant

@@ -32,6 +32,7 @@ from soda_dist.runs.results import (
 
 Results = dict[tuple[str, bool], dict[int, Result]]
 """(task, whether of the moving average) -> step -> result; tasks in the order of the page."""
+Lines = list[dict[str, Any]]
 Found = TypeVar("Found")
 SHOWN_QUARANTINED, SHOWN_PROBLEMS, SHOWN_STARTS = 20, 20, 200
 """Names, lines and starts that are listed; the rest are counted."""
@@ -65,9 +66,9 @@ def render(run: Folder) -> str:
     problems: list[str] = []
     text = _readable(problems, "", lambda: config_text(run))
     config = _readable(problems, None, lambda: parse_stored(text, run.file_uri(CONFIG)) if text else None)
-    starts = _readable(problems, [], lambda: attempts(run))
-    lines = _readable(problems, [], lambda: sorted(read_lines(run, METRICS), key=lambda line: line["step"]))
-    quarantined = _readable(problems, [], lambda: read_lines(run, QUARANTINE))
+    starts: Lines = _readable(problems, [], lambda: attempts(run))
+    lines: Lines = _readable(problems, [], lambda: sorted(read_lines(run, METRICS), key=lambda line: line["step"]))
+    quarantined: Lines = _readable(problems, [], lambda: read_lines(run, QUARANTINE))
     results = _results(run, problems)
     validation = [embed(run, stored, problems) for stored in recent(validation_pictures(run))]
     pictures = pictures_by_topic(run, stored_pictures(run), problems)

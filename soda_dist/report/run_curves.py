@@ -44,9 +44,9 @@ def result_curves(results: dict[tuple[str, bool], dict[int, Result]]) -> list[Pl
         if len(known) > 1 and len(metrics) == 1:
             (metric,) = metrics
             percent = metric in MEASURES and MEASURES[metric].percent
-            errors = [result.get("standard_error") for result in known.values()]
+            errors = [as_number(result.get("standard_error")) for result in known.values()]
             values = [result["value"] for result in known.values()]
-            series = Series(list(known), values, [each if is_number(each) else 0.0 for each in errors])
+            series = Series(list(known), values, errors)
             curve = Curve(
                 f"{task}-{ema}", f"{task_title(task, ema=ema)}: {title_of(metric)}", "percent" if percent else ""
             )
@@ -59,11 +59,18 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def as_number(value: Any) -> float:
+    """Return a number as a float, everything else as 0."""
+    return float(value) if is_number(value) else 0.0
+
+
 def _validation_curve(name: str) -> Curve:
     measured = name.removeprefix(VALIDATION_PREFIX)
     share = (measured in MEASURES and MEASURES[measured].percent) or measured.endswith("accuracy")
-    unit = "percent" if share else "log" if measured == "loss" else ""
-    return Curve(name, f"Validation {plain_text(title_of(measured))}", unit)
+    title = f"Validation {plain_text(title_of(measured))}"
+    if share:
+        return Curve(name, title, "percent")
+    return Curve(name, title, "log" if measured == "loss" else "")
 
 
 def _series(lines: Lines, name: str) -> Series:

@@ -193,3 +193,17 @@ def _epochs(run: Folder, step: int, config: dict[str, Any], data: Data | None) -
         return last["epoch"] * step / last["step"]
     rows = data.rows.get(at(config, "data.train_split")) if data else None
     return step * at(config, "train.global_batch") / rows if rows else None
+
+
+def headlines(found: Mapping[str, Result]) -> list[str]:
+    """Say in a line for each classification task how the encoders of its result compare."""
+    lines = []
+    for task, title in TASKS.items():
+        if task in found:
+            measure, encoders = found[task]["metric"], found[task]["encoders"]
+            figures = (
+                f"{ENCODERS[name]} {100 * scores['estimates'][measure]['value']:.1f} %"
+                for name, scores in encoders.items()
+            )
+            lines.append(f"{title} of {found[task]['label']}, {MEASURES[measure]}: {', '.join(figures)}")
+    return lines

@@ -13,6 +13,7 @@ from soda_dist.runs.folder import write_config
 from soda_dist.runs.results import (
     Data,
     Stored,
+    headlines,
     read_result,
     read_run,
     read_stored,
@@ -136,3 +137,13 @@ def test_epochs_are_of_the_metrics_or_else_of_the_rows(run: Folder) -> None:
     lines = [{"step": 10, "epoch": 0.5}, {"step": 20, "epoch": 1.0}, {"step": 40, "epoch": 9.0}]
     run.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
     assert read_run(run.uri).epochs == 1.0 * 30 / 20, "the last line up to the step, continued"
+
+
+def test_headlines_set_the_encoders_of_each_classification_side_by_side() -> None:
+    encoders = {
+        name: {"estimates": {"top1": {"value": value}}}
+        for name, value in (("trained", 0.9123), ("untrained", 0.5), ("pixels", 0.25))
+    }
+    found = {"probe": {"metric": "top1", "label": "shape", "encoders": encoders}, "reconstruction": {"metric": "psnr"}}
+    assert headlines(found) == ["linear probe of shape, top-1: trained 91.2 %, untrained 50.0 %, raw pixels 25.0 %"]
+    assert headlines({"reconstruction": {"metric": "psnr"}}) == []

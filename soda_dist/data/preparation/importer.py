@@ -56,7 +56,7 @@ CLAIM, INDEX = f"{IMPORT}/import.json", f"{IMPORT}/index"
 REJECTED = "rejected.jsonl"
 APPEND = "_append"
 """Like IMPORT, of an addition that is not finished."""
-LATER = ("limit", "unlabelled", "image", "all", "names")
+LATER = ("limit", "unlabelled", "image", "all", "names", "setting")
 """Options that imports of earlier releases lacked: at their defaults they are no part of an import's identity."""
 IMPORT_FILES = re.compile(rf"({IMPORT}|{APPEND})/.*|{re.escape(MANIFEST)}|{re.escape(REJECTED)}|{SHARD_FILE.pattern}")
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -48,6 +48,25 @@ FOCAL = 1.15
 AZIMUTH, ELEVATION, DISTANCE = (-30.0, 30.0), (22.0, 42.0), (5.2, 6.2)
 """Ranges of the camera position around the point it looks at: degrees from the front (-y), degrees, world units."""
 TARGET, TARGET_RANGE = np.array([0.0, 0.0, 0.8]), np.array([0.25, 0.25, 0.15])
+
+
+class Setting(NamedTuple):
+    """Where solids stand, and how they fill the picture."""
+
+    focal: float
+    """Focal length in image widths."""
+    target_range: NDArray[np.float64]
+    """World units, [3]: the point that a camera looks at lies within this of `TARGET`."""
+    sizes: NDArray[np.float64]
+    """World units: half the height and width of a solid, by rank."""
+    surroundings: float
+    """Factor of the saturation of walls and floor."""
+
+
+SETTINGS = {
+    "room": Setting(FOCAL, TARGET_RANGE, SIZES, 1.0),
+    "studio": Setting(1.3, np.array([0.75, 0.75, 0.3]), np.linspace(0.8, 1.06, len(SIZES)), 0.25),
+}
 SUPERSAMPLE = 2
 IMAGES_PER_RENDER = 256
 
@@ -61,6 +80,8 @@ class Options(contract.Options):
     """Images per object."""
     size: Annotated[int, Field(ge=8, le=512)] = 64
     """Pixels a side."""
+    setting: Literal["room", "studio"] = "room"
+    """Coloured walls and floor, the solid near the middle; or pale ones, and larger solids that are often off it."""
     groups_per_shard: Annotated[int, Field(ge=1, le=4096)] = 4
     """Small shards, since each is one task and rendering is slow."""
 
@@ -87,8 +108,9 @@ class Synthetic:
 
     @property
     def contents(self) -> Contents:
+        names = FACTORS | {"size": tuple(f"{size:.2f}" for size in SETTINGS[self.options.setting].sizes)}
         return Contents.with_labels(
-            {name: Label(kind="factor", names=names) for name, names in FACTORS.items()},
+            {name: Label(kind="factor", names=values) for name, values in names.items()},
             "shape",
             *POSE_COLUMNS,
             rows_per_group=256 if self.options.size <= 64 else 64,
@@ -140,25 +162,29 @@ def _combinations(seed: int) -> NDArray[np.int64]:
 def scenes(options: Options, objects: NDArray[np.int64], views: NDArray[np.int64]) -> Scenes:
     """Build the scene of each object and view, int64 [n] each."""
     values = factors(options.seed, objects)
-    palette = np.stack([_colours(name, values[name]) for name in ("wall_hue", "floor_hue", "object_hue")], axis=1)
-    focal = FOCAL * options.size
+    setting = SETTINGS[options.setting]
+    paleness = {"wall_hue": setting.surroundings, "floor_hue": setting.surroundings, "object_hue": 1.0}
+    palette = np.stack([_colours(name, values[name], factor) for name, factor in paleness.items()], axis=1)
+    focal = setting.focal * options.size
     intrinsics = np.array([[focal, 0, options.size / 2], [0, focal, options.size / 2], [0, 0, 1]], np.float32)
     return Scenes(
         shape=values["shape"],
-        scale=SIZES[values["size"]].astype(np.float32),
+        scale=setting.sizes[values["size"]].astype(np.float32),
         yaw=np.radians(ORIENTATIONS[values["orientation"]]).astype(np.float32),
         palette=palette,
-        camera_to_world=_cameras(options.seed, objects * options.views + views),
+        camera_to_world=_cameras(options.seed, objects * options.views + views, setting.target_range),
         intrinsics=np.broadcast_to(intrinsics, (len(objects), 3, 3)),
     )
 
 
-def _colours(factor: str, hues: NDArray[np.int64]) -> NDArray[np.float32]:
-    table = [colorsys.hsv_to_rgb(hue / len(HUES), *SATURATION_VALUE[factor]) for hue in range(len(HUES))]
+def _colours(name: str, hues: NDArray[np.int64], factor: float) -> NDArray[np.float32]:
+    """RGB of hues, float32 [n, 3]; `factor` multiplies the saturation."""
+    saturation, value = SATURATION_VALUE[name]
+    table = [colorsys.hsv_to_rgb(hue / len(HUES), factor * saturation, value) for hue in range(len(HUES))]
     return np.array(table, np.float32)[hues]
 
 
-def _cameras(seed: int, keys: NDArray[np.int64]) -> NDArray[np.float32]:
+def _cameras(seed: int, keys: NDArray[np.int64], target_range: NDArray[np.float64]) -> NDArray[np.float32]:
     """Camera to world, float32 [n, 4, 4]: x right, y down, z towards a point near the solid."""
     u = addressed.uniforms(seed, "synthetic cameras", 0, keys, range(6))
     azimuth, elevation, distance = (
@@ -168,7 +194,7 @@ def _cameras(seed: int, keys: NDArray[np.int64]) -> NDArray[np.float32]:
     away = np.stack(
         [np.sin(azimuth) * np.cos(elevation), -np.cos(azimuth) * np.cos(elevation), np.sin(elevation)], axis=1
     )
-    position = TARGET + (2 * u[:, 3:] - 1) * TARGET_RANGE + distance[:, None] * away
+    position = TARGET + (2 * u[:, 3:] - 1) * target_range + distance[:, None] * away
     right = np.stack([np.cos(azimuth), np.sin(azimuth), np.zeros_like(azimuth)], axis=1)
     pose = np.zeros((len(keys), 4, 4))
     pose[:, :3, 0], pose[:, :3, 1], pose[:, :3, 2] = right, np.cross(-away, right), -away

@@ -2,6 +2,7 @@
 
 import colorsys
 import io
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -9,10 +10,13 @@ import pytest
 from PIL import Image
 from scipy.stats import chisquare
 
+from soda_dist.data.preparation import prepare
+from soda_dist.data.shards import read_manifest
 from soda_dist.data.source import Row, Source, check_image
 from soda_dist.data.sources import SOURCES, parse_options
-from soda_dist.data.sources.synthetic import COMBINATIONS, FACTORS, HUES, Options, factors, scenes
+from soda_dist.data.sources.synthetic import COMBINATIONS, FACTORS, HUES, SETTINGS, Options, factors, scenes
 from soda_dist.data.sources.synthetic_render import FLOOR, SHADOW, SOLID, WALL, surfaces
+from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 
 
@@ -120,6 +124,40 @@ def test_cameras_are_rotations_that_stand_upright_and_see_the_solid() -> None:
     border = np.ones((64, 64), bool)
     border[1:-1, 1:-1] = False
     assert (found[:, border] < SOLID).all(), "the whole solid is in the picture"
+
+
+def test_the_studio_has_larger_solids_off_the_middle_before_pale_walls() -> None:
+    objects, middles, areas, colours = np.arange(400), {}, {}, {}
+    for setting in SETTINGS:
+        view = scenes(Options(size=32, setting=setting), objects, 0 * objects)
+        solid = surfaces(view, 32) >= SOLID
+        areas[setting] = solid.sum(axis=(1, 2))
+        down, across = np.mgrid[:32, :32]
+        middles[setting] = np.stack([(solid * at).sum(axis=(1, 2)) for at in (down, across)]) / areas[setting]
+        colours[setting] = view.palette
+    assert areas["studio"].mean() > 1.4 * areas["room"].mean()
+    assert (middles["studio"].std(axis=1) > 1.4 * middles["room"].std(axis=1)).all(), "down and across"
+    assert areas["studio"].min() > 40, "none is out of the picture"
+    spread = {setting: np.ptp(each, axis=2).mean(axis=0) for setting, each in colours.items()}
+    np.testing.assert_allclose(spread["studio"] / spread["room"], [0.25, 0.25, 1], rtol=1e-5)
+
+
+def test_settings_share_factors_and_name_their_own_sizes() -> None:
+    room, studio = (opened("objects=40", "views=1", "size=8", f"setting={name}") for name in SETTINGS)
+    for one, other in zip(rows_of(room, "train"), rows_of(studio, "train"), strict=True):
+        assert [one.columns[name] for name in FACTORS] == [other.columns[name] for name in FACTORS]
+    assert room.contents.labels["size"].names == FACTORS["size"]
+    assert studio.contents.labels["size"].names[0] == "0.80"
+
+
+def test_an_import_before_settings_is_the_same_import(tmp_path: Path) -> None:
+    options = ["objects=1", "test_objects=0", "views=1", "size=8"]
+    made = [
+        read_manifest(open_folder(prepare("synthetic", None, str(tmp_path / name), [*options, f"setting={name}"])))
+        for name in SETTINGS
+    ]
+    assert made[0].fingerprint == "84f349f85f8304cee2adc6a2c029e12801598d03d75b330397c8d8b042143cd8"
+    assert made[1].fingerprint != made[0].fingerprint
 
 
 def hue_of(colours: np.ndarray) -> int:
