@@ -18,8 +18,8 @@ from soda_dist.evaluation.pieces import Piece, plan_pieces
 from soda_dist.evaluation.worker import rows_of
 from soda_dist.parallel.progress import Say
 
-LEAST_ROWS, MOST_ROWS, PIECES = 32, 1024, 64
-"""Images of a piece, which is lost if its worker is killed: about a PIECES-th of all, within these bounds."""
+LEAST_ROWS, MOST_ROWS, PIECE_BYTES = 32, 1024, 8 << 20
+"""Images of a piece, which is lost if its worker is killed: about PIECE_BYTES of files, within these bounds."""
 
 
 class Read(NamedTuple):
@@ -133,7 +133,7 @@ def open_images(uri: str, split: str | None, columns: tuple[str, ...], say: Say)
     if len(found) > len(members):
         other = next(member.name for member in found if not member.name.lower().endswith(IMAGE_ENDINGS))
         say(f"left out: {len(found) - len(members):,} files that are not named as images, such as {other}")
-    size = _rows_of_a_piece(len(members))
+    size = _rows_of_a_piece(len(members), sum(member.size for member in members))
     pieces = [FilePiece(at // size, tuple(members[at : at + size])) for at in range(0, len(members), size)]
     return ImageSet(Files(tree), pieces, {"files": _digest(members), "rows": size})
 
@@ -148,9 +148,10 @@ def _prepared(folder: Folder, split: str | None, columns: tuple[str, ...]) -> Im
         raise UserError(
             "--images", f"{folder.uri} without {lacking[0]}", "data with cameras", "choose another data set"
         )
-    rows = sum(shards.groups)
-    pieces = plan_pieces(name, shards.groups, None, _rows_of_a_piece(rows))
-    facts = {"shards": [shard.sha256 for shard in manifest.split(name).shards], "rows": _rows_of_a_piece(rows)}
+    stored = manifest.split(name)
+    rows = _rows_of_a_piece(stored.rows, sum(shard.bytes for shard in stored.shards))
+    pieces = plan_pieces(name, shards.groups, None, rows)
+    facts = {"shards": [shard.sha256 for shard in stored.shards], "rows": rows}
     return ImageSet(Rows(shards, columns), pieces, facts)
 
 
@@ -164,8 +165,8 @@ def _chosen(manifest: Manifest, split: str | None) -> str:
     return split
 
 
-def _rows_of_a_piece(total: int) -> int:
-    return min(MOST_ROWS, max(LEAST_ROWS, -(-total // PIECES)))
+def _rows_of_a_piece(rows: int, size: int) -> int:
+    return min(MOST_ROWS, max(LEAST_ROWS, PIECE_BYTES * rows // max(1, size)))
 
 
 def _digest(members: Sequence[Member]) -> str:
