@@ -30,6 +30,7 @@ from soda_dist.models.lr_equalization import plain_state_dict
 from soda_dist.models.soda import Encoding
 from soda_dist.parallel.local_pool import LocalPool
 from soda_dist.parallel.progress import Say, silent
+from soda_dist.training.build import build_encoder
 
 IMAGES = 10_000
 SMALL = ("encoder.width=0.125", "encoder.latent_dim=128", "train.precision=fp32")
@@ -87,12 +88,12 @@ def write_files(data_uri: str, config: RunConfig, place: Path) -> list[Path]:
 
 
 def write_model(config: RunConfig, place: Path) -> str:
-    """Write the initial model of `config` as an exported folder."""
+    """Write the initial encoder of `config` as a checkpoint's `encoder.safetensors`, config.json beside it."""
     place.mkdir(parents=True)
-    tensors = plain_state_dict(Initial(config).load())
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, place / "model.safetensors")
+    tensors = plain_state_dict(build_encoder(config))
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, place / "encoder.safetensors")
     (place / "config.json").write_text(json.dumps(config.model_dump()))
-    return str(place)
+    return str(place / "encoder.safetensors")
 
 
 class FileViews(CentralViews):

@@ -9,17 +9,18 @@ from typing import Any, NamedTuple, Protocol
 import pyarrow as pa
 
 from soda_dist.data.formats.archive import Member
-from soda_dist.data.formats.file_trees import IMAGE_ENDINGS, Tree, file_index, folder_of, open_tree
+from soda_dist.data.formats.file_trees import IMAGE_ENDINGS, FolderTree, Tree, file_index, folder_of, open_tree
 from soda_dist.data.formats.listing import refuse_repeats
 from soda_dist.data.shards import MANIFEST, Manifest, ShardReader, check_shards, read_manifest
+from soda_dist.data.source import Row, read_row
 from soda_dist.data.storage.folder import Folder
 from soda_dist.errors import UserError
 from soda_dist.evaluation.pieces import Piece, plan_pieces
 from soda_dist.evaluation.worker import rows_of
 from soda_dist.parallel.progress import Say
 
-LEAST_ROWS, MOST_ROWS, PIECES = 32, 1024, 64
-"""Images of a piece, which is lost if its worker is killed: about a PIECES-th of all, within these bounds."""
+LEAST_ROWS, MOST_ROWS, PIECE_BYTES = 32, 1024, 8 << 20
+"""Images of a piece, which is lost if its worker is killed: about PIECE_BYTES of files, within these bounds."""
 
 
 class Read(NamedTuple):
@@ -65,10 +66,19 @@ class Files:
     tree: Tree
 
     def read(self, piece: FilePiece, size: int) -> Iterator[Read]:
-        rows = self.tree.rows(file_index(piece.members), [])
+        rows = self._rows(file_index(piece.members))
         while some := list(islice(rows, size)):
             table = pa.table({"image": pa.array([row.image for row in some], pa.binary())})
             yield Read([row.name for row in some], table, [row.problem for row in some])
+
+    def _rows(self, index: pa.Table) -> Iterator[Row]:
+        """Read the files in order; those of a disk one by one, which for small files is faster than by threads."""
+        if not isinstance(self.tree, FolderTree) or not self.tree.folder.is_local:
+            yield from self.tree.rows(index, [])
+            return
+        with self.tree.reader() as read:
+            for entry in index.to_pylist():
+                yield read_row(entry, lambda each: read(Member(**each)))
 
 
 @dataclass(frozen=True)
@@ -133,7 +143,7 @@ def open_images(uri: str, split: str | None, columns: tuple[str, ...], say: Say)
     if len(found) > len(members):
         other = next(member.name for member in found if not member.name.lower().endswith(IMAGE_ENDINGS))
         say(f"left out: {len(found) - len(members):,} files that are not named as images, such as {other}")
-    size = _rows_of_a_piece(len(members))
+    size = _rows_of_a_piece(len(members), sum(member.size for member in members))
     pieces = [FilePiece(at // size, tuple(members[at : at + size])) for at in range(0, len(members), size)]
     return ImageSet(Files(tree), pieces, {"files": _digest(members), "rows": size})
 
@@ -148,9 +158,10 @@ def _prepared(folder: Folder, split: str | None, columns: tuple[str, ...]) -> Im
         raise UserError(
             "--images", f"{folder.uri} without {lacking[0]}", "data with cameras", "choose another data set"
         )
-    rows = sum(shards.groups)
-    pieces = plan_pieces(name, shards.groups, None, _rows_of_a_piece(rows))
-    facts = {"shards": [shard.sha256 for shard in manifest.split(name).shards], "rows": _rows_of_a_piece(rows)}
+    stored = manifest.split(name)
+    rows = _rows_of_a_piece(stored.rows, sum(shard.bytes for shard in stored.shards))
+    pieces = plan_pieces(name, shards.groups, None, rows)
+    facts = {"shards": [shard.sha256 for shard in stored.shards], "rows": rows}
     return ImageSet(Rows(shards, columns), pieces, facts)
 
 
@@ -164,8 +175,8 @@ def _chosen(manifest: Manifest, split: str | None) -> str:
     return split
 
 
-def _rows_of_a_piece(total: int) -> int:
-    return min(MOST_ROWS, max(LEAST_ROWS, -(-total // PIECES)))
+def _rows_of_a_piece(rows: int, size: int) -> int:
+    return min(MOST_ROWS, max(LEAST_ROWS, PIECE_BYTES * rows // max(1, size)))
 
 
 def _digest(members: Sequence[Member]) -> str:

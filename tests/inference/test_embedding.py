@@ -110,7 +110,7 @@ class _Killed(LocalPool):
 
 @pytest.mark.parametrize("ending", [".parquet", ".npz"])
 def test_a_killed_embedding_resumes_and_equals_the_undisturbed(tmp_path, export, monkeypatch, ending) -> None:
-    monkeypatch.setattr(image_sets, "LEAST_ROWS", 2)
+    monkeypatch.setattr(image_sets, "MOST_ROWS", 2)
     images, said = str(write_images(tmp_path / "images")), list[str]()
     killed, undisturbed = tmp_path / f"killed{ending}", tmp_path / f"undisturbed{ending}"
     embed(export, images, str(undisturbed), device="cpu", say=lambda _: None)
