@@ -20,7 +20,9 @@ TINY = {
     "diffusion": {"steps": 50},
     "sampling": {"steps": 5},
     "optim": {"lr": 1e-3, "warmup_steps": 2, "ema_decay": 0.9},
-    "train": {"steps": 6, "global_batch": 8, "log_every_steps": 2, "checkpoint_every_steps": 3},
+    "train": {
+        "steps": 6, "global_batch": 8, "log_every_steps": 2, "checkpoint_every_steps": 3, "precision": "fp32",
+    },
     "scale": {"engine": "torch", "data_memory_mb": 64},
     "evaluation": {"batch": 16, "images": 2, "probe": {"epochs": 2}},
 }  # fmt: skip

@@ -81,7 +81,7 @@ def _write_onnx(run_uri: str, out_uri: str, step: str, data_uri: str | None, say
     images = None if data_uri is None else _test_images(open_folder(data_uri), config)
     facts = {"producer": "soda_dist", "step": str(at), "weights_sha256": weights_digest(run, at, ema=True)}
     content = onnx_bytes(encoder, config, facts, say, int8=int8, images=images)
-    folder.write(name, content)
+    _write(folder, {name: content})
     return folder.file_uri(name)
 
 
@@ -109,5 +109,8 @@ def _test_images(data: Folder, config: RunConfig) -> Tensor:
 
 
 def _write(out: Folder, files: dict[str, bytes]) -> None:
-    for name, content in files.items():
-        out.write(name, content)
+    try:
+        for name, content in files.items():
+            out.write(name, content)
+    except FileNotFoundError:  # of file systems in which no folder can be made, such as /proc
+        raise UserError("--out", out.uri, "a folder that can be written", "choose another folder") from None

@@ -1,6 +1,5 @@
 """The encoder as one ONNX file, checked against PyTorch in onnxruntime; int8 on request."""
 
-import io
 import json
 import tempfile
 import warnings
@@ -60,9 +59,9 @@ def _exported(encoder: nn.Module, config: RunConfig) -> bytes:
     It needs a second where the exporter through `torch.export` needs a minute and onnxscript, and an encoder has
     neither branches nor loops that a trace would miss.
     """
-    out: Any = io.BytesIO()  # the exporter's annotation names paths alone
     try:
-        with warnings.catch_warnings():
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            out = Path(folder, "encoder.onnx")
             warnings.simplefilter("ignore")  # on the older exporter, and on sizes that a trace makes constant
             torch.onnx.export(
                 encoder,
@@ -74,10 +73,10 @@ def _exported(encoder: nn.Module, config: RunConfig) -> bytes:
                 opset_version=OPSET,
                 dynamo=False,
             )
+            return out.read_bytes()
     except torch.onnx.errors.UnsupportedOperatorError as error:
         got = f"onnx of an encoder with a layer that ONNX lacks ({str(error).splitlines()[0][:100]})"
         raise UserError("--to", got, "layers of ONNX", "use --to hub") from None
-    return out.getvalue()
 
 
 def _check(content: bytes, encoder: nn.Module, config: RunConfig, say: Say) -> None:

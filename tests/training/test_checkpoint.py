@@ -15,7 +15,7 @@ from soda_dist.evaluation.model_sources import EncoderFile
 from soda_dist.models.condition import Sources
 from soda_dist.models.encoder import Encoder
 from soda_dist.runs.folder import checkpoint_folder, claim, complete_steps, read_config, write_config
-from soda_dist.training import checkpoint
+from soda_dist.training import checkpoint, ticker
 from soda_dist.training.context import LocalContext
 from soda_dist.training.engines.engine import Fragment
 from soda_dist.training.loop import fit
@@ -222,7 +222,8 @@ def test_unreadable_rows_are_listed(tmp_path):
     assert [line["unreadable"] for line in lines] == [0, 1, 0, 0]
 
 
-def test_retries_of_the_store_are_summed_and_shown(tmp_path):
+def test_retries_of_the_store_are_summed_and_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(ticker, "pause_s", lambda age: 0.0)  # every line is due
     config, said = tiny_config(), []
 
     def batches(first):
