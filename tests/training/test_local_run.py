@@ -1,6 +1,7 @@
 """`soda_dist.pretrain`: the plain run, however the configuration is written, resumed after an interruption."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from soda_dist.config.load import with_fields
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from soda_dist.runs.folder import attempts, complete_steps
+from soda_dist.training import checkpoint
 from soda_dist.training.local_run import alone, configuration, pretrain
 from tests.evaluation.small_run import small_data
 from tests.tiny import TINY, tiny_config
@@ -29,20 +31,22 @@ def weights(run: str, step: int) -> dict[str, torch.Tensor]:
     return load_file(f"{run}/checkpoints/{step:09d}/model.safetensors")
 
 
-def test_it_is_the_plain_run_and_an_interrupted_one_resumes_to_it(data: str, tmp_path: Path) -> None:
-    config, said = tiny_config(), list[str]()
+def test_it_is_the_plain_run_and_an_interrupted_one_resumes_to_it(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, said, save = tiny_config(), list[str](), checkpoint.save
     plain = train_plainly(data, config, str(tmp_path / "plain"))
 
-    def until_the_checkpoint(line: str) -> None:
-        said.append(line)
-        if line.startswith("step 4/"):
-            raise KeyboardInterrupt
+    def save_and_stop(*args: Any) -> None:
+        save(*args)
+        raise KeyboardInterrupt
 
     place, threads = str(tmp_path / "run"), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with pytest.raises(KeyboardInterrupt):
-            pretrain(config, data, place, device="cpu", say=until_the_checkpoint)
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(checkpoint, "save", save_and_stop)
+            pretrain(config, data, place, device="cpu", say=said.append)
         assert pretrain(config, data, place, device="cpu", say=said.append) == place
     finally:
         torch.set_num_threads(threads)
