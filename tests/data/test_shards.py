@@ -189,7 +189,7 @@ def test_a_truncated_shard(any_uri: str) -> None:
 def test_a_folder_without_a_manifest(any_uri: str) -> None:
     with pytest.raises(UserError, match=r"got a folder without manifest\.json") as caught:
         read_manifest(open_folder(any_uri).child("nothing"))
-    assert "prepare_data.py" in str(caught.value)
+    assert "run prepare_data" in str(caught.value)
 
 
 def test_another_shard_in_the_place_of_one_is_seen(any_uri: str) -> None:

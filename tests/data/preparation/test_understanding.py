@@ -227,9 +227,8 @@ def test_by_a_limit_training_may_lack_a_class(tmp_path: Path) -> None:
 
 def test_names_of_numbers_are_given_as_an_option(tmp_path: Path) -> None:
     source = tables(tmp_path / "a", declared=False, train=[0, 1, 2, 0], test=[0, 1])
-    assert imported("parquet", source, "names=[hen,3,owl]")[1][2:3] == [
-        "found 4 train, 2 test rows; label: 3 classes (hen, 3, owl); no cameras"
-    ]
+    found = "found 4 train, 2 test rows; label: 3 classes (hen, 3, owl); no cameras"
+    assert found in imported("parquet", source, "names=[hen,3,owl]")[1]
     source = tables(tmp_path / "c", declared=False, train=[0, 1, 2, 0], test=[0, 1])
     assert "names: got 2 names; allowed: 3, one for each number of label" in refused("parquet", source, "names=[a,b]")
     assert "names: got names, but no label" in refused("parquet", source, "names=[a,b,c]", "label=none")
