@@ -45,7 +45,7 @@ test-fast: $(STAMP)
 # What another version of Python or of a library would break first: imports, options, tensors, decoding.
 test-quick: $(STAMP)
 	$(PYTEST) -m "not ray and not slow and not long and not learn" tests/rules/test_imports.py \
-		tests/rules/test_console.py tests/config tests/diffusion tests/models tests/runs tests/data/views
+		tests/rules/test_console.py tests/config/test_config.py tests/diffusion tests/runs tests/data/views tests/data/test_pairs.py
 
 test-learn: $(STAMP)
 	$(BIN)/python -m pytest -q -s tests/learn -m learn --timeout 7200 --results docs/results.md
