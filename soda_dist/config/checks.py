@@ -234,6 +234,9 @@ def norm_batch(config: Sections) -> Iterator[Problem]:
 
 
 def steps(config: Sections) -> Iterator[Problem]:
+    if config.method == "encdec" and config.diffusion.prediction != "noise":
+        got = f"{config.diffusion.prediction} with method=encdec"
+        yield Problem("diffusion.prediction", got, "noise, the default", "it denoises nothing; remove it")
     if config.sampling.steps > config.diffusion.steps:
         got = f"{config.sampling.steps} with diffusion.steps={config.diffusion.steps}"
         yield Problem("sampling.steps", got, f"1..{config.diffusion.steps}", "sample in fewer steps")

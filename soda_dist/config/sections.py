@@ -181,6 +181,9 @@ class Diffusion(Node):
 
     schedule: Literal["inverted", "cosine", "linear", "sigmoid"] = "inverted"
     steps: Annotated[int, Field(ge=2, le=100_000)] = 1000
+    prediction: Literal["noise", "velocity"] = "noise"
+    """Output of the denoiser, whose error is the loss: eps, or v = sqrt(abar) eps - sqrt(1 - abar) x_0 (Salimans and Ho
+    2022), which weighs high noise more, where z decides what is drawn (ours, for short runs)."""
 
 
 class Sampling(Node):

@@ -1,14 +1,18 @@
 """Forward process: clean images to noised ones in one step (section 3.1, appendix B)."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from soda_dist.errors import UserError
 from soda_dist.torch_internals import FixedDtype
 
+Prediction = Literal["noise", "velocity"]
+
 
 class GaussianProcess(FixedDtype):
-    """q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I) (appendix B).
+    """q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I) (appendix B), and what a network says of x_t.
 
     `abar` stays a float64 table on the CPU, from which samplers take strided steps. Training reads float32 buffers that
     follow the module's device but never its dtype: casting the model to bf16 must not round the noise levels. Neither
@@ -16,13 +20,18 @@ class GaussianProcess(FixedDtype):
 
     Args:
         abar: float64 [T], in (0, 1), never rising; index i is t = i + 1. Other tables raise UserError.
+        prediction: the network's output: eps, as in the paper, or v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0 (Salimans
+            and Ho 2022). The squared error of v is that of the eps it implies, divided by abar_t.
     """
 
     sqrt_abar: Tensor
     sqrt_one_minus_abar: Tensor
 
-    def __init__(self, abar: Tensor) -> None:
+    def __init__(self, abar: Tensor, prediction: Prediction = "noise") -> None:
         super().__init__()
+        if prediction not in ("noise", "velocity"):
+            raise ValueError(f"prediction: got {prediction}; allowed: noise, velocity")
+        self.prediction = prediction
         _check_table(abar)
         self.abar = abar.detach().cpu().clone()
         self.register_buffer("sqrt_abar", self.abar.sqrt().float(), persistent=False)
@@ -40,8 +49,26 @@ class GaussianProcess(FixedDtype):
             x0, eps: [B, ...] float: images in [-1, 1] and standard normal noise.
             t: int64 [B] in 0..T-1, the table's index.
         """
-        shape = (-1,) + (1,) * (x0.ndim - 1)
-        return self.sqrt_abar[t].view(shape) * x0 + self.sqrt_one_minus_abar[t].view(shape) * eps
+        signal, noise = self._scales(t, x0.ndim)
+        return signal * x0 + noise * eps
+
+    def wanted(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """Compute what the network should say of x_t; arguments as in `noised`."""
+        if self.prediction == "noise":
+            return eps
+        signal, noise = self._scales(t, x0.ndim)
+        return signal * eps - noise * x0
+
+    def noise_in(self, x: Tensor, t: Tensor, output: Tensor) -> Tensor:
+        """Compute the eps that the network's output for x = x_t implies, [B, ...] float."""
+        if self.prediction == "noise":
+            return output
+        signal, noise = self._scales(t, x.ndim)
+        return noise * x + signal * output
+
+    def _scales(self, t: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
+        shape = (-1,) + (1,) * (ndim - 1)
+        return self.sqrt_abar[t].view(shape), self.sqrt_one_minus_abar[t].view(shape)
 
 
 def _check_table(abar: Tensor) -> None:

@@ -115,7 +115,7 @@ class Method(nn.Module, ABC):
 
 
 class DiffusionMethod(Method):
-    """The objective E || eps - D(x_t, t, condition) ||^2 (section 3.1, appendix B).
+    """The objective E || eps - D(x_t, t, condition) ||^2 (section 3.1, appendix B); `process` says if D gives eps.
 
     Args:
         before: modules that precede the denoiser in the order of parameters and of addressed layers.
@@ -140,11 +140,15 @@ class DiffusionMethod(Method):
     def loss(self, batch: Batch, *, t: Tensor, eps: Tensor, keep: Tensor | None, pose_keep: Tensor | None) -> Tensor:
         """Compute each sample's squared error, averaged over pixels and channels: float32 [B]; see `Method.loss`."""
         condition = self.condition(batch.sources, batch.pose, keep, self._masked_poses(pose_keep))
-        predicted = self.denoise(self.process.noised(batch.target, t, eps), t, condition)
-        return F.mse_loss(predicted, eps.float(), reduction="none").mean((1, 2, 3))
+        predicted = self._output(self.process.noised(batch.target, t, eps), t, condition)
+        wanted = self.process.wanted(batch.target, t, eps).float()
+        return F.mse_loss(predicted, wanted, reduction="none").mean((1, 2, 3))
 
     def denoise(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Predict the noise, float32 [B, 3, r, r]; arguments as in `Denoiser.forward`."""
+        return self.process.noise_in(x, t, self._output(x, t, condition))
+
+    def _output(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         with self._autocast(x.device):
             return self.denoiser(x, t, condition).float()
 

@@ -157,7 +157,8 @@ def torch_engine(config: RunConfig, objective: Objective, *, rank: int = 0, worl
 
 
 def _process(config: RunConfig) -> GaussianProcess:
-    return GaussianProcess(alpha_bar(config.diffusion.schedule, config.diffusion.steps))
+    d = config.diffusion
+    return GaussianProcess(alpha_bar(d.schedule, d.steps), d.prediction)
 
 
 def _encoder(config: RunConfig) -> nn.Module:

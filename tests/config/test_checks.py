@@ -65,6 +65,8 @@ CONTRADICTIONS = [
     (("evaluation.latents=denoiser", "method=encdec", *NO_MASKS), "evaluation.latents",
      ("evaluation.latents=encoder",)),
     (("method=palette", *NO_LAYERS, "train.online_probe=true"), "train.online_probe", ("train.online_probe=false",)),
+    (("method=encdec", *NO_MASKS, "diffusion.prediction=velocity"), "diffusion.prediction",
+     ("diffusion.prediction=noise",)),
     (("train.online_probe_label=colour",), "train.online_probe_label", ("train.online_probe=true",)),
 ]  # fmt: skip
 
@@ -72,6 +74,6 @@ CONTRADICTIONS = [
 @pytest.mark.parametrize(("wrong", "field", "mended"), CONTRADICTIONS)
 def test_a_contradiction_names_its_field_and_can_be_mended(wrong, field, mended) -> None:
     with pytest.raises(UserError) as refused:
-        load_config("demo", wrong)
+        load_config("solids", wrong)
     assert refused.value.field == field and "\n" not in str(refused.value)
-    load_config("demo", (*wrong, *mended))
+    load_config("solids", (*wrong, *mended))

@@ -81,3 +81,41 @@ def test_a_wrong_table_is_refused(table):
     with pytest.raises(UserError) as caught:
         GaussianProcess(table)
     assert caught.value.field == "abar"
+
+
+@pytest.mark.parametrize("prediction", ["noise", "velocity"])
+def test_what_a_network_should_say_gives_the_noise_back(prediction):
+    generator = torch.Generator().manual_seed(1)
+    process = GaussianProcess(alpha_bar("cosine", 1000), prediction)
+    x0, eps = (torch.randn(6, 3, 2, 2, generator=generator) for _ in range(2))
+    t = torch.tensor([0, 10, 300, 700, 990, 999])
+    said = process.wanted(x0, t, eps)
+    torch.testing.assert_close(process.noise_in(process.noised(x0, t, eps), t, said), eps, rtol=0, atol=1e-5)
+
+
+def test_the_squared_error_of_velocity_is_that_of_its_noise_over_abar():
+    generator = torch.Generator().manual_seed(2)
+    abar = alpha_bar("cosine", 1000)
+    process = GaussianProcess(abar, "velocity")
+    x0, eps, wrong = (torch.randn(4, 3, 2, 2, generator=generator) for _ in range(3))
+    t = torch.tensor([10, 300, 700, 900])
+    x = process.noised(x0, t, eps)
+    error = (wrong - process.wanted(x0, t, eps)).square().mean((1, 2, 3))
+    implied = (process.noise_in(x, t, wrong) - eps).square().mean((1, 2, 3))
+    torch.testing.assert_close(error, implied / abar[t].float(), rtol=1e-4, atol=0)
+
+
+def test_velocity_is_the_derivative_along_the_circle():
+    """v is the derivative of x_t by the angle whose cosine is sqrt(abar) (Salimans and Ho 2022, appendix D)."""
+    angle, step = 0.7, 1e-3
+    table = torch.tensor([math.cos(angle - step), math.cos(angle), math.cos(angle + step)], dtype=torch.float64) ** 2
+    process = GaussianProcess(table, "velocity")
+    x0, eps = torch.tensor([0.3]), torch.tensor([-1.2])
+    before, after = (process.noised(x0, torch.tensor([i]), eps) for i in (0, 2))
+    said = process.wanted(x0, torch.tensor([1]), eps)
+    torch.testing.assert_close((after - before) / (2 * step), said, rtol=1e-3, atol=1e-3)
+
+
+def test_an_unknown_prediction_is_refused():
+    with pytest.raises(ValueError, match="prediction: got image; allowed: noise, velocity"):
+        GaussianProcess(alpha_bar("cosine", 10), "image")
