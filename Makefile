@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/python jobs/prepare_data.py synthetic --data $(DEMO)/data objects=6000 test_objects=1500 views=1 size=32
+	$(BIN)/python jobs/prepare_data.py synthetic --data $(DEMO)/data setting=studio objects=3000 test_objects=375 views=4 size=32
 	$(BIN)/python jobs/pretrain.py --preset demo --data $(DEMO)/data --run $(DEMO)/run-$(SEED) seed=$(SEED)
 	$(BIN)/python jobs/evaluate.py --data $(DEMO)/data --run $(DEMO)/run-$(SEED) --tasks probe,knn,reconstruction
 

@@ -2,6 +2,7 @@
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,9 +40,9 @@ FAR = 10**9
 """Positions of the held-out pairs: random numbers that training never meets."""
 
 
-def write_scenes(path: Path, *, objects: int, test_objects: int, views: int, size: int) -> Folder:
-    """A data set of solids, as prepare_data.py would make it."""
-    source = Synthetic(Options(objects=objects, test_objects=test_objects, views=views, size=size))
+def write_scenes(path: Path, **options: Any) -> Folder:
+    """A data set of solids, as prepare_data.py would make it with these options."""
+    source = Synthetic(Options(**options))
     folder, splits, contents = open_folder(str(path)), {}, source.contents
     schema = shard_schema(contents.columns)
     for part in source.parts():
