@@ -364,7 +364,7 @@ def test_parameters_of_table_1_are_as_printed_and_near_the_papers(row: str) -> N
     _, command, published, printed, _ = _cells("Table 1", row)
     ((preset, overrides),) = commands(command)
     # Counted without memory and without initial weights: a forward process cannot be made so, and has no parameters.
-    with patch.object(build, "GaussianProcess", lambda abar: nn.Identity()), torch.device("meta"):
+    with patch.object(build, "GaussianProcess", lambda *_: nn.Identity()), torch.device("meta"):
         model = build.build_model(load_config(preset, overrides))
     parts_of = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in model.named_children()}
     built = [sum(parts_of.values())]

@@ -11,6 +11,8 @@ from soda_dist.runs.folder import claim, read_config
 from soda_dist.training.context import LocalContext
 from tests.tiny import tiny_config
 
+AUTO = tiny_config(train={"precision": "auto"})
+
 
 class Peers(LocalContext):
     """A worker whose peers have devices of other precisions."""
@@ -26,7 +28,7 @@ class Peers(LocalContext):
 def resolved(place: Path, own: str, *others: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(train_worker, "device_precision", lambda device: own)
     run = open_folder(str(place))
-    config = claim(run, tiny_config())
+    config = claim(run, AUTO)
     if config.train.precision != "auto":
         return f"kept {config.train.precision}"
     found = train_worker._with_precision(config, run, Peers(*others)).train.precision
@@ -48,5 +50,5 @@ def test_workers_that_start_again_keep_it_too(tmp_path: Path, monkeypatch: pytes
     """Ray restarts lost workers with the configuration of the driver, in which it is still `auto`."""
     assert resolved(tmp_path, "bf16", monkeypatch=monkeypatch) == "bf16"
     monkeypatch.setattr(train_worker, "device_precision", lambda device: "fp32")
-    again = train_worker._with_precision(tiny_config(), open_folder(str(tmp_path)), Peers())
+    again = train_worker._with_precision(AUTO, open_folder(str(tmp_path)), Peers())
     assert again.train.precision == "bf16"

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -88,6 +89,8 @@ class Remote:
 
 
 def test_event_files_reach_a_folder_that_cannot_append(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = SimpleNamespace(time=count(1_000_000_000).__next__)  # names of files in one second sort as text
+    monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time", seconds)
     monkeypatch.setattr("soda_dist.training.observers.tensorboard.COPIED_BYTES", 0)
     resumed(lambda: TensorBoard(Remote(run)))  # type: ignore[arg-type]
     assert len(run.list("tensorboard/")) > 2, "full files are followed by new ones"

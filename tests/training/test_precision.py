@@ -28,8 +28,7 @@ def test_cpus_by_their_units_and_a_measurement(
     monkeypatch.setattr(module, "has_bf16_units", lambda cpuinfo: units)
     monkeypatch.setattr(module, "speed_up", lambda: faster)
     assert device_precision(torch.device("cpu")) == found
-    config = tiny_config()
-    assert config.train.precision == "auto"
+    config = tiny_config(train={"precision": "auto"})
     assert with_precision(config, torch.device("cpu")).train.precision == found
     named = with_fields(config, {"train.precision": "bf16"})
     assert with_precision(named, torch.device("meta")) is named
