@@ -13,6 +13,7 @@ from typing import NoReturn
 from soda_dist.config.load import dump_config, load_config, parse_config, preset_names
 from soda_dist.config.schema import RunConfig
 from soda_dist.errors import MachineError, UserError
+from soda_dist.interrupts import WAYS_ON, Interrupted, ending
 from soda_dist.parallel.heartbeat import Heartbeat, ticking
 
 CONSOLE = "soda-dist"
@@ -127,10 +128,11 @@ def run(main: Callable[[list[str]], str]) -> NoReturn:
 
     Once the job has shown a line, its silences end after `pause_s` with a line that says so.
 
-    Exit codes: 0 done, 2 the user's mistake, 130 interrupted, 141 output pipe closed, 1 everything else.
+    Exit codes: 0 done, 2 the user's mistake, 130 and 143 interrupted by SIGINT and SIGTERM, 141 output pipe closed,
+    1 everything else.
     """
     try:
-        with ticking(lambda: _HEARTBEAT.tick(_beat)):
+        with ending(), ticking(lambda: _HEARTBEAT.tick(_beat)):
             result = main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -138,8 +140,11 @@ def run(main: Callable[[list[str]], str]) -> NoReturn:
     except MachineError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
+    except Interrupted as error:
+        print(error, file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("interrupted: rerun the same command to resume from the last checkpoint", file=sys.stderr, flush=True)
+        print(f"interrupted: {WAYS_ON}", file=sys.stderr, flush=True)
         sys.exit(130)
     except Exception:
         traceback.print_exc()

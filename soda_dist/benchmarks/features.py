@@ -137,7 +137,7 @@ def _start_pool(pools: ExitStack, config: RunConfig, data_uri: str, actors: int,
     """Start a pool and return it with the seconds until all actors were ready."""
     began = time.perf_counter()
     setup = partial(load_models, Initial(config), data_uri, config)
-    pool = ActorPool(say=say, actors=actors, start_timeout_s=config.scale.start_timeout_s, setup=setup)
+    pool = ActorPool(say=say, actors=actors, start_timeout_s=config.scale.wait_s, setup=setup)
     pools.enter_context(pool)
     threads: dict[int, int] = {}
     while len(threads) < actors:

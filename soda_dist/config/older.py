@@ -30,6 +30,10 @@ _MEANT: dict[int, dict[str, Any]] = {
 """By format: the fields that it lacks, and what runs of it did. Fields whose default is that need no row."""
 
 
+_RENAMED = {"start_timeout_s": "max_wait_s"}
+"""Fields of `scale` by earlier names."""
+
+
 def parse_stored(text: str | bytes, where: str) -> RunConfig:
     """Load the configuration that a run or a checkpoint stores; raise `UserError` as `load_config` does.
 
@@ -44,6 +48,8 @@ def parse_stored(text: str | bytes, where: str) -> RunConfig:
             section, _, name = field.partition(".")
             if field not in fields and isinstance(tree.setdefault(section, {}), dict):
                 tree[section][name] = fields.get(meaning.field) if isinstance(meaning, _As) else meaning
+    if isinstance(scale := tree.get("scale"), dict):
+        tree["scale"] = {_RENAMED.get(name, name): value for name, value in scale.items()}
     return validate(RunConfig, tree, "use the release that wrote it")
 
 

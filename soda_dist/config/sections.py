@@ -293,9 +293,16 @@ class Scale(Node):
     engine: Literal["deepspeed", "torch"] = "deepspeed"
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     max_failures: Annotated[int, Field(ge=-1)] = 3
-    """Restarts after lost workers; -1 = no limit (spot machines)."""
-    start_timeout_s: Positive = 600.0
-    """Longest wait for the workers' resources, including autoscaling."""
+    """Restarts after lost workers; -1 = no limit (spot machines). A machine that is known to go is none."""
+    max_wait_s: Positive | None = 600.0
+    """Longest wait for machines, at the start and after a loss; null = no limit (spot machines)."""
+    hang_timeout_s: Positive = 600.0
+    """Longest time without a finished step; then every worker's stacks are shown, and the workers start again."""
+
+    @property
+    def wait_s(self) -> float:
+        """`max_wait_s` as a number of seconds."""
+        return 1e8 if self.max_wait_s is None else self.max_wait_s
 
 
 class Sections(Node):

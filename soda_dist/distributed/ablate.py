@@ -20,7 +20,7 @@ from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.distributed.evaluate_on_ray import evaluate
 from soda_dist.distributed.pretrain import pretrain
 from soda_dist.distributed.runtime.actor_pool import ActorPool
-from soda_dist.distributed.runtime.driver_lines import board
+from soda_dist.distributed.runtime.mailbox import mailbox
 from soda_dist.distributed.runtime.resources import check_resources, training_resources
 from soda_dist.errors import UserError
 from soda_dist.parallel.pool import Held
@@ -70,7 +70,7 @@ class Place:
     group: Ablation
     data: str
     out: str
-    board: Any
+    mailbox: Any
 
 
 def ablate(group: Ablation, base: RunConfig, data_uri: str | None, out_uri: str, say: Say) -> str:
@@ -159,13 +159,13 @@ def _train_all(group: Ablation, trials: Sequence[Trial], data: str, out: Folder,
         say(f"already trained: {len(trials)} runs")
         return
     done = len(trials) - len(left)
-    with board(say) as lines:
-        place = Place(group, data, out.uri, lines)
+    with mailbox(say) as box:
+        place = Place(group, data, out.uri, box.actor)
         pool = ActorPool(
             say=say,
             needs={"CPU": 0},  # what trains and evaluates asks for its own
             actors=group.concurrent,
-            start_timeout_s=left[0].config.scale.start_timeout_s,
+            start_timeout_s=left[0].config.scale.wait_s,
             setup=Held(place),
         )
         with pool:
@@ -182,7 +182,7 @@ def _do(place: Place, trial: Trial) -> float:
     trained = 0.0
 
     def tell(line: str) -> None:
-        place.board.put.remote(f"{trial.name}: {line}")
+        place.mailbox.put.remote(f"{trial.name}: {line}")
 
     try:
         pretrain(trial.config, place.data, run.uri, tell)

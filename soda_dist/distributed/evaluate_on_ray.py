@@ -19,7 +19,7 @@ def evaluation_pool(config: RunConfig, say: Say) -> ActorPool:
         say=say,
         needs=evaluation_resources(config),
         actors=config.evaluation.actors,
-        start_timeout_s=config.scale.start_timeout_s,
+        start_timeout_s=config.scale.wait_s,
     )
 
 

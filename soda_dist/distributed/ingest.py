@@ -17,6 +17,7 @@ from ray.data import DataContext, ExecutionResources
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.data.extensions import ArrowTensorArray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.labels import probe_labels
@@ -130,14 +131,15 @@ def _dataset_batches(data_uri: str, config: RunConfig, plans: list[list[Block]])
     context.target_max_block_size = int(0.8 * row_bytes(config.data) * largest)
     context.execution_options.preserve_order = True
     context.custom_execution_callback_classes = [resting_loop()]
-    context.execution_options.resource_limits = ExecutionResources.for_limits(
-        cpu=config.scale.data_cpus_per_worker, object_store_memory=planned_bytes(config)
-    )
+    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=planned_bytes(config))
+    # The worker has reserved their CPUs with its own, on its node.
+    beside = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     dataset = ray.data.read_datasource(
         PlannedPairs(data_uri, config, plans),
         override_num_blocks=len(plans),
         concurrency=config.scale.data_cpus_per_worker,
-        num_cpus=1,
+        num_cpus=0,
+        ray_remote_args={"scheduling_strategy": beside},
     )
     due = np.concatenate([np.arange(start, stop) for block in blocks for start, stop in block])
     for batch in dataset.iter_batches(batch_size=config.micro_batch, batch_format="numpy", prefetch_batches=2):

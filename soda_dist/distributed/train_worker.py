@@ -1,9 +1,13 @@
 """One training process of Ray Train."""
 
+import traceback
+from contextlib import suppress
 from typing import Any
 
 import ray
 import torch
+import torch.distributed as dist
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from soda_dist.config.load import with_fields
 from soda_dist.config.schema import RunConfig
@@ -11,42 +15,34 @@ from soda_dist.config.settle import PRECISION
 from soda_dist.data.shards import read_manifest
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.distributed.ingest import stream
-from soda_dist.distributed.runtime.driver_lines import Relay
-from soda_dist.errors import UserError
+from soda_dist.distributed.runtime.mailbox import Relay
+from soda_dist.distributed.supervisor import Failed
+from soda_dist.distributed.worker_control import Control
 from soda_dist.runs.folder import read_config, write_config
 from soda_dist.training.build import build_engine
 from soda_dist.training.collectives import ProcessGroupContext
 from soda_dist.training.context import WorkerContext
+from soda_dist.training.failures import judged
 from soda_dist.training.loop import fit
 from soda_dist.training.precision import device_precision
 from soda_dist.training.validation import Validation
 
+REPORT_S = 10.0
+"""Longest wait until the driver's mailbox has an error."""
+
 
 def train_worker(job: dict[str, Any]) -> None:
-    """Train as one process. An error that a retry cannot mend goes to the board, so the next attempt ends at once."""
-    lines = job["board"]
-    if ray.get(lines.fatal.remote()) is not None:
-        return
+    """Train as one process. The driver hears of an error before Ray does, with whether another start may mend it."""
+    control: list[Control] = []
     try:
-        _train(job)
+        _train(job, control)
     except Exception as error:
-        fatal = _cause(error)
-        if fatal is not None:
-            ray.get(lines.fail.remote(fatal))
+        remedy, shown = judged(error)
+        step = control[0].step if control else None
+        failed = Failed(dist.get_rank(), step, remedy, shown, traceback.format_exc())
+        with suppress(RayActorError, GetTimeoutError):
+            ray.get(job["mailbox"].report.remote(failed), timeout=REPORT_S)
         raise
-
-
-def _cause(error: BaseException | None) -> Exception | None:
-    """Find a user's mistake or a diverged loss in a chain of wrapped errors."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, UserError):
-            return UserError(error.field, error.got, error.allowed, error.remedy)
-        if isinstance(error, FloatingPointError):
-            return FloatingPointError(str(error))
-        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
-    return None
 
 
 def _with_precision(config: RunConfig, run: Folder, context: WorkerContext) -> RunConfig:
@@ -62,11 +58,19 @@ def _with_precision(config: RunConfig, run: Folder, context: WorkerContext) -> R
     return config
 
 
-def _train(job: dict[str, Any]) -> None:
+def _train(job: dict[str, Any], held: list[Control]) -> None:
+    """Train; `held` gets the process's control."""
     from ray.train.torch import get_device
 
     config, device = job["config"], get_device()
-    context = ProcessGroupContext(device, job["board"].put.remote)
+    control = Control(job["mailbox"], dist.get_rank(), dist.get_world_size(), config.scale.hang_timeout_s)
+    held.append(control)
+    with control.beating():
+        _fit(job, config, ProcessGroupContext(device, job["mailbox"].put.remote, control.asked))
+
+
+def _fit(job: dict[str, Any], config: RunConfig, context: ProcessGroupContext) -> None:
+    device = context.device
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(config.scale.cpus_per_worker)))
     config = _with_precision(config, open_folder(job["run"]), context)
@@ -85,5 +89,5 @@ def _train(job: dict[str, Any]) -> None:
         job["rows"],
         job["until"],
         validation,
-        Relay(job["board"]) if config.train.trackers else None,
+        Relay(job["mailbox"]) if config.train.trackers else None,
     )

@@ -15,7 +15,7 @@ from soda_dist.config.search import Range, Search
 from soda_dist.data.storage.folder import Folder
 from soda_dist.distributed.evaluate_on_ray import evaluate, guidance_scores
 from soda_dist.distributed.pretrain import pretrain
-from soda_dist.distributed.runtime.driver_lines import board
+from soda_dist.distributed.runtime.mailbox import mailbox
 from soda_dist.distributed.runtime.resources import check_resources, training_resources
 from soda_dist.errors import UserError
 from soda_dist.parallel.progress import Say
@@ -47,9 +47,9 @@ def sweep(config: RunConfig, search: Search, data_uri: str, run_uri: str, say: S
     needed = {name: count * search.concurrent for name, count in training_resources(config).items()}
     needed["CPU"] += TRIAL_CPUS * search.concurrent
     check_resources(needed, say)
-    with board(say) as lines:
+    with mailbox(say) as box:
         trial = partial(
-            _trial, configs=[c for _, c in candidates], search=search, data=data_uri, run=run.uri, board=lines
+            _trial, configs=[c for _, c in candidates], search=search, data=data_uri, run=run.uri, lines=box.actor
         )
         _run_tuner(trial, search, run)
     trials = [_outcome(run, number, fields, search) for number, (fields, _) in enumerate(candidates)]
@@ -91,7 +91,7 @@ def _trial_folder(run: Folder, number: int) -> Folder:
 
 
 def _trial(
-    params: dict[str, int], *, configs: list[RunConfig], search: Search, data: str, run: str, board: Any
+    params: dict[str, int], *, configs: list[RunConfig], search: Search, data: str, run: str, lines: Any
 ) -> None:
     """Run one trial: train to each rung, probe there, report; ASHA may end it at a report."""
     from ray import tune
@@ -100,7 +100,7 @@ def _trial(
     folder = _trial_folder(open_run(run, PARTS), number)
 
     def tell(line: str) -> None:
-        board.put.remote(f"trial {number}: {line}")
+        lines.put.remote(f"trial {number}: {line}")
 
     for rung in search.rungs:
         if rung not in complete_steps(folder):

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from soda_dist.torch_internals import set_group_timeouts
+from soda_dist.training.context import Ask
 
 
 class _SumOverWorkers(torch.autograd.Function):
@@ -40,7 +41,8 @@ def sum_over_neighbours(count: int) -> Callable[[Tensor], Tensor]:
 class ProcessGroupContext:
     """A `WorkerContext` over the default process group."""
 
-    def __init__(self, device: torch.device, say: Any) -> None:
+    def __init__(self, device: torch.device, say: Any, asked: Callable[[int], Ask] = lambda step: Ask.NOTHING) -> None:
+        self.asked = asked
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.device = device
         self._say = say

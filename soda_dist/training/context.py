@@ -1,10 +1,25 @@
 """The training loop's view of its process: rank, device, collectives."""
 
+from enum import IntEnum
 from typing import Any, Protocol
 
 import torch
 
 from soda_dist.errors import UserError
+
+
+class Ask(IntEnum):
+    """What is asked of training processes from outside, which all do after the same step; the largest counts."""
+
+    NOTHING = 0
+    LEAVE = 1
+    """Save a checkpoint and end, to be started again elsewhere."""
+    STOP = 2
+    """Save a checkpoint and end the run here; a later start resumes it."""
+
+
+class LeavingError(Exception):
+    """A training process that was asked to leave has saved its checkpoint."""
 
 
 class WorkerContext(Protocol):
@@ -25,6 +40,9 @@ class WorkerContext(Protocol):
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum a tensor over the processes."""
+
+    def asked(self, step: int) -> Ask:
+        """Return what to do now that `step` is finished, the same on every process; call after every step."""
 
 
 class LocalContext:
@@ -49,6 +67,9 @@ class LocalContext:
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         return values
+
+    def asked(self, step: int) -> Ask:
+        return Ask.NOTHING
 
 
 def chosen_device(device: str | torch.device | None) -> torch.device:

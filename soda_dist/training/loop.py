@@ -10,7 +10,7 @@ from soda_dist.data.pairs import Pairs
 from soda_dist.data.storage.folder import Folder
 from soda_dist.runs.folder import complete_steps, record_stop
 from soda_dist.training import checkpoint
-from soda_dist.training.context import WorkerContext
+from soda_dist.training.context import Ask, LeavingError, WorkerContext
 from soda_dist.training.early_stop import Patience
 from soda_dist.training.engines.engine import Engine
 from soda_dist.training.held_out import HeldOut, Measure
@@ -36,6 +36,7 @@ def fit(
     """Train from the run's latest complete checkpoint to the last step, or until `train.stop` ends the run.
 
     The last step is checkpointed, also one at which the run stops early; such a run is finished and trains no further.
+    So is a step after which the context asks to end.
 
     Args:
         feed: called once, with the first step.
@@ -47,6 +48,7 @@ def fit(
 
     Raises:
         FloatingPointError: the loss is not finite.
+        LeavingError: the context asked to leave.
         UserError: more unreadable images than `train.max_unreadable`.
     """
     if config.train.precision == "auto":  # checkpoints say what was trained
@@ -61,15 +63,17 @@ def fit(
     with window.shown_by_time() as now:
         context.say("reading the first rows")
         batches = iter(feed(step))
-        while step < end and not held_out.stopped:
+        asked = Ask.NOTHING
+        while step < end and not held_out.stopped and asked is Ask.NOTHING:
             lr = learning_rate(step, config.optim, config.train.steps)
             window.add(engine.step(window.timed(batches, config.accumulation), lr))
             step += 1
             if held_out.due(step):
                 now.doing("measuring held-out images")
             facts = held_out.facts(step, engine)
+            asked = context.asked(step)
             last = step == end or held_out.stopped
-            save = last or step % config.train.checkpoint_every_steps == 0
+            save = last or asked is not Ask.NOTHING or step % config.train.checkpoint_every_steps == 0
             if save or facts or step % config.train.log_every_steps == 0:  # windows end at checkpoints: exact resumes
                 window.log(step, lr, facts, last=last)
             if save:
@@ -77,6 +81,8 @@ def fit(
                 window.flush()
                 checkpoint.save(run, step, engine, context, config, held_out.patience)
     _say_stop(context, run, step, end, config.train.stop, held_out)
+    if asked is Ask.LEAVE and step < end and not held_out.stopped:
+        raise LeavingError(f"saved step {step}")
 
 
 def _say_stop(context: WorkerContext, run: Folder, step: int, end: int, stop: Stop, held_out: HeldOut) -> None:

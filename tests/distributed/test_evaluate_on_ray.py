@@ -92,7 +92,7 @@ def test_actors_and_a_gang_with_a_killed_member_find_what_one_process_finds(
     here = evaluate(runs[0], data, tasks, LocalPool(), overrides=gang)
     monkeypatch.setattr(extraction, "extract", partial(_extract_elsewhere, os.getpid(), seen))
     monkeypatch.setattr(probe_passes, "fit_part", partial(_fit_until_killed, marker))
-    overrides = [*gang, "evaluation.actors=3", "scale.start_timeout_s=300"]
+    overrides = [*gang, "evaluation.actors=3", "scale.max_wait_s=300"]
     there = evaluate_on_ray.evaluate(runs[1], data, tasks, "latest", overrides, said.append)
     assert 1 <= len(list(seen.iterdir())) <= 3 and "latents of train: 45 of 45 images" in "\n".join(said)
     assert marker.exists() and "a worker of the gang died; starting again with a new gang" in said

@@ -2,9 +2,11 @@
 
 import json
 import time
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, Final
 
+import ray
 from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.services import canonicalize_bootstrap_address
@@ -40,16 +42,57 @@ def autoscaler_active() -> bool:
     return any(not name.startswith("node_") for name in nodes)
 
 
+def draining_nodes() -> set[str]:
+    """Return the IDs of nodes that are about to be taken away."""
+    return set(state.get_draining_nodes())
+
+
+def run_callback(report: Callable[[str, Any], None], in_workers: Callable[[], None]) -> Any:
+    """Return a callback of Ray Train that reports the controller's actor, and groups that are placed or lost.
+
+    Args:
+        report: called in the controller's process with `controller` and its actor, `placed` and None, or `restarting`
+            and the error of the lost group.
+        in_workers: called in the main thread of each new training process.
+    """
+    from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+    from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState
+
+    class Reports(ControllerCallback, WorkerGroupCallback):
+        def after_controller_start(self, train_run_context: Any) -> None:
+            report("controller", ray.get_runtime_context().current_actor)
+
+        def after_worker_group_start(self, worker_group: Any) -> None:
+            worker_group.execute(in_workers)
+            report("placed", None)
+
+        def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+            if isinstance(current_state, RestartingState | ReschedulingState):
+                report("restarting", current_state.training_failed_error)
+
+    return Reports()
+
+
+def _groups(controller: str | None) -> Iterator[PlacementGroupTableData]:
+    for record in state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(record)
+        if group.creator_actor_id.hex() == controller:
+            yield group
+
+
+def holds_machines(controller: str) -> bool:
+    """Whether the controller of Ray Train with this actor ID has the machines that it asked for."""
+    return any(group.state == PlacementGroupTableData.CREATED for group in _groups(controller))
+
+
 def release_placement_group(controller: str | None) -> None:
     """Free the machines that a killed controller of Ray Train had reserved; `controller` is its actor's ID.
 
     Its placement group is detached, and the actor that Ray Train leaves behind to remove it did not do so within
     minutes (measured): the next attempt's data tasks would wait for its CPUs forever.
     """
-    for record in state._connect_and_get_accessor().get_placement_group_table():
-        group = PlacementGroupTableData.FromString(record)
-        if group.creator_actor_id.hex() == controller:
-            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
+    for group in _groups(controller):
+        remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
 
 
 REST_S: Final = 0.02

@@ -6,13 +6,19 @@ from soda_dist.errors import UserError
 from soda_dist.parallel.progress import Say
 
 
-def training_resources(config: RunConfig) -> dict[str, float]:
-    """Sum the resources of a run: its workers and their data tasks."""
+def worker_resources(config: RunConfig) -> dict[str, float]:
+    """Return what a training process reserves: its own resources and the CPUs of its data tasks, which run beside it.
+
+    One reservation for both, so that of two runs on machines for one the second waits, and none holds half of each.
+    """
     scale = config.scale
-    return {
-        "CPU": scale.workers * (scale.cpus_per_worker + scale.data_cpus_per_worker),
-        "GPU": scale.workers * scale.gpus_per_worker,
-    }
+    gpus = {"GPU": scale.gpus_per_worker} if scale.gpus_per_worker > 0 else {}
+    return {"CPU": scale.cpus_per_worker + scale.data_cpus_per_worker} | gpus
+
+
+def training_resources(config: RunConfig) -> dict[str, float]:
+    """Sum the resources of a run's workers."""
+    return {name: config.scale.workers * count for name, count in worker_resources(config).items()}
 
 
 def evaluation_resources(config: RunConfig) -> dict[str, float]:
@@ -45,6 +51,19 @@ def check_resources(needed: dict[str, float], say: Say, *, setting: str = "scale
     raise UserError(
         field, f"a run that needs {asked}", f"at most {present}", f"lower {setting} or add nodes to the cluster"
     )
+
+
+def capacity(needed: dict[str, float]) -> str:
+    """Return what a run asks for, what the cluster has, and what of it is free, as text."""
+    import ray
+
+    have, free = ray.cluster_resources(), ray.available_resources()
+    asked = {name: count for name, count in needed.items() if count}
+    parts = [
+        f"{count:g} {name} ({free.get(name, 0.0):g} of {have.get(name, 0.0):g} free)" for name, count in asked.items()
+    ]
+    more = "; an autoscaler may add machines" if autoscaler_active() else ""
+    return f"the run asks for {', '.join(parts)}{more}"
 
 
 def fitting(needs: dict[str, float]) -> int:

@@ -1,0 +1,107 @@
+"""A training process beside its training: signs of life, orders from outside, and an end when nothing moves."""
+
+import faulthandler
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+from ray.exceptions import GetTimeoutError, RayActorError
+
+from soda_dist.distributed.runtime.mailbox import Beat
+from soda_dist.training.context import Ask
+
+BEAT_S = 1.0
+ANSWER_S = 5.0
+"""Longest wait for the mailbox's answer, and for the stacks of the other processes."""
+HUNG = 86
+"""Exit code of a process that ended because nothing moved."""
+_TERMINATED = threading.Event()
+
+
+def leave_on_sigterm() -> None:
+    """Make SIGTERM ask this process to leave after its step; call in its main thread."""
+    _TERMINATED.clear()
+    signal.signal(signal.SIGTERM, lambda *_: _TERMINATED.set())
+
+
+@dataclass(frozen=True)
+class Stacks:
+    """The Python stacks of a process in which nothing moved."""
+
+    rank: int
+    text: str
+
+
+class Control:
+    """Agrees with the other processes on what is asked, without a wait: what one hears now, all do two steps later.
+
+    The sum over processes runs beside the step, on a group of its own.
+
+    Args:
+        mailbox: the driver's, see `runtime.mailbox`.
+        hang_timeout_s: time without a finished step after which the process reports its stacks and ends. It counts from
+            the first step on.
+    """
+
+    def __init__(self, mailbox: Any, rank: int, world: int, hang_timeout_s: float) -> None:
+        self._mailbox, self._rank, self._hang_timeout_s = mailbox, rank, hang_timeout_s
+        self._node = ray.get_runtime_context().get_node_id()
+        self._group: Any = dist.new_group(backend="gloo") if world > 1 else None
+        self._pending: tuple[Any, torch.Tensor] | None = None
+        self._ask = Ask.NOTHING
+        self.step: int | None = None
+        self._moved = time.monotonic()
+
+    def asked(self, step: int) -> Ask:
+        """See `WorkerContext.asked`."""
+        self.step, self._moved = step, time.monotonic()
+        own = max(self._ask, Ask.LEAVE if _TERMINATED.is_set() else Ask.NOTHING)
+        if self._group is None:
+            return own
+        found = Ask.NOTHING
+        if self._pending is not None:
+            work, held = self._pending
+            work.wait()
+            found = Ask(int(held))
+        held = torch.tensor(int(own))
+        self._pending = dist.all_reduce(held, dist.ReduceOp.MAX, group=self._group, async_op=True), held
+        return found
+
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Send signs of life in a thread until the block ends."""
+        done = threading.Event()
+        thread = threading.Thread(target=self._beat, args=(done,), daemon=True, name="beat")
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _beat(self, done: threading.Event) -> None:
+        while not done.wait(BEAT_S):
+            with suppress(RayActorError, GetTimeoutError):  # the next beat will do
+                beat = Beat(self._rank, self._node, self.step)
+                self._ask = ray.get(self._mailbox.beat.remote(beat), timeout=ANSWER_S)
+            if self.step is not None and time.monotonic() - self._moved > self._hang_timeout_s:
+                self._mailbox.report.remote(Stacks(self._rank, stacks()))
+                done.wait(ANSWER_S)
+                os._exit(HUNG)
+
+
+def stacks() -> str:
+    """Return the Python stacks of all threads of this process, as text."""
+    with tempfile.TemporaryFile("w+") as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        return file.read()
