@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from soda_dist.config.sections import Scale
-from soda_dist.distributed.runtime.mailbox import Beat
-from soda_dist.distributed.worker_control import Stacks
+from soda_dist.distributed.worker_control import Beat, Stacks
 from soda_dist.errors import MachineError, UserError
 from soda_dist.parallel.progress import Say
 from soda_dist.training.context import Ask
@@ -56,7 +55,8 @@ class Supervisor:
 
     Args:
         scale: `max_failures` and `max_wait_s`.
-        missing: given the controller, returns what the run asks for and what the cluster has; None = it has its machines.
+        missing: given the controller, returns what the run asks for and what the cluster has; empty = there is room;
+            None = the run has its machines.
         now: seconds.
 
     Attributes:
@@ -78,6 +78,7 @@ class Supervisor:
     _since: float | None = None
     """When the wait for machines began; None = there is none."""
     _lined: float = 0.0
+    _running: list[Beat] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.waits()
@@ -149,11 +150,15 @@ class Supervisor:
                 "rerun the same command to go on from the last checkpoint"
             )
 
+    def idle(self) -> bool:
+        """Whether no training process has finished a step since it started, so that there is nothing to save."""
+        return not any(beat.step is not None for beat in self._running)
+
     def tick(self, now: float, heard: Mapping[int, tuple[float, Beat]], draining: Collection[str]) -> None:
         """Look at the time, the last signs of life by rank, and Ray's IDs of nodes that are about to go."""
         self.now = now
-        running = [beat for time, beat in heard.values() if now - time < SILENT_S]
-        if self.ask is Ask.NOTHING and any(beat.node in draining for beat in running):
+        self._running = [beat for time, beat in heard.values() if now - time < SILENT_S]
+        if self.ask is Ask.NOTHING and any(beat.node in draining for beat in self._running):
             self.say("a machine is about to be taken away: saving a checkpoint")
             self.ask = Ask.LEAVE
         if self._since is None:
@@ -164,6 +169,8 @@ class Supervisor:
         missing = self.missing(self.controller)
         if missing is None:
             self._since = None
+        elif not missing:
+            self.waits()
         elif late:
             remedy = "raise it (null: no limit), lower scale.workers, or add machines"
             got = f"no machines within {self.scale.wait_s:g} s: {missing}"

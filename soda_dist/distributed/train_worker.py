@@ -2,6 +2,7 @@
 
 import traceback
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import ray
@@ -27,8 +28,8 @@ from soda_dist.training.loop import fit
 from soda_dist.training.precision import device_precision
 from soda_dist.training.validation import Validation
 
-REPORT_S = 10.0
-"""Longest wait until the driver's mailbox has an error."""
+ANSWER_S = 10.0
+"""Longest wait for the driver's mailbox."""
 
 
 def train_worker(job: dict[str, Any]) -> None:
@@ -40,9 +41,15 @@ def train_worker(job: dict[str, Any]) -> None:
         remedy, shown = judged(error)
         step = control[0].step if control else None
         failed = Failed(dist.get_rank(), step, remedy, shown, traceback.format_exc())
-        with suppress(RayActorError, GetTimeoutError):
-            ray.get(job["mailbox"].report.remote(failed), timeout=REPORT_S)
+        _answered(job["mailbox"].report, failed)
         raise
+
+
+def _answered(method: Any, argument: Any) -> Any:
+    """Call a method of the mailbox and return its answer; None if there is none in time."""
+    with suppress(RayActorError, GetTimeoutError):
+        return ray.get(method.remote(argument), timeout=ANSWER_S)
+    return None
 
 
 def _with_precision(config: RunConfig, run: Folder, context: WorkerContext) -> RunConfig:
@@ -63,10 +70,18 @@ def _train(job: dict[str, Any], held: list[Control]) -> None:
     from ray.train.torch import get_device
 
     config, device = job["config"], get_device()
-    control = Control(job["mailbox"], dist.get_rank(), dist.get_world_size(), config.scale.hang_timeout_s)
+    mailbox = job["mailbox"]
+    control = Control(
+        ray.get_runtime_context().get_node_id(),
+        partial(_answered, mailbox.beat),
+        mailbox.report.remote,
+        rank=dist.get_rank(),
+        world=dist.get_world_size(),
+        hang_timeout_s=config.scale.hang_timeout_s,
+    )
     held.append(control)
     with control.beating():
-        _fit(job, config, ProcessGroupContext(device, job["mailbox"].put.remote, control.asked))
+        _fit(job, config, ProcessGroupContext(device, mailbox.put.remote, control.asked))
 
 
 def _fit(job: dict[str, Any], config: RunConfig, context: ProcessGroupContext) -> None:

@@ -76,8 +76,10 @@ def train(job: dict[str, Any], config: RunConfig, run: Folder, box: Mailbox, int
 
 
 def _missing(config: RunConfig, controller: Any) -> str | None:
-    """Return what a run asks for and what the cluster has; None = it has its machines."""
-    if controller is not None and holds_machines(controller._actor_id.hex()):
+    """Return what a run asks for and what the cluster has; empty = there is room; None = it has its machines."""
+    if controller is None:  # it has not asked for them yet
+        return ""
+    if holds_machines(controller._actor_id.hex()):
         return None
     return capacity(training_resources(config))
 
@@ -106,10 +108,10 @@ def watched(fit: "_Fit", supervisor: Supervisor, box: Mailbox, interrupts: Inter
         supervisor.tick(time.monotonic(), box.heard, draining_nodes())
         if interrupts.signal is not None and supervisor.ask is not Ask.STOP:
             supervisor.ask = Ask.STOP
-            say(f"{interrupts.signal.name}: saving a checkpoint after this step; once more to end at once")
+            what = "ending" if supervisor.idle() else "saving a checkpoint after this step; once more to end at once"
+            say(f"{interrupts.signal.name}: {what}")
         box.ask = supervisor.ask
-        unheard = supervisor.ask is Ask.STOP and supervisor.waiting
-        if supervisor.end is not None or unheard:
+        if supervisor.end is not None or (supervisor.ask is Ask.STOP and supervisor.idle()):
             _abort(supervisor.controller)
             fit.join(ABORT_S)
             return

@@ -6,22 +6,19 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import ray
 import torch
 import torch.distributed as dist
-from ray.exceptions import GetTimeoutError, RayActorError
 
-from soda_dist.distributed.runtime.mailbox import Beat
 from soda_dist.training.context import Ask
 
 BEAT_S = 1.0
-ANSWER_S = 5.0
-"""Longest wait for the mailbox's answer, and for the stacks of the other processes."""
+OTHERS_S = 5.0
+"""Wait for the stacks of the other processes."""
 HUNG = 86
 """Exit code of a process that ended because nothing moved."""
 _TERMINATED = threading.Event()
@@ -31,6 +28,16 @@ def leave_on_sigterm() -> None:
     """Make SIGTERM ask this process to leave after its step; call in its main thread."""
     _TERMINATED.clear()
     signal.signal(signal.SIGTERM, lambda *_: _TERMINATED.set())
+
+
+class Beat(NamedTuple):
+    """A sign of life of a training process."""
+
+    rank: int
+    node: str
+    """Ray's ID of its node."""
+    step: int | None
+    """The last step that it finished; None = none since it started."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +54,25 @@ class Control:
     The sum over processes runs beside the step, on a group of its own.
 
     Args:
-        mailbox: the driver's, see `runtime.mailbox`.
+        node: Ray's ID of this process's node.
+        send: sends a sign of life and returns the driver's order; None = no answer in time.
+        report: sends a fact to the driver.
         hang_timeout_s: time without a finished step after which the process reports its stacks and ends. It counts from
             the first step on.
     """
 
-    def __init__(self, mailbox: Any, rank: int, world: int, hang_timeout_s: float) -> None:
-        self._mailbox, self._rank, self._hang_timeout_s = mailbox, rank, hang_timeout_s
-        self._node = ray.get_runtime_context().get_node_id()
+    def __init__(
+        self,
+        node: str,
+        send: Callable[[Beat], Ask | None],
+        report: Callable[[Any], None],
+        *,
+        rank: int,
+        world: int,
+        hang_timeout_s: float,
+    ) -> None:
+        self._node, self._send, self._report = node, send, report
+        self._rank, self._hang_timeout_s = rank, hang_timeout_s
         self._group: Any = dist.new_group(backend="gloo") if world > 1 else None
         self._pending: tuple[Any, torch.Tensor] | None = None
         self._ask = Ask.NOTHING
@@ -90,12 +108,11 @@ class Control:
 
     def _beat(self, done: threading.Event) -> None:
         while not done.wait(BEAT_S):
-            with suppress(RayActorError, GetTimeoutError):  # the next beat will do
-                beat = Beat(self._rank, self._node, self.step)
-                self._ask = ray.get(self._mailbox.beat.remote(beat), timeout=ANSWER_S)
+            ask = self._send(Beat(self._rank, self._node, self.step))
+            self._ask = self._ask if ask is None else ask
             if self.step is not None and time.monotonic() - self._moved > self._hang_timeout_s:
-                self._mailbox.report.remote(Stacks(self._rank, stacks()))
-                done.wait(ANSWER_S)
+                self._report(Stacks(self._rank, stacks()))
+                done.wait(OTHERS_S)
                 os._exit(HUNG)
 
 

@@ -76,8 +76,8 @@ class Here:
 
     @staticmethod
     @contextmanager
-    def board(say: Say) -> Iterator[Any]:
-        yield SimpleNamespace(put=SimpleNamespace(remote=say))
+    def mailbox(say: Say) -> Iterator[Any]:
+        yield SimpleNamespace(actor=SimpleNamespace(put=SimpleNamespace(remote=say)))
 
     @staticmethod
     def pool(setup: Any = None, **resources: Any) -> LocalPool:
@@ -103,7 +103,7 @@ def on_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
         request.getfixturevalue("cluster")
         return True
     monkeypatch.setattr(module, "ActorPool", Here.pool)
-    for name in ("board", "pretrain", "evaluate", "check_resources"):
+    for name in ("mailbox", "pretrain", "evaluate", "check_resources"):
         monkeypatch.setattr(module, name, getattr(Here, name))
     return False
 

@@ -54,11 +54,13 @@ def check_resources(needed: dict[str, float], say: Say, *, setting: str = "scale
 
 
 def capacity(needed: dict[str, float]) -> str:
-    """Return what a run asks for, what the cluster has, and what of it is free, as text."""
+    """Return what a run asks for, what the cluster has, and what of it is free, as text; empty if that suffices."""
     import ray
 
     have, free = ray.cluster_resources(), ray.available_resources()
     asked = {name: count for name, count in needed.items() if count}
+    if all(free.get(name, 0.0) >= count for name, count in asked.items()):
+        return ""
     parts = [
         f"{count:g} {name} ({free.get(name, 0.0):g} of {have.get(name, 0.0):g} free)" for name, count in asked.items()
     ]
