@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,3 +175,15 @@ def test_a_diverged_run_ends_once_with_its_reason(tmp_path, data):
             scale={"engine": "torch", "data_memory_mb": 64},
             optim={"lr": 1e30, "warmup_steps": 0, "clip_norm": 1e30},
         )
+
+
+def test_of_two_runs_on_machines_for_one_the_second_waits(tmp_path: Path, data: str, monkeypatch) -> None:
+    """Of four CPUs each takes three, that of its data task included; one run would hold what the other lacks."""
+    monkeypatch.setattr("soda_dist.distributed.supervisor.FIRST_LINE_S", 0.5)
+    scale = {"workers": 1, "cpus_per_worker": 2, "data_cpus_per_worker": 1, "data_memory_mb": 64, "max_failures": 0}
+    with ThreadPoolExecutor(2) as both:
+        runs = [both.submit(run_to, tmp_path / name, data, train=TRAIN, scale=scale) for name in "ab"]
+        said = [run.result()[1] for run in runs]
+    waited = [any(line.startswith("waiting for machines") for line in lines) for lines in said]
+    assert sorted(waited) == [False, True], said
+    assert all(lines[-1].startswith("step 12/12") for lines in said)
