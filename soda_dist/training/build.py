@@ -25,6 +25,7 @@ from soda_dist.models.pretrained import FrozenEncoder, UnsuitableModelError, loa
 from soda_dist.models.soda import EncDec, Encoding, Soda
 from soda_dist.training.collectives import ProcessGroupContext, set_collective_timeout, sum_over_neighbours
 from soda_dist.training.engines.engine import Engine
+from soda_dist.training.engines.skipping import SkippingAdamW
 from soda_dist.training.engines.torch_engine import TorchEngine
 from soda_dist.training.objective import Objective
 from soda_dist.training.online_probe import OnlineProbe
@@ -132,14 +133,14 @@ def load_frozen_weights(model: Method, config: RunConfig) -> None:
     load_frozen(encoder, content, config.encoder.weights_sha256)
 
 
-def build_optimizer(config: RunConfig, objective: Objective) -> torch.optim.AdamW:
+def build_optimizer(config: RunConfig, objective: Objective) -> SkippingAdamW:
     """Create AdamW (table 12) with one parameter group; the loop sets its learning rate.
 
     Our reading: every parameter decays, as in optax's `adamw`, since the paper uses JAX.
     """
     o = config.optim
-    return torch.optim.AdamW(
-        objective.parameters(), lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay, foreach=True
+    return SkippingAdamW(
+        objective.parameters(), lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay, fused=True
     )
 
 
