@@ -12,7 +12,7 @@ from soda_dist.data.shards import read_manifest
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.distributed.ingest import stream
 from soda_dist.distributed.runtime.driver_lines import Relay
-from soda_dist.errors import UserError
+from soda_dist.errors import DivergedError, UserError
 from soda_dist.runs.folder import read_config, write_config
 from soda_dist.training.build import build_engine
 from soda_dist.training.collectives import ProcessGroupContext
@@ -37,14 +37,13 @@ def train_worker(job: dict[str, Any]) -> None:
 
 
 def _cause(error: BaseException | None) -> Exception | None:
-    """Find a user's mistake or a diverged loss in a chain of wrapped errors."""
+    """Find a user's mistake or a diverged run in a chain of wrapped errors."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         if isinstance(error, UserError):
-            return UserError(error.field, error.got, error.allowed, error.remedy)
-        if isinstance(error, FloatingPointError):
-            return FloatingPointError(str(error))
+            kind = DivergedError if isinstance(error, DivergedError) else UserError
+            return kind(error.field, error.got, error.allowed, error.remedy)
         error = getattr(error, "cause", None) or error.__cause__ or error.__context__
     return None
 

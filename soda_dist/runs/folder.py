@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from soda_dist.config.load import dump_config, leaves
 from soda_dist.config.older import parse_stored, refuse_to_train, stored_format
@@ -38,7 +38,19 @@ PARTS = (
 WATCHED = ("train.stop.split", "train.stop.images")
 """Fields that do not matter to the weights while `train.stop` is off."""
 Fact = str | int | float | bool | None
-_ATTEMPTS: TypeAdapter[Any] = TypeAdapter(list[dict[str, Fact | list[Fact] | dict[str, Fact]]])
+_ATTEMPTS: TypeAdapter[Any] = TypeAdapter(
+    list[dict[str, Fact | list[Fact] | dict[str, Fact] | list[dict[str, Fact]]]],
+)
+
+
+class _Rollback(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    step: int
+    salt: int
+
+
+_ROLLBACKS: TypeAdapter[Any] = TypeAdapter(list[_Rollback])
 FREE_SECTIONS = ("scale", "evaluation", "sampling")
 FREE_TRAIN_FIELDS = (
     "steps",
@@ -49,6 +61,9 @@ FREE_TRAIN_FIELDS = (
     "max_unreadable",
     "trackers",
     "validation_every_steps",
+    "guard.skipped_steps",
+    "guard.window_steps",
+    "guard.rollbacks",
 )
 """With FREE_SECTIONS: what may change between two attempts of a run. The weights depend on everything else."""
 
@@ -169,6 +184,26 @@ def record_end(run: Folder, reason: str) -> None:
     if entries and "ended" not in entries[-1]:
         ended = {"time": utc(), "reason": reason}
         run.write_json(PROVENANCE, [*entries[:-1], entries[-1] | {"ended": ended}])
+
+
+def record_rollback(run: Folder, step: int, reason: str) -> int:
+    """Note in the provenance of the latest attempt that the run went back to `step`; return how often this one did.
+
+    Each rollback has a salt of its own, from which the random numbers after its step derive.
+    """
+    entries = attempts(run) or [provenance()]
+    salt = 1 + max((entry["salt"] for entry in rollbacks(run)), default=0)
+    mine = [*entries[-1].get("rollbacks", []), {"step": step, "salt": salt, "reason": reason, "time": utc()}]
+    run.write_json(PROVENANCE, [*entries[:-1], entries[-1] | {"rollbacks": mine}])
+    return len(mine)
+
+
+def rollbacks(run: Folder, *, this_start: bool = False) -> list[dict[str, Any]]:
+    """Return `step`, `salt`, `reason` and `time` of the run's rollbacks, or those of its latest attempt alone."""
+    entries = attempts(run)
+    found = [each for entry in entries[-1 if this_start else 0 :] for each in entry.get("rollbacks", [])]
+    check(_ROLLBACKS, found, run.file_uri(PROVENANCE), "rollbacks, as written")
+    return found
 
 
 def stopped_step(run: Folder) -> int | None:

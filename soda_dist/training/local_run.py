@@ -45,7 +45,7 @@ def pretrain(
 
     Raises:
         UserError: the configuration, the data or the run's folder does not fit.
-        FloatingPointError: the loss is not finite.
+        DivergedError: training does not stay finite, see `train.guard`.
     """
     asked = alone(configuration(config, overrides or {}))
     check_trackers(asked.train.trackers)

@@ -85,8 +85,8 @@ class OnlineProbe(nn.Module):
     def update(self, finite: Tensor | None = None) -> Tensor:
         """Update on all kept rows; call on every worker. Return float32 [3]: summed cross entropy, hits, label count.
 
-        Hits are counted before the update and without dropout. Where the bool scalar `finite` (None = True) is False, or
-        the probe's own gradient is not finite, nothing is updated or counted.
+        Hits are counted before the update and without dropout. Nothing is updated or counted where the bool scalar
+        `finite` (None = True) is False, or the probe's own gradient is not finite.
         """
         z, label, seeds = (torch.cat(parts) for parts in zip(*self._taken, strict=True))
         self._taken = []
