@@ -19,7 +19,8 @@ from soda_dist.distributed.runtime.resources import check_resources, training_re
 from soda_dist.errors import UserError
 from soda_dist.parallel.progress import Say
 from soda_dist.report.renewal import ReportWriter
-from soda_dist.runs.folder import claim, open_run, record_end, scratch_folder
+from soda_dist.runs.folder import changed_rate, claim, open_run, record_end, scratch_folder
+from soda_dist.training.init_from import initial_weights
 from soda_dist.training.observers.trackers import check_trackers, open_observers
 from soda_dist.training.start import finished, open_training_data, shortened
 
@@ -37,11 +38,13 @@ def pretrain(
     until: int | None = None,
     *,
     accept_data: bool = False,
+    init_from: str | None = None,
 ) -> str:
     """Train `config` on the shards at `data_uri` into the folder `run_uri`, resuming from its last checkpoint.
 
     Ray must be connected. `until`: stop at that step of the run; None = at its end. `accept_data`: resume although the
-    data has changed since the run's last start. Returns the run's URI.
+    data has changed since the run's last start. `init_from`: begin with the weights of URI@STEP, a run's checkpoint, or
+    of an exported folder. Returns the run's URI.
 
     Raises:
         UserError: the data or the run's folder does not fit, or the cluster cannot give what the run needs.
@@ -53,8 +56,9 @@ def pretrain(
     if not done:  # before anything is written into the run's folder
         check_resources(training_resources(config), say)
         check_memory(config)
-    asked, config = config, claim(run, config, source.facts(), accept_data=accept_data)
-    for line in (shortened(asked, config), done):
+    initial = initial_weights(run, init_from)
+    asked, config = config, claim(run, config, source.facts(), accept_data=accept_data, initial=initial)
+    for line in (shortened(asked, config), changed_rate(run), done):
         if line:
             say(line)
     if done:
@@ -65,7 +69,7 @@ def pretrain(
     with ReportWriter(run.uri, say).renewing(), _recorded(run), board(say, observers) as lines:
         job = {
             "config": config, "data": source.folder.uri, "run": run.uri, "rows": source.rows, "until": end,
-            "labels": source.labels, "board": lines,
+            "labels": source.labels, "board": lines, "initial": initial,
         }  # fmt: skip
         say(f"starting {config.scale.workers} worker{'s' if config.scale.workers > 1 else ''}")
         _run_trainer(job, config, run, say)

@@ -35,6 +35,8 @@ PARTS = (
     "ray", *LOGS,
 )  # fmt: skip
 """All files and folders of a run; others in its folder are left alone."""
+RATE = "optim.lr"
+"""What an attempt may change although the weights depend on it; recorded."""
 WATCHED = ("train.stop.split", "train.stop.images")
 """Fields that do not matter to the weights while `train.stop` is off."""
 Fact = str | int | float | bool | None
@@ -50,6 +52,16 @@ class _Rollback(BaseModel):
     salt: int
 
 
+class _Initial(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    asked: str
+    uri: str
+    step: int | None
+    digest: str
+
+
+_INITIAL: TypeAdapter[Any] = TypeAdapter(_Initial)
 _ROLLBACKS: TypeAdapter[Any] = TypeAdapter(list[_Rollback])
 FREE_SECTIONS = ("scale", "evaluation", "sampling")
 FREE_TRAIN_FIELDS = (
@@ -134,7 +146,12 @@ def attempts(run: Folder) -> list[dict[str, Any]]:
 
 
 def claim(
-    run: Folder, config: RunConfig, data: dict[str, Any] | None = None, *, accept_data: bool = False
+    run: Folder,
+    config: RunConfig,
+    data: dict[str, Any] | None = None,
+    *,
+    accept_data: bool = False,
+    initial: dict[str, Any] | None = None,
 ) -> RunConfig:
     """Store the configuration and the provenance of a new attempt; return the configuration to train.
 
@@ -144,31 +161,55 @@ def claim(
     Args:
         data: what it trains on: `uri`, `digest` and `rows`; kept with the provenance.
         accept_data: whether an earlier attempt may have trained on data with another digest.
+        initial: the weights that a new run begins with, see `begun_from`.
 
     Raises:
         UserError: an earlier attempt is of an older format, has another value in a field that the weights depend on, or
             trained on other data.
     """
     text, asked, earlier = config_text(run), config.optim.warmup_steps, attempts(run)
+    stored = None
     if text:
         refuse_to_train(run.uri, stored_format(text, run.file_uri(CONFIG)))
+        stored = read_config(run)
         before = {entry["asked"].get(WARMUP) for entry in earlier if isinstance(entry.get("asked"), dict)}
-        config = at_later_start(config, read_config(run), before)
+        config = at_later_start(config, stored, before)
     else:
         config = at_first_start(config)
-    if text and (difference := _difference(read_config(run), config)) is not None:
+    if stored is not None and (difference := _difference(stored, config)) is not None:
         field, old, new = difference
         raise UserError(field, f"{new}, but the run at {run.uri} has {old}", "the run's own value", "use another --run")
     known = [attempt["data"]["digest"] for attempt in earlier if attempt.get("data")]
     if data and known and known[-1] != data["digest"] and not accept_data:
         got = f"{data['uri']} with digest {data['digest'][:12]}, but the run trained on {known[-1][:12]}"
         raise UserError("--data", got, "the run's own data", "restore it, or add --accept-changed-data")
+    facts = provenance() | ({"data": data} if data else {}) | ({"initial": initial} if initial and not text else {})
+    if stored is not None and stored.optim.lr != config.optim.lr:
+        step = max(complete_steps(run), default=0)
+        facts["changed"] = {"field": RATE, "from": stored.optim.lr, "to": config.optim.lr, "step": step}
     write_config(run, config)
-    facts = provenance() | ({"data": data} if data else {})
     if asked != config.optim.warmup_steps:
         facts["asked"] = {WARMUP: asked}
     run.write_json(PROVENANCE, [*earlier, facts])
     return config
+
+
+def begun_from(run: Folder) -> dict[str, Any] | None:
+    """Return the weights that the run began with: `asked`, `uri`, `step` and `digest`; None = random ones."""
+    found = next((entry["initial"] for entry in attempts(run) if "initial" in entry), None)
+    if found is not None:
+        check(_INITIAL, found, run.file_uri(PROVENANCE), "initial weights, as written")
+    return found
+
+
+def changed_rate(run: Folder) -> str | None:
+    """Return the line that says how the latest attempt changed the learning rate; None = not at all."""
+    changed = (attempts(run) or [{}])[-1].get("changed")
+    if not isinstance(changed, dict):
+        return None
+    return (
+        f"{changed.get('field')}: {changed.get('to')} from step {changed.get('step')} on, {changed.get('from')} before"
+    )
 
 
 def record_stop(run: Folder, step: int, reason: str) -> None:
@@ -222,7 +263,7 @@ def _difference(before: RunConfig, now: RunConfig) -> tuple[str, Any, Any] | Non
         free = section in FREE_SECTIONS or (section == "train" and name in FREE_TRAIN_FIELDS)
         unresolved = field == PRECISION and old.get(field) == "auto"  # its first attempt ended before training began
         watched = field in WATCHED and before.train.stop.metric == now.train.stop.metric == "none"
-        if not (free or unresolved or watched) and old.get(field) != value:
+        if not (free or unresolved or watched or field == RATE) and old.get(field) != value:
             return field, old.get(field), value
     return None
 
