@@ -75,7 +75,7 @@ def _disturbed(rank, world, root, engines):
         run = open_folder(f"{root}/{world}-{kind}-{stage}")
         fit(ProcessGroupContext(CPU, silent), engine, config, feed(config, rank), run, rows=40)
         results[f"{kind}-{stage}"] = _state(engine) | {"waits": dict(waits.found)}
-    return results | {"rolled back": _rolled_back(rank, world, root)}
+    return results | ({"rolled back": _rolled_back(rank, world, root)} if engines == ENGINES else {})
 
 
 def _state(engine):
@@ -131,7 +131,8 @@ def test_every_engine_skips_the_step_and_goes_on_as_if_it_had_not_been(tmp_path,
     plain = [rank["left out"] for rank in ranks]
     reference = whole([rank["pieces"] for rank in plain])
     assert all(torch.equal(a, b) for rank in ranks for a, b in _same(rank))
-    assert [rank["rolled back"] for rank in ranks] == [{"same": True, "steps": [2, 4], "to": [2]}] * world
+    if engines == ENGINES:
+        assert [rank["rolled back"] for rank in ranks] == [{"same": True, "steps": [2, 4], "to": [2]}] * world
     rows = {}
     for name in names_of(engines):
         results = [rank[name] for rank in ranks]

@@ -7,6 +7,8 @@ from soda_dist.training.build import build_objective, torch_engine
 from soda_dist.training.engines.engine import KINDS
 from soda_dist.training.to_device import to_device
 from tests.tiny import pairs_at, tiny_config
+from tests.training.labelled import ATTRIBUTES, labelled_feed
+from tests.training.poisoned import in_steps, poison
 
 CPU = torch.device("cpu")
 
@@ -107,6 +109,37 @@ def test_data_without_poses_gives_the_method_none(monkeypatch):
     objective(*to_device(pairs_at(config, 0, 2), CPU))
     [(batch, draws)] = seen
     assert batch.pose is batch.sources.poses is draws["pose_keep"] is None
+
+
+@pytest.mark.parametrize("fault", [{"value": False, "gradient": True}, {"value": True, "gradient": False}], ids=str)
+def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_counts(fault):
+    config = tiny_config(
+        encoder={"norm": "batch"},
+        data={"sources": (1, 2), "views": "object"},
+        train={"micro_batch": 4, "norm_batch": 4, "online_probe": True},
+    )
+    engine = torch_engine(config, build_objective(config, ATTRIBUTES))
+    poison(engine.objective, in_steps(2, batch=8), **fault)
+    batches = labelled_feed(config, 0, 2)(0)
+
+    def step():
+        return engine.step([to_device(next(batches), CPU) for _ in range(2)], 1e-3)
+
+    def state():
+        pieces = {f"{kind}/{p.name}": value.clone() for p in engine.fragments() for kind, value in p.tensors.items()}
+        return pieces | {name: value.clone() for name, value in engine.objective.named_buffers()}
+
+    assert step().finite
+    before = state()
+    skipped = step()
+    assert not skipped.finite and skipped.probe.tolist() == [0.0, 0.0, 0.0]
+    after = state()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    assert engine.updates == 1
+    assert step().finite and engine.updates == 2 and float(engine.objective.online_probe.updates) == 2
+    moved = state()
+    still = [name for name in moved if torch.equal(after[name], moved[name])]
+    assert not any(name.startswith(("ema/", "exp_avg/")) or "running_" in name for name in still), still
 
 
 def test_fragments_cover_every_element_and_are_live():
