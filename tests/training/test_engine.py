@@ -1,4 +1,5 @@
 import copy
+from itertools import count
 
 import pytest
 import torch
@@ -111,7 +112,7 @@ def test_data_without_poses_gives_the_method_none(monkeypatch):
     assert batch.pose is batch.sources.poses is draws["pose_keep"] is None
 
 
-@pytest.mark.parametrize("fault", [{"value": False, "gradient": True}, {"value": True, "gradient": False}], ids=str)
+@pytest.mark.parametrize("fault", ["gradient", "loss", "activations"])
 def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_counts(fault):
     config = tiny_config(
         encoder={"norm": "batch"},
@@ -119,11 +120,17 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_counts(fault
         train={"micro_batch": 4, "norm_batch": 4, "online_probe": True},
     )
     engine = torch_engine(config, build_objective(config, ATTRIBUTES))
-    poison(engine.objective, in_steps(2, batch=8), **fault)
-    batches = labelled_feed(config, 0, 2)(0)
+    if fault != "activations":
+        poison(engine.objective, in_steps(2, batch=8), value=fault == "loss", gradient=fault == "gradient")
+    batches, number = labelled_feed(config, 0, 2)(0), count(1)
 
     def step():
-        return engine.step([to_device(next(batches), CPU) for _ in range(2)], 1e-3)
+        spoilt = fault == "activations" and next(number) == 2
+        first = next(m for m in engine.objective.model.encoder.modules() if isinstance(m, torch.nn.Conv2d))
+        hook = first.register_forward_pre_hook(lambda _, args: (args[0] * float("nan"),) if spoilt else None)
+        result = engine.step([to_device(next(batches), CPU) for _ in range(2)], 1e-3)
+        hook.remove()
+        return result
 
     def state():
         pieces = {f"{kind}/{p.name}": value.clone() for p in engine.fragments() for kind, value in p.tensors.items()}

@@ -162,3 +162,13 @@ def test_the_newest_salt_of_the_steps_before_decides():
     seeds = [salted(7, salts, step) for step in (19, 20, 29, 30, 99)]
     assert seeds[0] == 7 and len(set(seeds)) == 2 and len(set(seeds[1:])) == 1
     assert salted(7, salts[:1], 30) != seeds[1]
+
+
+@pytest.mark.slow
+def test_a_resume_counts_the_steps_skipped_before_it(tmp_path):
+    run = open_folder(str(tmp_path))
+    train(run, spoilt=(3, 5), salts=(0,), stop=4)
+    assert complete_steps(run) == [2, 4]
+    _, seen, said = train(run, spoilt=(3, 5), salts=(0,))
+    assert seen == [5, 3, 4, 5, 6, 7, 8]
+    assert any("going back to step 2" in line and "2 of steps 3 to 5 skipped" in line for line in said)
