@@ -21,5 +21,9 @@ class UserError(Exception):
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
+class DivergedError(UserError):
+    """Training whose loss, gradient or state is not finite, beyond what `train.guard` allows; shown as `UserError`."""
+
+
 class MachineError(Exception):
     """A fault of the machine that outlasted a retry, shown as one line without traceback; exit code 1."""

@@ -1,9 +1,10 @@
 """Private names of torch; no other file uses any."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Final, Self
 
+import torch
 from torch import Tensor, nn
 
 CHECKED_AGAINST: Final = "2.14"
@@ -29,6 +30,11 @@ def own_persistent_buffers(module: nn.Module) -> list[str]:
 
 def _is_persistent(module: nn.Module, name: str) -> bool:
     return name not in module._non_persistent_buffers_set
+
+
+def lerp_all(tensors: Sequence[Tensor], ends: Sequence[Tensor], weight: Tensor) -> None:
+    """Move each tensor in place towards its end by `weight`, a scalar on their device; 0 leaves them as they are."""
+    torch._foreach_lerp_(list(tensors), list(ends), [weight] * len(tensors))
 
 
 def set_group_timeouts(limit: timedelta) -> None:

@@ -14,6 +14,9 @@ def main(argv: list[str], preset: str | None = None, description: str | None = _
     arguments.add_argument(
         "--accept-changed-data", action="store_true", help="resume although rows were added to or removed from --data"
     )
+    arguments.add_argument(
+        "--init-from", metavar="URI@STEP", help="begin with the EMA weights of a run's checkpoint or an exported folder"
+    )
     add_config(arguments, preset)
     args = parse(arguments, argv)
     config = config_of(args)
@@ -30,4 +33,6 @@ def main(argv: list[str], preset: str | None = None, description: str | None = _
     with ray_session(training_resources(config)["CPU"], say):
         from soda_dist.distributed.pretrain import pretrain
 
-        return pretrain(config, args.data, args.run, say, accept_data=args.accept_changed_data)
+        return pretrain(
+            config, args.data, args.run, say, accept_data=args.accept_changed_data, init_from=args.init_from
+        )

@@ -246,6 +246,18 @@ class Stop(Node):
     """First images of the split."""
 
 
+class Guard(Node):
+    """Limits of what goes wrong: a step whose loss or gradient is not finite is skipped, whatever the engine (ours)."""
+
+    skipped_steps: CountOrZero = 10
+    """Skipped steps allowed within `window_steps`. With one more, the run goes back to the last checkpoint before them
+    and continues with other noise, masks and dropout; the order of the samples stays."""
+    window_steps: Count = 200
+    """Counted by whole lines of `metrics.jsonl`, see `log_every_steps`."""
+    rollbacks: CountOrZero = 3
+    """Times that a start of the run may go back; then it ends with a diagnosis."""
+
+
 class Train(Node):
     """Length, batch and bookkeeping of a run."""
 
@@ -278,6 +290,7 @@ class Train(Node):
     online_probe_lr: Positive = 1e-3
     """Its constant learning rate (our reading)."""
     stop: Stop = Stop()
+    guard: Guard = Guard()
 
 
 class Scale(Node):

@@ -22,7 +22,7 @@ from soda_dist.distributed.pretrain import pretrain
 from soda_dist.distributed.runtime.actor_pool import ActorPool
 from soda_dist.distributed.runtime.mailbox import mailbox
 from soda_dist.distributed.runtime.resources import check_resources, training_resources
-from soda_dist.errors import UserError
+from soda_dist.errors import DivergedError, UserError
 from soda_dist.parallel.pool import Held
 from soda_dist.parallel.progress import Say
 from soda_dist.report.ablation import ablation_plot, as_markdown, check_group, summarize
@@ -187,7 +187,7 @@ def _do(place: Place, trial: Trial) -> float:
     try:
         pretrain(trial.config, place.data, run.uri, tell)
         trained = time.monotonic() - began
-    except FloatingPointError as error:
+    except DivergedError as error:
         tell(str(error))
         for reading in trial.readings:
             _write(out, reading.variant, trial, [None] * len(place.group.measures), began, str(error))

@@ -15,7 +15,8 @@ from soda_dist.errors import UserError
 from soda_dist.interrupts import WAYS_ON, Interrupted, Interrupts, wished
 from soda_dist.parallel.progress import Say
 from soda_dist.report.renewal import ReportWriter
-from soda_dist.runs.folder import claim, complete_steps, open_run, record_end
+from soda_dist.runs.folder import changed_rate, claim, complete_steps, open_run, record_end
+from soda_dist.training.init_from import initial_weights
 from soda_dist.training.observers.trackers import check_trackers, open_observers
 from soda_dist.training.start import finished, open_training_data, shortened
 
@@ -31,11 +32,13 @@ def pretrain(
     until: int | None = None,
     *,
     accept_data: bool = False,
+    init_from: str | None = None,
 ) -> str:
     """Train `config` on the shards at `data_uri` into the folder `run_uri`, resuming from its last checkpoint.
 
     Ray must be connected. `until`: stop at that step of the run; None = at its end. `accept_data`: resume although the
-    data has changed since the run's last start. Returns the run's URI.
+    data has changed since the run's last start. `init_from`: begin with the weights of URI@STEP, a run's checkpoint, or
+    of an exported folder. Returns the run's URI.
 
     Raises:
         UserError: the data or the run's folder does not fit, or the cluster cannot give what the run needs.
@@ -49,8 +52,9 @@ def pretrain(
     if not done:  # before anything is written into the run's folder
         check_resources(training_resources(config), say)
         check_memory(config)
-    asked, config = config, claim(run, config, source.facts(), accept_data=accept_data)
-    for line in (shortened(asked, config), done):
+    initial = initial_weights(run, init_from)
+    asked, config = config, claim(run, config, source.facts(), accept_data=accept_data, initial=initial)
+    for line in (shortened(asked, config), changed_rate(run), done):
         if line:
             say(line)
     if done:
@@ -60,7 +64,7 @@ def pretrain(
     observers = open_observers(config.train.trackers, run, say) if config.train.trackers else None
     job = {
         "config": config, "data": source.folder.uri, "run": run.uri, "rows": source.rows, "until": end,
-        "labels": source.labels,
+        "labels": source.labels, "initial": initial,
     }  # fmt: skip
     with (
         ReportWriter(run.uri, say).renewing(),

@@ -24,6 +24,7 @@ from soda_dist.training.build import build_engine
 from soda_dist.training.collectives import ProcessGroupContext
 from soda_dist.training.context import WorkerContext
 from soda_dist.training.failures import judged
+from soda_dist.training.init_from import filling
 from soda_dist.training.loop import fit
 from soda_dist.training.precision import device_precision
 from soda_dist.training.validation import Validation
@@ -88,9 +89,10 @@ def _fit(job: dict[str, Any], config: RunConfig, context: ProcessGroupContext) -
     device = context.device
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(config.scale.cpus_per_worker)))
-    config = _with_precision(config, open_folder(job["run"]), context)
+    run = open_folder(job["run"])
+    config = _with_precision(config, run, context)
     context.say(f"building the model ({config.method}, {config.train.precision}, {device})")
-    engine = build_engine(config, context.device, job["labels"])
+    engine = build_engine(config, context.device, job["labels"], filling(run, job["initial"]))
     validation = None
     if config.train.stop.metric != "none" or config.train.validation_every_steps is not None:
         data = open_folder(job["data"])
@@ -100,7 +102,7 @@ def _fit(job: dict[str, Any], config: RunConfig, context: ProcessGroupContext) -
         engine,
         config,
         lambda step: stream(job["data"], config, context.rank, step),
-        open_folder(job["run"]),
+        run,
         job["rows"],
         job["until"],
         validation,

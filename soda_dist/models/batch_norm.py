@@ -120,7 +120,9 @@ def share_groups(model: nn.Module, reduce: Reduce) -> int:
 
 
 @torch.no_grad()
-def update_running_statistics(model: nn.Module, total: Callable[[Tensor], Tensor] = lambda values: values) -> None:
+def update_running_statistics(
+    model: nn.Module, total: Callable[[Tensor], Tensor] = lambda values: values, finite: Tensor | None = None
+) -> None:
     """Move the running statistics of norms in training by the mean over all groups since the last call.
 
     The mean and the unbiased variance of a group count once each, and the momentum is torch's, 0.1, for each call; so
@@ -128,18 +130,21 @@ def update_running_statistics(model: nn.Module, total: Callable[[Tensor], Tensor
 
     Args:
         total: sum over all workers of a float64 tensor; every worker calls.
+        finite: bool scalar; False = forget what was seen instead, for a step that is skipped. None = True.
     """
     norms = [norm for norm in _norms(model) if norm.training]
     if not norms:
         return
     sums = total(torch.cat([norm.pending.flatten() for norm in norms]))
+    moves = torch.ones_like(sums[0]) if finite is None else finite.to(sums.dtype)
+    sums = torch.where(moves > 0, sums, 1.0)  # not NaN: statistics that move by 0 towards it would become NaN
     for norm, part in zip(norms, sums.split([norm.pending.numel() for norm in norms]), strict=True):
         assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
         mean, variance, groups = part.view(3, -1)
-        momentum = 0.1 if norm.momentum is None else norm.momentum
+        momentum = ((0.1 if norm.momentum is None else norm.momentum) * moves).to(norm.running_mean)
         norm.running_mean.lerp_((mean / groups).to(norm.running_mean), momentum)
         norm.running_var.lerp_((variance / groups).to(norm.running_var), momentum)
-        norm.num_batches_tracked.add_(1)
+        norm.num_batches_tracked.add_(moves.long())
         norm.pending.zero_()
 
 

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from soda_dist.config.load import dump_config, leaves
 from soda_dist.config.older import parse_stored, refuse_to_train, stored_format
@@ -35,10 +35,34 @@ PARTS = (
     "ray", *LOGS,
 )  # fmt: skip
 """All files and folders of a run; others in its folder are left alone."""
+RATE = "optim.lr"
+"""What an attempt may change although the weights depend on it; recorded."""
 WATCHED = ("train.stop.split", "train.stop.images")
 """Fields that do not matter to the weights while `train.stop` is off."""
 Fact = str | int | float | bool | None
-_ATTEMPTS: TypeAdapter[Any] = TypeAdapter(list[dict[str, Fact | list[Fact] | dict[str, Fact]]])
+_ATTEMPTS: TypeAdapter[Any] = TypeAdapter(
+    list[dict[str, Fact | list[Fact] | dict[str, Fact] | list[dict[str, Fact]]]],
+)
+
+
+class _Rollback(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    step: int
+    salt: int
+
+
+class _Initial(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    asked: str
+    uri: str
+    step: int | None
+    digest: str
+
+
+_INITIAL: TypeAdapter[Any] = TypeAdapter(_Initial)
+_ROLLBACKS: TypeAdapter[Any] = TypeAdapter(list[_Rollback])
 FREE_SECTIONS = ("scale", "evaluation", "sampling")
 FREE_TRAIN_FIELDS = (
     "steps",
@@ -49,6 +73,9 @@ FREE_TRAIN_FIELDS = (
     "max_unreadable",
     "trackers",
     "validation_every_steps",
+    "guard.skipped_steps",
+    "guard.window_steps",
+    "guard.rollbacks",
 )
 """With FREE_SECTIONS: what may change between two attempts of a run. The weights depend on everything else."""
 
@@ -119,7 +146,12 @@ def attempts(run: Folder) -> list[dict[str, Any]]:
 
 
 def claim(
-    run: Folder, config: RunConfig, data: dict[str, Any] | None = None, *, accept_data: bool = False
+    run: Folder,
+    config: RunConfig,
+    data: dict[str, Any] | None = None,
+    *,
+    accept_data: bool = False,
+    initial: dict[str, Any] | None = None,
 ) -> RunConfig:
     """Store the configuration and the provenance of a new attempt; return the configuration to train.
 
@@ -129,31 +161,55 @@ def claim(
     Args:
         data: what it trains on: `uri`, `digest` and `rows`; kept with the provenance.
         accept_data: whether an earlier attempt may have trained on data with another digest.
+        initial: the weights that a new run begins with, see `begun_from`.
 
     Raises:
         UserError: an earlier attempt is of an older format, has another value in a field that the weights depend on, or
             trained on other data.
     """
     text, asked, earlier = config_text(run), config.optim.warmup_steps, attempts(run)
+    stored = None
     if text:
         refuse_to_train(run.uri, stored_format(text, run.file_uri(CONFIG)))
+        stored = read_config(run)
         before = {entry["asked"].get(WARMUP) for entry in earlier if isinstance(entry.get("asked"), dict)}
-        config = at_later_start(config, read_config(run), before)
+        config = at_later_start(config, stored, before)
     else:
         config = at_first_start(config)
-    if text and (difference := _difference(read_config(run), config)) is not None:
+    if stored is not None and (difference := _difference(stored, config)) is not None:
         field, old, new = difference
         raise UserError(field, f"{new}, but the run at {run.uri} has {old}", "the run's own value", "use another --run")
     known = [attempt["data"]["digest"] for attempt in earlier if attempt.get("data")]
     if data and known and known[-1] != data["digest"] and not accept_data:
         got = f"{data['uri']} with digest {data['digest'][:12]}, but the run trained on {known[-1][:12]}"
         raise UserError("--data", got, "the run's own data", "restore it, or add --accept-changed-data")
+    facts = provenance() | ({"data": data} if data else {}) | ({"initial": initial} if initial and not text else {})
+    if stored is not None and stored.optim.lr != config.optim.lr:
+        step = max(complete_steps(run), default=0)
+        facts["changed"] = {"field": RATE, "from": stored.optim.lr, "to": config.optim.lr, "step": step}
     write_config(run, config)
-    facts = provenance() | ({"data": data} if data else {})
     if asked != config.optim.warmup_steps:
         facts["asked"] = {WARMUP: asked}
     run.write_json(PROVENANCE, [*earlier, facts])
     return config
+
+
+def begun_from(run: Folder) -> dict[str, Any] | None:
+    """Return the weights that the run began with: `asked`, `uri`, `step` and `digest`; None = random ones."""
+    found = next((entry["initial"] for entry in attempts(run) if "initial" in entry), None)
+    if found is not None:
+        check(_INITIAL, found, run.file_uri(PROVENANCE), "initial weights, as written")
+    return found
+
+
+def changed_rate(run: Folder) -> str | None:
+    """Return the line that says how the latest attempt changed the learning rate; None = not at all."""
+    changed = (attempts(run) or [{}])[-1].get("changed")
+    if not isinstance(changed, dict):
+        return None
+    return (
+        f"{changed.get('field')}: {changed.get('to')} from step {changed.get('step')} on, {changed.get('from')} before"
+    )
 
 
 def record_stop(run: Folder, step: int, reason: str) -> None:
@@ -169,6 +225,26 @@ def record_end(run: Folder, reason: str) -> None:
     if entries and "ended" not in entries[-1]:
         ended = {"time": utc(), "reason": reason}
         run.write_json(PROVENANCE, [*entries[:-1], entries[-1] | {"ended": ended}])
+
+
+def record_rollback(run: Folder, step: int, reason: str) -> int:
+    """Note in the provenance of the latest attempt that the run went back to `step`; return how often this one did.
+
+    Each rollback has a salt of its own, from which the random numbers after its step derive.
+    """
+    entries = attempts(run) or [provenance()]
+    salt = 1 + max((entry["salt"] for entry in rollbacks(run)), default=0)
+    mine = [*entries[-1].get("rollbacks", []), {"step": step, "salt": salt, "reason": reason, "time": utc()}]
+    run.write_json(PROVENANCE, [*entries[:-1], entries[-1] | {"rollbacks": mine}])
+    return len(mine)
+
+
+def rollbacks(run: Folder, *, this_start: bool = False) -> list[dict[str, Any]]:
+    """Return `step`, `salt`, `reason` and `time` of the run's rollbacks, or those of its latest attempt alone."""
+    entries = attempts(run)
+    found = [each for entry in entries[-1 if this_start else 0 :] for each in entry.get("rollbacks", [])]
+    check(_ROLLBACKS, found, run.file_uri(PROVENANCE), "rollbacks, as written")
+    return found
 
 
 def stopped_step(run: Folder) -> int | None:
@@ -187,7 +263,7 @@ def _difference(before: RunConfig, now: RunConfig) -> tuple[str, Any, Any] | Non
         free = section in FREE_SECTIONS or (section == "train" and name in FREE_TRAIN_FIELDS)
         unresolved = field == PRECISION and old.get(field) == "auto"  # its first attempt ended before training began
         watched = field in WATCHED and before.train.stop.metric == now.train.stop.metric == "none"
-        if not (free or unresolved or watched) and old.get(field) != value:
+        if not (free or unresolved or watched or field == RATE) and old.get(field) != value:
             return field, old.get(field), value
     return None
 

@@ -51,6 +51,11 @@ class JsonLines:
         self._lines = [line for line in lines if line["step"] <= step]
         self._changed = len(self._lines) < len(lines)
 
+    @property
+    def lines(self) -> Sequence[dict[str, Any]]:
+        """The lines so far, oldest first."""
+        return self._lines
+
     def append(self, line: dict[str, Any]) -> None:
         self._lines.append(line)
         self._changed = True

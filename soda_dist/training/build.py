@@ -1,5 +1,6 @@
 """Build models, objectives and engines from a configuration; the only file where configuration and modules meet."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,10 +26,12 @@ from soda_dist.models.pretrained import FrozenEncoder, UnsuitableModelError, loa
 from soda_dist.models.soda import EncDec, Encoding, Soda
 from soda_dist.training.collectives import ProcessGroupContext, set_collective_timeout, sum_over_neighbours
 from soda_dist.training.engines.engine import Engine
+from soda_dist.training.engines.skipping import SkippingAdamW
 from soda_dist.training.engines.torch_engine import TorchEngine
 from soda_dist.training.objective import Objective
 from soda_dist.training.online_probe import OnlineProbe
 
+Fill = Callable[[Method], None]
 COLLECTIVE_TIMEOUT_S = 600.0
 
 
@@ -77,8 +80,12 @@ def build_encoder(config: RunConfig) -> nn.Module:
         return _encoder(config)
 
 
-def build_objective(config: RunConfig, labels: ProbeLabels | None = None) -> Objective:
-    """Build the model with its objective, for an engine to train; `labels` are for `train.online_probe`.
+def build_objective(config: RunConfig, labels: ProbeLabels | None = None, fill: Fill | None = None) -> Objective:
+    """Build the model with its objective, for an engine to train.
+
+    Args:
+        labels: for `train.online_probe`.
+        fill: copies initial weights into the model; None = random ones.
 
     Raises:
         ValueError: labels without an online probe, or vice versa.
@@ -88,6 +95,8 @@ def build_objective(config: RunConfig, labels: ProbeLabels | None = None) -> Obj
     if (labels is not None) != on:
         raise ValueError(f"labels: got {labels}; train.online_probe={on} needs {'labels' if on else 'none'}")
     model = build_model(config)
+    if fill is not None:
+        fill(model)
     load_frozen_weights(model, config)
     if isinstance(model, Encoding):
         model.norm_batch = config.norm_batch
@@ -132,14 +141,14 @@ def load_frozen_weights(model: Method, config: RunConfig) -> None:
     load_frozen(encoder, content, config.encoder.weights_sha256)
 
 
-def build_optimizer(config: RunConfig, objective: Objective) -> torch.optim.AdamW:
+def build_optimizer(config: RunConfig, objective: Objective) -> SkippingAdamW:
     """Create AdamW (table 12) with one parameter group; the loop sets its learning rate.
 
     Our reading: every parameter decays, as in optax's `adamw`, since the paper uses JAX.
     """
     o = config.optim
-    return torch.optim.AdamW(
-        objective.parameters(), lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay, foreach=True
+    return SkippingAdamW(
+        objective.parameters(), lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay, fused=True
     )
 
 
@@ -256,9 +265,11 @@ def _vector(config: RunConfig) -> PoseVector | None:
     return PoseVector(form="relative" if relative else "absolute", extent=p.extent, dim=p.encoding_dim, scale=p.scale)
 
 
-def build_engine(config: RunConfig, device: torch.device, labels: ProbeLabels | None = None) -> Engine:
-    """Build the configured engine in an initialised process group; `labels` as in `build_objective`."""
-    objective = build_objective(config, labels).to(device)
+def build_engine(
+    config: RunConfig, device: torch.device, labels: ProbeLabels | None = None, fill: Fill | None = None
+) -> Engine:
+    """Build the configured engine in an initialised process group; `labels` and `fill` as in `build_objective`."""
+    objective = build_objective(config, labels, fill).to(device)
     world = dist.get_world_size()
     if world > 1:
         objective.workers = ProcessGroupContext(device, None)

@@ -44,6 +44,7 @@ from soda_dist.training.checkpoint_files import (
 from soda_dist.training.context import WorkerContext
 from soda_dist.training.early_stop import Patience, restored
 from soda_dist.training.engines.engine import KINDS, Engine, Fragment
+from soda_dist.training.finite import refuse_not_finite
 from soda_dist.training.online_probe import OnlineProbe, check_probe, linear_probe
 from soda_dist.weights import fill
 
@@ -58,7 +59,12 @@ PART_BYTES = 256 << 20
 def save(
     run: Folder, step: int, engine: Engine, context: WorkerContext, config: RunConfig, patience: Patience | None = None
 ) -> None:
-    """Write the checkpoint of `step`, then remove those beyond `train.keep_checkpoints`; call on every rank."""
+    """Write the checkpoint of `step`, then remove those beyond `train.keep_checkpoints`; call on every rank.
+
+    Raises:
+        UnstableError: a value is not finite; nothing is written.
+    """
+    refuse_not_finite(engine, context, step)
     folder = checkpoint_folder(run, step)
     if context.rank == 0:
         folder.remove_tree("")
@@ -155,6 +161,12 @@ def _remove(run: Folder, step: int) -> None:
     folder = checkpoint_folder(run, step)
     folder.remove(MANIFEST)  # first, so that an interrupted removal leaves an incomplete checkpoint, not a damaged one
     folder.remove_tree("")
+
+
+def remove_after(run: Folder, step: int) -> None:
+    """Remove the complete checkpoints of later steps, the newest first."""
+    for later in reversed([found for found in complete_steps(run) if found > step]):
+        _remove(run, later)
 
 
 def read_manifest(run: Folder, step: int) -> dict[str, Any]:

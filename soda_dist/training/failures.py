@@ -6,7 +6,7 @@ from enum import Enum
 import torch
 import torch.distributed as dist
 
-from soda_dist.errors import MachineError, UserError
+from soda_dist.errors import DivergedError, MachineError, UserError
 from soda_dist.training.context import LeavingError
 
 
@@ -60,9 +60,10 @@ def judged(error: BaseException) -> tuple[Remedy, Exception]:
             case LeavingError():
                 return Remedy.LEFT, LeavingError(str(link))
             case UserError():
-                return Remedy.NOTHING, UserError(link.field, link.got, link.allowed, link.remedy)
-            case MachineError() | FloatingPointError():
-                return Remedy.NOTHING, type(link)(str(link))
+                kind = DivergedError if isinstance(link, DivergedError) else UserError
+                return Remedy.NOTHING, kind(link.field, link.got, link.allowed, link.remedy)
+            case MachineError():
+                return Remedy.NOTHING, MachineError(str(link))
             case torch.OutOfMemoryError():
                 got, allowed = "a step that does not fit", "the GPU's memory"
                 remedy = "lower train.micro_batch; raise scale.workers or scale.zero_stage"

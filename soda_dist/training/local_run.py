@@ -12,9 +12,10 @@ from soda_dist.data.order import Order
 from soda_dist.data.pairs import Pairs, local_pairs
 from soda_dist.data.storage.folder import Folder, locate
 from soda_dist.errors import UserError
-from soda_dist.runs.folder import claim, open_run, write_config
-from soda_dist.training.build import build_objective, torch_engine
+from soda_dist.runs.folder import changed_rate, claim, open_run, write_config
+from soda_dist.training.build import Fill, build_objective, torch_engine
 from soda_dist.training.context import LocalContext, chosen_device
+from soda_dist.training.init_from import filling, initial_weights
 from soda_dist.training.loop import fit
 from soda_dist.training.observers.trackers import check_trackers, open_observers
 from soda_dist.training.precision import with_precision
@@ -30,6 +31,7 @@ def pretrain(
     *,
     device: str | torch.device | None = None,
     accept_data: bool = False,
+    init_from: str | None = None,
     say: Callable[[str], None] = print,
 ) -> str:
     """Train on the shards at `data` into the folder `run`, resuming from its last checkpoint; return the run's URI.
@@ -41,32 +43,34 @@ def pretrain(
         overrides: further fields, by dotted name or nested: `{"train.steps": 500}`, `{"train": {"steps": 500}}`.
         device: `cpu` or `cuda`; None = `cuda` where it is available.
         accept_data: resume although the data has changed since the run's last start.
+        init_from: begin with the EMA weights of URI@STEP, a run's checkpoint, or of an exported folder.
         say: shows progress lines.
 
     Raises:
         UserError: the configuration, the data or the run's folder does not fit.
-        FloatingPointError: the loss is not finite.
+        DivergedError: training does not stay finite, see `train.guard`.
     """
     asked = alone(configuration(config, overrides or {}))
     check_trackers(asked.train.trackers)
     source, folder = open_training_data(asked, data), open_run(run)
     context = LocalContext(chosen_device(device), say)
     done = finished(folder, asked.train.steps)
-    whole = claim(folder, asked, source.facts(), accept_data=accept_data)
-    for line in (shortened(asked, whole), done or source.describe(whole)):
+    initial = initial_weights(folder, init_from)
+    whole = claim(folder, asked, source.facts(), accept_data=accept_data, initial=initial)
+    for line in (shortened(asked, whole), changed_rate(folder), done or source.describe(whole)):
         if line:
             say(line)
     if not done:
         settled = with_precision(whole, context.device)
         if settled != whole:
             write_config(folder, settled)
-        _train(settled, source, folder, context)
+        _train(settled, source, folder, context, filling(folder, initial))
     return folder.uri
 
 
-def _train(config: RunConfig, source: TrainingData, run: Folder, context: LocalContext) -> None:
+def _train(config: RunConfig, source: TrainingData, run: Folder, context: LocalContext, fill: Fill | None) -> None:
     context.say(f"building the model ({config.method}, {config.train.precision}, {context.device})")
-    engine = torch_engine(config, build_objective(config, source.labels).to(context.device))
+    engine = torch_engine(config, build_objective(config, source.labels, fill).to(context.device))
     validation = None
     if config.train.stop.metric != "none" or config.train.validation_every_steps is not None:
         validation = Validation(config, source.folder, source.manifest, source.labels, context)

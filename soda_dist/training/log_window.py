@@ -1,6 +1,5 @@
 """Metrics between two log lines."""
 
-import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -8,6 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 
 from soda_dist.config.schema import RunConfig
@@ -17,6 +17,7 @@ from soda_dist.errors import UserError
 from soda_dist.runs.metrics_log import METRICS, QUARANTINE, JsonLines
 from soda_dist.training.context import WorkerContext
 from soda_dist.training.engines.engine import MicroBatch, StepResult
+from soda_dist.training.guard import Skips
 from soda_dist.training.observers.observer import Observer
 from soda_dist.training.ticker import Ticker, duration, rate_text
 from soda_dist.training.to_device import to_device
@@ -34,9 +35,7 @@ class LogWindow:
     rows: int
     first_step: int
     observer: Observer | None = None
-    _losses: list[torch.Tensor] = field(default_factory=list)
-    _norms: list[torch.Tensor] = field(default_factory=list)
-    _probe: list[torch.Tensor] = field(default_factory=list)
+    _results: list[StepResult] = field(default_factory=list)
     _bad: list[dict[str, Any]] = field(default_factory=list)
     _waited: float = 0.0
     _retries: int = 0
@@ -72,30 +71,26 @@ class LogWindow:
             yield to_device(pairs, self.context.device)
 
     def add(self, result: StepResult) -> None:
-        self._losses.append(result.loss)
-        self._norms.append(result.grad_norm)
-        if result.probe is not None:
-            self._probe.append(result.probe)
+        self._results.append(result)
         self._step += 1
         self.ticker.stepped()
 
     def log(
         self, step: int, lr: float, facts: Mapping[str, float] = MappingProxyType({}), *, last: bool = False
-    ) -> None:
+    ) -> Skips:
         """Write the window's line with these further facts, and show it as `Ticker.log` does; call on every worker.
 
-        Lines with `facts` and the `last` one are shown at once.
+        Loss and gradient norm are means over the steps that were not skipped, None if all were. Lines with `facts` and
+        the `last` one are shown at once.
         """
         steps = step - self._logged
         own = torch.tensor([self._waited, self._retries], device=self.context.device)
-        sums = self.context.sum(torch.cat([torch.stack(self._losses).sum()[None], own]))
-        retries, (loss, waited) = int(sums[2]), (sums[:2] / (self.context.world * steps)).tolist()
-        norm = torch.stack([torch.as_tensor(n, device=sums.device) for n in self._norms]).mean().item()
+        waits, retries = self.context.sum(own).tolist()
+        waited = waits / (self.context.world * steps)
+        loss, norm, skips = self._means(step)
         bad = [row for rows in self.context.gather(self._bad) for row in rows]
         now = time.perf_counter()
         seconds = now - self._since
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"loss is {loss} between steps {self._logged + 1} and {step}: lower optim.lr")
         batch = self.config.train.global_batch
         line = {
             "step": step,
@@ -104,12 +99,13 @@ class LogWindow:
             "loss": loss,
             "grad_norm": norm,
             "lr": lr,
+            "skipped": skips.skipped,
             **self._probed(),
             **facts,
             "images_per_second": round(steps * batch / seconds, 2),
             "wait_fraction": round(min(1.0, waited * steps / seconds), 4),
             "unreadable": len(bad),
-            "store_retries": retries,
+            "store_retries": int(retries),
             "time": round(time.time(), 1),
         }
         if self.context.rank == 0:
@@ -124,8 +120,27 @@ class LogWindow:
             self.ticker.log(shown, now=last or bool(facts))
         self._unreadable += len(bad)
         self._check_share(step)
-        self._losses, self._norms, self._probe, self._bad, self._waited, self._retries = [], [], [], [], 0.0, 0
+        self._results, self._bad, self._waited, self._retries = [], [], 0.0, 0
         self._since, self._logged = now, step
+        return skips
+
+    def earlier(self) -> list[Skips]:
+        """Return the windows before the first step, from the first rank's file; call on every worker."""
+        lines = self._metrics.lines if self.context.rank == 0 else []
+        starts = [0, *(line["step"] for line in lines)]
+        own = [Skips(s, line["step"], int(line.get("skipped") or 0)) for s, line in zip(starts, lines, strict=False)]
+        return [Skips(*window) for window in self.context.gather(own)[0]]
+
+    def _means(self, step: int) -> tuple[float | None, float | None, Skips]:
+        """Average loss and gradient norm over the finite steps; waits for the device."""
+        columns = zip(*((r.loss, r.grad_norm, r.finite.float()) for r in self._results), strict=True)
+        losses, norms, finite = torch.stack([torch.stack(column) for column in columns]).cpu().double().numpy()
+        kept = finite > 0
+        losses_lost, norms_lost = (int((~np.isfinite(values)).sum()) for values in (losses, norms))
+        skips = Skips(self._logged, step, int((~kept).sum()), losses_lost, norms_lost, not kept[-1])
+        if not kept.any():
+            return None, None, skips
+        return float(losses[kept].mean()), float(norms[kept].mean()), skips
 
     def _check_share(self, step: int) -> None:
         """Raise `UserError` on every worker if too many of the rows seen since the start could not be read."""
@@ -138,9 +153,10 @@ class LogWindow:
 
     def _probed(self) -> dict[str, float]:
         """Average the online probe's loss and accuracy over the window; empty without a probe."""
-        if not self._probe:
+        probe = [result.probe for result in self._results if result.probe is not None]
+        if not probe:
             return {}
-        loss, hits, labels = torch.stack(self._probe).double().sum(0).tolist()
+        loss, hits, labels = torch.stack(probe).double().sum(0).tolist()
         return {"probe_loss": loss / max(labels, 1), "probe_accuracy": hits / max(labels, 1)}
 
     def flush(self) -> None:
@@ -152,12 +168,14 @@ class LogWindow:
 
 
 def _shown(line: dict[str, Any], total: int, remaining: float) -> str:
+    loss = "none" if line["loss"] is None else f"{line['loss']:.4f}"
     text = (
-        f"step {line['step']}/{total}  epoch {line['epoch']:.2f}  loss {line['loss']:.4f}  lr {line['lr']:.2e}  "
+        f"step {line['step']}/{total}  epoch {line['epoch']:.2f}  loss {loss}  lr {line['lr']:.2e}  "
         f"{rate_text(line['images_per_second'])}  waiting {line['wait_fraction']:.0%}  left {duration(remaining)}"
     )
     if "probe_accuracy" in line:
         text += f"  probe {line['probe_accuracy']:.1%}"
     text += "".join(f"  {name} {value:.4f}" for name, value in line.items() if name.startswith("validation_"))
+    text += f"  skipped steps {line['skipped']}" if line["skipped"] else ""
     text += f"  unreadable rows {line['unreadable']}" if line["unreadable"] else ""
     return text + (f"  {line['store_retries']} storage retries" if line["store_retries"] else "")

@@ -1,6 +1,7 @@
 """The training loop."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 
 from soda_dist.config.load import with_fields
 from soda_dist.config.schema import RunConfig
@@ -8,14 +9,17 @@ from soda_dist.config.sections import Stop
 from soda_dist.config.settle import PRECISION
 from soda_dist.data.pairs import Pairs
 from soda_dist.data.storage.folder import Folder
-from soda_dist.runs.folder import complete_steps, record_stop
+from soda_dist.runs.folder import complete_steps, record_stop, rollbacks
 from soda_dist.training import checkpoint
 from soda_dist.training.context import Ask, LeavingError, WorkerContext
 from soda_dist.training.early_stop import Patience
 from soda_dist.training.engines.engine import Engine
+from soda_dist.training.finite import UnstableError
+from soda_dist.training.guard import SkipGuard, go_back
 from soda_dist.training.held_out import HeldOut, Measure
 from soda_dist.training.log_window import LogWindow
 from soda_dist.training.observers.observer import Observer
+from soda_dist.training.randomness import salted
 from soda_dist.training.schedule import learning_rate
 
 Feed = Callable[[int], Iterable[Pairs]]
@@ -37,9 +41,10 @@ def fit(
 
     The last step is checkpointed, also one at which the run stops early; such a run is finished and trains no further.
     So is a step after which the context asks to end.
+    Where too many steps are skipped (`train.guard`), training goes back to an earlier checkpoint.
 
     Args:
-        feed: called once, with the first step.
+        feed: called with the first step, and again after each rollback.
         run: folder of checkpoints, metrics.jsonl and quarantine.jsonl.
         rows: rows of the training split, to compute epochs.
         validation: measures what `train.stop` and `train.validation_every_steps` ask for; None if they are off.
@@ -47,25 +52,47 @@ def fit(
         observer: gets the metrics and pictures of the first rank.
 
     Raises:
-        FloatingPointError: the loss is not finite.
+        DivergedError: loss, gradient or state are not finite, beyond what `train.guard` allows.
         LeavingError: the context asked to leave.
         UserError: more unreadable images than `train.max_unreadable`.
     """
     if config.train.precision == "auto":  # checkpoints say what was trained
         config = with_fields(config, {PRECISION: engine.objective.model.precision})
-    step = resume(context, engine, run)
     observer = observer if context.rank == 0 else None
+    end = config.train.steps if until is None else min(until, config.train.steps)
+    over = False
+    while not over:
+        try:
+            _fit(context, engine, config, feed, run, rows, end, validation, observer)
+            over = True
+        except UnstableError as trouble:
+            go_back(run, trouble, context, config)
+
+
+def _fit(
+    context: WorkerContext,
+    engine: Engine,
+    config: RunConfig,
+    feed: Feed,
+    run: Folder,
+    rows: int,
+    end: int,
+    validation: Measure | None,
+    observer: Observer | None,
+) -> None:
+    """Train to step `end`; raise `UnstableError` to go back."""
+    step = resume(context, engine, run)
     if observer is not None:
         observer.start(step)
     held_out = HeldOut(validation, _patience(run, step, config, validation), config, run, observer)
     window = LogWindow(context, config, run, rows, step, observer)
-    end = config.train.steps if until is None else min(until, config.train.steps)
-    with window.shown_by_time() as now:
+    guard, salts = SkipGuard(config.train.guard, window.earlier()), _salts(context, run)
+    with window.shown_by_time() as now, _closing(feed(step)) as batches:
         context.say("reading the first rows")
-        batches = iter(feed(step))
         asked = Ask.NOTHING
         while step < end and not held_out.stopped and asked is Ask.NOTHING:
             lr = learning_rate(step, config.optim, config.train.steps)
+            engine.objective.seed = salted(config.seed, salts, step)
             window.add(engine.step(window.timed(batches, config.accumulation), lr))
             step += 1
             if held_out.due(step):
@@ -75,7 +102,11 @@ def fit(
             last = step == end or held_out.stopped
             save = last or asked is not Ask.NOTHING or step % config.train.checkpoint_every_steps == 0
             if save or facts or step % config.train.log_every_steps == 0:  # windows end at checkpoints: exact resumes
-                window.log(step, lr, facts, last=last)
+                skips = window.log(step, lr, facts, last=last)
+                guard.add(skips)
+                save = save and (
+                    last or asked is not Ask.NOTHING or not skips.at_end
+                )  # so that trouble never fills the checkpoints kept
             if save:
                 now.doing("saving a checkpoint")
                 window.flush()
@@ -83,6 +114,23 @@ def fit(
     _say_stop(context, run, step, end, config.train.stop, held_out)
     if asked is Ask.LEAVE and step < end and not held_out.stopped:
         raise LeavingError(f"saved step {step}")
+
+
+@contextmanager
+def _closing(batches: Iterable[Pairs]) -> Iterator[Iterator[Pairs]]:
+    """Iterate over micro-batches; at the end, also one by an error, close the generator that makes them."""
+    iterator = iter(batches)
+    try:
+        yield iterator
+    finally:
+        if isinstance(iterator, Generator):
+            iterator.close()
+
+
+def _salts(context: WorkerContext, run: Folder) -> list[tuple[int, int]]:
+    """Read the steps and salts of the run's rollbacks on the first rank."""
+    own = [(entry["step"], entry["salt"]) for entry in rollbacks(run)] if context.rank == 0 else []
+    return list(context.gather(own)[0])
 
 
 def _say_stop(context: WorkerContext, run: Folder, step: int, end: int, stop: Stop, held_out: HeldOut) -> None:

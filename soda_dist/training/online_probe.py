@@ -82,16 +82,15 @@ class OnlineProbe(nn.Module):
         self._taken.append(((z.mean(1) if z.ndim == 3 else z)[ok], label[ok], seeds[ok]))
 
     @torch.no_grad()
-    def update(self) -> Tensor:
+    def update(self, finite: Tensor | None = None) -> Tensor:
         """Update on all kept rows; call on every worker. Return float32 [3]: summed cross entropy, hits, label count.
 
-        Hits are counted before the update and without dropout.
+        Hits are counted before the update and without dropout. Nothing is updated or counted where the bool scalar
+        `finite` (None = True) is False, or the probe's own gradient is not finite.
         """
         z, label, seeds = (torch.cat(parts) for parts in zip(*self._taken, strict=True))
         self._taken = []
         mean, variance = moments(z.double(), self.workers)
-        self.mean.lerp_(mean.float(), MOMENTUM)
-        self.variance.lerp_(variance.float(), MOMENTUM)
         inputs = ((z - mean) * (variance + NORM_EPS).rsqrt()).float()
         with torch.enable_grad():
             layer = self.layer.clone().requires_grad_()
@@ -102,6 +101,10 @@ class OnlineProbe(nn.Module):
         facts = torch.stack([loss.detach(), hits.float(), loss.new_tensor(label.numel())])
         total = self.workers.sum(torch.cat([gradient.flatten(), facts]))
         gradient, facts = total[:-3].view_as(layer), total[-3:]
+        own = torch.isfinite(total).all() & torch.isfinite(torch.cat([mean, variance])).all()
+        finite = own if finite is None else own & finite
+        for running, seen in ((self.mean, mean), (self.variance, variance)):
+            running.copy_(torch.where(finite, running.lerp(seen.float(), MOMENTUM), running))
         adam(
             [self.layer],
             [gradient / facts[2].clamp_min(1)],
@@ -109,6 +112,8 @@ class OnlineProbe(nn.Module):
             [self.exp_avg_sq],
             [],
             [self.updates],
+            fused=True,
+            found_inf=(~finite).float(),
             amsgrad=False,
             beta1=BETAS[0],
             beta2=BETAS[1],
@@ -117,7 +122,7 @@ class OnlineProbe(nn.Module):
             eps=EPS,
             maximize=False,
         )
-        return facts
+        return torch.where(finite, facts, 0.0)
 
     def _logits(self, inputs: Tensor, layer: Tensor) -> Tensor:
         """Map [B, D] to [B * heads, classes]."""

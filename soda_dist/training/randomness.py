@@ -4,6 +4,7 @@ They depend on neither the number of workers nor the micro-batch, and checkpoint
 masks are the same on every device, noise up to the rounding of its logarithms and sines.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,8 @@ from soda_dist.models.counter_hash import GOLDEN, mixed, normals, words
 _MASK = (1 << 64) - 1
 _DROPOUT, _DRAWS = 1, 2
 """Purposes of a sample's streams."""
+_SALT = 3
+"""Purpose of the seed after a rollback."""
 _SCALARS, _TARGET, _SOURCES = range(3)
 """Numbers of the words within the stream of draws."""
 _BITS = 31
@@ -28,6 +31,16 @@ def mix64(*words: int) -> int:
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
         state ^= state >> 31
     return state
+
+
+def salted(seed: int, salts: Sequence[tuple[int, int]], step: int) -> int:
+    """Return the seed of the update after `step` in a run that has gone back: its newest salt by then decides.
+
+    Args:
+        salts: of each rollback, the step that the run went back to, and its salt, from 1 on.
+    """
+    salt = max((salt for since, salt in salts if since <= step), default=0)
+    return mix64(seed, _SALT, salt) if salt else seed
 
 
 @dataclass(frozen=True)

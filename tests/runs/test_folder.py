@@ -10,6 +10,7 @@ from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.errors import UserError
 from soda_dist.runs.folder import (
     attempts,
+    changed_rate,
     checkpoint_folder,
     chosen_steps,
     claim,
@@ -17,6 +18,8 @@ from soda_dist.runs.folder import (
     evaluation_folder,
     read_config,
     record_end,
+    record_rollback,
+    rollbacks,
     write_config,
 )
 
@@ -69,6 +72,7 @@ def test_the_end_of_an_attempt_is_noted_once_and_in_the_latest(run: Folder) -> N
         ("train.log_every_steps=7", "train.checkpoint_every_steps=9", "train.keep_checkpoints=5"),
         ("train.micro_batch=16",),
         ("train.max_unreadable=0.5",),
+        ("train.guard.skipped_steps=1", "train.guard.window_steps=9", "train.guard.rollbacks=0"),
         ("scale.workers=2",),
         ("sampling.steps=7",),
         ("evaluation.batch=8",),
@@ -98,7 +102,7 @@ def test_an_attempt_on_other_data_is_refused_unless_accepted(run: Folder) -> Non
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("optim.lr=0.5", "optim.lr: got 0.5, but the run at {uri} has {before.optim.lr}; "),
+        ("optim.weight_decay=0.5", "optim.weight_decay: got 0.5, but the run at {uri} has 0.05; "),
         ("seed=7", "seed: got 7, but the run at {uri} has 0; "),
         ("data.source_size=16", "data.source_size: got 16, but the run at {uri} has 32; "),
         ("train.global_batch=32", "train.global_batch: got 32, but the run at {uri} has 64; "),
@@ -112,6 +116,30 @@ def test_another_value_that_the_weights_depend_on_is_refused(change: str, says: 
     expected = says.format(uri=run.uri, before=small())
     assert str(caught.value) == f"{expected}allowed: the run's own value; use another --run"
     assert {entry.name: run.read(entry.name) for entry in run.list()} == before, "nothing is written"
+
+
+def test_the_learning_rate_may_change_and_the_change_is_recorded(run: Folder) -> None:
+    claim(run, small("optim.lr=0.5"))
+    checkpoint(run, 40)
+    claim(run, small("optim.lr=0.5"))
+    assert changed_rate(run) is None
+    claim(run, small("optim.lr=0.25"))
+    assert read_config(run).optim.lr == 0.25
+    assert attempts(run)[-1]["changed"] == {"field": "optim.lr", "from": 0.5, "to": 0.25, "step": 40}
+    assert changed_rate(run) == "optim.lr: 0.25 from step 40 on, 0.5 before"
+    claim(run, small("optim.lr=0.25"))
+    assert "changed" not in attempts(run)[-1] and changed_rate(run) is None
+
+
+def test_a_rollback_is_noted_with_a_salt_of_its_own(run: Folder) -> None:
+    claim(run, small())
+    assert [record_rollback(run, step, "why") for step in (30, 20)] == [1, 2]
+    claim(run, small())
+    assert record_rollback(run, 20, "again") == 1
+    assert [(each["step"], each["salt"], each["reason"]) for each in rollbacks(run)] == [
+        (30, 1, "why"), (20, 2, "why"), (20, 3, "again"),
+    ]  # fmt: skip
+    assert [each["salt"] for each in rollbacks(run, this_start=True)] == [3]
 
 
 def test_what_the_first_start_resolved_is_kept(run: Folder) -> None:

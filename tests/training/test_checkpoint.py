@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save
 
 from soda_dist.config.older import FORMAT
 from soda_dist.data.storage.folder import open_folder
-from soda_dist.errors import UserError
+from soda_dist.errors import DivergedError, UserError
 from soda_dist.evaluation.model_sources import EncoderFile
 from soda_dist.models.condition import Sources
 from soda_dist.models.encoder import Encoder
@@ -195,13 +195,22 @@ def test_a_run_without_checkpoints_says_so(tmp_path):
         checkpoint.load_model(open_folder(str(tmp_path)))
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_the_interval(tmp_path):
+def test_state_that_is_not_finite_is_not_checkpointed_and_ends_a_run_without_an_earlier_one(tmp_path):
     config = tiny_config()
     engine = engine_of(config)
     with torch.no_grad():
         next(engine.objective.model.denoiser.parameters()).fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="between steps 1 and 2"):
-        fit(LocalContext(), engine, config, feed(config), open_folder(str(tmp_path)), rows=100)
+    run = open_folder(str(tmp_path))
+    with pytest.raises(DivergedError, match=r"optim.lr: got 0.001 with param of model\.denoiser\S* from 0 not finite"):
+        fit(LocalContext(), engine, config, feed(config), run, rows=100)
+    assert complete_steps(run) == []
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["skipped"], line["loss"]) for line in lines] == [
+        (2, 2, None),
+        (3, 1, None),
+        (4, 1, None),
+        (6, 2, None),
+    ]
 
 
 def test_unreadable_rows_are_listed(tmp_path):

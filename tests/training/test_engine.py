@@ -1,4 +1,5 @@
 import copy
+from itertools import count
 
 import pytest
 import torch
@@ -7,6 +8,8 @@ from soda_dist.training.build import build_objective, torch_engine
 from soda_dist.training.engines.engine import KINDS
 from soda_dist.training.to_device import to_device
 from tests.tiny import pairs_at, tiny_config
+from tests.training.labelled import ATTRIBUTES, labelled_feed
+from tests.training.poisoned import in_steps, poison
 
 CPU = torch.device("cpu")
 
@@ -107,6 +110,43 @@ def test_data_without_poses_gives_the_method_none(monkeypatch):
     objective(*to_device(pairs_at(config, 0, 2), CPU))
     [(batch, draws)] = seen
     assert batch.pose is batch.sources.poses is draws["pose_keep"] is None
+
+
+@pytest.mark.parametrize("fault", ["gradient", "loss", "activations"])
+def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_counts(fault):
+    config = tiny_config(
+        encoder={"norm": "batch"},
+        data={"sources": (1, 2), "views": "object"},
+        train={"micro_batch": 4, "norm_batch": 4, "online_probe": True},
+    )
+    engine = torch_engine(config, build_objective(config, ATTRIBUTES))
+    if fault != "activations":
+        poison(engine.objective, in_steps(2, batch=8), value=fault == "loss", gradient=fault == "gradient")
+    batches, number = labelled_feed(config, 0, 2)(0), count(1)
+
+    def step():
+        spoilt = fault == "activations" and next(number) == 2
+        first = next(m for m in engine.objective.model.encoder.modules() if isinstance(m, torch.nn.Conv2d))
+        hook = first.register_forward_pre_hook(lambda _, args: (args[0] * float("nan"),) if spoilt else None)
+        result = engine.step([to_device(next(batches), CPU) for _ in range(2)], 1e-3)
+        hook.remove()
+        return result
+
+    def state():
+        pieces = {f"{kind}/{p.name}": value.clone() for p in engine.fragments() for kind, value in p.tensors.items()}
+        return pieces | {name: value.clone() for name, value in engine.objective.named_buffers()}
+
+    assert step().finite
+    before = state()
+    skipped = step()
+    assert not skipped.finite and skipped.probe.tolist() == [0.0, 0.0, 0.0]
+    after = state()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    assert engine.updates == 1
+    assert step().finite and engine.updates == 2 and float(engine.objective.online_probe.updates) == 2
+    moved = state()
+    still = [name for name in moved if torch.equal(after[name], moved[name])]
+    assert not any(name.startswith(("ema/", "exp_avg/")) or "running_" in name for name in still), still
 
 
 def test_fragments_cover_every_element_and_are_live():

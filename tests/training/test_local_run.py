@@ -60,8 +60,10 @@ def test_it_is_the_plain_run_and_an_interrupted_one_resumes_to_it(
     assert attempts(run)[-1]["data"]["rows"] == 45
     pretrain(config, data, place, device="cpu", say=said.append)
     assert said[-1] == "already finished: step 6 of 6"
-    with pytest.raises(UserError, match=r"optim.lr: got 0.5, but the run at .* has 0.001"):
-        pretrain(config, data, place, {"optim.lr": 0.5}, device="cpu", say=said.append)
+    with pytest.raises(UserError, match=r"optim.eps: got 0.5, but the run at .* has 1e-08"):
+        pretrain(config, data, place, {"optim.eps": 0.5}, device="cpu", say=said.append)
+    pretrain(config, data, place, {"optim.lr": 0.5}, device="cpu", say=said.append)
+    assert said[-2:] == ["optim.lr: 0.5 from step 6 on, 0.001 before", "already finished: step 6 of 6"]
 
 
 def test_a_configuration_is_written_in_several_ways(tmp_path: Path) -> None:

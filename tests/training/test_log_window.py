@@ -51,7 +51,7 @@ def step(window: LogWindow, clock: Clock, waits: float, works: float, spoiled: i
     pairs = replace(pairs_at(window.config, 0, 8), name=["image.png"] * 8, reason=reasons)
     list(window.timed(map(slow, [pairs]), 1))
     clock.now += works
-    window.add(StepResult(torch.tensor(2.0), torch.tensor(1.0)))
+    window.add(StepResult(torch.tensor(2.0), torch.tensor(1.0), torch.tensor(True)))
 
 
 def test_each_line_has_the_waiting_of_its_own_window(tmp_path: Path, clock: Clock) -> None:

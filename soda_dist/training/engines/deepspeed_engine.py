@@ -13,10 +13,10 @@ from typing import Any, Final
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from soda_dist.config.schema import RunConfig
-from soda_dist.training.engines.engine import Fragment, MicroBatch, StepResult, adam_state, finished
+from soda_dist.training.engines.engine import Fragment, MicroBatch, StepResult, finished
+from soda_dist.training.engines.skipping import SkippingAdamW, adam_state, is_finite, update_ema
 from soda_dist.training.objective import Objective
 
 CHECKED_AGAINST: Final = "0.19"
@@ -30,7 +30,7 @@ class DeepSpeedEngine:
     """ZeRO by DeepSpeed; the process group must exist."""
 
     def __init__(
-        self, *, objective: Objective, optimizer: torch.optim.AdamW, config: RunConfig, device: torch.device
+        self, *, objective: Objective, optimizer: SkippingAdamW, config: RunConfig, device: torch.device
     ) -> None:
         import deepspeed
 
@@ -42,12 +42,14 @@ class DeepSpeedEngine:
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
         self.objective = objective
-        self._update_ema = get_ema_multi_avg_fn(config.optim.ema_decay)
+        self._ema_decay, self._clip_norm = config.optim.ema_decay, config.optim.clip_norm
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         self._engine, *_ = deepspeed.initialize(
             model=objective, optimizer=optimizer, config=_settings(config), dist_init_required=False
         )
-        self._adam = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
+        self._adam = optimizer
+        self._adam.register_step_pre_hook(self._before_adam)
+        _leave_skipping_to_adam()
         self._stage = config.scale.zero_stage
         self._ema = {id(flat): flat.detach().clone() for _, _, _, flat, _ in self._pieces()}
 
@@ -59,16 +61,21 @@ class DeepSpeedEngine:
         for batch in micro_batches:
             loss = self._engine(*batch)
             self._engine.backward(loss)
-            if self._stage == 0 and self._engine.is_gradient_accumulation_boundary():
-                gradients = [p.grad for p in self.objective.parameters() if p.grad is not None]
-                norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
-            self._engine.step()
             total = total + loss.detach() / accumulation
-        flats = self._flats()
-        self._update_ema([self._ema[id(flat)] for flat in flats], [flat.detach() for flat in flats], None)
-        if self._stage != 0:
-            norm = torch.as_tensor(self._engine.get_global_grad_norm())
-        return StepResult(total, norm, finished(self.objective))
+            if self._engine.is_gradient_accumulation_boundary():
+                self._loss = self.objective.workers.sum(total) / self._world
+            self._engine.step()
+        flats, finite = self._flats(), is_finite(self._loss, self._norm)
+        update_ema([self._ema[id(flat)] for flat in flats], flats, self._ema_decay, finite)
+        return StepResult(self._loss, self._norm, finite, finished(self.objective, finite))
+
+    def _before_adam(self, *_: Any) -> None:
+        """Take the global gradient norm, which ZeRO has by now, and skip the update if it or the loss is not finite."""
+        if self._stage == 0:
+            self._norm = torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self._clip_norm, foreach=True)
+        else:
+            self._norm = self._engine.optimizer._global_grad_norm
+        self._adam.skip_unless(is_finite(self._loss, self._norm))
 
     def _flats(self) -> list[Tensor]:
         return list({id(flat): flat for _, _, _, flat, _ in self._pieces()}.values())
@@ -175,14 +182,24 @@ class DeepSpeedEngine:
         return weights
 
 
+def _leave_skipping_to_adam() -> None:
+    """Take out ZeRO's own look at the gradient norm: the host would wait for it and skip the step in silence."""
+    from deepspeed.runtime.zero import stage3, stage_1_and_2
+
+    for module in (stage_1_and_2, stage3):
+        assert callable(module.is_invalid_grad_norm)
+        module.is_invalid_grad_norm = lambda norm: False
+
+
 def _settings(config: RunConfig) -> dict[str, Any]:
+    stage = config.scale.zero_stage
     return {
         "train_batch_size": config.train.global_batch,
         "train_micro_batch_size_per_gpu": config.micro_batch,
         "gradient_accumulation_steps": config.accumulation,
-        "gradient_clipping": config.optim.clip_norm,
+        "gradient_clipping": 0.0 if stage == 0 else config.optim.clip_norm,  # at stage 0 the engine clips
         "zero_optimization": {
-            "stage": config.scale.zero_stage,
+            "stage": stage,
             "reduce_bucket_size": BUCKET_ELEMENTS,
             "allgather_bucket_size": BUCKET_ELEMENTS,
         },

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from soda_dist.models.batch_norm import update_running_statistics
@@ -49,9 +48,11 @@ class StepResult:
     """Result of an update, on the device."""
 
     loss: Tensor
-    """Mean loss of this worker's micro-batches."""
+    """Mean loss of the global batch; the same on all workers, as the other fields."""
     grad_norm: Tensor
     """Global gradient norm before clipping, without the online probe."""
+    finite: Tensor
+    """bool; False = the loss or the gradient was not finite, so the step was skipped: nothing has changed."""
     probe: Tensor | None = None
     """Online probe, float32 [3]: summed cross entropy, hits and label count of the global batch."""
 
@@ -62,7 +63,10 @@ class Engine(Protocol):
     objective: Objective
 
     def step(self, micro_batches: Iterable[MicroBatch], lr: float) -> StepResult:
-        """Average gradients over micro-batches and workers, clip, update Adam at `lr` and the EMA, call `finished`."""
+        """Average gradients over micro-batches and workers, clip, update Adam at `lr` and the EMA, call `finished`.
+
+        A step that is not finite changes nothing but the position in the data. The host never waits for the device.
+        """
 
     def fragments(self) -> Iterator[Fragment]:
         """Iterate over this rank's share of the state."""
@@ -78,17 +82,7 @@ class Engine(Protocol):
         """Yield the full EMA weights by name on the CPU on rank 0, None on the others; enter on every rank."""
 
 
-def finished(objective: Objective) -> Tensor | None:
-    """Update running statistics and the online probe after the model; return `StepResult.probe`."""
-    update_running_statistics(objective.model, objective.workers.sum)
-    return None if objective.online_probe is None else objective.online_probe.update()
-
-
-def adam_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
-    """Return Adam's state of `parameter`, initialised as Adam does if it has none yet."""
-    state = optimizer.state[parameter]
-    if not state:
-        state["step"] = torch.tensor(0.0)
-        state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-    return state
+def finished(objective: Objective, finite: Tensor) -> Tensor | None:
+    """Update running statistics and the online probe after the model, where `finite`; return `StepResult.probe`."""
+    update_running_statistics(objective.model, objective.workers.sum, finite)
+    return None if objective.online_probe is None else objective.online_probe.update(finite)

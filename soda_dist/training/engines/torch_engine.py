@@ -6,9 +6,9 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from soda_dist.training.engines.engine import Fragment, MicroBatch, StepResult, adam_state, finished
+from soda_dist.training.engines.engine import Fragment, MicroBatch, StepResult, finished
+from soda_dist.training.engines.skipping import SkippingAdamW, adam_state, is_finite, update_ema
 from soda_dist.training.objective import Objective
 
 
@@ -19,7 +19,7 @@ class TorchEngine:
         self,
         *,
         objective: Objective,
-        optimizer: torch.optim.AdamW,
+        optimizer: SkippingAdamW,
         clip_norm: float,
         ema_decay: float,
         accumulation: int,
@@ -29,7 +29,7 @@ class TorchEngine:
         self.objective = objective
         self._optimizer = optimizer
         self._clip_norm, self._accumulation = clip_norm, accumulation
-        self._update_ema = get_ema_multi_avg_fn(ema_decay)
+        self._ema_decay = ema_decay
         self._rank, self._world = rank, world
         self._names = [name for name, _ in objective.named_parameters()]
         self._params = [parameter for _, parameter in objective.named_parameters()]
@@ -49,10 +49,13 @@ class TorchEngine:
                 loss.backward()
             total += loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self._params, self._clip_norm, foreach=True)
+        mean = self.objective.workers.sum(total) / self._world
+        finite = is_finite(mean, norm)
+        self._optimizer.skip_unless(finite)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        self._update_ema(self._ema, [p.detach() for p in self._params], None)
-        return StepResult(total, norm, finished(self.objective))
+        update_ema(self._ema, self._params, self._ema_decay, finite)
+        return StepResult(mean, norm, finite, finished(self.objective, finite))
 
     def fragments(self) -> Iterator[Fragment]:
         for number, (name, parameter, ema) in enumerate(zip(self._names, self._params, self._ema, strict=True)):
