@@ -69,7 +69,7 @@ def train(job: dict[str, Any], config: RunConfig, run: Folder, box: Mailbox, int
         supervisor.lost(type(lost).__name__)
         if supervisor.end is not None:
             raise _explained(supervisor.end)
-        release_placement_group(getattr(lost, "actor_id", None))
+        release_placement_group(supervisor.controller)
         supervisor.waits()
         say(f"a process died ({type(lost).__name__}); starting again from the last checkpoint")
     raise AssertionError
@@ -79,7 +79,7 @@ def _missing(config: RunConfig, controller: Any) -> str | None:
     """Return what a run asks for and what the cluster has; empty = there is room; None = it has its machines."""
     if controller is None:  # it has not asked for them yet
         return ""
-    if holds_machines(controller._actor_id.hex()):
+    if holds_machines(controller):
         return None
     return capacity(training_resources(config))
 
@@ -131,7 +131,7 @@ def _abort(controller: Any) -> None:
             ray.get(controller.abort.remote(), timeout=ABORT_S)
         with suppress(Exception):
             ray.kill(controller)
-        release_placement_group(controller._actor_id.hex())
+        release_placement_group(controller)
 
 
 def _explained(error: Exception) -> Exception:

@@ -9,18 +9,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from soda_dist.distributed.runtime.mailbox import Beat
 from soda_dist.training.context import Ask
 
 BEAT_S = 1.0
 OTHERS_S = 5.0
 """Wait for the stacks of the other processes."""
-HUNG = 86
-"""Exit code of a process that ended because nothing moved."""
 _TERMINATED = threading.Event()
 
 
@@ -28,16 +27,6 @@ def leave_on_sigterm() -> None:
     """Make SIGTERM ask this process to leave after its step; call in its main thread."""
     _TERMINATED.clear()
     signal.signal(signal.SIGTERM, lambda *_: _TERMINATED.set())
-
-
-class Beat(NamedTuple):
-    """A sign of life of a training process."""
-
-    rank: int
-    node: str
-    """Ray's ID of its node."""
-    step: int | None
-    """The last step that it finished; None = none since it started."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +102,7 @@ class Control:
             if self.step is not None and time.monotonic() - self._moved > self._hang_timeout_s:
                 self._report(Stacks(self._rank, stacks()))
                 done.wait(OTHERS_S)
-                os._exit(HUNG)
+                os.kill(os.getpid(), signal.SIGKILL)  # its threads may hold anything
 
 
 def stacks() -> str:

@@ -104,9 +104,8 @@ def _fit(
             if save or facts or step % config.train.log_every_steps == 0:  # windows end at checkpoints: exact resumes
                 skips = window.log(step, lr, facts, last=last)
                 guard.add(skips)
-                save = save and (
-                    last or asked is not Ask.NOTHING or not skips.at_end
-                )  # so that trouble never fills the checkpoints kept
+                # Trouble must not fill the checkpoints that are kept, except where training ends.
+                save = save and (last or asked is not Ask.NOTHING or not skips.at_end)
             if save:
                 now.doing("saving a checkpoint")
                 window.flush()

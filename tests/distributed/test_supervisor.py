@@ -5,11 +5,11 @@ import pytest
 from soda_dist.config.sections import Scale
 from soda_dist.distributed.supervisor import LINE_S, SILENT_S, Controller, Failed, Placed, Restarting, Supervisor
 from soda_dist.distributed.worker_control import Beat, Stacks
-from soda_dist.errors import MachineError, UserError
+from soda_dist.errors import DivergedError, MachineError, UserError
 from soda_dist.training.context import Ask, LeavingError
 from soda_dist.training.failures import Remedy
 
-NOT_FINITE = FloatingPointError("loss is nan")
+NOT_FINITE = DivergedError("loss", "nan", "finite", "lower optim.lr")
 
 
 class Story:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from soda_dist.data.formats.camera_folders import POSE_COLUMNS
 from soda_dist.data.sources.synthetic import FACTORS
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.evaluation.images.sampling import SampleJob, draw, pick_inputs
@@ -57,8 +58,8 @@ def recognised(judge: Judge, images: NDArray[np.uint8], truth: NDArray[np.int64]
 
 def real_scenes(models: Models, split: str, keys: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images at the denoiser's resolution, uint8 [n, r, r, 3], and their hues and shapes, int64 [n, 2]."""
-    table = rows_at(models.reader[split], keys.tolist(), ["image", *NAMED])
-    truth = np.stack([table.column(name).to_numpy() for name in NAMED], axis=1)
+    table = rows_at(models.reader[split], keys.tolist(), ["image", *NAMED, *(field.name for field in POSE_COLUMNS)])
+    truth = np.stack([table.column(name).to_numpy() for name in NAMED], axis=1).astype(np.int64)
     return central_views(table, models.config).target, truth
 
 

@@ -23,6 +23,7 @@ PACKAGE = "soda_dist"
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "torch_internals": set(),
+    "interrupts": set(),
     "config": {"errors"},
     "parallel": {"errors"},
     "weights": {"errors"},
@@ -48,13 +49,14 @@ ROOMS: dict[str, set[str]] = {
         "errors", "config", "parallel.progress", "models", "data", "runs", "training", "evaluation", "report",
     },
     "distributed": {
-        "errors", "config", "parallel", "plots", "data", "runs", "training", "evaluation", "inference", "report",
+        "errors", "interrupts", "config", "parallel", "plots", "data", "runs", "training", "evaluation", "inference",
+        "report",
     },
     "benchmarks": {
         "errors", "torch_internals", "config", "parallel", "diffusion", "models", "metrics", "data", "runs", "training",
         "evaluation", "inference", "distributed",
     },
-    "cli": {"errors", "config", "data.storage", "parallel"},
+    "cli": {"errors", "interrupts", "config", "data.storage", "parallel"},
     "commands": {
         "errors", "cli", "config", "data", "runs", "training", "evaluation", "inference", "report", "export",
         "distributed", "benchmarks",

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from soda_dist.errors import MachineError, UserError
+from soda_dist.errors import DivergedError, MachineError, UserError
 from soda_dist.training.context import LeavingError
 from soda_dist.training.failures import Remedy, judged
 
@@ -24,6 +24,7 @@ def meanwhile(error: Exception, handled: Exception) -> Exception:
 
 
 MISTAKE = UserError("train.max_unreadable", "9", "1", "repair")
+DIVERGED = DivergedError("loss", "nan", "finite", "lower optim.lr")
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ MISTAKE = UserError("train.max_unreadable", "9", "1", "repair")
     [
         (MISTAKE, Remedy.NOTHING, str(MISTAKE)),
         (caused(RuntimeError("wrapped"), MISTAKE), Remedy.NOTHING, str(MISTAKE)),
-        (FloatingPointError("loss is nan"), Remedy.NOTHING, "loss is nan"),
+        (DIVERGED, Remedy.NOTHING, str(DIVERGED)),
         (MachineError("no"), Remedy.NOTHING, "no"),
         (LeavingError("saved step 3"), Remedy.LEFT, "saved step 3"),
         (KeyError("x"), Remedy.NOTHING, "KeyError: 'x'"),
@@ -49,6 +50,7 @@ def test_an_error_is_judged_by_its_origin(error: Exception, remedy: Remedy, show
     found, sent = judged(error)
     assert found is remedy
     assert str(sent).startswith(shown)
+    assert isinstance(sent, DivergedError) is (error is DIVERGED)
     assert sent.__cause__ is None and sent.__context__ is None
 
 

@@ -12,13 +12,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from soda_dist.distributed.worker_control import Beat
 from soda_dist.parallel.progress import Say
 from soda_dist.training.context import Ask
 from soda_dist.training.observers.observer import Observer
@@ -28,6 +27,16 @@ CLOSE_S = 120.0
 """The longest wait for what observers still send when the run has ended."""
 Event = tuple[str, tuple[Any, ...]]
 """Method of an `Observer` and its arguments."""
+
+
+class Beat(NamedTuple):
+    """A sign of life of a training process."""
+
+    rank: int
+    node: str
+    """Ray's ID of its node."""
+    step: int | None
+    """The last step that it finished; None = none since it started."""
 
 
 class _Actor:

@@ -73,20 +73,22 @@ def run_callback(report: Callable[[str, Any], None], in_workers: Callable[[], No
     return Reports()
 
 
-def _groups(controller: str | None) -> Iterator[PlacementGroupTableData]:
+def _groups(controller: Any) -> Iterator[PlacementGroupTableData]:
+    if controller is None:
+        return
     for record in state._connect_and_get_accessor().get_placement_group_table():
         group = PlacementGroupTableData.FromString(record)
-        if group.creator_actor_id.hex() == controller:
+        if group.creator_actor_id.hex() == controller._actor_id.hex():
             yield group
 
 
-def holds_machines(controller: str) -> bool:
-    """Whether the controller of Ray Train with this actor ID has the machines that it asked for."""
+def holds_machines(controller: Any) -> bool:
+    """Whether this controller of Ray Train has the machines that it asked for."""
     return any(group.state == PlacementGroupTableData.CREATED for group in _groups(controller))
 
 
-def release_placement_group(controller: str | None) -> None:
-    """Free the machines that a killed controller of Ray Train had reserved; `controller` is its actor's ID.
+def release_placement_group(controller: Any) -> None:
+    """Free the machines that a killed controller of Ray Train had reserved; None has none.
 
     Its placement group is detached, and the actor that Ray Train leaves behind to remove it did not do so within
     minutes (measured): the next attempt's data tasks would wait for its CPUs forever.
