@@ -6,6 +6,7 @@ Only this file knows these names. They are written to storage, so they must not 
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from soda_dist.config.provenance import provenance, utc
 from soda_dist.config.schema import RunConfig
 from soda_dist.config.settle import PRECISION, WARMUP, at_first_start, at_later_start
 from soda_dist.data.storage.folder import Folder, open_folder
-from soda_dist.data.storage.metadata import check, read_json, read_limited
+from soda_dist.data.storage.metadata import ContentError, check, read_json, read_limited
 from soda_dist.errors import UserError
 from soda_dist.runs.metrics_log import METRICS, QUARANTINE
 
@@ -30,6 +31,8 @@ TENSORBOARD, TRACKERS = "tensorboard", "trackers.json"
 LOGS = (METRICS, QUARANTINE)
 MANIFEST = "manifest.json"
 """Written last into a checkpoint's folder; without it a checkpoint is incomplete."""
+DAMAGED = "damaged.json"
+"""In a damaged checkpoint's folder in place of the manifest: why, and what the manifest said."""
 PARTS = (
     CONFIG, PROVENANCE, REPORT, CHECKPOINTS, EVALUATIONS, VALIDATION, TENSORBOARD, TRACKERS, "latents", "samples",
     "ray", *LOGS,
@@ -206,6 +209,18 @@ def complete_steps(run: Folder) -> list[int]:
         if step is not None and folder == f"{step:09d}" and name == MANIFEST:
             found.append(step)
     return sorted(found)
+
+
+def set_aside(run: Folder, step: int, reason: str) -> None:
+    """Make a damaged checkpoint incomplete; its files stay until training reaches the step again."""
+    folder = checkpoint_folder(run, step)
+    try:
+        manifest = read_limited(folder, MANIFEST).decode(errors="replace")
+    except (ContentError, FileNotFoundError):
+        manifest = ""
+    folder.write_json(DAMAGED, {"reason": reason, "time": utc(), MANIFEST: manifest})
+    with suppress(FileNotFoundError):
+        folder.remove(MANIFEST)
 
 
 def parse_step(text: str) -> int | None:

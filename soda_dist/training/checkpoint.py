@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from soda_dist.config.older import FORMAT, parse_stored, refuse_to_train
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.storage.folder import Folder
-from soda_dist.data.storage.metadata import parse_json, read_json, read_limited
+from soda_dist.data.storage.metadata import ContentError, parse_json, read_json, read_limited
 from soda_dist.errors import UserError
 from soda_dist.metrics.probe import LinearProbe
 from soda_dist.models.lr_equalization import load_plain_state_dict, plain_state_dict
@@ -40,6 +40,7 @@ from soda_dist.training.checkpoint_files import (
     parse_tensors,
     read_file,
     read_tensors,
+    verify,
 )
 from soda_dist.training.context import WorkerContext
 from soda_dist.training.early_stop import Patience, restored
@@ -158,9 +159,17 @@ def _remove(run: Folder, step: int) -> None:
 
 
 def read_manifest(run: Folder, step: int) -> dict[str, Any]:
-    """Read the manifest of a complete checkpoint; raise `UserError` if it is damaged or a newer release wrote it."""
+    """Read the manifest of a complete checkpoint.
+
+    Raises:
+        ContentError: damaged.
+        UserError: a newer release wrote it.
+    """
     folder = checkpoint_folder(run, step)
-    manifest = read_json(folder, MANIFEST)
+    try:
+        manifest = read_json(folder, MANIFEST)
+    except FileNotFoundError:
+        raise ContentError(folder.file_uri(MANIFEST), "nothing", "a manifest", REMEDY) from None
     version = manifest.get("version") if isinstance(manifest, dict) else None
     if isinstance(version, int) and version not in range(1, FORMAT + 1):
         raise UserError(folder.uri, f"version {version}", f"1 to {FORMAT}", "use the release that wrote it")
@@ -171,17 +180,34 @@ def read_manifest(run: Folder, step: int) -> dict[str, Any]:
 def restore(run: Folder, step: int, engine: Engine, context: WorkerContext) -> None:
     """Read the checkpoint of `step` into `engine`; any engine and number of workers may have written it.
 
+    Call on every rank. Raises as `read_into`.
+    """
+    engine.restored(read_into(run, step, engine, context))
+
+
+def read_into(run: Folder, step: int, engine: Engine, context: WorkerContext) -> int:
+    """Overwrite the fragments, buffers and online probe of `engine`; return the updates for `Engine.restored`.
+
+    Calls no other rank, but each file of the checkpoint is verified on one rank at least.
+
     Raises:
-        UserError: an older format, a damaged checkpoint, or one of another model.
+        ContentError: damaged; `engine` may then be of this step in part.
+        UserError: an older format, or a checkpoint of another model.
     """
     folder, manifest = checkpoint_folder(run, step), read_manifest(run, step)
     refuse_to_train(run.uri, manifest["version"])
+    probe = engine.objective.online_probe
+    read = {BUFFERS} if probe is None else {BUFFERS, ONLINE_PROBE}
+    unread = [entry for entry in manifest["files"] if not entry["name"].startswith("state-")]
+    unread = [entry for entry in unread if entry["name"] not in read]
+    for entry in unread[context.rank :: context.world]:
+        verify(folder, entry)
     _fill_state(folder, manifest, _state_files(manifest, context), list(engine.fragments()), KINDS)
     buffers = read_tensors(folder, manifest, BUFFERS)
     fill(_buffers(engine.objective.model), buffers, field=f"{folder.uri}/{BUFFERS}", network="the run's model")
-    engine.restored(manifest["updates"])
-    if engine.objective.online_probe is not None:
-        _restore_probe(engine.objective.online_probe, folder, manifest)
+    if probe is not None:
+        _restore_probe(probe, folder, manifest)
+    return int(manifest["updates"])
 
 
 def _fill_state(
@@ -198,7 +224,7 @@ def _fill_state(
             kind, parameter, start = parse_state_key(key, values, KINDS, where)
             part = range(start, start + len(values))
             if any(max(part.start, other.start) < min(part.stop, other.stop) for other in read[kind, parameter]):
-                raise UserError(where, f"{key} twice", "each value once", REMEDY)
+                raise ContentError(where, f"{key} twice", "each value once", REMEDY)
             read[kind, parameter].append(part)
             if kind in kinds:
                 _copy_overlaps(key, values, pieces, missing)

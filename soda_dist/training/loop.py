@@ -8,7 +8,7 @@ from soda_dist.config.sections import Stop
 from soda_dist.config.settle import PRECISION
 from soda_dist.data.pairs import Pairs
 from soda_dist.data.storage.folder import Folder
-from soda_dist.runs.folder import complete_steps, record_stop
+from soda_dist.runs.folder import record_stop
 from soda_dist.training import checkpoint
 from soda_dist.training.context import WorkerContext
 from soda_dist.training.early_stop import Patience
@@ -16,6 +16,7 @@ from soda_dist.training.engines.engine import Engine
 from soda_dist.training.held_out import HeldOut, Measure
 from soda_dist.training.log_window import LogWindow
 from soda_dist.training.observers.observer import Observer
+from soda_dist.training.resuming import resume
 from soda_dist.training.schedule import learning_rate
 
 Feed = Callable[[int], Iterable[Pairs]]
@@ -47,7 +48,7 @@ def fit(
 
     Raises:
         FloatingPointError: the loss is not finite.
-        UserError: more unreadable images than `train.max_unreadable`.
+        UserError: as `resume`, or more unreadable images than `train.max_unreadable`.
     """
     if config.train.precision == "auto":  # checkpoints say what was trained
         config = with_fields(config, {PRECISION: engine.objective.model.precision})
@@ -91,13 +92,3 @@ def _patience(run: Folder, step: int, config: RunConfig, validation: Measure | N
     if validation is None or config.train.stop.metric == "none":
         return None
     return (checkpoint.read_patience(run, step) if step else None) or Patience()
-
-
-def resume(context: WorkerContext, engine: Engine, run: Folder) -> int:
-    """Restore the latest complete checkpoint and return its step; 0 = a new run."""
-    steps = complete_steps(run)
-    if not steps:
-        return 0
-    checkpoint.restore(run, steps[-1], engine, context)
-    context.say(f"resuming from step {steps[-1]} of {run.uri}")
-    return steps[-1]
