@@ -202,13 +202,28 @@ def checkpoint_folder(run: Folder, step: int) -> Folder:
 
 def complete_steps(run: Folder) -> list[int]:
     """List the steps of complete checkpoints, ascending; other folders beside them, such as copies, do not count."""
-    found = []
-    for entry in run.list(CHECKPOINTS):
+    return sorted(step for step, name in _checkpoint_files(run) if name == MANIFEST)
+
+
+def begun_steps(run: Folder) -> list[int]:
+    """List the steps of checkpoints, complete or not, ascending."""
+    return sorted({step for step, _ in _checkpoint_files(run)})
+
+
+def _checkpoint_files(run: Folder) -> Iterator[tuple[int, str]]:
+    for entry in run.list(f"{CHECKPOINTS}/"):
         folder, _, name = entry.name.removeprefix(f"{CHECKPOINTS}/").partition("/")
         step = parse_step(folder)
-        if step is not None and folder == f"{step:09d}" and name == MANIFEST:
-            found.append(step)
-    return sorted(found)
+        if step is not None and folder == f"{step:09d}":
+            yield step, name
+
+
+def remove_checkpoint(run: Folder, step: int) -> None:
+    """Remove a checkpoint; the manifest first, so that an interrupted removal leaves an incomplete one."""
+    folder = checkpoint_folder(run, step)
+    with suppress(FileNotFoundError):
+        folder.remove(MANIFEST)
+    folder.remove_tree("")
 
 
 def set_aside(run: Folder, step: int, reason: str) -> None:

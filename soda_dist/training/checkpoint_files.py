@@ -18,6 +18,7 @@ from soda_dist.data.storage.metadata import ContentError, check, read_limited
 from soda_dist.errors import UserError
 from soda_dist.training.build import build_model
 
+BUFFERS, ONLINE_PROBE, STOP = "buffers.safetensors", "online_probe.safetensors", "stop.json"
 REMEDY = "remove this checkpoint's folder to resume from the one before it"
 LARGEST = 4 << 30
 """Size limit in bytes of files other than state and models; an online probe of 20,000 classes has 0.5 GB."""
@@ -26,6 +27,11 @@ CHUNK_BYTES = 16 << 20
 HEADER_BYTES = 1 << 20
 """Room for the names of a model's tensors."""
 _KEY = re.compile(r"([a-z_]+)/([^/]+)/([0-9]{1,15})")
+
+
+def state_prefix(rank: int, world: int) -> str:
+    """Return how the names of a rank's state files begin."""
+    return f"state-{rank:05d}-of-{world:05d}-"
 
 
 class _File(Node):

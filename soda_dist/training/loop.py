@@ -10,6 +10,7 @@ from soda_dist.data.pairs import Pairs
 from soda_dist.data.storage.folder import Folder
 from soda_dist.runs.folder import record_stop
 from soda_dist.training import checkpoint
+from soda_dist.training.checkpoint_writer import CheckpointWriter
 from soda_dist.training.context import WorkerContext
 from soda_dist.training.early_stop import Patience
 from soda_dist.training.engines.engine import Engine
@@ -59,7 +60,7 @@ def fit(
     held_out = HeldOut(validation, _patience(run, step, config, validation), config, run, observer)
     window = LogWindow(context, config, run, rows, step, observer)
     end = config.train.steps if until is None else min(until, config.train.steps)
-    with window.shown_by_time() as now:
+    with window.shown_by_time() as now, CheckpointWriter(run, engine, context, config) as writer:
         context.say("reading the first rows")
         batches = iter(feed(step))
         while step < end and not held_out.stopped:
@@ -75,8 +76,7 @@ def fit(
                 window.log(step, lr, facts, last=last)
             if save:
                 now.doing("saving a checkpoint")
-                window.flush()
-                checkpoint.save(run, step, engine, context, config, held_out.patience)
+                window.paused(writer.save(step, held_out.patience, window.flush))
     _say_stop(context, run, step, end, config.train.stop, held_out)
 
 

@@ -13,7 +13,7 @@ from soda_dist.config.load import with_fields
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
 from soda_dist.runs.folder import attempts, complete_steps
-from soda_dist.training import checkpoint
+from soda_dist.training.checkpoint_writer import CheckpointWriter
 from soda_dist.training.local_run import alone, configuration, pretrain
 from tests.evaluation.small_run import small_data
 from tests.tiny import TINY, tiny_config
@@ -34,10 +34,10 @@ def weights(run: str, step: int) -> dict[str, torch.Tensor]:
 def test_it_is_the_plain_run_and_an_interrupted_one_resumes_to_it(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, said, save = tiny_config(), list[str](), checkpoint.save
+    config, said, save = tiny_config(), list[str](), CheckpointWriter.save
     plain = train_plainly(data, config, str(tmp_path / "plain"))
 
-    def save_and_stop(*args: Any) -> None:
+    def save_and_stop(*args: Any) -> float:
         save(*args)
         raise KeyboardInterrupt
 
@@ -45,7 +45,7 @@ def test_it_is_the_plain_run_and_an_interrupted_one_resumes_to_it(
     torch.set_num_threads(1)
     try:
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(checkpoint, "save", save_and_stop)
+            patched.setattr(CheckpointWriter, "save", save_and_stop)
             pretrain(config, data, place, device="cpu", say=said.append)
         assert pretrain(config, data, place, device="cpu", say=said.append) == place
     finally:

@@ -60,6 +60,8 @@ class Engine(Protocol):
     """Trains an `Objective`."""
 
     objective: Objective
+    shapes: dict[str, torch.Size]
+    """Of the whole parameters, by name."""
 
     def step(self, micro_batches: Iterable[MicroBatch], lr: float) -> StepResult:
         """Average gradients over micro-batches and workers, clip, update Adam at `lr` and the EMA, call `finished`."""
