@@ -73,7 +73,7 @@ def _train(job: dict[str, Any]) -> None:
     context.say(f"building the model ({config.method}, {config.train.precision}, {device})")
     engine = build_engine(config, context.device, job["labels"])
     validation = None
-    if config.train.stop.metric != "none" or config.train.validation_every_steps is not None:
+    if config.train.holds_out:
         data = open_folder(job["data"])
         validation = Validation(config, data, read_manifest(data), job["labels"], context)
     fit(

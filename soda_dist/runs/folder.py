@@ -25,6 +25,8 @@ from soda_dist.runs.metrics_log import METRICS, QUARANTINE
 
 CONFIG, PROVENANCE, REPORT = "config.yaml", "provenance.json", "report.html"
 CHECKPOINTS, EVALUATIONS, WITHOUT_EMA = "checkpoints", "eval", "without-ema"
+BEST = f"{CHECKPOINTS}/best.json"
+"""Which checkpoint `train.keep_best` keeps: its step, the metric and the value."""
 VALIDATION = "validation"
 """Pictures of held-out rows while the run trains, `STEP.png`."""
 TENSORBOARD, TRACKERS = "tensorboard", "trackers.json"
@@ -48,6 +50,8 @@ FREE_TRAIN_FIELDS = (
     "log_every_steps",
     "checkpoint_every_steps",
     "keep_checkpoints",
+    "keep_every_steps",
+    "keep_best",
     "micro_batch",
     "max_unreadable",
     "trackers",

@@ -8,22 +8,24 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from soda_dist.config.older import FORMAT
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.storage.folder import Folder
 from soda_dist.data.storage.metadata import read_json
-from soda_dist.runs.folder import MANIFEST, begun_steps, checkpoint_folder, complete_steps, remove_checkpoint
+from soda_dist.runs.folder import BEST, MANIFEST, begun_steps, checkpoint_folder, complete_steps, remove_checkpoint
+from soda_dist.runs.metrics_log import METRICS, read_lines
 from soda_dist.training.build import COLLECTIVE_TIMEOUT_S
 from soda_dist.training.checkpoint_exports import Exports, pieces, stored_pieces
 from soda_dist.training.checkpoint_files import BUFFERS, ONLINE_PROBE, STOP, state_prefix
 from soda_dist.training.context import WorkerContext
 from soda_dist.training.early_stop import Patience
 from soda_dist.training.engines.engine import Engine
+from soda_dist.training.keep import best_step, kept
 from soda_dist.training.snapshot import Snapshot
 
 LOOK_S = 0.25
@@ -45,16 +47,24 @@ class CheckpointWriter:
         self._run, self._engine, self._context, self._config = run, engine, context, config
         self._snapshot = Snapshot()
         self._exports = Exports(engine) if context.rank == 0 else None
+        self._values = _measured(run, config) if context.rank == 0 else {}
         self._begun = set(context.gather(begun_steps(run) if context.rank == 0 else [])[0])
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._abandoned = threading.Event()
 
-    def save(self, step: int, patience: Patience | None = None, first: Callable[[], None] = lambda: None) -> float:
+    def save(
+        self,
+        step: int,
+        patience: Patience | None = None,
+        facts: Mapping[str, float] = MappingProxyType({}),
+        first: Callable[[], None] = lambda: None,
+    ) -> float:
         """Copy the state of `step` and begin to write it; call on every rank.
 
         Args:
             patience: the state of `train.stop`; None = off.
+            facts: what was measured at the step, as in `metrics.jsonl`.
             first: called in the background before the checkpoint is complete, on the first rank.
 
         Returns:
@@ -71,6 +81,8 @@ class CheckpointWriter:
                 remove_checkpoint(self._run, step)
             self._context.barrier()
         self._begun.add(step)
+        if (value := facts.get(_measure(self._config))) is not None:
+            self._values[step] = value
         self._snapshot.take(self._engine, first=self._context.rank == 0)
         updates, state = self._engine.updates, None if patience is None else patience.state()
         self._thread = threading.Thread(target=self._guarded, args=(step, updates, state, first), daemon=True)
@@ -131,7 +143,14 @@ class CheckpointWriter:
         folder.write(MANIFEST, json.dumps(manifest, indent=1).encode())
         for other in lists:
             folder.remove(_list_name(other, world))
-        for old in complete_steps(self._run)[: -self._config.train.keep_checkpoints]:
+        self._clear()
+
+    def _clear(self) -> None:
+        """Remove the checkpoints that no rule keeps, and note which is the best."""
+        steps, train, values = complete_steps(self._run), self._config.train, self._values
+        if (best := best_step(steps, train, values)) is not None:
+            self._run.write_json(BEST, {"step": best, "metric": train.keep_best, "value": values[best]})
+        for old in sorted(set(steps) - kept(steps, train, values)):
             remove_checkpoint(self._run, old)
 
     def _small_files(self, folder: Folder, patience: dict[str, Any] | None) -> Iterator[Entry]:
@@ -158,6 +177,18 @@ class CheckpointWriter:
                 raise RuntimeError(f"{folder.uri}: left incomplete, since training ended by an error")
             if waiting and time.monotonic() - began > COLLECTIVE_TIMEOUT_S:
                 raise RuntimeError(f"{folder.uri}: no files of worker {min(waiting)} in {COLLECTIVE_TIMEOUT_S:.0f} s")
+
+
+def _measure(config: RunConfig) -> str:
+    """Name the metric of `train.keep_best` in `metrics.jsonl`."""
+    return f"validation_{config.train.keep_best}"
+
+
+def _measured(run: Folder, config: RunConfig) -> dict[int, float]:
+    """Read the values that earlier starts measured for `train.keep_best`, by step."""
+    name = _measure(config)
+    lines = [] if config.train.keep_best == "none" else read_lines(run, METRICS)
+    return {line["step"]: line[name] for line in lines if isinstance(line.get(name), float | int)}
 
 
 def _list_name(rank: int, world: int) -> str:

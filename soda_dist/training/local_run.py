@@ -68,7 +68,7 @@ def _train(config: RunConfig, source: TrainingData, run: Folder, context: LocalC
     context.say(f"building the model ({config.method}, {config.train.precision}, {context.device})")
     engine = torch_engine(config, build_objective(config, source.labels).to(context.device))
     validation = None
-    if config.train.stop.metric != "none" or config.train.validation_every_steps is not None:
+    if config.train.holds_out:
         validation = Validation(config, source.folder, source.manifest, source.labels, context)
     observers = open_observers(config.train.trackers, run, context.say)
     try:

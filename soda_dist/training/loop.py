@@ -43,7 +43,7 @@ def fit(
         feed: called once, with the first step.
         run: folder of checkpoints, metrics.jsonl and quarantine.jsonl.
         rows: rows of the training split, to compute epochs.
-        validation: measures what `train.stop` and `train.validation_every_steps` ask for; None if they are off.
+        validation: measures what `train.holds_out` asks for; None if that is off.
         until: last step; None = `train.steps`. The learning-rate schedule is that of the whole run.
         observer: gets the metrics and pictures of the first rank.
 
@@ -57,9 +57,9 @@ def fit(
     observer = observer if context.rank == 0 else None
     if observer is not None:
         observer.start(step)
-    held_out = HeldOut(validation, _patience(run, step, config, validation), config, run, observer)
-    window = LogWindow(context, config, run, rows, step, observer)
     end = config.train.steps if until is None else min(until, config.train.steps)
+    held_out = HeldOut(validation, _patience(run, step, config, validation), config, run, observer, end)
+    window = LogWindow(context, config, run, rows, step, observer)
     with window.shown_by_time() as now, CheckpointWriter(run, engine, context, config) as writer:
         context.say("reading the first rows")
         batches = iter(feed(step))
@@ -76,7 +76,7 @@ def fit(
                 window.log(step, lr, facts, last=last)
             if save:
                 now.doing("saving a checkpoint")
-                window.paused(writer.save(step, held_out.patience, window.flush))
+                window.paused(writer.save(step, held_out.patience, facts, window.flush))
     _say_stop(context, run, step, end, config.train.stop, held_out)
 
 
