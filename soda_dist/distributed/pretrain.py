@@ -20,8 +20,9 @@ from soda_dist.errors import UserError
 from soda_dist.parallel.progress import Say
 from soda_dist.report.renewal import ReportWriter
 from soda_dist.runs.folder import claim, open_run, record_end, scratch_folder
+from soda_dist.runs.lease import HeldFolder, held
 from soda_dist.training.observers.trackers import check_trackers, open_observers
-from soda_dist.training.start import finished, open_training_data, shortened
+from soda_dist.training.start import TrainingData, finished, open_training_data, shortened
 
 LOST = (RayActorError, WorkerCrashedError, OutOfMemoryError)
 """Ray's errors for processes that were killed, as opposed to errors that a process raised."""
@@ -44,32 +45,37 @@ def pretrain(
     data has changed since the run's last start. Returns the run's URI.
 
     Raises:
-        UserError: the data or the run's folder does not fit, or the cluster cannot give what the run needs.
+        UserError: the data or the run's folder does not fit, the cluster cannot give what the run needs, or another
+            trainer holds the run.
     """
     check_trackers(config.train.trackers)
     source, run = open_training_data(config, data_uri), open_run(run_uri)
     end = min(until or config.train.steps, config.train.steps)
-    done = finished(run, end)
-    if not done:  # before anything is written into the run's folder
+    if not finished(run, end):  # before anything is written into the run's folder
         check_resources(training_resources(config), say)
         check_memory(config)
-    asked, config = config, claim(run, config, source.facts(), accept_data=accept_data)
-    for line in (shortened(asked, config), done):
-        if line:
-            say(line)
-    if done:
-        return run.uri
-    say(source.describe(config))
+    with held(run, say, f"Ray job {ray.get_runtime_context().get_job_id()}") as mine:
+        done = finished(mine, end)
+        whole = claim(mine, config, source.facts(), accept_data=accept_data)
+        for line in (shortened(config, whole), done or source.describe(whole)):
+            if line:
+                say(line)
+        if not done:
+            _train(whole, source, mine, end, say)
+    return run.uri
+
+
+def _train(config: RunConfig, source: TrainingData, run: HeldFolder, end: int, say: Say) -> None:
+    """Train a claimed run to step `end`, with its report and trackers."""
     hold_statistics_here()
     observers = open_observers(config.train.trackers, run, say) if config.train.trackers else None
     with ReportWriter(run.uri, say).renewing(), _recorded(run), board(say, observers) as lines:
         job = {
-            "config": config, "data": source.folder.uri, "run": run.uri, "rows": source.rows, "until": end,
+            "config": config, "data": source.folder.uri, "run": run, "rows": source.rows, "until": end,
             "labels": source.labels, "board": lines,
         }  # fmt: skip
         say(f"starting {config.scale.workers} worker{'s' if config.scale.workers > 1 else ''}")
         _run_trainer(job, config, run, say)
-    return run.uri
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def _train(job: dict[str, Any]) -> None:
     context = ProcessGroupContext(device, job["board"].put.remote)
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(config.scale.cpus_per_worker)))
-    config = _with_precision(config, open_folder(job["run"]), context)
+    config = _with_precision(config, job["run"], context)
     context.say(f"building the model ({config.method}, {config.train.precision}, {device})")
     engine = build_engine(config, context.device, job["labels"])
     validation = None
@@ -81,7 +81,7 @@ def _train(job: dict[str, Any]) -> None:
         engine,
         config,
         lambda step: stream(job["data"], config, context.rank, step),
-        open_folder(job["run"]),
+        job["run"],
         job["rows"],
         job["until"],
         validation,

@@ -30,14 +30,16 @@ BEST = f"{CHECKPOINTS}/best.json"
 VALIDATION = "validation"
 """Pictures of held-out rows while the run trains, `STEP.png`."""
 TENSORBOARD, TRACKERS = "tensorboard", "trackers.json"
+LEASE = "lease.json"
+"""Who trains the run at present, see `runs.lease`."""
 LOGS = (METRICS, QUARANTINE)
 MANIFEST = "manifest.json"
 """Written last into a checkpoint's folder; without it a checkpoint is incomplete."""
 DAMAGED = "damaged.json"
 """In a damaged checkpoint's folder in place of the manifest: why, and what the manifest said."""
 PARTS = (
-    CONFIG, PROVENANCE, REPORT, CHECKPOINTS, EVALUATIONS, VALIDATION, TENSORBOARD, TRACKERS, "latents", "samples",
-    "ray", *LOGS,
+    CONFIG, PROVENANCE, REPORT, LEASE, CHECKPOINTS, EVALUATIONS, VALIDATION, TENSORBOARD, TRACKERS, "latents",
+    "samples", "ray", *LOGS,
 )  # fmt: skip
 """All files and folders of a run; others in its folder are left alone."""
 WATCHED = ("train.stop.split", "train.stop.images")

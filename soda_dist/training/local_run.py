@@ -13,6 +13,7 @@ from soda_dist.data.pairs import Pairs, local_pairs
 from soda_dist.data.storage.folder import Folder, locate
 from soda_dist.errors import UserError
 from soda_dist.runs.folder import claim, open_run, write_config
+from soda_dist.runs.lease import held
 from soda_dist.training.build import build_objective, torch_engine
 from soda_dist.training.context import LocalContext, chosen_device
 from soda_dist.training.loop import fit
@@ -44,23 +45,24 @@ def pretrain(
         say: shows progress lines.
 
     Raises:
-        UserError: the configuration, the data or the run's folder does not fit.
+        UserError: the configuration, the data or the run's folder does not fit, or another trainer holds the run.
         FloatingPointError: the loss is not finite.
     """
     asked = alone(configuration(config, overrides or {}))
     check_trackers(asked.train.trackers)
     source, folder = open_training_data(asked, data), open_run(run)
     context = LocalContext(chosen_device(device), say)
-    done = finished(folder, asked.train.steps)
-    whole = claim(folder, asked, source.facts(), accept_data=accept_data)
-    for line in (shortened(asked, whole), done or source.describe(whole)):
-        if line:
-            say(line)
-    if not done:
-        settled = with_precision(whole, context.device)
-        if settled != whole:
-            write_config(folder, settled)
-        _train(settled, source, folder, context)
+    with held(folder, say, "soda_dist.pretrain") as mine:
+        done = finished(mine, asked.train.steps)
+        whole = claim(mine, asked, source.facts(), accept_data=accept_data)
+        for line in (shortened(asked, whole), done or source.describe(whole)):
+            if line:
+                say(line)
+        if not done:
+            settled = with_precision(whole, context.device)
+            if settled != whole:
+                write_config(mine, settled)
+            _train(settled, source, mine, context)
     return folder.uri
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load, save
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.models.lr_equalization import plain_names, plain_state_dict
 from soda_dist.runs.folder import checkpoint_folder, complete_steps
+from soda_dist.runs.lease import LeaseLostError, held
 from soda_dist.runs.metrics_log import METRICS, read_lines
 from soda_dist.training import checkpoint_writer
 from soda_dist.training.checkpoint import ema_model, restore
@@ -199,6 +200,21 @@ def test_lines_up_to_the_step_are_stored_before_the_checkpoint_counts(tmp_path: 
     assert [(at, at in steps) for at, steps in seen] == [(3, True), (6, True)]
     pauses = [line.get("checkpoint_pause") for line in read_lines(run, METRICS)]
     assert [pause is not None for pause in pauses] == [False, False, True, False], "in the line after the pause"
+
+
+def test_a_trainer_that_was_replaced_completes_no_checkpoint_and_no_line(tmp_path: Path) -> None:
+    run = open_folder(str(tmp_path))
+
+    def batches(first: int):
+        for number, pairs in enumerate(feed(CONFIG)(first)):
+            if number == 5:
+                run.write_json("lease.json", run.read_json("lease.json") | {"token": "theirs", "host": "node-7"})
+            yield pairs
+
+    with held(run, print, "x", lambda seconds: None) as mine, pytest.raises(LeaseLostError, match="node-7"):
+        fit(LocalContext(), engine_of(CONFIG), CONFIG, batches, mine, rows=100)
+    assert complete_steps(run) == [3]
+    assert [line["step"] for line in read_lines(run, METRICS)] == [2, 3]
 
 
 class Half:

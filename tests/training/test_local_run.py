@@ -12,6 +12,7 @@ from soda_dist.config import RunConfig, dump_config
 from soda_dist.config.load import with_fields
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
+from soda_dist.runs import lease
 from soda_dist.runs.folder import attempts, complete_steps
 from soda_dist.training.checkpoint_writer import CheckpointWriter
 from soda_dist.training.local_run import alone, configuration, pretrain
@@ -102,6 +103,23 @@ def _flat() -> dict:
     from soda_dist.config.load import leaves
 
     return leaves({name: section for name, section in TINY.items() if name != "scale"})
+
+
+def test_a_run_that_another_trains_is_left_alone(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "LOOK_S", 0.001)
+    monkeypatch.setattr(lease, "SETTLE_S", 0.0)
+    said: list[str] = []
+
+    def second(line: str) -> None:
+        if line.startswith("45 rows"):
+            with pytest.raises(UserError, match=r"--run: got .*, held by .* \(soda_dist\.pretrain, process \d+, "):
+                pretrain(tiny_config(), data, str(tmp_path / "run"), {"optim.lr": 0.5}, device="cpu", say=said.append)
+
+    monkeypatch.setattr(lease, "BEAT_S", 0.002)
+    pretrain(tiny_config(), data, str(tmp_path / "run"), {"train.steps": 1}, device="cpu", say=second)
+    run = open_folder(str(tmp_path / "run"))
+    assert ["watching for a heartbeat" in line for line in said] == [True]
+    assert len(attempts(run)) == 1 and complete_steps(run) == [1] and not run.exists("lease.json")
 
 
 @pytest.mark.parametrize(
