@@ -74,7 +74,7 @@ class CheckpointWriter:
             Exception: what stopped the one before.
         """
         began = time.perf_counter()
-        self._wait()
+        self.wait()
         self._raise()
         if step in self._begun:  # by an attempt that was interrupted, or one that found it damaged
             if self._context.rank == 0:
@@ -96,12 +96,12 @@ class CheckpointWriter:
         if error is None:
             self._finish()
         else:
-            self._wait(None if self._context.world == 1 else ABANDON_S)
+            self.wait(None if self._context.world == 1 else ABANDON_S)
             self._abandoned.set()
 
     def _finish(self) -> None:
         """Wait until every rank has written its part; raise on every rank what stopped one."""
-        self._wait()
+        self.wait()
         error = self._error
         told = self._context.gather(None if error is None else f"{type(error).__name__}: {error}")
         self._raise()
@@ -109,7 +109,8 @@ class CheckpointWriter:
         if others:
             raise RuntimeError(f"another worker could not write its part of the last checkpoint: {others[0]}")
 
-    def _wait(self, seconds: float | None = None) -> None:
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait, at most `seconds`, until this rank has written its part of the last checkpoint."""
         if self._thread is not None:
             self._thread.join(seconds)
 
