@@ -26,8 +26,8 @@ PART = 0.01
 def measure_checkpoint(preset: str, overrides: list[str], device_name: Device, say: Say) -> list[Result]:
     """Compare the pause for a checkpoint with a training step, and with the preset's time between checkpoints.
 
-    Batches are in memory; their default size is that of `benchmark.py step`, less than the preset's, so that a step is
-    shorter than in training; float32 on a CPU. Limits: less than one step, and 1% of `train.checkpoint_every_steps` steps.
+    Batches are in memory, in float32 on a CPU; their default size is that of `benchmark.py step`, less than the
+    preset's, so that a step is shorter than in training. Limits: one step, and 1% of `train.checkpoint_every_steps`.
 
     Raises:
         UserError: a missing device.

@@ -122,6 +122,22 @@ def test_a_run_that_another_trains_is_left_alone(data: str, tmp_path: Path, monk
     assert len(attempts(run)) == 1 and complete_steps(run) == [1] and not run.exists("lease.json")
 
 
+def test_a_trainer_that_was_replaced_writes_nothing_more(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "SETTLE_S", 0.0)
+    run = open_folder(str(tmp_path / "run"))
+
+    def replaced(line: str) -> None:
+        if line == "reading the first rows":
+            run.write_json("lease.json", run.read_json("lease.json") | {"token": "theirs"})
+
+    with pytest.raises(lease.LeaseLostError, match="has taken over"):
+        pretrain(tiny_config(), data, run.uri, {"train.steps": 1}, device="cpu", say=replaced)
+    assert not run.list("checkpoints/") and not run.exists("metrics.jsonl")
+    assert run.read_json("lease.json")["token"] == "theirs"
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
