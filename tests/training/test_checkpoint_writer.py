@@ -232,10 +232,10 @@ class Half:
                 yield Fragment(p.name, start, stop - start, {k: t[start:stop] for k, t in p.tensors.items()})
 
 
-def test_ranks_write_their_halves_and_the_first_makes_a_whole_of_them(tmp_path: Path, monkeypatch) -> None:
+def test_ranks_write_their_halves_and_the_first_makes_a_whole_of_them(every_uri: str, monkeypatch) -> None:
     monkeypatch.setattr(checkpoint_writer, "LOOK_S", 0.001)
     whole = trained()
-    one, two = (open_folder(str(tmp_path / name)) for name in ("one", "two"))
+    one, two = (open_folder(f"{every_uri}/{name}") for name in ("one", "two"))
     with CheckpointWriter(one, whole, LocalContext(), CONFIG) as writer:
         writer.save(1)
 
@@ -244,7 +244,7 @@ def test_ranks_write_their_halves_and_the_first_makes_a_whole_of_them(tmp_path: 
             writer.save(1)
 
     assert on_ranks(2, act) == [None, None]
-    exports = [(tmp_path / name / "checkpoints/000000001/model.safetensors").read_bytes() for name in ("one", "two")]
+    exports = [run.read("checkpoints/000000001/model.safetensors") for run in (one, two)]
     assert exports[0] == exports[1]
     listed = json.loads(two.read("checkpoints/000000001/manifest.json"))["files"]
     there = [entry.name for entry in checkpoint_folder(two, 1).files()]
