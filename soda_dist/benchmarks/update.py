@@ -232,9 +232,10 @@ def _draw_time(config: RunConfig, batches: list[MicroBatch]) -> str:
     return f"random numbers take {1e3 * seconds(draws, device):.1f} ms"
 
 
-def seconds(work: Callable[[], None], device: torch.device) -> float:
-    """Measure seconds of `work`, after one warm-up run."""
-    work()
+def seconds(work: Callable[[], object], device: torch.device, *, warm: bool = True) -> float:
+    """Measure seconds of `work`; `warm`: after one warm-up run."""
+    if warm:
+        work()
     wait(device)
     start = time.perf_counter()
     work()

@@ -257,30 +257,36 @@ def online_probe(config: Sections) -> Iterator[Problem]:
 
 
 def stop(config: Sections) -> Iterator[Problem]:
-    """Validation and an early end need held-out images, and the latter what its metric is computed from."""
-    s = config.train.stop
-    if s.metric == "none":
-        if config.train.validation_every_steps and s.split == config.data.train_split:
-            remedy = "name a split that is not trained on"
-            yield Problem("train.stop.split", s.split, "a held-out split", remedy)
-        return
-    if s.split in (config.data.train_split, config.evaluation.test_split):
+    """Validation needs held-out images, and what chooses by a metric needs what that is computed from."""
+    train, split = config.train, config.train.stop.split
+    chosen = {"train.stop.metric": train.stop.metric, "train.keep_best": train.keep_best}
+    chosen = {field: metric for field, metric in chosen.items() if metric != "none"}
+    if chosen and split in (config.data.train_split, config.evaluation.test_split):
         remedy = "name a split that is neither trained on nor tested on"
-        yield Problem("train.stop.split", s.split, "a held-out split", remedy)
-    if s.metric == "probe_accuracy" and not config.train.online_probe:
-        yield Problem(
-            "train.stop.metric", "probe_accuracy with train.online_probe=false", "true", "set train.online_probe=true"
-        )
-    if s.metric in ("retrieval", "effective_rank"):
-        if config.method in ("unconditional", "palette"):
-            got = f"{s.metric} with method={config.method}"
-            yield Problem("train.stop.metric", got, "loss", "choose a method with an encoder, or another metric")
-        if config.data.pose == "cameras":
-            got = f"{s.metric} with data.pose=cameras"
-            yield Problem("train.stop.metric", got, "loss, probe_accuracy", "augmented views have no cameras")
+        yield Problem("train.stop.split", split, "a held-out split", remedy)
+    elif train.holds_out and split == config.data.train_split:
+        yield Problem("train.stop.split", split, "a held-out split", "name a split that is not trained on")
+    for field, metric in chosen.items():
+        if metric == "probe_accuracy" and not train.online_probe:
+            got, remedy = "probe_accuracy with train.online_probe=false", "set train.online_probe=true"
+            yield Problem(field, got, "true", remedy)
+        if metric in ("retrieval", "effective_rank"):
+            if config.method in ("unconditional", "palette"):
+                got = f"{metric} with method={config.method}"
+                yield Problem(field, got, "loss", "choose a method with an encoder, or another metric")
+            if config.data.pose == "cameras":
+                got = f"{metric} with data.pose=cameras"
+                yield Problem(field, got, "loss, probe_accuracy", "augmented views have no cameras")
+
+
+def keep(config: Sections) -> Iterator[Problem]:
+    every, kept = config.train.checkpoint_every_steps, config.train.keep_every_steps
+    if kept is not None and kept % every:
+        got = f"{kept} with train.checkpoint_every_steps={every}"
+        yield Problem("train.keep_every_steps", got, f"multiples of {every}", "choose one, or another interval")
 
 
 CHECKS: tuple[Check, ...] = (
     levels, attention, encoder, method, conditioning, latent, views, poses, batch, norm_batch, steps, evaluation,
-    online_probe, stop,
+    online_probe, stop, keep,
 )  # fmt: skip

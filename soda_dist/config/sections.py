@@ -227,10 +227,14 @@ class Optim(Node):
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9999
 
 
+Measured = Literal["none", "loss", "probe_accuracy", "retrieval", "effective_rank"]
+"""Metrics of held-out images."""
+
+
 class Stop(Node):
     """An end before `train.steps`, at convergence (section D.2 trains "until convergence"; our reading)."""
 
-    metric: Literal["none", "loss", "probe_accuracy", "retrieval", "effective_rank"] = "none"
+    metric: Measured = "none"
     """Of the EMA weights on held-out images: the training loss; accuracy of the online probe; or, without labels, top-1
     retrieval of an image's other view, or the effective rank of the latents. `none` = no early end."""
     patience: Count = 5
@@ -240,8 +244,8 @@ class Stop(Node):
     every_steps: Count = 1000
     """Steps between evaluations."""
     split: str = "val"
-    """Held-out split, also of `train.validation_every_steps`; not the training split, nor, for an early end, the one
-    that evaluation tests on."""
+    """Held-out split, also of `validation_every_steps` and `keep_best`; not the training split, nor, for an early end
+    or `keep_best`, the one that evaluation tests on."""
     images: Annotated[int, Field(ge=16, le=20_000)] = 2000
     """First images of the split."""
 
@@ -280,7 +284,11 @@ class Train(Node):
     """Steps between measurements on the held-out images of `stop.split`: loss, online probe, a picture; None = none."""
     checkpoint_every_steps: Count = 1000
     keep_checkpoints: Count = 2
-    """Complete checkpoints to keep; older ones are removed."""
+    """Latest complete checkpoints to keep; older ones are removed, but for those of the next two fields."""
+    keep_every_steps: Count | None = None
+    """Keep the checkpoints of steps that this divides too; None = none."""
+    keep_best: Measured = "none"
+    """Keep the best checkpoint too, by this metric of `stop`, measured at each checkpoint."""
     max_unreadable: Fraction = 0.05
     """Maximum share of rows with unreadable images; each is listed and replaced by another row of its group."""
     online_probe: bool = False
@@ -291,6 +299,11 @@ class Train(Node):
     """Its constant learning rate (our reading)."""
     stop: Stop = Stop()
     guard: Guard = Guard()
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether anything is measured on held-out images."""
+        return self.validation_every_steps is not None or {self.stop.metric, self.keep_best} != {"none"}
 
 
 class Scale(Node):

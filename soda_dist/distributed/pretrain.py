@@ -3,6 +3,9 @@
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
+
+import ray
 
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.storage.folder import Folder
@@ -16,9 +19,10 @@ from soda_dist.interrupts import WAYS_ON, Interrupted, Interrupts, wished
 from soda_dist.parallel.progress import Say
 from soda_dist.report.renewal import ReportWriter
 from soda_dist.runs.folder import changed_rate, claim, complete_steps, open_run, record_end
+from soda_dist.runs.lease import HeldFolder, held
 from soda_dist.training.init_from import initial_weights
 from soda_dist.training.observers.trackers import check_trackers, open_observers
-from soda_dist.training.start import finished, open_training_data, shortened
+from soda_dist.training.start import TrainingData, finished, open_training_data, shortened
 
 MOST_REASON = 500
 """Characters of the reason of an attempt's end that provenance keeps."""
@@ -41,29 +45,35 @@ def pretrain(
     of an exported folder. Returns the run's URI.
 
     Raises:
-        UserError: the data or the run's folder does not fit, or the cluster cannot give what the run needs.
+        UserError: the data or the run's folder does not fit, the cluster cannot give what the run needs, or another
+            trainer holds the run.
         MachineError: a failure that another start would not mend, or one more than `scale.max_failures`.
         Interrupted: SIGINT or SIGTERM; the step of that time is saved.
     """
     check_trackers(config.train.trackers)
     source, run = open_training_data(config, data_uri), open_run(run_uri)
     end = min(until or config.train.steps, config.train.steps)
-    done = finished(run, end)
-    if not done:  # before anything is written into the run's folder
+    if not finished(run, end):  # before anything is written into the run's folder
         check_resources(training_resources(config), say)
         check_memory(config)
     initial = initial_weights(run, init_from)
-    asked, config = config, claim(run, config, source.facts(), accept_data=accept_data, initial=initial)
-    for line in (shortened(asked, config), changed_rate(run), done):
-        if line:
-            say(line)
-    if done:
-        return run.uri
-    say(source.describe(config))
+    with held(run, say, f"Ray job {ray.get_runtime_context().get_job_id()}") as mine:
+        done = finished(mine, end)
+        whole = claim(mine, config, source.facts(), accept_data=accept_data, initial=initial)
+        for line in (shortened(config, whole), changed_rate(mine), done or source.describe(whole)):
+            if line:
+                say(line)
+        if not done:
+            _train(whole, source, mine, end, initial, say)
+    return run.uri
+
+
+def _train(config: RunConfig, source: TrainingData, run: HeldFolder, end: int, initial: Any, say: Say) -> None:
+    """Train a claimed run to step `end`, with its report and trackers."""
     hold_statistics_here()
     observers = open_observers(config.train.trackers, run, say) if config.train.trackers else None
     job = {
-        "config": config, "data": source.folder.uri, "run": run.uri, "rows": source.rows, "until": end,
+        "config": config, "data": source.folder.uri, "run": run, "rows": source.rows, "until": end,
         "labels": source.labels, "initial": initial,
     }  # fmt: skip
     with (
@@ -75,7 +85,6 @@ def pretrain(
         say(f"starting {config.scale.workers} worker{'s' if config.scale.workers > 1 else ''}")
         if not train(job, config, run, box, interrupts, say):
             raise _stopped(run, interrupts)
-    return run.uri
 
 
 def _stopped(run: Folder, interrupts: Interrupts) -> Interrupted:

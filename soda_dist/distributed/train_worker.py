@@ -89,12 +89,12 @@ def _fit(job: dict[str, Any], config: RunConfig, context: ProcessGroupContext) -
     device = context.device
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(config.scale.cpus_per_worker)))
-    run = open_folder(job["run"])
+    run = job["run"]
     config = _with_precision(config, run, context)
     context.say(f"building the model ({config.method}, {config.train.precision}, {device})")
     engine = build_engine(config, context.device, job["labels"], filling(run, job["initial"]))
     validation = None
-    if config.train.stop.metric != "none" or config.train.validation_every_steps is not None:
+    if config.train.holds_out:
         data = open_folder(job["data"])
         validation = Validation(config, data, read_manifest(data), job["labels"], context)
     fit(

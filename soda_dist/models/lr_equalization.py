@@ -47,6 +47,19 @@ def plain_state_dict(module: nn.Module) -> dict[str, Tensor]:
     return {name: _used(owner, leaf).detach().clone() for name, owner, leaf in _tensors(module)}
 
 
+def plain_names(module: nn.Module) -> dict[str, tuple[str, float]]:
+    """Map each name of the state dict to its name without `equalize` and the factor of the value in use."""
+    found = {}
+    for plain, owner, leaf in _tensors(module):
+        if parametrize.is_parametrized(owner, leaf):
+            parametrizations: Any = owner.parametrizations
+            stored = f"{plain.removesuffix(leaf)}parametrizations.{leaf}.original"
+            found[stored] = (plain, float(parametrizations[leaf][0].ratio))
+        else:
+            found[plain] = (plain, 1.0)
+    return found
+
+
 @torch.no_grad()
 def load_plain_state_dict(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Copy in what `plain_state_dict` returned, for any ratio of either module; the tensors keep their storage.

@@ -6,6 +6,7 @@ Only this file knows these names. They are written to storage, so they must not 
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,27 @@ from soda_dist.config.provenance import provenance, utc
 from soda_dist.config.schema import RunConfig
 from soda_dist.config.settle import PRECISION, WARMUP, at_first_start, at_later_start
 from soda_dist.data.storage.folder import Folder, open_folder
-from soda_dist.data.storage.metadata import check, read_json, read_limited
+from soda_dist.data.storage.metadata import ContentError, check, read_json, read_limited
 from soda_dist.errors import UserError
 from soda_dist.runs.metrics_log import METRICS, QUARANTINE
 
 CONFIG, PROVENANCE, REPORT = "config.yaml", "provenance.json", "report.html"
 CHECKPOINTS, EVALUATIONS, WITHOUT_EMA = "checkpoints", "eval", "without-ema"
+BEST = f"{CHECKPOINTS}/best.json"
+"""Which checkpoint `train.keep_best` keeps: its step, the metric and the value."""
 VALIDATION = "validation"
 """Pictures of held-out rows while the run trains, `STEP.png`."""
 TENSORBOARD, TRACKERS = "tensorboard", "trackers.json"
+LEASE = "lease.json"
+"""Who trains the run at present, see `runs.lease`."""
 LOGS = (METRICS, QUARANTINE)
 MANIFEST = "manifest.json"
 """Written last into a checkpoint's folder; without it a checkpoint is incomplete."""
+DAMAGED = "damaged.json"
+"""In a damaged checkpoint's folder in place of the manifest: why, and what the manifest said."""
 PARTS = (
-    CONFIG, PROVENANCE, REPORT, CHECKPOINTS, EVALUATIONS, VALIDATION, TENSORBOARD, TRACKERS, "latents", "samples",
-    "ray", *LOGS,
+    CONFIG, PROVENANCE, REPORT, LEASE, CHECKPOINTS, EVALUATIONS, VALIDATION, TENSORBOARD, TRACKERS, "latents",
+    "samples", "ray", *LOGS,
 )  # fmt: skip
 """All files and folders of a run; others in its folder are left alone."""
 RATE = "optim.lr"
@@ -69,6 +76,8 @@ FREE_TRAIN_FIELDS = (
     "log_every_steps",
     "checkpoint_every_steps",
     "keep_checkpoints",
+    "keep_every_steps",
+    "keep_best",
     "micro_batch",
     "max_unreadable",
     "trackers",
@@ -275,13 +284,40 @@ def checkpoint_folder(run: Folder, step: int) -> Folder:
 
 def complete_steps(run: Folder) -> list[int]:
     """List the steps of complete checkpoints, ascending; other folders beside them, such as copies, do not count."""
-    found = []
-    for entry in run.list(CHECKPOINTS):
+    return sorted(step for step, name in _checkpoint_files(run) if name == MANIFEST)
+
+
+def begun_steps(run: Folder) -> list[int]:
+    """List the steps of checkpoints, complete or not, ascending."""
+    return sorted({step for step, _ in _checkpoint_files(run)})
+
+
+def _checkpoint_files(run: Folder) -> Iterator[tuple[int, str]]:
+    for entry in run.list(f"{CHECKPOINTS}/"):
         folder, _, name = entry.name.removeprefix(f"{CHECKPOINTS}/").partition("/")
         step = parse_step(folder)
-        if step is not None and folder == f"{step:09d}" and name == MANIFEST:
-            found.append(step)
-    return sorted(found)
+        if step is not None and folder == f"{step:09d}":
+            yield step, name
+
+
+def remove_checkpoint(run: Folder, step: int) -> None:
+    """Remove a checkpoint; the manifest first, so that an interrupted removal leaves an incomplete one."""
+    folder = checkpoint_folder(run, step)
+    with suppress(FileNotFoundError):
+        folder.remove(MANIFEST)
+    folder.remove_tree("")
+
+
+def set_aside(run: Folder, step: int, reason: str) -> None:
+    """Make a damaged checkpoint incomplete; its files stay until training reaches the step again."""
+    folder = checkpoint_folder(run, step)
+    try:
+        manifest = read_limited(folder, MANIFEST).decode(errors="replace")
+    except (ContentError, FileNotFoundError):
+        manifest = ""
+    folder.write_json(DAMAGED, {"reason": reason, "time": utc(), MANIFEST: manifest})
+    with suppress(FileNotFoundError):
+        folder.remove(MANIFEST)
 
 
 def parse_step(text: str) -> int | None:

@@ -4,6 +4,7 @@
 """
 
 import json
+import threading
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -44,6 +45,7 @@ class JsonLines:
         self._folder, self._name = folder, name
         self._lines: list[dict[str, Any]] = []
         self._changed = False
+        self._lock = threading.Lock()
 
     def resume(self, step: int) -> None:
         """Keep the lines of earlier attempts up to `step`; drop later ones, which training will log again."""
@@ -58,13 +60,19 @@ class JsonLines:
 
     def append(self, line: dict[str, Any]) -> None:
         self._lines.append(line)
-        self._changed = True
+        self._changed = True  # after the line, and unset before lines are read: a line is never left behind
 
     def flush(self) -> None:
-        """Write the file if lines were added or dropped since the last flush."""
-        if self._changed:
-            self._folder.write(self._name, "".join(json.dumps(line) + "\n" for line in self._lines).encode())
-            self._changed = False
+        """Write the file if lines were added or dropped since the last flush; from any thread, beside `append`."""
+        with self._lock:
+            if self._changed:
+                self._changed = False
+                try:
+                    lines = list(self._lines)
+                    self._folder.write(self._name, "".join(json.dumps(line) + "\n" for line in lines).encode())
+                except BaseException:
+                    self._changed = True
+                    raise
 
 
 def read_lines(folder: Folder, name: str, needs: Sequence[str] = ()) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Checkpoints: complete or absent, free of pickle, and readable on any number of workers.
+"""Checkpoints: complete or absent, free of pickle, and readable on any number of workers; `CheckpointWriter` writes.
 
 `checkpoints/STEP/` contains:
 - `state-RANK-of-WORLD-PART.safetensors`: the fragments that each rank owns, as tensors KIND/PARAMETER/START;
@@ -11,27 +11,28 @@ Resuming reads a frozen encoder from `encoder.weights`, not from the checkpoint.
 """
 
 import hashlib
-import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from soda_dist.config.older import FORMAT, parse_stored, refuse_to_train
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.storage.folder import Folder
-from soda_dist.data.storage.metadata import parse_json, read_json, read_limited
+from soda_dist.data.storage.metadata import ContentError, parse_json, read_json, read_limited
 from soda_dist.errors import UserError
 from soda_dist.metrics.probe import LinearProbe
-from soda_dist.models.lr_equalization import load_plain_state_dict, plain_state_dict
+from soda_dist.models.lr_equalization import load_plain_state_dict
 from soda_dist.models.method import Method
-from soda_dist.models.pretrained import FrozenEncoder
-from soda_dist.runs.folder import MANIFEST, checkpoint_folder, chosen_steps, complete_steps
+from soda_dist.runs.folder import MANIFEST, checkpoint_folder, chosen_steps
 from soda_dist.training.build import build_model
+from soda_dist.training.checkpoint_exports import MODEL
 from soda_dist.training.checkpoint_files import (
+    BUFFERS,
+    ONLINE_PROBE,
     REMEDY,
+    STOP,
     check_manifest,
     check_size,
     listed,
@@ -40,77 +41,18 @@ from soda_dist.training.checkpoint_files import (
     parse_tensors,
     read_file,
     read_tensors,
+    state_prefix,
+    verify,
 )
 from soda_dist.training.context import WorkerContext
 from soda_dist.training.early_stop import Patience, restored
 from soda_dist.training.engines.engine import KINDS, Engine, Fragment
-from soda_dist.training.finite import refuse_not_finite
 from soda_dist.training.online_probe import OnlineProbe, check_probe, linear_probe
+from soda_dist.training.snapshot import saved_buffers
 from soda_dist.weights import fill
 
-BUFFERS, MODEL, ONLINE_PROBE = "buffers.safetensors", "model.safetensors", "online_probe.safetensors"
-STOP = "stop.json"
 LARGEST_STATE = 1 << 36
 """Size limit in bytes of a file of state or of a model."""
-PART_BYTES = 256 << 20
-"""Size limit of a state file, unless one parameter exceeds it; writing takes about three times as much memory."""
-
-
-def save(
-    run: Folder, step: int, engine: Engine, context: WorkerContext, config: RunConfig, patience: Patience | None = None
-) -> None:
-    """Write the checkpoint of `step`, then remove those beyond `train.keep_checkpoints`; call on every rank.
-
-    Raises:
-        UnstableError: a value is not finite; nothing is written.
-    """
-    refuse_not_finite(engine, context, step)
-    folder = checkpoint_folder(run, step)
-    if context.rank == 0:
-        folder.remove_tree("")
-    context.barrier()
-    written = [
-        _write(folder, f"{_state_prefix(context)}{number:05d}.safetensors", save_tensors(part))
-        for number, part in enumerate(_parts(engine))
-    ]
-    with engine.ema_weights() as weights:
-        if weights is not None:
-            written += _write_exports(folder, engine, weights, config)
-            if patience is not None:
-                written.append(_write(folder, STOP, json.dumps(patience.state()).encode()))
-    files = [entry for entries in context.gather(written) for entry in entries]
-    if context.rank == 0:
-        manifest = {"version": FORMAT, "step": step, "world": context.world, "updates": engine.updates, "files": files}
-        folder.write(MANIFEST, json.dumps(manifest, indent=1).encode())
-        for old in complete_steps(run)[: -config.train.keep_checkpoints]:
-            _remove(run, old)
-    context.barrier()
-
-
-def _state_prefix(context: WorkerContext) -> str:
-    return f"state-{context.rank:05d}-of-{context.world:05d}-"
-
-
-def _parts(engine: Engine) -> Iterator[dict[str, Tensor]]:
-    """Copy the fragments that this rank owns to the CPU, about PART_BYTES at a time."""
-    part: dict[str, Tensor] = {}
-    size = 0
-    for piece in engine.fragments():
-        if not piece.owned:
-            continue
-        more = sum(piece.tensors[kind].nbytes for kind in KINDS)
-        if part and size + more > PART_BYTES:
-            yield part
-            part, size = {}, 0
-        size += more
-        part |= {f"{kind}/{piece.name}/{piece.start}": piece.tensors[kind].detach().cpu().clone() for kind in KINDS}
-    if part:
-        yield part
-
-
-def _write(folder: Folder, name: str, content: bytes) -> dict[str, Any]:
-    folder.write(name, content)
-    return {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def ema_model(engine: Engine, ema: dict[str, Tensor], config: RunConfig) -> Method:
@@ -122,57 +64,18 @@ def ema_model(engine: Engine, ema: dict[str, Tensor], config: RunConfig) -> Meth
     return model
 
 
-def _write_exports(folder: Folder, engine: Engine, ema: dict[str, Tensor], config: RunConfig) -> list[dict[str, Any]]:
-    """Write buffers, the EMA model with plain names, the configuration and the online probe."""
-    model = ema_model(engine, ema, config)
-    plain = plain_state_dict(model)
-    encoder = {} if _is_frozen(model) else _under(plain, "encoder.")
-    buffers = {name: value.cpu() for name, value in _buffers(engine.objective.model).items()}
-    written = [
-        _write(folder, BUFFERS, save_tensors(_contiguous(buffers))),
-        _write(folder, MODEL, save_tensors(_contiguous(plain))),
-        _write(folder, "config.json", json.dumps(config.model_dump(), indent=1).encode()),
-    ]
-    probe = engine.objective.online_probe
-    if probe is not None:
-        state = {name: value.cpu() for name, value in probe.state_dict().items()}
-        written.append(_write(folder, ONLINE_PROBE, save_tensors(_contiguous(state))))
-    if encoder:
-        written.append(_write(folder, "encoder.safetensors", save_tensors(_contiguous(encoder))))
-    return written
-
-
-def _is_frozen(model: Method) -> bool:
-    return isinstance(getattr(model, "encoder", None), FrozenEncoder)
-
-
-def _buffers(model: Method) -> dict[str, Tensor]:
-    """Return the persistent buffers, without a frozen encoder's."""
-    state, frozen = model.state_dict(keep_vars=True), _is_frozen(model)
-    chosen = (name for name in state if not (frozen and name.startswith("encoder.")))
-    return {name: state[name].detach() for name in chosen if not isinstance(state[name], nn.Parameter)}
-
-
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-
-
-def _remove(run: Folder, step: int) -> None:
-    folder = checkpoint_folder(run, step)
-    folder.remove(MANIFEST)  # first, so that an interrupted removal leaves an incomplete checkpoint, not a damaged one
-    folder.remove_tree("")
-
-
-def remove_after(run: Folder, step: int) -> None:
-    """Remove the complete checkpoints of later steps, the newest first."""
-    for later in reversed([found for found in complete_steps(run) if found > step]):
-        _remove(run, later)
-
-
 def read_manifest(run: Folder, step: int) -> dict[str, Any]:
-    """Read the manifest of a complete checkpoint; raise `UserError` if it is damaged or a newer release wrote it."""
+    """Read the manifest of a complete checkpoint.
+
+    Raises:
+        ContentError: damaged.
+        UserError: a newer release wrote it.
+    """
     folder = checkpoint_folder(run, step)
-    manifest = read_json(folder, MANIFEST)
+    try:
+        manifest = read_json(folder, MANIFEST)
+    except FileNotFoundError:
+        raise ContentError(folder.file_uri(MANIFEST), "nothing", "a manifest", REMEDY) from None
     version = manifest.get("version") if isinstance(manifest, dict) else None
     if isinstance(version, int) and version not in range(1, FORMAT + 1):
         raise UserError(folder.uri, f"version {version}", f"1 to {FORMAT}", "use the release that wrote it")
@@ -183,17 +86,34 @@ def read_manifest(run: Folder, step: int) -> dict[str, Any]:
 def restore(run: Folder, step: int, engine: Engine, context: WorkerContext) -> None:
     """Read the checkpoint of `step` into `engine`; any engine and number of workers may have written it.
 
+    Call on every rank. Raises as `read_into`.
+    """
+    engine.restored(read_into(run, step, engine, context))
+
+
+def read_into(run: Folder, step: int, engine: Engine, context: WorkerContext) -> int:
+    """Overwrite the fragments, buffers and online probe of `engine`; return the updates for `Engine.restored`.
+
+    Calls no other rank, but each file of the checkpoint is verified on one rank at least.
+
     Raises:
-        UserError: an older format, a damaged checkpoint, or one of another model.
+        ContentError: damaged; `engine` may then be of this step in part.
+        UserError: an older format, or a checkpoint of another model.
     """
     folder, manifest = checkpoint_folder(run, step), read_manifest(run, step)
     refuse_to_train(run.uri, manifest["version"])
+    probe = engine.objective.online_probe
+    read = {BUFFERS} if probe is None else {BUFFERS, ONLINE_PROBE}
+    unread = [entry for entry in manifest["files"] if not entry["name"].startswith("state-")]
+    unread = [entry for entry in unread if entry["name"] not in read]
+    for entry in unread[context.rank :: context.world]:
+        verify(folder, entry)
     _fill_state(folder, manifest, _state_files(manifest, context), list(engine.fragments()), KINDS)
     buffers = read_tensors(folder, manifest, BUFFERS)
-    fill(_buffers(engine.objective.model), buffers, field=f"{folder.uri}/{BUFFERS}", network="the run's model")
-    engine.restored(manifest["updates"])
-    if engine.objective.online_probe is not None:
-        _restore_probe(engine.objective.online_probe, folder, manifest)
+    fill(saved_buffers(engine.objective.model), buffers, field=f"{folder.uri}/{BUFFERS}", network="the run's model")
+    if probe is not None:
+        _restore_probe(probe, folder, manifest)
+    return int(manifest["updates"])
 
 
 def _fill_state(
@@ -210,7 +130,7 @@ def _fill_state(
             kind, parameter, start = parse_state_key(key, values, KINDS, where)
             part = range(start, start + len(values))
             if any(max(part.start, other.start) < min(part.stop, other.stop) for other in read[kind, parameter]):
-                raise UserError(where, f"{key} twice", "each value once", REMEDY)
+                raise ContentError(where, f"{key} twice", "each value once", REMEDY)
             read[kind, parameter].append(part)
             if kind in kinds:
                 _copy_overlaps(key, values, pieces, missing)
@@ -256,7 +176,8 @@ def load_online_probe(run: Folder, step: int) -> LinearProbe:
 def _state_files(manifest: dict[str, Any], context: WorkerContext) -> list[str]:
     """List the state files, this rank's first: they suffice if the number of workers is unchanged."""
     names = sorted(entry["name"] for entry in manifest["files"] if entry["name"].startswith("state-"))
-    return sorted(names, key=lambda name: not name.startswith(_state_prefix(context)))
+    own = state_prefix(context.rank, context.world)
+    return sorted(names, key=lambda name: not name.startswith(own))
 
 
 def _copy_overlaps(key: str, values: Tensor, pieces: list[Fragment], missing: dict[tuple[str, int, str], int]) -> None:
@@ -339,7 +260,3 @@ def weights_digest(run: Folder, step: int, *, ema: bool) -> str:
     files = read_manifest(run, step)["files"]
     chosen = sorted(f"{entry['name']} {entry['sha256']}" for entry in files if entry["name"].startswith(prefixes))
     return hashlib.sha256("\n".join(chosen).encode()).hexdigest()
-
-
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -14,16 +14,24 @@ from torch import Tensor
 from soda_dist.config.fields import Count, CountOrZero, Node
 from soda_dist.config.schema import RunConfig
 from soda_dist.data.storage.folder import Folder
-from soda_dist.data.storage.metadata import check, read_limited
+from soda_dist.data.storage.metadata import ContentError, check, read_limited
 from soda_dist.errors import UserError
 from soda_dist.training.build import build_model
 
+BUFFERS, ONLINE_PROBE, STOP = "buffers.safetensors", "online_probe.safetensors", "stop.json"
 REMEDY = "remove this checkpoint's folder to resume from the one before it"
 LARGEST = 4 << 30
 """Size limit in bytes of files other than state and models; an online probe of 20,000 classes has 0.5 GB."""
+CHUNK_BYTES = 16 << 20
+"""Read at once when a file is only verified."""
 HEADER_BYTES = 1 << 20
 """Room for the names of a model's tensors."""
 _KEY = re.compile(r"([a-z_]+)/([^/]+)/([0-9]{1,15})")
+
+
+def state_prefix(rank: int, world: int) -> str:
+    """Return how the names of a rank's state files begin."""
+    return f"state-{rank:05d}-of-{world:05d}-"
 
 
 class _File(Node):
@@ -44,42 +52,64 @@ _MANIFEST: TypeAdapter[Any] = TypeAdapter(_Manifest)
 
 
 def check_manifest(manifest: dict[str, Any], where: str, step: int) -> None:
-    """Raise a `UserError` about the file `where` if `manifest` is not as `save` writes it for `step`."""
+    """Raise a `ContentError` about the file `where` if `manifest` is not as `save` writes it for `step`."""
     check(_MANIFEST, manifest, where, "a manifest of a checkpoint")
     names = [entry["name"] for entry in manifest["files"]]
     if len(set(names)) < len(names):
-        raise UserError(where, "a file listed twice", "each file once", REMEDY)
+        raise ContentError(where, "a file listed twice", "each file once", REMEDY)
     if manifest["step"] != step or manifest["updates"] > step:
         got = f"step {manifest['step']} with {manifest['updates']} updates"
-        raise UserError(where, got, f"step {step}, with at most as many updates", REMEDY)
+        raise ContentError(where, got, f"step {step}, with at most as many updates", REMEDY)
 
 
 def listed(folder: Folder, manifest: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return the manifest's entry of a file; a `UserError` if it has none."""
+    """Return the manifest's entry of a file; a `ContentError` if it has none."""
     for entry in manifest["files"]:
         if entry["name"] == name:
             return entry
-    raise UserError(folder.uri, f"a manifest without {name}", f"a checkpoint with {name}", REMEDY)
+    raise ContentError(folder.uri, f"a manifest without {name}", f"a checkpoint with {name}", REMEDY)
 
 
 def read_file(folder: Folder, manifest: dict[str, Any], name: str, limit: int = LARGEST) -> bytes:
     """Read a file of the checkpoint.
 
     Raises:
-        UserError: not listed, missing, larger than `limit`, or of another size or digest than the manifest's.
+        ContentError: not listed, missing, larger than `limit`, or of another size or digest than the manifest's.
     """
     expected, where = listed(folder, manifest, name), f"{folder.uri}/{name}"
     try:
         content = read_limited(folder, name, min(limit, expected["bytes"]))
     except FileNotFoundError:
-        raise UserError(where, "nothing", "a file that the manifest lists", REMEDY) from None
+        raise _missing(where) from None
     if len(content) != expected["bytes"] or hashlib.sha256(content).hexdigest() != expected["sha256"]:
-        raise UserError(where, f"{len(content)} bytes with another checksum", "the checksum in the manifest", REMEDY)
+        raise _other(where, len(content))
     return content
 
 
+def verify(folder: Folder, expected: dict[str, Any]) -> None:
+    """Compare a file with its entry in the manifest, in little memory; raises `ContentError` as `read_file`."""
+    where, digest = f"{folder.uri}/{expected['name']}", hashlib.sha256()
+    try:
+        with folder.open(expected["name"]) as file:
+            size = file.size()
+            for start in range(0, size if size == expected["bytes"] else 0, CHUNK_BYTES):
+                digest.update(folder.retry(where, lambda start=start: file.read_at(CHUNK_BYTES, start)))  # type: ignore[misc]
+    except FileNotFoundError:
+        raise _missing(where) from None
+    if size != expected["bytes"] or digest.hexdigest() != expected["sha256"]:
+        raise _other(where, size)
+
+
+def _missing(where: str) -> ContentError:
+    return ContentError(where, "nothing", "a file that the manifest lists", REMEDY)
+
+
+def _other(where: str, size: int) -> ContentError:
+    return ContentError(where, f"{size} bytes with another checksum", "the checksum in the manifest", REMEDY)
+
+
 def read_tensors(folder: Folder, manifest: dict[str, Any], name: str, limit: int = LARGEST) -> dict[str, Tensor]:
-    """Read a file's tensors by name; raises as `read_file`, and `UserError` as `parse_tensors`."""
+    """Read a file's tensors by name; raises as `read_file` and `parse_tensors`."""
     return parse_tensors(read_file(folder, manifest, name, limit), f"{folder.uri}/{name}")
 
 
@@ -87,27 +117,27 @@ def parse_tensors(content: bytes, where: str) -> dict[str, Tensor]:
     """Parse safetensors; `where` names the file in errors.
 
     Raises:
-        UserError: not safetensors, or a value that is not finite.
+        ContentError: not safetensors, or a value that is not finite.
     """
     try:
         tensors = load_tensors(content)
     except (SafetensorError, KeyError) as error:  # KeyError: a dtype that torch lacks
         got = f"{len(content)} bytes that cannot be read ({str(error).splitlines()[0][:100]})"
-        raise UserError(where, got, "safetensors", REMEDY) from None
+        raise ContentError(where, got, "safetensors", REMEDY) from None
     for tensor_name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise UserError(where, f"{tensor_name[:100]} with values that are not finite", "finite values", REMEDY)
+            raise ContentError(where, f"{tensor_name[:100]} with values that are not finite", "finite values", REMEDY)
     return tensors
 
 
 def parse_state_key(key: str, values: Tensor, kinds: Sequence[str], where: str) -> tuple[str, str, int]:
-    """Split a state tensor's name into kind, parameter and first index; `UserError` if it is no state."""
+    """Split a state tensor's name into kind, parameter and first index; `ContentError` if it is no state."""
     found = _KEY.fullmatch(key)
     if found is None or found[1] not in kinds:
-        raise UserError(where, f"a tensor {key[:100]}", "KIND/PARAMETER/START", REMEDY)
+        raise ContentError(where, f"a tensor {key[:100]}", "KIND/PARAMETER/START", REMEDY)
     if values.ndim != 1 or values.dtype != torch.float32:
         got = f"{key[:100]} of {values.ndim} dimensions, {values.dtype}"
-        raise UserError(where, got, "1 dimension, torch.float32", REMEDY)
+        raise ContentError(where, got, "1 dimension, torch.float32", REMEDY)
     return found[1], found[2], int(found[3])
 
 

@@ -7,8 +7,7 @@ from soda_dist.config.schema import RunConfig
 from soda_dist.config.sections import Guard
 from soda_dist.data.storage.folder import Folder
 from soda_dist.errors import DivergedError
-from soda_dist.runs.folder import complete_steps, record_rollback, rollbacks
-from soda_dist.training.checkpoint import remove_after
+from soda_dist.runs.folder import complete_steps, record_rollback, remove_checkpoint, rollbacks
 from soda_dist.training.context import WorkerContext
 from soda_dist.training.finite import UnstableError
 
@@ -61,7 +60,8 @@ def go_back(run: Folder, trouble: UnstableError, context: WorkerContext, config:
     target, number = None, 0
     if context.rank == 0 and (target := _target(run, trouble.since)) is not None:
         number = record_rollback(run, target, str(trouble.got))
-        remove_after(run, target)
+        for later in reversed([step for step in complete_steps(run) if step > target]):
+            remove_checkpoint(run, later)
     target, number = context.gather((target, number))[0]
     most = config.train.guard.rollbacks
     if target is None or number > most:

@@ -1,4 +1,4 @@
-"""What a run measures on held-out images while it trains: `train.validation_every_steps` and `train.stop`."""
+"""What a run measures on held-out images while it trains: `train.validation_every_steps`, `stop` and `keep_best`."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -28,6 +28,7 @@ class HeldOut:
     Args:
         validation: None = nothing is measured.
         patience: None = `train.stop` is off.
+        end: the last step of this start, which is checkpointed.
     """
 
     def __init__(
@@ -37,9 +38,10 @@ class HeldOut:
         config: RunConfig,
         run: Folder,
         observer: Observer | None,
+        end: int,
     ) -> None:
         self._validation, self.patience = validation, patience
-        self._config, self._run, self._observer = config, run, observer
+        self._config, self._run, self._observer, self._end = config, run, observer, end
 
     @property
     def stopped(self) -> bool:
@@ -48,7 +50,7 @@ class HeldOut:
 
     def due(self, step: int) -> bool:
         """Whether something is measured after `step`."""
-        return self._validation is not None and (self._watched(step) or self._judged(step))
+        return self._validation is not None and (self._watched(step) or self._judged(step) or self._compared(step))
 
     def facts(self, step: int, engine: Engine) -> dict[str, float]:
         """Measure what is due, for the log line of `step`; call on every rank."""
@@ -59,6 +61,8 @@ class HeldOut:
             names += ["loss", "probe_accuracy"] if train.online_probe else ["loss"]
         if self._judged(step):
             names.append(train.stop.metric)
+        if self._compared(step):
+            names.append(train.keep_best)
         found = self._validation.measure(engine, list(dict.fromkeys(names)), picture=self._watched(step))
         if found.picture is not None:
             self._run.write(validation_picture(step), found.picture)
@@ -74,6 +78,10 @@ class HeldOut:
     def _watched(self, step: int) -> bool:
         every = self._config.train.validation_every_steps
         return every is not None and step % every == 0
+
+    def _compared(self, step: int) -> bool:
+        train = self._config.train
+        return train.keep_best != "none" and (step % train.checkpoint_every_steps == 0 or step == self._end)
 
     def _judged(self, step: int) -> bool:
         return self.patience is not None and step % self._config.train.stop.every_steps == 0

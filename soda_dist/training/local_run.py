@@ -13,6 +13,7 @@ from soda_dist.data.pairs import Pairs, local_pairs
 from soda_dist.data.storage.folder import Folder, locate
 from soda_dist.errors import UserError
 from soda_dist.runs.folder import changed_rate, claim, open_run, write_config
+from soda_dist.runs.lease import held
 from soda_dist.training.build import Fill, build_objective, torch_engine
 from soda_dist.training.context import LocalContext, chosen_device
 from soda_dist.training.init_from import filling, initial_weights
@@ -47,24 +48,25 @@ def pretrain(
         say: shows progress lines.
 
     Raises:
-        UserError: the configuration, the data or the run's folder does not fit.
+        UserError: the configuration, the data or the run's folder does not fit, or another trainer holds the run.
         DivergedError: training does not stay finite, see `train.guard`.
     """
     asked = alone(configuration(config, overrides or {}))
     check_trackers(asked.train.trackers)
     source, folder = open_training_data(asked, data), open_run(run)
     context = LocalContext(chosen_device(device), say)
-    done = finished(folder, asked.train.steps)
     initial = initial_weights(folder, init_from)
-    whole = claim(folder, asked, source.facts(), accept_data=accept_data, initial=initial)
-    for line in (shortened(asked, whole), changed_rate(folder), done or source.describe(whole)):
-        if line:
-            say(line)
-    if not done:
-        settled = with_precision(whole, context.device)
-        if settled != whole:
-            write_config(folder, settled)
-        _train(settled, source, folder, context, filling(folder, initial))
+    with held(folder, say, "soda_dist.pretrain") as mine:
+        done = finished(mine, asked.train.steps)
+        whole = claim(mine, asked, source.facts(), accept_data=accept_data, initial=initial)
+        for line in (shortened(asked, whole), changed_rate(mine), done or source.describe(whole)):
+            if line:
+                say(line)
+        if not done:
+            settled = with_precision(whole, context.device)
+            if settled != whole:
+                write_config(mine, settled)
+            _train(settled, source, mine, context, filling(mine, initial))
     return folder.uri
 
 
@@ -72,7 +74,7 @@ def _train(config: RunConfig, source: TrainingData, run: Folder, context: LocalC
     context.say(f"building the model ({config.method}, {config.train.precision}, {context.device})")
     engine = torch_engine(config, build_objective(config, source.labels, fill).to(context.device))
     validation = None
-    if config.train.stop.metric != "none" or config.train.validation_every_steps is not None:
+    if config.train.holds_out:
         validation = Validation(config, source.folder, source.manifest, source.labels, context)
     observers = open_observers(config.train.trackers, run, context.say)
     try:

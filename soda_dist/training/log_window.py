@@ -40,6 +40,7 @@ class LogWindow:
     _waited: float = 0.0
     _retries: int = 0
     _unreadable: int = 0
+    _paused: float = 0.0
 
     def __post_init__(self) -> None:
         self._metrics, self._quarantine = JsonLines(self.run, METRICS), JsonLines(self.run, QUARANTINE)
@@ -75,6 +76,10 @@ class LogWindow:
         self._step += 1
         self.ticker.stepped()
 
+    def paused(self, seconds: float) -> None:
+        """Record a pause for a checkpoint, which the next line shows as `checkpoint_pause`."""
+        self._paused += seconds
+
     def log(
         self, step: int, lr: float, facts: Mapping[str, float] = MappingProxyType({}), *, last: bool = False
     ) -> Skips:
@@ -108,6 +113,8 @@ class LogWindow:
             "store_retries": int(retries),
             "time": round(time.time(), 1),
         }
+        if self._paused:
+            line["checkpoint_pause"], self._paused = round(self._paused, 4), 0.0
         if self.context.rank == 0:
             self._metrics.append(line)
             if self.observer is not None:
@@ -160,7 +167,7 @@ class LogWindow:
         return {"probe_loss": loss / max(labels, 1), "probe_accuracy": hits / max(labels, 1)}
 
     def flush(self) -> None:
-        """Write pending lines to storage."""
+        """Write pending lines to storage; from any thread."""
         if self.context.rank == 0:
             self._metrics.flush()
             self._quarantine.flush()

@@ -9,8 +9,9 @@ from soda_dist.config.sections import Stop
 from soda_dist.config.settle import PRECISION
 from soda_dist.data.pairs import Pairs
 from soda_dist.data.storage.folder import Folder
-from soda_dist.runs.folder import complete_steps, record_stop, rollbacks
+from soda_dist.runs.folder import record_stop, rollbacks
 from soda_dist.training import checkpoint
+from soda_dist.training.checkpoint_writer import CheckpointWriter
 from soda_dist.training.context import Ask, LeavingError, WorkerContext
 from soda_dist.training.early_stop import Patience
 from soda_dist.training.engines.engine import Engine
@@ -20,6 +21,7 @@ from soda_dist.training.held_out import HeldOut, Measure
 from soda_dist.training.log_window import LogWindow
 from soda_dist.training.observers.observer import Observer
 from soda_dist.training.randomness import salted
+from soda_dist.training.resuming import resume
 from soda_dist.training.schedule import learning_rate
 
 Feed = Callable[[int], Iterable[Pairs]]
@@ -47,14 +49,14 @@ def fit(
         feed: called with the first step, and again after each rollback.
         run: folder of checkpoints, metrics.jsonl and quarantine.jsonl.
         rows: rows of the training split, to compute epochs.
-        validation: measures what `train.stop` and `train.validation_every_steps` ask for; None if they are off.
+        validation: measures what `train.holds_out` asks for; None if that is off.
         until: last step; None = `train.steps`. The learning-rate schedule is that of the whole run.
         observer: gets the metrics and pictures of the first rank.
 
     Raises:
         DivergedError: loss, gradient or state are not finite, beyond what `train.guard` allows.
         LeavingError: the context asked to leave.
-        UserError: more unreadable images than `train.max_unreadable`.
+        UserError: as `resume`, or more unreadable images than `train.max_unreadable`.
     """
     if config.train.precision == "auto":  # checkpoints say what was trained
         config = with_fields(config, {PRECISION: engine.objective.model.precision})
@@ -84,10 +86,11 @@ def _fit(
     step = resume(context, engine, run)
     if observer is not None:
         observer.start(step)
-    held_out = HeldOut(validation, _patience(run, step, config, validation), config, run, observer)
+    held_out = HeldOut(validation, _patience(run, step, config, validation), config, run, observer, end)
     window = LogWindow(context, config, run, rows, step, observer)
     guard, salts = SkipGuard(config.train.guard, window.earlier()), _salts(context, run)
-    with window.shown_by_time() as now, _closing(feed(step)) as batches:
+    writer = CheckpointWriter(run, engine, context, config)
+    with window.shown_by_time() as now, _closing(feed(step)) as batches, writer:
         context.say("reading the first rows")
         asked = Ask.NOTHING
         while step < end and not held_out.stopped and asked is Ask.NOTHING:
@@ -108,8 +111,7 @@ def _fit(
                 save = save and (last or asked is not Ask.NOTHING or not skips.at_end)
             if save:
                 now.doing("saving a checkpoint")
-                window.flush()
-                checkpoint.save(run, step, engine, context, config, held_out.patience)
+                window.paused(writer.save(step, held_out.patience, facts, window.flush))
     _say_stop(context, run, step, end, config.train.stop, held_out)
     if asked is Ask.LEAVE and step < end and not held_out.stopped:
         raise LeavingError(f"saved step {step}")
@@ -144,13 +146,3 @@ def _patience(run: Folder, step: int, config: RunConfig, validation: Measure | N
     if validation is None or config.train.stop.metric == "none":
         return None
     return (checkpoint.read_patience(run, step) if step else None) or Patience()
-
-
-def resume(context: WorkerContext, engine: Engine, run: Folder) -> int:
-    """Restore the latest complete checkpoint and return its step; 0 = a new run."""
-    steps = complete_steps(run)
-    if not steps:
-        return 0
-    checkpoint.restore(run, steps[-1], engine, context)
-    context.say(f"resuming from step {steps[-1]} of {run.uri}")
-    return steps[-1]

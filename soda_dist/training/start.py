@@ -61,7 +61,7 @@ def open_training_data(config: RunConfig, data_uri: str) -> TrainingData:
 def check_validation(manifest: Manifest, config: RunConfig) -> None:
     """Raise a `UserError` if the data lacks the split of held-out images, or the split has too few rows."""
     stop = config.train.stop
-    if stop.metric == "none" and config.train.validation_every_steps is None:
+    if not config.train.holds_out:
         return
     rows = {name: split.rows for name, split in manifest.splits.items()}
     if rows.get(stop.split, 0) < 2:

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from soda_dist.benchmarks import harness, sampling, update
+from soda_dist.benchmarks import checkpoint_pause, harness, sampling, update
+from soda_dist.benchmarks.checkpoint_pause import measure_checkpoint
 from soda_dist.benchmarks.sampling import count_calls, draw_ours, draw_theirs, make_task, measure_sampling
 from soda_dist.benchmarks.update import measure_step, noise_batches
 from soda_dist.config.load import dump_config
 from soda_dist.errors import UserError
+from soda_dist.training.checkpoint_writer import CheckpointWriter
 from soda_dist.training.engines.torch_engine import TorchEngine
 from tests.tiny import tiny_config
 from tests.training.test_engine import engine_of
@@ -87,6 +89,27 @@ def test_the_table_of_updates_has_rates_and_shares(preset, monkeypatch, tmp_path
     assert len(lines) == 2 * len(results) and "ratio 1.000; TFLOP/s" in lines[1]
     written = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     assert uri.endswith("benchmark.json") and [row["ratio"] for row in written] == [row["ratio"] for row in results]
+
+
+def test_the_table_of_a_checkpoint_has_the_pause_against_a_step_and_an_interval(preset, monkeypatch, tmp_path):
+    pauses, saved = iter([9.0, 0.25, 0.25, 0.25]), []
+    save = CheckpointWriter.save
+
+    def timed(writer, step):
+        save(writer, step)
+        saved.append(step)
+        return next(pauses)
+
+    monkeypatch.setattr(CheckpointWriter, "save", timed)
+    monkeypatch.setattr(checkpoint_pause, "seconds", lambda work, device, warm: work() or 1.5)  # 3 steps, or 1
+    said: list[str] = []
+    step, interval = measure_checkpoint(preset, [], "cpu", said.append)
+    assert said[0] == "first pause, with the memory for copies: 9 s" and saved == [1, 2, 3, 4]
+    assert step["median"] == {"pauses": 4.0, "steps": 2.0} and (step["ratio"], step["limit"]) == (2.0, 1.0)
+    assert step["facts"]["pause, s"] == 0.25 and step["facts"]["step, s"] == 0.5
+    assert step["facts"]["step while writing, s"] == 1.5 and step["facts"]["written after, s"] > 0
+    # 1% of 3 steps of half a second is 15 ms, a sixteenth of the pause.
+    assert interval["ratio"] == pytest.approx(0.015 / 0.25, abs=1e-3) and interval["limit"] == 1.0
 
 
 def test_one_measured_update_is_the_engines_own_on_every_micro_batch(monkeypatch):

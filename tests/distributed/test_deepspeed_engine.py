@@ -11,11 +11,12 @@ import torch
 
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.training.build import build_engine
-from soda_dist.training.checkpoint import load_model, restore, save
+from soda_dist.training.checkpoint import load_model, restore
 from soda_dist.training.collectives import ProcessGroupContext
 from soda_dist.training.to_device import to_device
 from tests.distributed.spawned import run_processes
 from tests.tiny import feed, tiny_config
+from tests.training.saved import save
 
 CPU = torch.device("cpu")
 LONG = pytest.mark.long

@@ -5,7 +5,7 @@ import torch
 
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.training.build import build_engine
-from soda_dist.training.checkpoint import restore, save
+from soda_dist.training.checkpoint import restore
 from soda_dist.training.collectives import ProcessGroupContext
 from soda_dist.training.to_device import to_device
 from tests.distributed.spawned import run_processes
@@ -13,6 +13,7 @@ from tests.distributed.test_deepspeed_engine import ENGINES, names_of, pieces_of
 from tests.sizes import sized
 from tests.tiny import tiny_config
 from tests.training.labelled import ATTRIBUTES, labelled_feed
+from tests.training.saved import save
 
 CPU = torch.device("cpu")
 STEPS, SAVED = 2, 1

@@ -140,6 +140,23 @@ def test_a_finished_run_has_nothing_left_and_a_changed_one_is_refused(straight: 
         again({**NORM, "lr_ratio": 3.0})
 
 
+def test_workers_of_a_run_that_another_has_taken_over_end_in_one_line(tmp_path: Path, data: str) -> None:
+    from soda_dist.distributed.pretrain import pretrain
+
+    run, said = open_folder(str(tmp_path)), list[str]()
+
+    def replaced(line: str) -> None:
+        said.append(line)
+        if line.startswith("building the model"):
+            run.write_json("lease.json", run.read_json("lease.json") | {"token": "theirs", "host": "node-7"})
+
+    scale = {"engine": "torch", "data_memory_mb": 64, "max_failures": 3}
+    with pytest.raises(UserError, match=r"--run: got .*, which node-7 \(Ray job .* has taken over"):
+        pretrain(tiny_config(train={"steps": 4}, scale=scale), data, run.uri, replaced)
+    assert complete_steps(run) == [] and run.read_json("lease.json")["token"] == "theirs"
+    assert sum(line.startswith("building the model") for line in said) <= 1, "no restart mends it"
+
+
 def test_a_run_that_the_cluster_cannot_hold_is_refused_at_once(tmp_path, data):
     with pytest.raises(UserError, match="a run that needs 16 CPU; allowed: at most"):
         run_to(tmp_path / "run", data, scale={"workers": 8, "data_memory_mb": 64})

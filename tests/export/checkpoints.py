@@ -9,10 +9,10 @@ from torch import nn
 from soda_dist.config import RunConfig, dump_config
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.training.build import build_objective, torch_engine
-from soda_dist.training.checkpoint import save
 from soda_dist.training.context import LocalContext
 from tests.report.evaluated_runs import data_facts, dci, probe
 from tests.tiny import tiny_config
+from tests.training.saved import save
 
 STEP = 3
 NO_ENCODER = {"method": "unconditional", "denoiser": {"layer_mask_rate": 0.0, "guidance_mask_rate": 0.0}}

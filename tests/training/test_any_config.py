@@ -17,6 +17,7 @@ from soda_dist.training import checkpoint
 from soda_dist.training.context import LocalContext
 from soda_dist.training.to_device import to_device
 from tests.tiny import pairs_at, tiny_config
+from tests.training.saved import save
 from tests.training.test_engine import engine_of
 
 pytestmark = pytest.mark.slow
@@ -105,7 +106,7 @@ def _any_configuration(tmp_path_factory: pytest.TempPathFactory, tree: dict[str,
     ]
     result = engine.step(batches, 1e-3)
     assert bool(torch.isfinite(result.loss)) and bool(torch.isfinite(result.grad_norm))
-    checkpoint.save(run, 1, engine, LocalContext(), config)
+    save(run, 1, engine, LocalContext(), config)
     model, loaded, step = checkpoint.load_model(run)
     assert (loaded, step) == (config, 1)
     again, _, _ = checkpoint.load_model(run)

@@ -15,7 +15,8 @@ from soda_dist.evaluation.model_sources import EncoderFile
 from soda_dist.models.condition import Sources
 from soda_dist.models.encoder import Encoder
 from soda_dist.runs.folder import checkpoint_folder, claim, complete_steps, read_config, write_config
-from soda_dist.training import checkpoint, ticker
+from soda_dist.training import checkpoint, snapshot, ticker
+from soda_dist.training.checkpoint_writer import _put
 from soda_dist.training.context import LocalContext
 from soda_dist.training.engines.engine import Fragment
 from soda_dist.training.loop import fit
@@ -280,7 +281,7 @@ def test_the_loop_reads_the_same_pairs_it_is_given():
 def test_state_in_many_files_is_restored_whole(tmp_path, monkeypatch):
     config = tiny_config()
     one = train(open_folder(str(tmp_path / "one")), config)
-    monkeypatch.setattr(checkpoint, "PART_BYTES", 20_000)
+    monkeypatch.setattr(snapshot, "PART_BYTES", 20_000)
     run = open_folder(str(tmp_path / "many"))
     train(run, config)
     files = sorted((tmp_path / "many").glob("checkpoints/000000006/state-*"))
@@ -321,7 +322,7 @@ def test_live_weights_are_put_together_from_the_parts_that_workers_wrote(tmp_pat
         {"param/model.weight/4": values["weight"][4:], "param/model.bias/0": values["bias"]},
         {"param/online_probe.bias/0": torch.full((3,), -1.0)},
     ]
-    written = [checkpoint._write(folder, f"state-{i}.safetensors", save(part)) for i, part in enumerate(parts)]
+    written = [_put(folder, f"state-{i}.safetensors", save(part)) for i, part in enumerate(parts)]
     checkpoint._fill_live(model, folder, {"files": written})
     assert {name: p.flatten().tolist() for name, p in model.named_parameters()} == {
         name: part.tolist() for name, part in values.items()

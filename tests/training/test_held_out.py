@@ -94,7 +94,7 @@ def test_one_measurement_serves_validation_and_stop(tmp_path: Path) -> None:
     stop = {"metric": "loss", "every_steps": 3, "split": "val"}
     config = tiny_config(train={"validation_every_steps": 2, "online_probe": True, "stop": stop})
     asked, run = Asked(), open_folder(str(tmp_path))
-    held_out = HeldOut(asked, Patience(), config, run, None)
+    held_out = HeldOut(asked, Patience(), config, run, None, config.train.steps)
     facts = [held_out.facts(step, None) for step in (1, 2, 3, 6)]  # type: ignore[arg-type]
     assert asked.asked == [(["loss", "probe_accuracy"], True), (["loss"], False), (["loss", "probe_accuracy"], True)]
     both = {"validation_loss": 1.0, "validation_probe_accuracy": 1.0}

@@ -12,8 +12,9 @@ from soda_dist.config import RunConfig, dump_config
 from soda_dist.config.load import with_fields
 from soda_dist.data.storage.folder import open_folder
 from soda_dist.errors import UserError
+from soda_dist.runs import lease
 from soda_dist.runs.folder import attempts, complete_steps
-from soda_dist.training import checkpoint
+from soda_dist.training.checkpoint_writer import CheckpointWriter
 from soda_dist.training.local_run import alone, configuration, pretrain
 from tests.evaluation.small_run import small_data
 from tests.tiny import TINY, tiny_config
@@ -34,10 +35,10 @@ def weights(run: str, step: int) -> dict[str, torch.Tensor]:
 def test_it_is_the_plain_run_and_an_interrupted_one_resumes_to_it(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, said, save = tiny_config(), list[str](), checkpoint.save
+    config, said, save = tiny_config(), list[str](), CheckpointWriter.save
     plain = train_plainly(data, config, str(tmp_path / "plain"))
 
-    def save_and_stop(*args: Any) -> None:
+    def save_and_stop(*args: Any) -> float:
         save(*args)
         raise KeyboardInterrupt
 
@@ -45,7 +46,7 @@ def test_it_is_the_plain_run_and_an_interrupted_one_resumes_to_it(
     torch.set_num_threads(1)
     try:
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(checkpoint, "save", save_and_stop)
+            patched.setattr(CheckpointWriter, "save", save_and_stop)
             pretrain(config, data, place, device="cpu", say=said.append)
         assert pretrain(config, data, place, device="cpu", say=said.append) == place
     finally:
@@ -104,6 +105,39 @@ def _flat() -> dict:
     from soda_dist.config.load import leaves
 
     return leaves({name: section for name, section in TINY.items() if name != "scale"})
+
+
+def test_a_run_that_another_trains_is_left_alone(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "LOOK_S", 0.001)
+    monkeypatch.setattr(lease, "SETTLE_S", 0.0)
+    said: list[str] = []
+
+    def second(line: str) -> None:
+        if line.startswith("45 rows"):
+            with pytest.raises(UserError, match=r"--run: got .*, held by .* \(soda_dist\.pretrain, process \d+, "):
+                pretrain(tiny_config(), data, str(tmp_path / "run"), {"optim.lr": 0.5}, device="cpu", say=said.append)
+
+    monkeypatch.setattr(lease, "BEAT_S", 0.002)
+    pretrain(tiny_config(), data, str(tmp_path / "run"), {"train.steps": 1}, device="cpu", say=second)
+    run = open_folder(str(tmp_path / "run"))
+    assert ["watching for a heartbeat" in line for line in said] == [True]
+    assert len(attempts(run)) == 1 and complete_steps(run) == [1] and not run.exists("lease.json")
+
+
+def test_a_trainer_that_was_replaced_writes_nothing_more(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "SETTLE_S", 0.0)
+    run = open_folder(str(tmp_path / "run"))
+
+    def replaced(line: str) -> None:
+        if line == "reading the first rows":
+            run.write_json("lease.json", run.read_json("lease.json") | {"token": "theirs"})
+
+    with pytest.raises(lease.LeaseLostError, match="has taken over"):
+        pretrain(tiny_config(), data, run.uri, {"train.steps": 1}, device="cpu", say=replaced)
+    assert not run.list("checkpoints/") and not run.exists("metrics.jsonl")
+    assert run.read_json("lease.json")["token"] == "theirs"
 
 
 @pytest.mark.parametrize(

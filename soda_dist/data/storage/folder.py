@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import pyarrow as pa
 from pyarrow import fs
@@ -29,6 +29,7 @@ from soda_dist.data.storage.s3 import s3
 from soda_dist.errors import UserError
 
 Result = TypeVar("Result")
+Writable: TypeAlias = bytes | memoryview | pa.Buffer
 TEMPORARY = ".soda-tmp-"
 _NO_NAME = re.compile(r"(?:^|/)\.{0,2}(?:/|$)")
 """A part of a name that is empty, `.` or `..`: legal in object stores, unreadable through pyarrow."""
@@ -90,7 +91,7 @@ class Folder:
 
         return self.retry(name, opened)
 
-    def write(self, name: str, data: bytes | memoryview | pa.Buffer) -> None:
+    def write(self, name: str, data: Writable) -> None:
         """Create or replace the file, atomically."""
 
         def store() -> None:
@@ -273,7 +274,7 @@ def _is_temporary(name: str) -> bool:
     return name.rpartition("/")[2].startswith(TEMPORARY)
 
 
-def _write_local(path: Path, data: bytes | memoryview | pa.Buffer) -> None:
+def _write_local(path: Path, data: Writable) -> None:
     with _replacing_local(path, path.parent) as temporary:
         temporary.write_bytes(data)
 

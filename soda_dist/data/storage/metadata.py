@@ -13,22 +13,26 @@ MAX_BYTES = 16 << 20
 REMEDY = "restore the file, or recreate it"
 
 
+class ContentError(UserError):
+    """A file that was read and is not what this project writes: damaged, cut, or of other contents."""
+
+
 def read_limited(folder: Folder, name: str, limit: int = MAX_BYTES) -> bytes:
     """Read a whole file.
 
     Raises:
-        UserError: more than `limit` bytes.
+        ContentError: more than `limit` bytes.
         FileNotFoundError: no such file.
     """
     with folder.open(name) as file:
         size = file.size()
         if size > limit:
-            raise UserError(folder.file_uri(name), f"{size:,} bytes", f"at most {limit:,} bytes", REMEDY)
+            raise ContentError(folder.file_uri(name), f"{size:,} bytes", f"at most {limit:,} bytes", REMEDY)
         return folder.retry(name, lambda: file.read_at(size, 0))
 
 
 def read_json(folder: Folder, name: str) -> Any:
-    """Read a JSON value; raises as `read_limited`, and `UserError` as `parse_json`."""
+    """Read a JSON value; raises as `read_limited` and `parse_json`."""
     return parse_json(read_limited(folder, name), folder.file_uri(name))
 
 
@@ -36,19 +40,19 @@ def parse_json(content: bytes, where: str) -> Any:
     """Parse JSON in UTF-8; `where` names it in errors.
 
     Raises:
-        UserError: not JSON, nested deeper than the parser allows, or text that cannot be written again.
+        ContentError: not JSON, nested deeper than the parser allows, or text that cannot be written again.
     """
     try:
         return from_json(content)
     except ValueError:
-        raise UserError(where, "a file that is not JSON", "JSON", REMEDY) from None
+        raise ContentError(where, "a file that is not JSON", "JSON", REMEDY) from None
 
 
 def check(kind: TypeAdapter[Any], value: Any, where: str, allowed: str) -> None:
-    """Validate a parsed value; raise its first problem as a `UserError` about `where`."""
+    """Validate a parsed value; raise its first problem as a `ContentError` about `where`."""
     try:
         kind.validate_python(value)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in problem["loc"])[:100] or "content"
-        raise UserError(where, f"an invalid field {place} ({problem['msg']})", allowed, REMEDY) from None
+        raise ContentError(where, f"an invalid field {place} ({problem['msg']})", allowed, REMEDY) from None

@@ -42,6 +42,7 @@ class DeepSpeedEngine:
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
         self.objective = objective
+        self.shapes = {name: parameter.shape for name, parameter in objective.named_parameters()}
         self._ema_decay, self._clip_norm = config.optim.ema_decay, config.optim.clip_norm
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         self._engine, *_ = deepspeed.initialize(

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from torch import Tensor
+from torch import Size, Tensor
 
 from soda_dist.models.batch_norm import update_running_statistics
 from soda_dist.training.objective import Objective
@@ -61,6 +61,8 @@ class Engine(Protocol):
     """Trains an `Objective`."""
 
     objective: Objective
+    shapes: dict[str, Size]
+    """Of the whole parameters, by name."""
 
     def step(self, micro_batches: Iterable[MicroBatch], lr: float) -> StepResult:
         """Average gradients over micro-batches and workers, clip, update Adam at `lr` and the EMA, call `finished`.

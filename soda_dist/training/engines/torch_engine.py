@@ -27,6 +27,7 @@ class TorchEngine:
         world: int,
     ) -> None:
         self.objective = objective
+        self.shapes = {name: parameter.shape for name, parameter in objective.named_parameters()}
         self._optimizer = optimizer
         self._clip_norm, self._accumulation = clip_norm, accumulation
         self._ema_decay = ema_decay
