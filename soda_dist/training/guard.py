@@ -36,13 +36,17 @@ class SkipGuard:
     def __init__(self, settings: Guard, earlier: Sequence[Skips] = ()) -> None:
         self._settings, self._windows = settings, list(earlier)
 
-    def add(self, window: Skips) -> None:
-        """Take a window; raise `UnstableError` if too many of the last steps were skipped."""
+    def add(self, window: Skips, *, last: bool = False) -> None:
+        """Take a window; raise `UnstableError` if too many of the last steps were skipped.
+
+        At the `last` step, more than half of them is too many: a short run must not end well without training.
+        """
         since = window.end - self._settings.window_steps
         self._windows = [*(old for old in self._windows if old.end > since), window]
         skipping = [each for each in self._windows if each.skipped]
         count = sum(each.skipped for each in skipping)
-        if count > self._settings.skipped_steps:
+        seen = window.end - self._windows[0].start
+        if count > self._settings.skipped_steps or (last and 2 * count > seen):
             first = skipping[0].start
             losses, gradients = (sum(getattr(w, name) for w in skipping) for name in ("losses", "gradients"))
             got = f"{count} of steps {first + 1} to {window.end} skipped"
@@ -60,8 +64,7 @@ def go_back(run: Folder, trouble: UnstableError, context: WorkerContext, config:
     target, number = None, 0
     if context.rank == 0 and (target := _target(run, trouble.since)) is not None:
         number = record_rollback(run, target, str(trouble.got))
-        for later in reversed([step for step in complete_steps(run) if step > target]):
-            remove_checkpoint(run, later)
+        remove_after(run, target)
     target, number = context.gather((target, number))[0]
     most = config.train.guard.rollbacks
     if target is None or number > most:
@@ -70,6 +73,12 @@ def go_back(run: Folder, trouble: UnstableError, context: WorkerContext, config:
         got = f"{config.optim.lr:g} with {trouble.got}{after}"
         raise DivergedError("optim.lr", got, "a rate at which training stays finite", f"lower it and {where}") from None
     context.say(f"going back to step {target} with other noise, rollback {number} of {most}: {trouble.got}")
+
+
+def remove_after(run: Folder, step: int) -> None:
+    """Remove the complete checkpoints of later steps, the newest first."""
+    for later in reversed([found for found in complete_steps(run) if found > step]):
+        remove_checkpoint(run, later)
 
 
 def _target(run: Folder, since: int) -> int | None:

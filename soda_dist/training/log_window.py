@@ -54,9 +54,13 @@ class LogWindow:
 
     @contextmanager
     def shown_by_time(self) -> Iterator[Ticker]:
-        """Show lines by time, on the first rank, until the block ends."""
+        """Show lines by time, on the first rank, until the block ends; store those that lead to a `UserError`."""
         with self.ticker.running() if self.context.rank == 0 else nullcontext():
-            yield self.ticker
+            try:
+                yield self.ticker
+            except UserError:
+                self.flush()
+                raise
 
     def timed(self, batches: Iterator[Pairs], count: int) -> Iterator[MicroBatch]:
         """Yield the next `count` micro-batches on the device and record the time spent waiting for them."""

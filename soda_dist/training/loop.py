@@ -106,7 +106,7 @@ def _fit(
             save = last or asked is not Ask.NOTHING or step % config.train.checkpoint_every_steps == 0
             if save or facts or step % config.train.log_every_steps == 0:  # windows end at checkpoints: exact resumes
                 skips = window.log(step, lr, facts, last=last)
-                guard.add(skips)
+                guard.add(skips, last=last)
                 # Trouble must not fill the checkpoints that are kept, except where training ends.
                 save = save and (last or asked is not Ask.NOTHING or not skips.at_end)
             if save:

@@ -138,7 +138,7 @@ def test_a_group_is_rendered_trained_measured_and_goes_on_where_it_stopped(on_ra
     assert (out / "ablation.png").read_bytes().startswith(b"\x89PNG")
 
     failed = _result(out, "far-too-fast-seed0")
-    assert failed["figures"] == [None, None] and re.match(r"optim\.lr: got .* not finite", failed["failure"])
+    assert failed["figures"] == [None, None] and re.match(r"optim\.lr: got .* \(not finite", failed["failure"])
     assert re.search(r"^\| far too fast \| +– \| +– \|$", text, re.MULTILINE)
     assert [each["variant"] for each in facts["failures"]] == ["far too fast"]
 

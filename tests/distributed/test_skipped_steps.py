@@ -15,8 +15,8 @@ from soda_dist.data.storage.folder import open_folder
 from soda_dist.parallel.progress import silent
 from soda_dist.runs.folder import complete_steps, rollbacks
 from soda_dist.training.build import build_engine
-from soda_dist.training.checkpoint import remove_after
 from soda_dist.training.collectives import ProcessGroupContext
+from soda_dist.training.guard import remove_after
 from soda_dist.training.loop import fit
 from soda_dist.training.schedule import learning_rate
 from soda_dist.training.to_device import to_device

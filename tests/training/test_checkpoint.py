@@ -23,6 +23,7 @@ from soda_dist.training.loop import fit
 from soda_dist.training.to_device import to_device
 from tests.tiny import feed, pairs_at, tiny_config
 from tests.training.older_run import FORMAT_1, age
+from tests.training.saved import save as write_checkpoint
 from tests.training.test_engine import engine_of
 
 CPU = torch.device("cpu")
@@ -202,7 +203,9 @@ def test_state_that_is_not_finite_is_not_checkpointed_and_ends_a_run_without_an_
     with torch.no_grad():
         next(engine.objective.model.denoiser.parameters()).fill_(float("nan"))
     run = open_folder(str(tmp_path))
-    with pytest.raises(DivergedError, match=r"optim.lr: got 0.001 with param of model\.denoiser\S* from 0 not finite"):
+    with pytest.raises(DivergedError, match=r"training: got param of model\.denoiser\S* from 0 not finite at step 3"):
+        write_checkpoint(run, 3, engine, LocalContext(), config)
+    with pytest.raises(DivergedError, match=r"optim.lr: got 0.001 with 6 of steps 1 to 6 skipped"):
         fit(LocalContext(), engine, config, feed(config), run, rows=100)
     assert complete_steps(run) == []
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

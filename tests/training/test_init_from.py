@@ -14,6 +14,7 @@ from soda_dist.models.lr_equalization import plain_state_dict
 from soda_dist.runs.folder import attempts, claim, read_config
 from soda_dist.training import checkpoint
 from soda_dist.training.build import build_objective
+from soda_dist.training.checkpoint_writer import CheckpointWriter
 from soda_dist.training.init_from import filling, initial_weights
 from soda_dist.training.local_run import pretrain
 from tests.evaluation.small_run import small_data
@@ -79,17 +80,18 @@ def test_a_run_records_its_beginning_and_resumes_without_the_source(source, tmp_
     data, place, moved = str(tmp_path / "data"), str(tmp_path / "run"), str(tmp_path / "source")
     small_data(Path(data))
     shutil.copytree(source, moved)
-    said, config, save = [], tiny_config(seed=5), checkpoint.save
+    said, config, save = [], tiny_config(seed=5, train={"trackers": ()}), CheckpointWriter.save
 
-    def save_and_stop(*args):
-        save(*args)
+    def save_and_stop(writer, *args):
+        save(writer, *args)
+        writer.wait()
         raise KeyboardInterrupt
 
     def start(init_from):
         return pretrain(config, data, place, device="cpu", init_from=init_from, say=said.append)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(checkpoint, "save", save_and_stop)
+        patched.setattr(CheckpointWriter, "save", save_and_stop)
         start(f"{moved}@3")
     (first,) = attempts(open_folder(place))
     digest = checkpoint.weights_digest(open_folder(moved), 3, ema=True)
