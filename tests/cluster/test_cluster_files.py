@@ -195,6 +195,15 @@ def test_kuberay_is_reached_from_inside_only_and_by_token(kubernetes: dict[str, 
 # Both
 
 
+def test_a_stopped_job_has_time_for_its_checkpoint(aws: dict[str, Any], kubernetes: dict[str, dict[str, Any]]) -> None:
+    """Ray kills a job three seconds after it asked it to stop."""
+    assert any("RAY_JOB_STOP_WAIT_TIME_S=120 ray start --head" in line for line in aws["head_start_ray_commands"])
+    pod = kubernetes["RayCluster"]["spec"]["headGroupSpec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": "120"} in container["env"]
+    assert pod["terminationGracePeriodSeconds"] >= 120
+
+
 def test_the_versions_are_those_of_the_constraints(kubernetes: dict[str, dict[str, Any]]) -> None:
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     assert kubernetes["RayCluster"]["spec"]["rayVersion"] == pinned["ray"] == ray.__version__
