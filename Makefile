@@ -1,4 +1,4 @@
-# make install | demo | test | test-fast | test-quick | test-long | test-learn | lint
+# make install | demo | test | test-fast | test-quick | test-long | test-chaos | test-learn | lint
 # The first Python found that this project runs on and that can make environments; PYTHON=... replaces it.
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 FOUND = $(shell for each in python3.13 python3.12 python3.11 python3.14 python3; do \
@@ -16,7 +16,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 # the rest, file by file. Starting Ray's processes leaves cores idle: three processes fill two cores.
 PARALLEL := --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo test test-fast test-quick test-long test-learn lint clean-demo
+.PHONY: install demo test test-fast test-quick test-long test-chaos test-learn lint clean-demo
 
 install: $(STAMP)
 
@@ -40,18 +40,21 @@ lint: $(STAMP)
 	$(BIN)/mypy soda_dist
 
 test-fast: $(STAMP)
-	$(PYTEST) -n 2 $(PARALLEL) -m "not ray and not slow and not long and not learn"
+	$(PYTEST) -n 2 $(PARALLEL) -m "not ray and not slow and not long and not learn and not chaos"
 
 # What another version of Python or of a library would break first: imports, options, tensors, decoding.
 test-quick: $(STAMP)
-	$(PYTEST) -m "not ray and not slow and not long and not learn" tests/rules/test_imports.py \
+	$(PYTEST) -m "not ray and not slow and not long and not learn and not chaos" tests/rules/test_imports.py \
 		tests/rules/test_console.py tests/config/test_config.py tests/diffusion tests/runs tests/data/views tests/data/test_pairs.py
 
 test-learn: $(STAMP)
 	$(BIN)/python -m pytest -q -s tests/learn -m learn --timeout 7200 --results docs/results.md
 
+test-chaos: $(STAMP)
+	$(PYTEST) tests/chaos -m chaos
+
 test-long: $(STAMP)
 	$(PYTEST) -n 2 $(PARALLEL) -m long
 
 test: $(STAMP)
-	$(PYTEST) -n 3 $(PARALLEL) -m "not long and not learn" --durations 40
+	$(PYTEST) -n 3 $(PARALLEL) -m "not long and not learn and not chaos" --durations 40
