@@ -37,13 +37,17 @@ class SkipGuard:
     def __init__(self, settings: Guard, earlier: Sequence[Skips] = ()) -> None:
         self._settings, self._windows = settings, list(earlier)
 
-    def add(self, window: Skips) -> None:
-        """Take a window; raise `UnstableError` if too many of the last steps were skipped."""
+    def add(self, window: Skips, *, last: bool = False) -> None:
+        """Take a window; raise `UnstableError` if too many of the last steps were skipped.
+
+        At the `last` step, more than half of them is too many: a short run must not end well without training.
+        """
         since = window.end - self._settings.window_steps
         self._windows = [*(old for old in self._windows if old.end > since), window]
         skipping = [each for each in self._windows if each.skipped]
         count = sum(each.skipped for each in skipping)
-        if count > self._settings.skipped_steps:
+        seen = window.end - self._windows[0].start
+        if count > self._settings.skipped_steps or (last and 2 * count > seen):
             first = skipping[0].start
             losses, gradients = (sum(getattr(w, name) for w in skipping) for name in ("losses", "gradients"))
             got = f"{count} of steps {first + 1} to {window.end} skipped"

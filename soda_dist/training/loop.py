@@ -99,7 +99,9 @@ def _fit(
             save = last or step % config.train.checkpoint_every_steps == 0
             if save or facts or step % config.train.log_every_steps == 0:  # windows end at checkpoints: exact resumes
                 skips = window.log(step, lr, facts, last=last)
-                guard.add(skips)
+                if skips.skipped:
+                    window.flush()  # before the guard may end the run
+                guard.add(skips, last=last)
                 save = save and (last or not skips.at_end)  # so that trouble never fills the checkpoints kept
             if save:
                 now.doing("saving a checkpoint")

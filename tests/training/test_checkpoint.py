@@ -18,6 +18,7 @@ from soda_dist.runs.folder import checkpoint_folder, claim, complete_steps, read
 from soda_dist.training import checkpoint, ticker
 from soda_dist.training.context import LocalContext
 from soda_dist.training.engines.engine import Fragment
+from soda_dist.training.finite import UnstableError
 from soda_dist.training.loop import fit
 from soda_dist.training.to_device import to_device
 from tests.tiny import feed, pairs_at, tiny_config
@@ -201,8 +202,10 @@ def test_state_that_is_not_finite_is_not_checkpointed_and_ends_a_run_without_an_
     with torch.no_grad():
         next(engine.objective.model.denoiser.parameters()).fill_(float("nan"))
     run = open_folder(str(tmp_path))
-    with pytest.raises(DivergedError, match=r"optim.lr: got 0.001 with param of model\.denoiser\S* from 0 not finite"):
+    with pytest.raises(DivergedError, match=r"optim\.lr: got 0.001 with 6 of steps 1 to 6 skipped .* start again"):
         fit(LocalContext(), engine, config, feed(config), run, rows=100)
+    with pytest.raises(UnstableError, match=r"param of model\.denoiser\S* from 0 not finite at step 6"):
+        checkpoint.save(run, 6, engine, LocalContext(), config)
     assert complete_steps(run) == []
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["skipped"], line["loss"]) for line in lines] == [

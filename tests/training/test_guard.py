@@ -1,7 +1,7 @@
 """`train.guard`: what many skipped steps, and state that is not finite, do to a run."""
 
 import json
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import pytest
 import torch
@@ -149,6 +149,13 @@ def test_skipped_steps_count_within_a_window_and_trouble_begins_with_the_first(s
     except UnstableError as trouble:
         found = trouble.since
     assert found == since
+
+
+@pytest.mark.parametrize(("skipped", "last", "ends_well"), [(6, False, True), (5, True, True), (6, True, False)])
+def test_a_run_that_skipped_most_of_its_last_steps_does_not_end_well(skipped, last, ends_well):
+    guard = SkipGuard(Guard(skipped_steps=10))
+    with nullcontext() if ends_well else pytest.raises(UnstableError, match="6 of steps 1 to 10 skipped"):
+        guard.add(Skips(0, 10, skipped), last=last)
 
 
 def test_a_resumed_run_knows_the_windows_before():
