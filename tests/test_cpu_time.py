@@ -39,7 +39,7 @@ def test_a_grandchild_whose_parent_is_killed_still_counts() -> None:
         orphaned = tree.seconds()
         parent.communicate(b"\n")
     assert alive - before >= 0.38  # of 0.4 s; the kernel counts in hundredths
-    assert orphaned >= alive and tree.seconds() >= orphaned
+    assert orphaned >= alive - 1e-6 and tree.seconds() >= orphaned - 1e-6  # sums in another order
 
 
 def test_a_grandchild_that_nobody_waits_for_counts_though_it_ended_between_two_bookings(

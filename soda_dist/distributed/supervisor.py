@@ -78,7 +78,9 @@ class Supervisor:
     _since: float | None = None
     """When the wait for machines began; None = there is none."""
     _lined: float = 0.0
-    _running: list[Beat] = field(default_factory=list)
+    _started: float = float("-inf")
+    """When the processes of now were asked for; signs of life from before are of others."""
+    _stepped: bool = False
 
     def __post_init__(self) -> None:
         self.waits()
@@ -86,6 +88,11 @@ class Supervisor:
     def waits(self) -> None:
         """Note that training processes wait for their machines."""
         self._since, self._lined = self.now, self.now - LINE_S + FIRST_LINE_S
+
+    def begins_again(self) -> None:
+        """Note that new training processes are asked for."""
+        self._started, self._stepped = self.now, False
+        self.waits()
 
     @property
     def waiting(self) -> bool:
@@ -127,7 +134,7 @@ class Supervisor:
     def _restarting(self, fact: Restarting) -> None:
         attempt, self._attempt = self._attempt, []
         self._earlier |= {(each.step, str(each.error)) for each in attempt if each.remedy is Remedy.RETRY}
-        self.waits()
+        self.begins_again()
         if self.ask is Ask.LEAVE:
             self.ask = Ask.NOTHING
         if self.end is not None:
@@ -151,14 +158,15 @@ class Supervisor:
             )
 
     def idle(self) -> bool:
-        """Whether no training process has finished a step since it started, so that there is nothing to save."""
-        return not any(beat.step is not None for beat in self._running)
+        """Whether no training process has finished a step since the last start, so that there is nothing to save."""
+        return not self._stepped
 
     def tick(self, now: float, heard: Mapping[int, tuple[float, Beat]], draining: Collection[str]) -> None:
         """Look at the time, the last signs of life by rank, and Ray's IDs of nodes that are about to go."""
         self.now = now
-        self._running = [beat for time, beat in heard.values() if now - time < SILENT_S]
-        if self.ask is Ask.NOTHING and any(beat.node in draining for beat in self._running):
+        alive = [beat for time, beat in heard.values() if time > self._started and now - time < SILENT_S]
+        self._stepped = self._stepped or any(beat.step is not None for beat in alive)
+        if self.ask is Ask.NOTHING and any(beat.node in draining for beat in alive):
             self.say("a machine is about to be taken away: saving a checkpoint")
             self.ask = Ask.LEAVE
         if self._since is None:

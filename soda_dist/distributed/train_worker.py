@@ -30,7 +30,9 @@ from soda_dist.training.precision import device_precision
 from soda_dist.training.validation import Validation
 
 ANSWER_S = 10.0
-"""Longest wait for the driver's mailbox."""
+"""Longest wait until the driver's mailbox has an error."""
+BEAT_ANSWER_S = 2.0
+"""Longest wait for its answer to a sign of life; short, so that the next one soon reaches a mailbox that was lost."""
 
 
 def train_worker(job: dict[str, Any]) -> None:
@@ -42,14 +44,14 @@ def train_worker(job: dict[str, Any]) -> None:
         remedy, shown = judged(error)
         step = control[0].step if control else None
         failed = Failed(dist.get_rank(), step, remedy, shown, traceback.format_exc())
-        _answered(job["mailbox"].report, failed)
+        _answered(job["mailbox"].report, ANSWER_S, failed)
         raise
 
 
-def _answered(method: Any, argument: Any) -> Any:
+def _answered(method: Any, seconds: float, argument: Any) -> Any:
     """Call a method of the mailbox and return its answer; None if there is none in time."""
     with suppress(RayActorError, GetTimeoutError):
-        return ray.get(method.remote(argument), timeout=ANSWER_S)
+        return ray.get(method.remote(argument), timeout=seconds)
     return None
 
 
@@ -74,7 +76,7 @@ def _train(job: dict[str, Any], held: list[Control]) -> None:
     mailbox = job["mailbox"]
     control = Control(
         ray.get_runtime_context().get_node_id(),
-        partial(_answered, mailbox.beat),
+        partial(_answered, mailbox.beat, BEAT_ANSWER_S),
         mailbox.report.remote,
         rank=dist.get_rank(),
         world=dist.get_world_size(),

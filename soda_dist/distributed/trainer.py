@@ -35,6 +35,8 @@ LOST = (RayActorError, WorkerCrashedError, OutOfMemoryError)
 LOOK_S = 0.25
 START_FAILURES = 3
 """Groups of workers that may end while they start before Ray Train gives up, which counts as one failure."""
+HEAR_S = 6.0
+"""After a wish to stop, the wait for a first sign of a step; without one there is nothing to save."""
 ABORT_S = 20.0
 """Longest wait for workers to end that are told to."""
 FOREVER_S = 10.0**8
@@ -70,7 +72,7 @@ def train(job: dict[str, Any], config: RunConfig, run: Folder, box: Mailbox, int
         if supervisor.end is not None:
             raise _explained(supervisor.end)
         release_placement_group(supervisor.controller)
-        supervisor.waits()
+        supervisor.begins_again()
         say(f"a process died ({type(lost).__name__}); starting again from the last checkpoint")
     raise AssertionError
 
@@ -102,16 +104,17 @@ class _Fit(threading.Thread):
 
 def watched(fit: "_Fit", supervisor: Supervisor, box: Mailbox, interrupts: Interrupts, say: Say) -> None:
     """Supervise an attempt to its end, or end it."""
+    hopeless = float("inf")
     while fit.is_alive():
         fit.join(LOOK_S)
         _take_facts(box, supervisor)
         supervisor.tick(time.monotonic(), box.heard, draining_nodes())
         if interrupts.signal is not None and supervisor.ask is not Ask.STOP:
-            supervisor.ask = Ask.STOP
-            what = "ending" if supervisor.idle() else "saving a checkpoint after this step; once more to end at once"
-            say(f"{interrupts.signal.name}: {what}")
+            supervisor.ask, hopeless = Ask.STOP, time.monotonic() + HEAR_S
+            say(f"{interrupts.signal.name}: saving a checkpoint after this step; once more to end at once")
         box.ask = supervisor.ask
-        if supervisor.end is not None or (supervisor.ask is Ask.STOP and supervisor.idle()):
+        unsaved = supervisor.idle() and (supervisor.waiting or time.monotonic() > hopeless)
+        if supervisor.end is not None or (supervisor.ask is Ask.STOP and unsaved):
             _abort(supervisor.controller)
             fit.join(ABORT_S)
             return
