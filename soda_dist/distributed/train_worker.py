@@ -16,13 +16,13 @@ from soda_dist.config.settle import PRECISION
 from soda_dist.data.shards import read_manifest
 from soda_dist.data.storage.folder import Folder, open_folder
 from soda_dist.distributed.ingest import stream
-from soda_dist.distributed.runtime.mailbox import Relay
+from soda_dist.distributed.runtime.mailbox import Beat, Relay
 from soda_dist.distributed.supervisor import Failed
 from soda_dist.distributed.worker_control import Control
 from soda_dist.runs.folder import read_config, write_config
 from soda_dist.training.build import build_engine
 from soda_dist.training.collectives import ProcessGroupContext
-from soda_dist.training.context import WorkerContext
+from soda_dist.training.context import Ask, WorkerContext
 from soda_dist.training.failures import judged
 from soda_dist.training.init_from import filling
 from soda_dist.training.loop import fit
@@ -38,6 +38,9 @@ BEAT_ANSWER_S = 2.0
 def train_worker(job: dict[str, Any]) -> None:
     """Train as one process. The driver hears of an error before Ray does, with whether another start may mend it."""
     control: list[Control] = []
+    here = Beat(dist.get_rank(), ray.get_runtime_context().get_node_id(), None)
+    if _answered(job["mailbox"].beat, BEAT_ANSWER_S, here) is Ask.STOP:
+        return  # Ray Train was restarting the processes when the run was ended
     try:
         _train(job, control)
     except Exception as error:

@@ -112,9 +112,10 @@ def watched(fit: "_Fit", supervisor: Supervisor, box: Mailbox, interrupts: Inter
         if interrupts.signal is not None and supervisor.ask is not Ask.STOP:
             supervisor.ask, hopeless = Ask.STOP, time.monotonic() + HEAR_S
             say(f"{interrupts.signal.name}: saving a checkpoint after this step; once more to end at once")
-        box.ask = supervisor.ask
+        box.ask = supervisor.ask if supervisor.end is None else Ask.STOP
         unsaved = supervisor.idle() and (supervisor.waiting or time.monotonic() > hopeless)
         if supervisor.end is not None or (supervisor.ask is Ask.STOP and unsaved):
+            box.flush()  # processes that are starting meanwhile end at once
             _abort(supervisor.controller)
             fit.join(ABORT_S)
             return
