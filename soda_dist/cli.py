@@ -13,7 +13,7 @@ from typing import NoReturn
 from soda_dist.config.load import dump_config, load_config, parse_config, preset_names
 from soda_dist.config.schema import RunConfig
 from soda_dist.errors import MachineError, UserError
-from soda_dist.interrupts import WAYS_ON, Interrupted, ending
+from soda_dist.interrupts import RESUME, Interrupted, ending
 from soda_dist.parallel.heartbeat import Heartbeat, ticking
 
 CONSOLE = "soda-dist"
@@ -144,7 +144,7 @@ def run(main: Callable[[list[str]], str]) -> NoReturn:
         print(error, file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print(f"interrupted: {WAYS_ON}", file=sys.stderr, flush=True)
+        print(f"interrupted: {RESUME}", file=sys.stderr, flush=True)
         sys.exit(130)
     except Exception:
         traceback.print_exc()

@@ -22,7 +22,7 @@ class Interrupted(BaseException):
         return 128 + self.signal
 
 
-WAYS_ON = "rerun the same command to resume from the last checkpoint"
+RESUME = "rerun the same command to resume from the last checkpoint"
 
 
 class Interrupts:
@@ -41,7 +41,7 @@ class Interrupts:
 def end(signum: int, frame: FrameType | None = None) -> None:
     """Raise `Interrupted`: a handler of signals."""
     found = signal.Signals(signum)
-    raise Interrupted(found, f"interrupted by {found.name}: {WAYS_ON}")
+    raise Interrupted(found, f"interrupted by {found.name}: {RESUME}")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`benchmark.py checkpoint`: how long training stands still for a checkpoint, and what goes on beside it.
+"""`benchmark.py checkpoint`: how long training stands still for a checkpoint, and what runs beside it.
 
 Needs no Ray. Files go to a temporary folder of the machine: where they go makes no difference to the pause.
 """

@@ -15,7 +15,7 @@ from soda_dist.distributed.runtime.ray_internals import autoscaler_active, hold_
 from soda_dist.distributed.runtime.resources import check_resources, training_resources
 from soda_dist.distributed.trainer import train
 from soda_dist.errors import UserError
-from soda_dist.interrupts import WAYS_ON, Interrupted, Interrupts, wished
+from soda_dist.interrupts import RESUME, Interrupted, Interrupts, wished
 from soda_dist.parallel.progress import Say
 from soda_dist.report.renewal import ReportWriter
 from soda_dist.runs.folder import changed_rate, claim, complete_steps, open_run, record_end
@@ -83,14 +83,14 @@ def _train(config: RunConfig, source: TrainingData, run: HeldFolder, end: int, i
         mailbox(say, observers) as box,
     ):
         say(f"starting {config.scale.workers} worker{'s' if config.scale.workers > 1 else ''}")
-        if not train(job, config, run, box, interrupts, say):
+        if not train(job, config, run, box, interrupts, say) and not finished(run, end):
             raise _stopped(run, interrupts)
 
 
 def _stopped(run: Folder, interrupts: Interrupts) -> Interrupted:
     found, steps = interrupts.signal or signal.SIGTERM, complete_steps(run)
     where = f"at step {steps[-1]}, which is saved" if steps else "before its first checkpoint"
-    return Interrupted(found, f"stopped by {found.name} {where}; {WAYS_ON}")
+    return Interrupted(found, f"stopped by {found.name} {where}; {RESUME}")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What becomes of a run whose processes report or end: wait, go on, start again, or give up and say why."""
+"""What becomes of a run whose processes report or end: it waits, starts again, or ends with a reason."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from soda_dist.config.sections import Scale
 from soda_dist.distributed.worker_control import Beat, Stacks
 from soda_dist.errors import MachineError, UserError
+from soda_dist.interrupts import RESUME
 from soda_dist.parallel.progress import Say
 from soda_dist.training.context import Ask
 from soda_dist.training.failures import Remedy
@@ -61,7 +62,7 @@ class Supervisor:
 
     Attributes:
         ask: the order to the workers.
-        end: the error to end the run with; None = it goes on.
+        end: the error to end the run with; None = there is none.
         controller: Ray Train's, once it has reported.
     """
 
@@ -140,7 +141,7 @@ class Supervisor:
         if self.end is not None:
             return
         if fact.preempted or any(each.remedy is Remedy.LEFT for each in attempt):
-            self.say("moving: the run goes on from its checkpoint as soon as there is room")
+            self.say("moving: the run resumes from its checkpoint as soon as there is room")
             return
         worst = next((each for each in attempt if each.remedy is Remedy.RETRY), None)
         reason = str(worst.error) if worst else fact.reason
@@ -153,10 +154,11 @@ class Supervisor:
         self.failures += 1
         if 0 <= self.scale.max_failures < self.failures:
             self.end = MachineError(
-                f"{self.failures} failures, and scale.max_failures={self.scale.max_failures}; the last: {reason}; "
-                "rerun the same command to go on from the last checkpoint"
+                f"{self.failures} failures, and scale.max_failures={self.scale.max_failures}; "
+                f"the last: {reason}; {RESUME}"
             )
 
+    @property
     def idle(self) -> bool:
         """Whether no training process has finished a step since the last start, so that there is nothing to save."""
         return not self._stepped

@@ -37,16 +37,16 @@ BEAT_ANSWER_S = 2.0
 
 def train_worker(job: dict[str, Any]) -> None:
     """Train as one process. The driver hears of an error before Ray does, with whether another start may mend it."""
-    control: list[Control] = []
     here = Beat(dist.get_rank(), ray.get_runtime_context().get_node_id(), None)
     if _answered(job["mailbox"].beat, BEAT_ANSWER_S, here) is Ask.STOP:
         return  # Ray Train was restarting the processes when the run was ended
+    control = _control(job)
     try:
-        _train(job, control)
+        with control.beating():
+            _train(job, control)
     except Exception as error:
         remedy, shown = judged(error)
-        step = control[0].step if control else None
-        failed = Failed(dist.get_rank(), step, remedy, shown, traceback.format_exc())
+        failed = Failed(dist.get_rank(), control.step, remedy, shown, traceback.format_exc())
         _answered(job["mailbox"].report, ANSWER_S, failed)
         raise
 
@@ -71,27 +71,23 @@ def _with_precision(config: RunConfig, run: Folder, context: WorkerContext) -> R
     return config
 
 
-def _train(job: dict[str, Any], held: list[Control]) -> None:
-    """Train; `held` gets the process's control."""
-    from ray.train.torch import get_device
-
-    config, device = job["config"], get_device()
+def _control(job: dict[str, Any]) -> Control:
     mailbox = job["mailbox"]
-    control = Control(
+    return Control(
         ray.get_runtime_context().get_node_id(),
         partial(_answered, mailbox.beat, BEAT_ANSWER_S),
         mailbox.report.remote,
         rank=dist.get_rank(),
         world=dist.get_world_size(),
-        hang_timeout_s=config.scale.hang_timeout_s,
+        hang_timeout_s=job["config"].scale.hang_timeout_s,
     )
-    held.append(control)
-    with control.beating():
-        _fit(job, config, ProcessGroupContext(device, mailbox.put.remote, control.asked))
 
 
-def _fit(job: dict[str, Any], config: RunConfig, context: ProcessGroupContext) -> None:
-    device = context.device
+def _train(job: dict[str, Any], control: Control) -> None:
+    from ray.train.torch import get_device
+
+    config, device = job["config"], get_device()
+    context = ProcessGroupContext(device, job["mailbox"].put.remote, control.asked)
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(config.scale.cpus_per_worker)))
     run = job["run"]

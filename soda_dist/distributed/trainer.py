@@ -6,7 +6,6 @@ import time
 import uuid
 from contextlib import suppress
 from functools import partial
-from itertools import count
 from typing import Any
 
 import ray
@@ -53,7 +52,7 @@ def train(job: dict[str, Any], config: RunConfig, run: Folder, box: Mailbox, int
         Exception: what another start cannot mend, or one failure more than `scale.max_failures`.
     """
     supervisor = Supervisor(config.scale, say, partial(_missing, config), time.monotonic())
-    for _ in count():
+    while True:
         fit = _Fit(_trainer(job, config, run, box.actor))
         try:
             watched(fit, supervisor, box, interrupts, say)
@@ -74,7 +73,6 @@ def train(job: dict[str, Any], config: RunConfig, run: Folder, box: Mailbox, int
         release_placement_group(supervisor.controller)
         supervisor.begins_again()
         say(f"a process died ({type(lost).__name__}); starting again from the last checkpoint")
-    raise AssertionError
 
 
 def _missing(config: RunConfig, controller: Any) -> str | None:
@@ -104,17 +102,17 @@ class _Fit(threading.Thread):
 
 def watched(fit: "_Fit", supervisor: Supervisor, box: Mailbox, interrupts: Interrupts, say: Say) -> None:
     """Supervise an attempt to its end, or end it."""
-    hopeless = float("inf")
+    heard_by = float("inf")
     while fit.is_alive():
         fit.join(LOOK_S)
         _take_facts(box, supervisor)
         supervisor.tick(time.monotonic(), box.heard, draining_nodes())
         if interrupts.signal is not None and supervisor.ask is not Ask.STOP:
-            supervisor.ask, hopeless = Ask.STOP, time.monotonic() + HEAR_S
+            supervisor.ask, heard_by = Ask.STOP, time.monotonic() + HEAR_S
             say(f"{interrupts.signal.name}: saving a checkpoint after this step; once more to end at once")
         box.ask = supervisor.ask if supervisor.end is None else Ask.STOP
-        unsaved = supervisor.idle() and (supervisor.waiting or time.monotonic() > hopeless)
-        if supervisor.end is not None or (supervisor.ask is Ask.STOP and unsaved):
+        nothing_to_save = supervisor.idle and (supervisor.waiting or time.monotonic() > heard_by)
+        if supervisor.end is not None or (supervisor.ask is Ask.STOP and nothing_to_save):
             box.flush()  # processes that are starting meanwhile end at once
             _abort(supervisor.controller)
             fit.join(ABORT_S)

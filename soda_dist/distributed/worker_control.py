@@ -6,8 +6,8 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from soda_dist.distributed.runtime.mailbox import Beat
+from soda_dist.parallel.heartbeat import ticking
 from soda_dist.training.context import Ask
 
 BEAT_S = 1.0
@@ -83,26 +84,17 @@ class Control:
         self._pending = dist.all_reduce(held, dist.ReduceOp.MAX, group=self._group, async_op=True), held
         return found
 
-    @contextmanager
-    def beating(self) -> Iterator[None]:
+    def beating(self) -> AbstractContextManager[None]:
         """Send signs of life in a thread until the block ends."""
-        done = threading.Event()
-        thread = threading.Thread(target=self._beat, args=(done,), daemon=True, name="beat")
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
+        return ticking(self._beat, BEAT_S)
 
-    def _beat(self, done: threading.Event) -> None:
-        while not done.wait(BEAT_S):
-            ask = self._send(Beat(self._rank, self._node, self.step))
-            self._ask = self._ask if ask is None else ask
-            if self.step is not None and time.monotonic() - self._moved > self._hang_timeout_s:
-                self._report(Stacks(self._rank, stacks()))
-                done.wait(OTHERS_S)
-                os.kill(os.getpid(), signal.SIGKILL)  # its threads may hold anything
+    def _beat(self) -> None:
+        ask = self._send(Beat(self._rank, self._node, self.step))
+        self._ask = self._ask if ask is None else ask
+        if self.step is not None and time.monotonic() - self._moved > self._hang_timeout_s:
+            self._report(Stacks(self._rank, stacks()))
+            time.sleep(OTHERS_S)
+            os.kill(os.getpid(), signal.SIGKILL)  # its threads may hold anything
 
 
 def stacks() -> str:

@@ -14,12 +14,12 @@ GRACE_S = 1.0
 
 
 @contextmanager
-def ticking(tick: Callable[[], None]) -> Iterator[None]:
-    """Call `tick` every half second, in a thread of its own, until the block ends."""
+def ticking(tick: Callable[[], None], every_s: float = LOOK_S) -> Iterator[None]:
+    """Call `tick` every `every_s` seconds, in a thread of its own, until the block ends."""
     done = threading.Event()
 
     def run() -> None:
-        while not done.wait(LOOK_S):
+        while not done.wait(every_s):
             tick()
 
     thread = threading.Thread(target=run, daemon=True)

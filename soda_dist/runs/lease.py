@@ -5,7 +5,7 @@ whether it changes. It is taken over when it has not for `DEAD_S`, or at once wh
 
 Every write of training into the folder first compares the lease's token (`HeldFolder`), so a trainer that was frozen
 or cut off, and replaced meanwhile, stops before it writes again. Neither disks nor object stores let pyarrow write on a
-condition, so two races remain. Two trainers that start within `SETTLE_S` of each other may both go on until the first
+condition, so two races remain. Two trainers that start within `SETTLE_S` of each other may both train until the first
 write of the one whose lease was replaced. A write that has passed its comparison may land after a takeover: a
 checkpoint whose files two trainers wrote does not agree with its manifest, and a resume passes it over.
 """

@@ -32,7 +32,7 @@ from soda_dist.training.snapshot import Snapshot
 LOOK_S = 0.25
 """Between two looks at the folder for other ranks' lists."""
 ABANDON_S = 3.0
-"""How long a rank that fails lets its last checkpoint go on."""
+"""How long a rank that fails leaves its last checkpoint to be written."""
 Entry = dict[str, Any]
 """A file in the manifest: name, bytes, sha256."""
 

@@ -62,11 +62,9 @@ def fit(
         config = with_fields(config, {PRECISION: engine.objective.model.precision})
     observer = observer if context.rank == 0 else None
     end = config.train.steps if until is None else min(until, config.train.steps)
-    over = False
-    while not over:
+    while True:
         try:
-            _fit(context, engine, config, feed, run, rows, end, validation, observer)
-            over = True
+            return _fit(context, engine, config, feed, run, rows, end, validation, observer)
         except UnstableError as trouble:
             go_back(run, trouble, context, config)
 

@@ -41,5 +41,5 @@ def test_a_run_leaves_moves_and_stops_with_what_it_has(tmp_path: Path) -> None:
     assert lines[-1] == (
         f"stopped by SIGTERM at step {saved}, which is saved; rerun the same command to resume from the last checkpoint"
     )
-    assert "moving: the run goes on from its checkpoint as soon as there is room" in lines
+    assert "moving: the run resumes from its checkpoint as soon as there is room" in lines
     assert attempts(run)[-1]["ended"]["reason"] == f"stopped by SIGTERM at step {saved}, which is saved"

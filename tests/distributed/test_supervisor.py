@@ -117,12 +117,12 @@ def test_silent_workers_are_not_taken_for_running_ones() -> None:
 
 def test_there_is_nothing_to_save_before_a_step_of_this_start() -> None:
     story, late = Story().took(Placed()), Beat(0, "n", 12)
-    assert story.tick(1.0, Beat(0, "n", None)).run.idle()
-    assert not story.tick(2.0, late).run.idle()
-    assert not story.tick(30.0).run.idle(), "a mailbox that was lost, or a long step, silences them for a while"
+    assert story.tick(1.0, Beat(0, "n", None)).run.idle
+    assert not story.tick(2.0, late).run.idle
+    assert not story.tick(30.0).run.idle, "a mailbox that was lost, or a long step, silences them for a while"
     story.took(LOST).run.tick(31.0, {0: (29.0, late)}, ())
-    assert story.run.idle(), "the sign of life is of a process before the restart"
-    assert not story.tick(40.0, late).run.idle()
+    assert story.run.idle, "the sign of life is of a process before the restart"
+    assert not story.tick(40.0, late).run.idle
 
 
 def test_a_wish_to_stop_is_not_forgotten_at_a_restart() -> None:

@@ -49,7 +49,7 @@ def test_a_configuration_is_compared_with_the_preset_of_its_command() -> None:
     config = load_config("demo", ["train.steps=70"])
     preset = preset_of([{"command": "pretrain.py --preset demo --data x"}, {"command": "pretrain.py --preset small"}])
     found = from_preset(config, preset)
-    assert [(each.field, each.values) for each in found.own] == [("train.steps", ("70", "2500"))]
+    assert [(each.field, each.values) for each in found.own] == [("train.steps", ("70", "1800"))]
     assert ("encoder.latent_dim", ("256", "2048")) in [(each.field, each.values) for each in found.of_preset]
     assert {each.field for each in from_preset(config, None).own} == {
         *(each.field for each in found.of_preset), "train.steps",

@@ -158,7 +158,7 @@ def test_a_checkpoint_without_manifest_does_not_count(tmp_path):
     assert complete_steps(run) == [3, 6]
     (tmp_path / "checkpoints/000000006/manifest.json").unlink()
     assert complete_steps(run) == [3]
-    train(run, config)  # goes on from 3 and makes 6 again
+    train(run, config)  # resumes from 3 and makes 6 again
     assert complete_steps(run) == [3, 6]
 
 

@@ -165,7 +165,7 @@ class Failing:
 def test_an_error_is_said_once_and_switches_one_observer_off(call: str) -> None:
     said, bad, good = list[str](), Failing(call), Failing("none")
     attempt(Guarded({"bad": lambda: bad, "good": lambda: good}, said.append), 0, range(1, 5))  # type: ignore[dict-item]
-    assert said == ["bad is off for the rest of this run (OSError: disk full); training goes on"]
+    assert said == ["bad is off for the rest of this run (OSError: disk full); training continues"]
     assert bad.calls.count(call) == 1 and bad.calls[-1] == call
     assert good.calls == ["start", "metrics", "metrics", "picture", "metrics", "metrics", "close"]
 

@@ -72,7 +72,7 @@ class Guarded:
             self._makers.pop(name, None)
             lines = str(error).splitlines()
             said = f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-            self._say(f"{name} is off for the rest of this run ({said}); training goes on")
+            self._say(f"{name} is off for the rest of this run ({said}); training continues")
 
 
 class _Record(Node):
