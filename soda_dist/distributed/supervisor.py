@@ -134,7 +134,7 @@ class Supervisor:
 
     def _restarting(self, fact: Restarting) -> None:
         attempt, self._attempt = self._attempt, []
-        self._earlier |= {(each.step, str(each.error)) for each in attempt if each.remedy is Remedy.RETRY}
+        self._earlier |= {(each.step, str(each.error)) for each in attempt}
         self.begins_again()
         if self.ask is Ask.LEAVE:
             self.ask = Ask.NOTHING

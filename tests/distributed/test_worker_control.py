@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch.multiprocessing import ProcessExitedException
@@ -80,3 +81,27 @@ def test_a_process_without_a_step_shows_its_stacks_and_ends(tmp_path: Path) -> N
     first, *stack = report.read_text().splitlines()
     assert first == "0 7"
     assert any("in waits_for_its_peer" in line for line in stack)
+
+
+def test_only_a_process_that_has_begun_and_no_longer_moves_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, ended, told = [0.0], list[int](), list[Stacks]()
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: None))
+    monkeypatch.setattr(module, "os", SimpleNamespace(kill=lambda pid, signum: ended.append(signum), getpid=os.getpid))
+    control = Control("node", lambda beat: None, told.append, rank=3, world=1, hang_timeout_s=10)
+    for moment, step in ((50.0, None), (50.0, 1), (58.0, 2), (67.0, None)):  # the first step may take any time
+        now[0] = moment
+        if step is not None:
+            control.asked(step)
+        control._beat()
+        assert ended == []
+    now[0] = 69.0
+    control._beat()
+    assert ended == [signal.SIGKILL] and [each.rank for each in told] == [3]
+
+
+def test_an_order_is_kept_while_the_mailbox_does_not_answer() -> None:
+    answers = iter([Ask.STOP, None, None])
+    control = Control("node", lambda beat: next(answers), lambda fact: None, rank=0, world=1, hang_timeout_s=60)
+    for step in (1, 2, 3):
+        control._beat()
+        assert control.asked(step) is Ask.STOP
