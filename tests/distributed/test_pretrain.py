@@ -76,10 +76,10 @@ def straight(tmp_path_factory: pytest.TempPathFactory, data: str) -> dict[int, R
 
 
 def test_two_workers_equal_a_plain_process(straight: dict[int, Run]) -> None:
-    """After two and four steps; with more of them, rounding grows fiftyfold every two."""
+    """After two and four steps; rounding grows fiftyfold every two: 3.0e-6 and 1.5e-4 were measured, less elsewhere."""
     assert any(line.startswith("step 12/12") for line in straight[2].said)
     assert losses(straight[2].path)[:3] == pytest.approx(losses(straight[1].path)[:3], rel=1e-4)
-    for step, most in ((2, 1e-5), (4, 1e-3)):
+    for step, most in ((2, 5e-6), (4, 3e-4)):
         one, two = (weights(straight[workers].path, step) for workers in (1, 2))
         names = [name for name in one if one[name].is_floating_point()]
         difference = sum((one[name] - two[name]).double().square().sum() for name in names)
