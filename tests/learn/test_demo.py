@@ -46,10 +46,8 @@ def measured(
     request: pytest.FixtureRequest, scenes: Folder, tmp_path_factory: pytest.TempPathFactory, results
 ) -> Measured:
     seed = request.param
-    config, run = (
-        load_config("demo", ("scale.engine=torch", f"seed={seed}")),
-        open_folder(str(tmp_path_factory.mktemp(f"seed{seed}"))),
-    )
+    config = load_config("demo", ("scale.engine=torch", f"seed={seed}"))
+    run = open_folder(str(tmp_path_factory.mktemp(f"seed{seed}")))
     write_config(run, config)
     cpu = time.process_time()
     train(config, scenes, run)
